@@ -1,0 +1,1 @@
+"""sculpt: checkpoint surgery for fine-tuned models that forgot."""

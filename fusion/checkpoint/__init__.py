@@ -1,0 +1,5 @@
+"""Checkpoints in and out: headers first, weights on demand, outputs written in place."""
+
+from .reader import Checkpoint, TensorInfo
+
+__all__ = ["Checkpoint", "TensorInfo"]

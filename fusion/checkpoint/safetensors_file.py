@@ -1,0 +1,132 @@
+"""One safetensors file: a header that is checked before anything is believed, and a memory map.
+
+Format: https://github.com/huggingface/safetensors#format. The checks are those of the reference
+implementation: a header under 100 MB, no duplicate name, and tensors that cover the data without holes
+or overlap.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from ..dtypes import DTYPES
+from ..errors import CheckpointError
+from .tensor_info import TensorInfo
+
+MAX_HEADER_BYTES = 100_000_000
+
+
+def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"`{key}` appears twice")
+        found[key] = value
+    return found
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _parse_entry(file: Path, name: str, entry: object, data_start: int) -> TensorInfo:
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"`{file}` describes `{name}` by something that is not an object")
+    code, shape, span = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(code, str) or code not in DTYPES:
+        raise CheckpointError(f"`{name}` in `{file}` has the unknown dtype `{code}`")
+    if not isinstance(shape, list) or not all(map(_is_count, shape)):
+        raise CheckpointError(f"`{name}` in `{file}` has the impossible shape {shape}")
+    if not isinstance(span, list) or len(span) != 2 or not all(map(_is_count, span)) or span[0] > span[1]:
+        raise CheckpointError(f"`{name}` in `{file}` has the impossible data offsets {span}")
+    nbytes, expected_bits = span[1] - span[0], prod(shape) * DTYPES[code].bits
+    if nbytes * 8 != expected_bits:
+        raise CheckpointError(
+            f"`{name}` in `{file}` is {code} {shape}, which takes {expected_bits // 8} bytes, but has {nbytes}"
+        )
+    return TensorInfo(
+        name=name, dtype=code, shape=tuple(shape), file=file, offset=data_start + span[0], nbytes=nbytes
+    )
+
+
+def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Return the tensors of a safetensors file in file order, and its metadata.
+
+    Raises:
+        CheckpointError: The file is unreadable, truncated or malformed.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            prefix = stream.read(8)
+            header_bytes = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or header_bytes > size - 8:
+                raise CheckpointError(f"`{file}` is truncated: {size} bytes do not hold its header")
+            if header_bytes > MAX_HEADER_BYTES:
+                raise CheckpointError(f"`{file}` claims a header of {header_bytes} bytes, over the limit of 100 MB")
+            text = stream.read(header_bytes)
+    except OSError as error:
+        raise CheckpointError(f"cannot read `{file}`: {error.strerror or error}") from error
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_object_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"`{file}` has a malformed header: {error}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"`{file}` has a malformed header: not a JSON object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"`{file}` has malformed metadata: not a map of strings")
+
+    data_start = 8 + header_bytes
+    infos = sorted(
+        (_parse_entry(file, name, entry, data_start) for name, entry in header.items()),
+        key=lambda info: (info.offset, info.nbytes),
+    )
+    end = data_start
+    for info in infos:
+        if info.offset != end:
+            raise CheckpointError(f"`{info.name}` in `{file}` overlaps its neighbour or leaves a hole before it")
+        end += info.nbytes
+    if end != size:
+        state = "is truncated" if size < end else "has trailing bytes"
+        raise CheckpointError(f"`{file}` {state}: the header promises {end} bytes, the file has {size}")
+    return {info.name: info for info in infos}, metadata
+
+
+class SafetensorsFile:
+    """A checked header and, from the first read on, a read-only memory map."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.tensors, self.metadata = read_header(file)
+        self._map: mmap.mmap | None = None
+
+    def _mapped(self) -> mmap.mmap:
+        if self._map is None:
+            with self.file.open("rb") as stream:
+                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._map
+
+    def raw(self, info: TensorInfo, start: int, stop: int) -> np.ndarray:
+        """Return elements `start:stop` of the flat tensor as stored: a view of the file, not a copy."""
+        dtype = info.stored.numpy
+        if dtype is None:
+            raise CheckpointError(f"`{info.name}` in `{self.file}` is {info.dtype}, which sculpt cannot read")
+        if start == stop:
+            return np.empty(0, dtype)
+        view = np.frombuffer(self._mapped(), dtype, stop - start, info.offset + start * dtype.itemsize)
+        return view if view.flags.aligned else view.copy()
+
+    def release(self, info: TensorInfo) -> None:
+        """Let go of the memory pages of a tensor that has been used; they stay in the page cache."""
+        if self._map is None or not hasattr(self._map, "madvise"):
+            return
+        first = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (info.offset + info.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first:
+            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
