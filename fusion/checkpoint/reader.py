@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 
 from ..errors import CheckpointError
+from .bytes_of import as_bytes
 from .safetensors_file import SafetensorsFile
 from .tensor_info import TensorInfo
 from .torch_file import TorchFile
@@ -166,5 +167,5 @@ class Checkpoint:
             last = max(0, info.num_elements - length)
             for start in sorted({0, last // 2, last}):
                 piece = self.raw(name, start, min(start + length, info.num_elements))
-                digest.update(piece.view(np.uint8))
+                digest.update(as_bytes(piece))
         return f"xxh3-128:{digest.hexdigest()}"

@@ -49,9 +49,7 @@ def _parse_entry(file: Path, name: str, entry: object, data_start: int) -> Tenso
         raise CheckpointError(
             f"`{name}` in `{file}` is {code} {shape}, which takes {expected_bits // 8} bytes, but has {nbytes}"
         )
-    return TensorInfo(
-        name=name, dtype=code, shape=tuple(shape), file=file, offset=data_start + span[0], nbytes=nbytes
-    )
+    return TensorInfo(name=name, dtype=code, shape=tuple(shape), file=file, offset=data_start + span[0], nbytes=nbytes)
 
 
 def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:

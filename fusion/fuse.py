@@ -1,0 +1,230 @@
+"""Two checkpoints in, one fused checkpoint out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .backend import Backend, pick_backend
+from .card import model_card
+from .checkpoint import Checkpoint
+from .checkpoint.layout import Layout, OutputTensor, make_layout
+from .checkpoint.writer import CheckpointWriter, os_error, refuse_output
+from .curvature import Curvature
+from .errors import MethodError, OutputError
+from .manifest import DIGESTS, MANIFEST, FileRecord, Manifest, file_digest, installed_version, make_manifest
+from .methods import Method
+from .plan import Plan, Policies, Selection, Side, make_plan
+from .run import Progress, run
+from .task import Context
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a fuse is run, whatever the method.
+
+    Attributes:
+        seed: Of the random masks.
+        dtype: torch name of the float dtype to store, or None for the base's.
+        max_shard_bytes: Size limit of an output file, or None for the base's shards.
+        config_from: Whose names, shapes, configuration and tokenizer the output has.
+        digest: Of input and output files in the manifest: xxh3-128 (fast), blake3 or sha256 (cryptographic).
+        tile_elements: Elements that are worked on at once; no bit of the output depends on it.
+    """
+
+    seed: int = 0
+    selection: Selection = field(default_factory=Selection)
+    policies: Policies = field(default_factory=Policies)
+    dtype: str | None = None
+    max_shard_bytes: int | None = None
+    config_from: Side = "tuned"
+    digest: str = "xxh3-128"
+    device: str = "auto"
+    threads: int | None = None
+    tile_elements: int | None = None
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what the manifest holds: all that can change the output, and the digest."""
+        free = ("device", "threads", "tile_elements")
+        return {key: value for key, value in asdict(self).items() if key not in free}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A fuse that is planned and checked, with nothing written yet."""
+
+    plan: Plan
+    layout: Layout
+    method: Method
+    settings: Settings
+    output: Path
+
+
+def prepare(
+    base: Path,
+    tuned: Sequence[Path],
+    *,
+    output: Path,
+    method: Method,
+    settings: Settings | None = None,
+    overwrite: bool = False,
+) -> Prepared:
+    """Open the inputs, plan from their headers and check the output's place and the free disk.
+
+    Raises:
+        SculptError: Anything that could be found out before the long part starts.
+    """
+    settings = settings or Settings()
+    if settings.digest not in DIGESTS:
+        raise MethodError(f"`--digest` must be one of {', '.join(DIGESTS)}, got `{settings.digest}`")
+    refuse_output(output, [base, *tuned], overwrite=overwrite)
+    plan = make_plan(
+        Checkpoint(base),
+        [Checkpoint(path) for path in tuned],
+        method=method,
+        selection=settings.selection,
+        policies=settings.policies,
+        config_from=settings.config_from,
+        dtype=settings.dtype,
+    )
+    outputs = [
+        OutputTensor(
+            name=step.name,
+            dtype=step.dtype,
+            shape=step.shape,
+            origin=step.base.file.name if step.base else None,
+        )
+        for step in plan.steps
+    ]
+    layout = make_layout(outputs, plan.base, settings.max_shard_bytes)
+    _refuse_full_disk(output, sum(shard.nbytes for shard in layout.shards))
+    return Prepared(plan=plan, layout=layout, method=method, settings=settings, output=output)
+
+
+def free_disk(output: Path) -> int:
+    """Return the free bytes where the output will lie."""
+    folder = output.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _refuse_full_disk(output: Path, needed: int) -> None:
+    partial = output.with_name(output.name + ".partial")
+    held = sum(file.stat().st_blocks * 512 for file in partial.rglob("*") if file.is_file()) if partial.exists() else 0
+    free = free_disk(output)
+    if needed > free + held:
+        raise OutputError(f"the output takes {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free")
+
+
+def execute(
+    prepared: Prepared,
+    *,
+    curvature: Mapping[str, Curvature] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    command: str | None = None,
+    overwrite: bool = False,
+    progress: Progress = lambda _done, _total, _name: None,
+    backend: Backend | None = None,
+) -> Manifest:
+    """Run a prepared fuse and return its manifest.
+
+    Args:
+        curvature: By tensor name of the (first) tuned model; a tensor without is fused with H = I.
+        provenance: Where the curvature came from, for the manifest.
+
+    Raises:
+        SculptError: Nothing is left under the output's name.
+    """
+    plan, settings, method = prepared.plan, prepared.settings, prepared.method
+    backend = backend or pick_backend(settings.device, threads=settings.threads, tile_elements=settings.tile_elements)
+    writer = CheckpointWriter(
+        prepared.output, prepared.layout, fingerprint=_fingerprint(prepared, provenance), overwrite=overwrite
+    )
+    inputs = [file for c in (plan.base, *plan.tuned) for file in (*c.files, *([c.index] if c.index else []))]
+    with ThreadPoolExecutor(1) as hashing, writer:
+        digests = {file: hashing.submit(file_digest, file, settings.digest) for file in dict.fromkeys(inputs)}
+        context = Context(
+            plan=plan,
+            method=method,
+            curvature=curvature,
+            seed=settings.seed,
+            backend=backend,
+            writer=writer,
+            keep_nonfinite=settings.policies.on_nonfinite == "keep",
+        )
+        try:
+            records = run(plan.steps, context, progress=progress)
+        except BaseException:
+            hashing.shutdown(wait=True, cancel_futures=True)
+            raise
+        outputs = [
+            FileRecord(
+                name=shard.file_name,
+                nbytes=shard.nbytes,
+                digest=file_digest(writer.partial / shard.file_name, settings.digest),
+            )
+            for shard in prepared.layout.shards
+        ]
+        manifest = make_manifest(
+            plan,
+            method,
+            settings=settings.recorded(),
+            command=command,
+            curvature=provenance,
+            digests={file: found.result() for file, found in digests.items()},
+            outputs=outputs,
+            records=records,
+        )
+        writer.commit(lambda folder: _add_files(folder, prepared, manifest))
+    return manifest
+
+
+def _fingerprint(prepared: Prepared, provenance: Mapping[str, Any] | None) -> str:
+    """Return a digest of all that decides the output's bytes: a resumed run must have the same."""
+    plan = prepared.plan
+    facts = {
+        "sculpt": installed_version("checkpoint-sculpt"),
+        "inputs": [checkpoint.fingerprint for checkpoint in (plan.base, *plan.tuned)],
+        "method": prepared.method.name,
+        "options": prepared.method.options(),
+        "settings": prepared.settings.recorded(),
+        "tiles": prepared.settings.tile_elements,
+        "curvature": provenance,
+        "shards": {shard.file_name: hashlib.sha256(shard.header).hexdigest() for shard in prepared.layout.shards},
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> None:
+    """Write the manifest and the card, and copy configuration, tokenizer and code from the chosen side."""
+    plan = prepared.plan
+    source = (plan.base if prepared.settings.config_from == "base" else plan.tuned[0]).folder
+    if source is not None:
+        copy_companions(source, folder)
+    manifest.write(folder)
+    (folder / "README.md").write_text(model_card(plan, manifest, prepared.output.name), encoding="utf-8")
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy every file that is neither weights nor an index, hidden nor the manifest of an earlier fuse."""
+    for file in sorted(source.rglob("*")):
+        relative = file.relative_to(source)
+        if not file.is_file() or any(part.startswith(".") for part in relative.parts):
+            continue
+        if file.suffix in WEIGHT_SUFFIXES or file.name.endswith(".index.json") or file.name == MANIFEST:
+            continue
+        target = folder / relative
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+        except OSError as error:
+            raise os_error(error, target) from error

@@ -1,0 +1,105 @@
+"""What a method is: what must be known of a whole tensor, then the value of each element."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from ..sums import block_sums, exact_total
+from ..tile import Tile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One look at every element before any is changed.
+
+    Attributes:
+        function: `function(tile, *arguments)` returns a (rows, num_blocks) array of block sums. A module-level
+            function: the CPU kernel that stands in for it is found by its identity.
+        combine: Turns the arrays of all tiles, in order, into what `Method.reduce` is sent.
+    """
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...] = ()
+    combine: Callable[[Sequence[np.ndarray]], Any] = exact_total
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fused:
+    """What a method made of a tile.
+
+    Attributes:
+        values: Fused elements, float32 or float64, shape (n,).
+        kept: Which deltas had a part in it; bool, shape (n,).
+        clipped: Which keep probabilities were cut at 1, or None for a method without such.
+    """
+
+    values: Any
+    kept: Any
+    clipped: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Map:
+    """The second step of a method over one tensor, ready to run on any of its tiles.
+
+    Attributes:
+        function: `function(tile, *arguments)` returns `Fused`; module-level, as for `Pass`.
+        figures: What the reduction learned of the tensor, for the manifest.
+    """
+
+    function: Callable[..., Fused]
+    arguments: tuple[Any, ...] = ()
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+Scope = Literal["tensor", "block", "model"]  # what shares one reduction
+Reduction = Generator[Pass, Any, Map]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """One way to fuse. Its fields are its options, in a recipe and on the command line."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    source: ClassVar[str]
+    uses_curvature: ClassVar[bool] = False
+    random: ClassVar[bool] = False
+    scope: ClassVar[Scope] = "tensor"  # an option of methods that can reduce over more
+
+    @abstractmethod
+    def reduce(self, num_elements: int) -> Reduction:
+        """Yield the passes that are needed over `num_elements` elements; return the map that fuses them."""
+
+    @property
+    def identity(self) -> Literal["base", "tuned"] | None:
+        """Which input these options reproduce bit for bit, if any; tensors that cannot be fused follow it."""
+        return None
+
+    def options(self) -> dict[str, Any]:
+        """Return the options as plain values, for the manifest."""
+        return asdict(self)
+
+
+def measure(tile: Tile, stored: Any, fused: Fused) -> Any:
+    """Return block sums of the figures that every tensor is recorded with, shape (6, num_blocks).
+
+    Rows: kept deltas, zero deltas, clipped probabilities, Σ|δ| over all tuned models, and the L1 and squared L2
+    distance between `stored`, the fused values as rounded for storage, and the base.
+    """
+    xp = array_namespace(tile.base)
+    zero = tile.deltas[0] == 0
+    magnitude = xp.abs(tile.deltas[0])
+    for delta in tile.deltas[1:]:
+        zero = zero & (delta == 0)
+        magnitude = magnitude + xp.abs(delta)
+    clipped = xp.zeros_like(zero) if fused.clipped is None else fused.clipped
+    moved = xp.abs(xp.astype(stored, xp.float64) - xp.astype(tile.base, xp.float64))
+    rows = (fused.kept & ~zero, zero, clipped & ~zero, magnitude, moved, moved * moved)
+    return xp.stack([block_sums(row) for row in rows])

@@ -1,0 +1,161 @@
+"""What tensor names tell: which belong together, which block they are in, which a pattern selects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+# Modules whose weight is the vocabulary matrix, at the input or at the output, in transformers' models.
+VOCABULARY_MODULES = frozenset(
+    {
+        "shared", "embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings",
+        "lm_head", "embed_out", "output", "decoder", "predictions",
+    }
+)  # fmt: skip
+OUTPUT_MODULES = frozenset({"lm_head", "embed_out", "output", "decoder", "predictions"})
+
+
+def selects(patterns: Sequence[str], name: str) -> bool:
+    """Return whether any glob matches the whole name; `*` crosses dots."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def block_of(name: str) -> str:
+    """Return the block that a tensor belongs to: its name up to the first number, else its module.
+
+    `model.layers.3.mlp.up_proj.weight` is in `model.layers.3`, `model.embed_tokens.weight` in `model.embed_tokens`.
+    """
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[: i + 1])
+    return ".".join(parts[:-1]) or name
+
+
+def kind_of(name: str) -> str:
+    """Return what a tensor is within its block: the name without the block, such as `mlp.up_proj.weight`."""
+    block = block_of(name)
+    return name[len(block) + 1 :] if name != block else name
+
+
+def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Return a sort key that puts layer 10 after layer 9."""
+    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in name.split("."))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renaming:
+    """Names that begin with `base_prefix` in the base begin with `tuned_prefix` in the tuned model."""
+
+    base_prefix: str
+    tuned_prefix: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """Which tuned name stands for which base name.
+
+    Attributes:
+        pairs: Base name to tuned name.
+        renamings: The prefix rules that were needed.
+    """
+
+    pairs: Mapping[str, str]
+    renamings: tuple[Renaming, ...]
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _prefix_pairs(base_name: str, tuned_names: Iterable[str]) -> set[tuple[str, str]]:
+    """Return the prefix pairs that would turn `base_name` into one of the tuned names; none crosses a layer number."""
+    found = set()
+    base_parts = base_name.split(".")
+    for tuned_name in tuned_names:
+        tuned_parts = tuned_name.split(".")
+        common = 0
+        while common < min(len(base_parts), len(tuned_parts)) and base_parts[-1 - common] == tuned_parts[-1 - common]:
+            common += 1
+        before = base_parts[: len(base_parts) - common], tuned_parts[: len(tuned_parts) - common]
+        if common and not any(part.isdigit() for parts in before for part in parts):
+            found.add(tuple("".join(part + "." for part in parts) for parts in before))
+    return found
+
+
+def _ending(name: str) -> str:
+    return ".".join(name.split(".")[-2:])
+
+
+def _apply(rule: tuple[str, str], base: Iterable[str], base_shapes: Shapes, tuned_shapes: Shapes) -> dict[str, str]:
+    pairs = {}
+    for name in base:
+        if name.startswith(rule[0]):
+            renamed = rule[1] + name[len(rule[0]) :]
+            if tuned_shapes.get(renamed) == base_shapes[name]:
+                pairs[name] = renamed
+    return pairs
+
+
+def align(base: Shapes, tuned: Shapes) -> Alignment:
+    """Match the names of two checkpoints: equal names first, then by a prefix that one side has and the other not.
+
+    A prefix rule is taken only when one rule matches more of the remaining names, shapes included, than any other;
+    where two do equally well the names stay unmatched.
+    """
+    pairs = {name: name for name in base if name in tuned}
+    renamings = []
+    while True:
+        left_base = [name for name in base if name not in pairs]
+        taken = set(pairs.values())
+        left_tuned = {name: shape for name, shape in tuned.items() if name not in taken}
+        if not left_base or not left_tuned:
+            break
+        by_ending: dict[str, list[str]] = {}
+        for name in left_tuned:
+            by_ending.setdefault(_ending(name), []).append(name)
+        longest = max(left_base, key=lambda name: (name.count("."), name))
+        rules = _prefix_pairs(longest, by_ending.get(_ending(longest), ()))
+        outcomes = sorted(
+            ((_apply(rule, left_base, base, left_tuned), rule) for rule in rules),
+            key=lambda found: -len(found[0]),
+        )
+        if not outcomes or not outcomes[0][0]:
+            break
+        if len(outcomes) > 1 and len(outcomes[0][0]) == len(outcomes[1][0]):
+            break
+        matched, rule = outcomes[0]
+        pairs |= matched
+        renamings.append(Renaming(base_prefix=rule[0], tuned_prefix=rule[1], count=len(matched)))
+    return Alignment(pairs=pairs, renamings=tuple(renamings))
+
+
+def is_vocabulary(name: str) -> bool:
+    """Return whether a tensor is a vocabulary matrix (or its bias) by the name of its module."""
+    parts = name.split(".")
+    return len(parts) >= 2 and parts[-2] in VOCABULARY_MODULES
+
+
+def config_values(config: Mapping[str, Any] | None, key: str) -> set[Any]:
+    """Return the values that a key has in a config and the configs nested in it."""
+    if config is None:
+        return set()
+    found = {config[key]} if isinstance(config.get(key), (int, bool, str)) else set()
+    for value in config.values():
+        if isinstance(value, Mapping):
+            found |= config_values(value, key)
+    return found
+
+
+def tied_source(name: str, shapes: Shapes, shape: tuple[int, ...], config: Mapping[str, Any] | None) -> str | None:
+    """Return the stored tensor that stands for `name` in a checkpoint which ties it, or None.
+
+    The config decides: without one, or where it says `tie_word_embeddings: false`, nothing is tied. The source is
+    the checkpoint's one vocabulary matrix of that shape.
+    """
+    if config is None or False in config_values(config, "tie_word_embeddings") or not is_vocabulary(name):
+        return None
+    candidates = [other for other, found in shapes.items() if found == shape and is_vocabulary(other) and other != name]
+    return candidates[0] if len(candidates) == 1 else None

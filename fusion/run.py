@@ -1,0 +1,158 @@
+"""The loop: read, let the method reduce and map, write; tiles of any tensor on any thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from queue import SimpleQueue
+from typing import Any, final
+
+from .names import block_of
+from .plan import Step
+from .records import TensorRecord
+from .task import Context, TensorTask, stages
+
+BATCH = 1 << 18  # units smaller than this run whole in one task, several to a task
+Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, tensor
+
+Unit = list[TensorTask]
+
+
+def units(steps: Sequence[Step], context: Context) -> Iterator[Unit]:
+    """Return the tensors that share a reduction together: each alone, or by the method's scope."""
+    scope = context.method.scope
+    tasks = [TensorTask(step, context) for step in steps]
+    if scope == "tensor":
+        yield from ([task] for task in tasks)
+        return
+    fused = [task for task in tasks if task.step.action == "fuse"]
+    yield from ([task] for task in tasks if task.step.action != "fuse")
+    if scope == "model":
+        yield fused
+        return
+    by_block = sorted(fused, key=lambda task: block_of(task.step.name))
+    for _, group in groupby(by_block, key=lambda task: block_of(task.step.name)):
+        yield list(group)
+
+
+def _size(unit: Unit) -> int:
+    return sum(task.step.num_elements for task in unit)
+
+
+def _batches(all_units: Iterable[Unit]) -> Iterator[list[Unit]]:
+    """Put consecutive small units together; a large one comes alone."""
+    batch: list[Unit] = []
+    for unit in all_units:
+        if _size(unit) >= BATCH:
+            yield [unit]
+            continue
+        batch.append(unit)
+        if sum(map(_size, batch)) >= BATCH or len(batch) >= 256:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _run_whole(batch: list[Unit]) -> list[TensorRecord]:
+    """Run small units one after the other within one task."""
+    records: list[TensorRecord] = []
+    for unit in batch:
+        generator, results = stages(unit), None
+        try:
+            while True:
+                wanted, work = generator.send(results)  # pyright: ignore[reportArgumentType]
+                results = [task.run(wanted, span) for task, span in work]
+        except StopIteration as end:
+            records += end.value
+    return records
+
+
+@final
+class _Spread:
+    """A large unit whose spans run on all threads."""
+
+    def __init__(self, unit: Unit, submit: Callable[..., Future[Any]]) -> None:
+        self._stages = stages(unit)
+        self._submit = submit
+        self._results: list[Any] = []
+        self._missing = 0
+
+    def advance(self) -> list[TensorRecord] | None:
+        """Submit the next stage; return the records when there is none."""
+        try:
+            wanted, work = self._stages.send(self._results or None)  # pyright: ignore[reportArgumentType]
+        except StopIteration as end:
+            return end.value
+        self._results = [None] * len(work)
+        self._missing = len(work)
+        for index, (task, span) in enumerate(work):
+            self._submit(self, index, task.run, wanted, span)
+        return None
+
+    def receive(self, index: int, result: Any) -> list[TensorRecord] | None:
+        """Take one result; go on when the stage is complete."""
+        self._results[index] = result
+        self._missing -= 1
+        return self.advance() if not self._missing else None
+
+
+def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[str, TensorRecord]:
+    """Fuse or copy every step into the writer; return a record for each output tensor.
+
+    Tensors that the writer's journal names as finished, and whose bytes are still there, are not run again.
+    """
+    total = sum(step.bytes_read for step in steps)
+    records = _resumed(steps, context)
+    done = sum(step.bytes_read for step in steps if step.name in records)
+    by_name = {step.name: step for step in steps}
+    threads = context.backend.threads
+    finished: SimpleQueue[tuple[Any, int, Future[Any]]] = SimpleQueue()
+    outstanding = 0
+
+    with ThreadPoolExecutor(threads) as pool:
+
+        def submit(owner: Any, index: int, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+            nonlocal outstanding
+            outstanding += 1
+            future = pool.submit(function, *arguments)
+            future.add_done_callback(lambda found: finished.put((owner, index, found)))
+            return future
+
+        def start(batch: list[Unit]) -> None:
+            if len(batch) == 1 and _size(batch[0]) >= BATCH:
+                _Spread(batch[0], submit).advance()
+            else:
+                submit(None, 0, _run_whole, batch)
+
+        waiting = _batches(units([step for step in steps if step.name not in records], context))
+        try:
+            while True:
+                while outstanding < 2 * threads and (batch := next(waiting, None)) is not None:
+                    start(batch)
+                if not outstanding:
+                    break
+                owner, index, future = finished.get()
+                outstanding -= 1
+                ready = future.result() if owner is None else owner.receive(index, future.result())
+                for record in ready or ():
+                    context.writer.finish(record.name, {"record": record.as_json()})
+                    records[record.name] = record
+                    done += by_name[record.name].bytes_read
+                    progress(done, total, record.name)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return records
+
+
+def _resumed(steps: Sequence[Step], context: Context) -> dict[str, TensorRecord]:
+    records = {}
+    for step in steps:
+        entry = context.writer.finished.get(step.name)
+        if entry is not None:
+            record = TensorRecord.from_json(entry["record"])
+            if TensorTask(step, context).still_written(record.digest):
+                records[step.name] = record
+    return records

@@ -1,0 +1,248 @@
+"""One output tensor under way: its tiles, what runs on them, and the order of that."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, final
+
+import numpy as np
+import xxhash
+
+from .backend import Backend
+from .checkpoint import Checkpoint, TensorInfo
+from .checkpoint.bytes_of import as_bytes
+from .checkpoint.writer import CheckpointWriter
+from .curvature import Curvature
+from .dtypes import DTYPES
+from .errors import MethodError, NonFiniteError
+from .methods import Method
+from .methods.method import Map, Pass
+from .plan import Plan, Step
+from .random import SEGMENT, tensor_key
+from .records import TensorRecord
+from .sums import exact_total
+from .tile import RawTile, RootCurvature, root_curvature
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Elements `start … stop − 1` of a tensor."""
+
+    start: int
+    stop: int
+
+
+def spans(start: int, stop: int, tile_elements: int) -> list[Span]:
+    """Cut elements into tiles; none crosses a multiple of 2³² elements, where the random key changes."""
+    cuts = []
+    while start < stop:
+        end = min(start + tile_elements, stop, (start // SEGMENT + 1) * SEGMENT)
+        cuts.append(Span(start=start, stop=end))
+        start = end
+    return cuts
+
+
+class _Buffer(threading.local):
+    """One reused output buffer a thread."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def take(self, count: int, dtype: np.dtype) -> np.ndarray:
+        nbytes = count * dtype.itemsize
+        if self._bytes.size < nbytes:
+            self._bytes = np.empty(nbytes, np.uint8)
+        return self._bytes[:nbytes].view(dtype)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Context:
+    """What every tensor of a run needs."""
+
+    plan: Plan
+    method: Method
+    curvature: Mapping[str, Curvature] | None
+    seed: int
+    backend: Backend
+    writer: CheckpointWriter
+    keep_nonfinite: bool
+    buffer: _Buffer = field(default_factory=_Buffer)
+
+
+def _nonfinite(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    bad = ~np.isfinite(arrays[0])
+    for array in arrays[1:]:
+        bad = bad | ~np.isfinite(array)
+    return bad
+
+
+@final
+class TensorTask:
+    """The inputs and the output of one step."""
+
+    def __init__(self, step: Step, context: Context) -> None:
+        self.step = step
+        self.context = context
+        self.dtype: np.dtype = DTYPES[step.dtype].numpy  # pyright: ignore[reportAttributeAccessIssue] (the plan refused others)
+        self._set_aside = False  # non-finite elements are computed apart
+        size = context.backend.tile_elements
+        self.fused_spans = spans(0, step.num_fused, size)
+        self.copied_spans = spans(step.num_fused, step.num_elements, size)
+
+    @cached_property
+    def _inputs(self) -> list[tuple[Checkpoint, TensorInfo]]:
+        plan, step = self.context.plan, self.step
+        pairs = zip((plan.base, *plan.tuned), (step.base, *step.tuned), strict=False)
+        return [(checkpoint, info) for checkpoint, info in pairs if info is not None]
+
+    @cached_property
+    def _root(self) -> RootCurvature | None:
+        curvature = self.context.curvature.get(self.step.curvature) if self.context.curvature else None
+        if not self.context.method.uses_curvature or curvature is None or not curvature.terms:
+            return None
+        return root_curvature(self.step.name, curvature, self._inputs[0][1].shape)
+
+    def _stored(self, span: Span) -> list[np.ndarray]:
+        return [checkpoint.raw(info.name, span.start, span.stop) for checkpoint, info in self._inputs]
+
+    def _tile(self, span: Span) -> RawTile:
+        arrays = self._stored(span)
+        if self._set_aside:
+            bad = _nonfinite(arrays)
+            arrays = [np.where(bad, np.zeros((), array.dtype), array) for array in arrays]
+        segment = span.start // SEGMENT
+        keys = tuple(
+            tensor_key(self.context.seed, self.step.key, segment=segment, stream=stream)
+            for stream in range(len(arrays) - 1)
+        )
+        return RawTile(start=span.start, base=arrays[0], tuned=tuple(arrays[1:]), keys=keys, root=self._root)
+
+    def run(self, wanted: Pass | Map | None, span: Span) -> Any:
+        """Run a pass or a map over a span, or copy it."""
+        if wanted is None:
+            return self._copy(span)
+        if isinstance(wanted, Pass):
+            return self.context.backend.run_pass(self._tile(span), wanted)
+        return self._map(span, wanted)
+
+    def _map(self, span: Span, wanted: Map) -> tuple[np.ndarray, bytes]:
+        """Fuse and write a span; return its figures and the digest of its bytes."""
+        out = self.context.buffer.take(span.stop - span.start, self.dtype)
+        rows = self.context.backend.run_map(self._tile(span), wanted, out)
+        if self._set_aside:
+            arrays = self._stored(span)
+            bad = _nonfinite(arrays)
+            out[bad] = arrays[1][bad].astype(self.dtype)
+        return rows, self._write(span, out)
+
+    def _copy(self, span: Span) -> bytes:
+        """Copy a span from its source, cast if the plan says so; return the digest of its bytes."""
+        info = self.step.copied_from
+        checkpoint = self.context.plan.base if self.step.source == "base" else self.context.plan.tuned[0]
+        data = checkpoint.raw(info.name, span.start, span.stop)
+        if info.stored.fusible and not self.context.keep_nonfinite:
+            count = int(_nonfinite([data]).sum())
+            if count:
+                raise NonFiniteError(info.name, f"`{checkpoint.path}`", count)
+        if data.dtype != self.dtype:
+            with np.errstate(over="ignore"):
+                data = data.astype(self.dtype)
+        return self._write(span, data)
+
+    def _write(self, span: Span, data: np.ndarray) -> bytes:
+        self.context.writer.write(self.step.name, span.start * self.dtype.itemsize, data)
+        return xxhash.xxh3_128_digest(as_bytes(data))
+
+    def is_sound(self, totals: np.ndarray) -> bool:
+        """Return whether the figures are finite; False asks for another run, non-finite elements now set aside.
+
+        Raises:
+            NonFiniteError: An input holds NaN or infinity, and that is not allowed.
+            MethodError: Finite inputs gave an overflow.
+        """
+        if np.isfinite(totals[3:5]).all():
+            return True
+        found = 0
+        for checkpoint, info in self._inputs:
+            count = sum(int(_nonfinite([checkpoint.raw(info.name, s.start, s.stop)]).sum()) for s in self.fused_spans)
+            if count and not self.context.keep_nonfinite:
+                raise NonFiniteError(info.name, f"`{checkpoint.path}`", count)
+            found += count
+        if found and not self._set_aside:
+            self._set_aside = True
+            return False
+        raise MethodError(
+            f"`{self.step.name}` overflows {DTYPES[self.step.dtype].torch}",
+            hint="`--dtype float32` or a smaller strength keeps it in range",
+        )
+
+    def release(self) -> None:
+        """Let go of the input pages."""
+        for checkpoint, info in self._inputs:
+            checkpoint.release(info.name)
+
+    def still_written(self, digest: str) -> bool:
+        """Return whether the output holds the bytes that an interrupted run noted as finished."""
+        size, whole = self.dtype.itemsize, xxhash.xxh3_128()
+        for span in self.fused_spans + self.copied_spans:
+            data = self.context.writer.read(self.step.name, span.start * size, (span.stop - span.start) * size)
+            whole.update(xxhash.xxh3_128_digest(data))
+        return whole.hexdigest() == digest
+
+
+Work = list[tuple[TensorTask, Span]]
+Stages = Generator[tuple[Pass | Map | None, Work], list[Any], list[TensorRecord]]
+
+
+def stages(unit: Sequence[TensorTask]) -> Stages:
+    """Yield what is to be run and on which spans, be sent the results in that order; return the records.
+
+    A unit is the tensors that share one reduction: one tensor, or all of a block or model. The caller decides whether
+    the spans of a stage run one after the other or on many threads.
+    """
+    method = unit[0].context.method
+    fused = [task for task in unit if task.fused_spans]
+    digests = {task.step.name: xxhash.xxh3_128() for task in unit}
+    totals: dict[str, np.ndarray] = {}
+    figures: Mapping[str, float] = {}
+    while fused and not totals:
+        work = [(task, span) for task in fused for span in task.fused_spans]
+        reduction = method.reduce(sum(task.step.num_fused for task in fused))
+        wanted = _advance(reduction, None, fused[0])
+        while isinstance(wanted, Pass):
+            wanted = _advance(reduction, wanted.combine((yield wanted, work)), fused[0])
+        results = yield wanted, work
+        rows: dict[str, list[np.ndarray]] = {task.step.name: [] for task in fused}
+        for (task, _), (span_rows, _) in zip(work, results, strict=True):
+            rows[task.step.name].append(span_rows)
+        totals = {name: exact_total(found) for name, found in rows.items()}
+        if not all([task.is_sound(totals[task.step.name]) for task in fused]):
+            totals = {}
+            continue
+        figures = wanted.figures
+        for (task, _), (_, digest) in zip(work, results, strict=True):
+            digests[task.step.name].update(digest)
+    work = [(task, span) for task in unit for span in task.copied_spans]
+    if work:
+        for (task, _), digest in zip(work, (yield None, work), strict=True):
+            digests[task.step.name].update(digest)
+    for task in unit:
+        task.release()
+    return [
+        TensorRecord.of(
+            t.step, totals.get(t.step.name), figures if t in fused else {}, digests[t.step.name].hexdigest()
+        )
+        for t in unit
+    ]
+
+
+def _advance(reduction: Any, value: Any, task: TensorTask) -> Pass | Map:
+    try:
+        return reduction.send(value)
+    except StopIteration as end:
+        return end.value
+    except MethodError as error:
+        raise MethodError(f"`{task.step.name}`: {error.message}", hint=error.hint) from error

@@ -1,0 +1,139 @@
+"""A run of elements of one tensor, as every method sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from .curvature import Curvature
+from .errors import CurvatureError
+from .random import Key, random_words
+
+TWO_32 = 4294967296.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RootCurvature:
+    """`sqrt(H)` of a tensor in its smallest form: element `i` has `values[(i // (repeat·inner))·inner + i % inner]`.
+
+    Attributes:
+        values: float32, shape (outer·inner,).
+        repeat: How many consecutive runs of `inner` elements share their values.
+        inner: Length of a run.
+    """
+
+    values: np.ndarray
+    repeat: int
+    inner: int
+
+    def expand(self, start: int, count: int) -> np.ndarray:
+        """Return the values of elements `start … start + count − 1`, shape (count,)."""
+        index = np.arange(start, start + count, dtype=np.int64)
+        return self.values[index // (self.repeat * self.inner) * self.inner + index % self.inner]
+
+
+def _outer_repeat_inner(shape: tuple[int, ...], term: tuple[int, ...]) -> tuple[int, int, int] | None:
+    """Return (outer, repeat, inner) with which `term` broadcasts to `shape`, or None if it takes more than one gap."""
+    own = [t == s for t, s in zip(term, shape, strict=True)]
+    gap = [i for i, same in enumerate(own) if not same]
+    if not gap:
+        return 1, 1, prod(shape)
+    first, last = gap[0], gap[-1] + 1
+    if any(own[i] and shape[i] != 1 for i in range(first, last)):
+        return None
+    return prod(shape[:first]), prod(shape[first:last]), prod(shape[last:])
+
+
+def root_curvature(name: str, curvature: Curvature, shape: tuple[int, ...]) -> RootCurvature:
+    """Return `sqrt(2·Σ terms + 1)` for a tensor of this shape, computed in float64 and rounded to float32.
+
+    A grown vocabulary has more rows in the statistics than are fused: only the first `shape[0]` rows count.
+
+    Raises:
+        CurvatureError: A term does not broadcast to the shape, or holds a negative or non-finite sum.
+    """
+    total: Any = np.zeros((1,) * len(shape))
+    for term in curvature.terms:
+        cut = term[: shape[0]] if term.ndim and shape and term.shape[0] > max(shape[0], 1) else term
+        if cut.ndim != len(shape) or any(t not in (1, s) for t, s in zip(cut.shape, shape, strict=True)):
+            raise CurvatureError(
+                f"the statistics of `{name}` have shape {list(term.shape)}, the tensor has {list(shape)}",
+                hint="calibrate the model that is fused",
+            )
+        if not (np.isfinite(cut).all() and (cut >= 0).all()):
+            raise CurvatureError(f"the statistics of `{name}` hold a negative or non-finite sum of squares")
+        total = total + cut
+    root = np.sqrt(2.0 * total + 1.0).astype(np.float32)
+    layout = _outer_repeat_inner(shape, root.shape)
+    if layout is None:
+        root = np.ascontiguousarray(np.broadcast_to(root, shape))
+        layout = 1, 1, prod(shape)
+    return RootCurvature(values=root.reshape(-1), repeat=layout[1], inner=layout[2])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RawTile:
+    """Elements `start … start + len(base) − 1` of a tensor as they are stored.
+
+    Attributes:
+        base: Stored dtype, shape (n,).
+        tuned: One array a tuned model, each in its own stored dtype, shape (n,).
+        keys: One a tuned model; a tile never crosses a multiple of 2³² elements.
+        root: `sqrt(H)`, or None for `H = I`.
+    """
+
+    start: int
+    base: np.ndarray
+    tuned: tuple[np.ndarray, ...]
+    keys: tuple[Key, ...]
+    root: RootCurvature | None
+
+    def decode(self) -> Tile:
+        """Return the tile in float32, or in float64 where any side stores float64, as NumPy arrays."""
+        wide = any(array.dtype == np.float64 for array in (self.base, *self.tuned))
+        dtype = np.float64 if wide else np.float32
+        return Tile(
+            start=self.start,
+            base=self.base.astype(dtype),
+            tuned=tuple(array.astype(dtype) for array in self.tuned),
+            keys=self.keys,
+            root=None if self.root is None else self.root.expand(self.start, len(self.base)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tile:
+    """A tile ready for arithmetic, in NumPy or torch: what the definition of a method is written in.
+
+    Attributes:
+        base, tuned: float32 or float64, shape (n,).
+        root: `sqrt(H)` of each element, float32, shape (n,), or None for `H = I`.
+    """
+
+    start: int
+    base: Any
+    tuned: tuple[Any, ...]
+    keys: tuple[Key, ...]
+    root: Any
+
+    @cached_property
+    def deltas(self) -> tuple[Any, ...]:
+        """`tuned − base`, one a tuned model."""
+        return tuple(tuned - self.base for tuned in self.tuned)
+
+    def draw(self, keep: Any, model: int = 0) -> Any:
+        """Return which elements are kept when each is kept with its own probability; bool, shape (n,).
+
+        Word and probability are compared in float32, `float32(word) < 2³²·keep`, whatever the weight's dtype. The
+        relative precision of float32 keeps probabilities of 1e-9 meaningful. `keep >= 1` is always kept.
+        """
+        xp = array_namespace(self.base)
+        indices = xp.arange(self.start, self.start + self.base.shape[0], dtype=xp.int64, device=self.base.device)
+        words = xp.astype(random_words(indices, self.keys[model]), xp.float32)
+        keep = xp.astype(keep, xp.float32)
+        return (words < keep * TWO_32) | (keep >= 1)
