@@ -2,7 +2,7 @@
 
     SculptError
     ├── CheckpointError      a file is missing, malformed, truncated or of an unsupported kind
-    ├── TensorMismatch       base and tuned disagree on a tensor's presence, shape or dtype
+    ├── MismatchError       base and tuned disagree on a tensor's presence, shape or dtype
     ├── NonFiniteError       a tensor holds NaN or infinity
     ├── MethodError          an option of a method is out of range
     ├── CurvatureError       calibration statistics do not fit the checkpoint
@@ -30,7 +30,7 @@ class CheckpointError(SculptError):
     """A checkpoint file is missing, malformed, truncated or of an unsupported kind."""
 
 
-class TensorMismatch(SculptError):
+class MismatchError(SculptError):
     """Base and tuned disagree on a tensor; `name` is the tensor."""
 
     def __init__(self, name: str, message: str, *, hint: str | None = None) -> None:

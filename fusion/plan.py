@@ -9,7 +9,7 @@ from typing import Literal, get_args, get_type_hints
 
 from .checkpoint import Checkpoint, TensorInfo
 from .dtypes import BY_TORCH_NAME, DTYPES, DType
-from .errors import CheckpointError, MethodError, TensorMismatch
+from .errors import CheckpointError, MethodError, MismatchError
 from .methods import Method
 from .names import OUTPUT_MODULES, Renaming, align, config_values, selects, tied_source
 
@@ -206,7 +206,7 @@ def _step_of(base: TensorInfo, sides: _Sides) -> Step | None:
         if info is None:
             if policies.on_missing == "keep-base":
                 return step("copy", f"missing in {checkpoint.path}")
-            raise TensorMismatch(
+            raise MismatchError(
                 name,
                 f"`{name}` is in the base and missing in `{checkpoint.path}`",
                 hint="`--on-missing keep-base` copies such tensors from the base",
@@ -226,7 +226,7 @@ def _step_of(base: TensorInfo, sides: _Sides) -> Step | None:
             return step("copy", f"shape differs in {checkpoint.path}")
         if policies.on_mismatch == "take-tuned":
             return step("copy", f"shape differs in {checkpoint.path}", "tuned")
-        raise TensorMismatch(
+        raise MismatchError(
             name,
             f"`{name}` is {_shape_text(base.shape)} in the base and {_shape_text(info.shape)} in `{checkpoint.path}`",
             hint="`--on-mismatch keep-base` or `take-tuned` copies such tensors from one side",
@@ -235,7 +235,7 @@ def _step_of(base: TensorInfo, sides: _Sides) -> Step | None:
         if info.dtype != base.dtype and not (
             policies.on_dtype == "convert" and info.stored.fusible and base.stored.fusible
         ):
-            raise TensorMismatch(
+            raise MismatchError(
                 name,
                 f"`{name}` is {base.stored.torch} in the base and {info.stored.torch} in `{checkpoint.path}`",
                 hint="`--on-dtype convert` computes in float32 and stores the base's dtype",
@@ -289,7 +289,7 @@ def _extra_step(info: TensorInfo, sides: _Sides) -> Step | None:
             key=name,
             curvature=name,
         )
-    raise TensorMismatch(
+    raise MismatchError(
         name,
         f"`{name}` is in `{checkpoint.path}` and missing in the base",
         hint="`--on-extra take-tuned` copies such tensors, `--on-extra drop` leaves them out",
@@ -340,7 +340,7 @@ def make_plan(
         dtype: torch name of the float dtype to store, or None for the base's.
 
     Raises:
-        TensorMismatch: Base and tuned disagree and no policy allows it.
+        MismatchError: Base and tuned disagree and no policy allows it.
         CheckpointError: A tensor has a dtype that cannot be read.
     """
     selection, policies = selection or Selection(), policies or Policies()
@@ -379,7 +379,7 @@ def make_plan(
                 continue
             step = _extra_step(info, sides) if index == 0 else None
             if index and policies.on_extra == "error":
-                raise TensorMismatch(name, f"`{name}` is in `{checkpoint.path}` and missing in the base")
+                raise MismatchError(name, f"`{name}` is in `{checkpoint.path}` and missing in the base")
             if step is None:
                 notes.append(f"`{name}` of `{checkpoint.path}` is left out")
             else:
