@@ -1,0 +1,72 @@
+"""The app: every command, and the one table from exception to sentence and exit code.
+
+Exit codes: 0 done, 1 refused or failed with one sentence, 2 usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from . import calibrate, demo, fuse, inspect, verify
+
+app = typer.Typer(
+    name="sculpt",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Repair a fine-tuned model that forgot, with no retraining: checkpoint surgery on safetensors.",
+    epilog="Start with `sculpt fuse base/ sft/`, or see it all at work with `sculpt demo`.",
+)
+for family in (fuse, calibrate, inspect, verify, demo):
+    family.register(app)
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM; not an Exception, so that an unfinished output stays for the next run to resume."""
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise Interrupted
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"sculpt {version('checkpoint-sculpt')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    del version
+
+
+def main() -> None:
+    """Run the command line; the process ends here."""
+    from ..fusion.errors import SculptError
+    from .console import print_error, say
+
+    for name in ("SIGINT", "SIGTERM"):
+        signal.signal(getattr(signal, name), _interrupt)
+    try:
+        app()
+    except SculptError as error:
+        print_error(error)
+        sys.exit(1)
+    except Interrupted:
+        say("interrupted; the same command goes on from here")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)

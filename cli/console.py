@@ -1,0 +1,90 @@
+"""What people see: tables and progress on stderr; data for programs on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from ..fusion.errors import SculptError
+    from ..fusion.run import Progress as Report
+
+console = Console(stderr=True, highlight=False, soft_wrap=False)
+
+
+def say(text: str) -> None:
+    """Print a line for people."""
+    console.print(Text(text))
+
+
+def print_json(content: Any) -> None:
+    """Print data for programs, keys sorted."""
+    sys.stdout.write(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def print_error(error: SculptError) -> None:
+    """Print an expected failure: the sentence, then the hint."""
+    console.print(Text.assemble(("error: ", "bold red"), error.message), soft_wrap=True)
+    if error.hint:
+        console.print(Text.assemble("\n", ("hint: ", "bold"), error.hint), soft_wrap=True)
+
+
+def table(title: str, columns: list[str], rows: list[list[str]], *, note: str | None = None) -> None:
+    """Print a table; the first column is text, the others are figures."""
+    view = Table(title=title, title_justify="left", title_style="bold", caption=note, caption_justify="left", box=None)
+    for i, column in enumerate(columns):
+        view.add_column(column, justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
+    for row in rows:
+        view.add_row(*map(Text, row))
+    console.print(view)
+
+
+@contextmanager
+def progress_bar(what: str, *, unit: str = "bytes") -> Iterator[Report]:
+    """Show a bar with rate and time left while the block runs; yields what to report to.
+
+    Without a terminal nothing is drawn.
+    """
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
+    columns += [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
+    columns += [TimeRemainingColumn(), TextColumn("{task.fields[item]}")]
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        task = shown.add_task(what, total=None, item="")
+
+        def report(done: int, total: int, item: str) -> None:
+            shown.update(task, completed=done, total=total, item=item[-40:])
+
+        yield report
+
+
+def gigabytes(nbytes: float) -> str:
+    """Return bytes for people: `2.20 GB`, `34 MB`."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if nbytes >= size:
+            return f"{nbytes / size:.2f} {unit}" if nbytes < 10 * size else f"{nbytes / size:.0f} {unit}"
+    return f"{nbytes:.0f} B"
+
+
+def count(number: int) -> str:
+    """Return a number of parameters for people: `1.10 B`, `34.2 M`."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return str(number)
