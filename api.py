@@ -43,7 +43,9 @@ class Calibration:
     of_other_model: bool = False
 
     def __post_init__(self) -> None:
-        given = [name for name, on in (("--hessian", self.hessian is not None), ("--data", self.data is not None)) if on]
+        given = [
+            name for name, on in (("--hessian", self.hessian is not None), ("--data", self.data is not None)) if on
+        ]
         if len(given) == 2 or (given and not self.enabled):
             others = [*given, *(["--no-calibration"] if not self.enabled else [])]
             raise MethodError(f"{' and '.join(f'`{name}`' for name in others)} exclude each other")
@@ -153,6 +155,4 @@ def fuse(
         raise MethodError("give `hessian` and `data` within `calibration`, or give no `calibration`")
     prepared = prepare_fuse(base, tuned, output=output, method=method, settings=settings, overwrite=overwrite)
     curvature, provenance = statistics(prepared, calibration, progress=progress)
-    return execute(
-        prepared, curvature=curvature, provenance=provenance, overwrite=overwrite, progress=progress
-    )
+    return execute(prepared, curvature=curvature, provenance=provenance, overwrite=overwrite, progress=progress)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from ..fusion.errors import SculptError
     from ..fusion.run import Progress as Report
 
-console = Console(stderr=True, highlight=False, soft_wrap=False)
+WIDTH_WITHOUT_TERMINAL = 140  # of tables in a log file
+console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else WIDTH_WITHOUT_TERMINAL)
 
 
 def say(text: str) -> None:

@@ -52,9 +52,7 @@ def _parameters(cls: type, panel: str) -> list[inspect.Parameter]:
             option = typer.Option(*names, help=docs.get(field.name, ""), rich_help_panel=panel)
             hint = Annotated[hint, option]
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        found.append(
-            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
-        )
+        found.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint))
     return found
 
 
@@ -66,7 +64,8 @@ def with_options(**groups: tuple[type, str]) -> Callable[[Callable[..., None]], 
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name not in groups]
+        signature = inspect.signature(function, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.name not in groups and p.kind is not p.VAR_KEYWORD]
         expanded = {name: _parameters(cls, panel) for name, (cls, panel) in groups.items()}
         parameters = [*own, *(parameter for found in expanded.values() for parameter in found)]
 

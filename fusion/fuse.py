@@ -24,6 +24,8 @@ from .plan import Plan, Policies, Selection, Side, make_plan
 from .run import Progress, run
 from .task import Context
 
+PROCESS_BYTES = 120_000_000  # the interpreter with NumPy, measured
+BYTES_PER_ELEMENT = 100  # of a tile: its float32 and float64 intermediates
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
 
 
@@ -58,6 +60,17 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a run takes. `memory` is private to the process; `mapped` pages belong to the page cache."""
+
+    bytes_read: int
+    bytes_written: int
+    num_files: int
+    memory: int
+    mapped: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A fuse that is planned and checked, with nothing written yet."""
 
@@ -66,6 +79,23 @@ class Prepared:
     method: Method
     settings: Settings
     output: Path
+
+    def needs(self) -> Needs:
+        """Return what the run takes, from headers alone."""
+        backend = self.backend()
+        largest = max((step.bytes_read for step in self.plan.steps), default=0)
+        return Needs(
+            bytes_read=self.plan.bytes_read,
+            bytes_written=sum(shard.nbytes for shard in self.layout.shards),
+            num_files=len(self.layout.shards),
+            memory=PROCESS_BYTES + backend.threads * backend.tile_elements * BYTES_PER_ELEMENT,
+            mapped=min(backend.threads * largest, self.plan.bytes_read),
+        )
+
+    def backend(self) -> Backend:
+        """Return what the run computes with."""
+        settings = self.settings
+        return pick_backend(settings.device, threads=settings.threads, tile_elements=settings.tile_elements)
 
 
 def prepare(
@@ -145,7 +175,7 @@ def execute(
         SculptError: Nothing is left under the output's name.
     """
     plan, settings, method = prepared.plan, prepared.settings, prepared.method
-    backend = backend or pick_backend(settings.device, threads=settings.threads, tile_elements=settings.tile_elements)
+    backend = backend or prepared.backend()
     writer = CheckpointWriter(
         prepared.output, prepared.layout, fingerprint=_fingerprint(prepared, provenance), overwrite=overwrite
     )

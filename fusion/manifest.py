@@ -16,12 +16,13 @@ import xxhash
 
 from .checkpoint import Checkpoint
 from .checkpoint.reader import read_json
+from .checkpoint.writer import OWN_MARK
 from .errors import CheckpointError
 from .methods import Method
 from .plan import Plan
 from .records import TensorRecord
 
-MANIFEST = "sculpt-manifest.json"
+MANIFEST = OWN_MARK
 FORMAT = 1
 PIECE = 1 << 24
 

@@ -35,9 +35,9 @@ def block_of(name: str) -> str:
 
 
 def kind_of(name: str) -> str:
-    """Return what a tensor is within its block: the name without the block, such as `mlp.up_proj.weight`."""
+    """Return what a tensor is within a numbered block, such as `mlp.up_proj.weight`; elsewhere its whole name."""
     block = block_of(name)
-    return name[len(block) + 1 :] if name != block else name
+    return name[len(block) + 1 :] if block.rsplit(".", 1)[-1].isdigit() else name
 
 
 def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:

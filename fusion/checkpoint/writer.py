@@ -22,6 +22,7 @@ from .bytes_of import as_bytes
 from .layout import Layout
 
 JOURNAL = "journal.jsonl"
+OWN_MARK = "sculpt-manifest.json"  # only a folder that holds it is ever replaced
 
 
 def refuse_output(output: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
@@ -39,6 +40,8 @@ def refuse_output(output: Path, inputs: Iterable[Path], *, overwrite: bool) -> N
         raise OutputError(f"`{output}` exists", hint="`--overwrite` replaces it, `-o` names another output")
     if output.exists() and not output.is_dir():
         raise OutputError(f"`{output}` is a file, not a folder")
+    if output.is_dir() and any(output.iterdir()) and not (output / OWN_MARK).is_file():
+        raise OutputError(f"`{output}` was not written by sculpt, so `--overwrite` does not replace it")
 
 
 def os_error(error: OSError, path: Path) -> OutputError:

@@ -115,7 +115,7 @@ def expected_keep(c: float, totals: ScoreTotals, clipped: Clipped) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class AdaDare(Method):
-    """AdaDARE-γ.
+    """Drop each delta with its own optimal probability, rescale what is kept, inject it with strength γ.
 
     Attributes:
         gamma: γ, the strength of injection. The paper: 0.5 for full fine-tuning, 0.7 for LoRA.

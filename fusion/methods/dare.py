@@ -30,7 +30,7 @@ def drop_and_rescale(tile: Tile, keep: float, scale: float) -> Fused:
 
 @dataclass(frozen=True, kw_only=True)
 class Dare(Method):
-    """Drop and rescale, the same for every element.
+    """Drop deltas at random with one probability and rescale the survivors.
 
     Attributes:
         sparsity: p, the probability of being dropped, in [0, 1]; 1 is the base.

@@ -71,6 +71,7 @@ class Method(ABC):
     source: ClassVar[str]
     uses_curvature: ClassVar[bool] = False
     random: ClassVar[bool] = False
+    max_models: ClassVar[int | None] = 1  # None: any number of tuned models
     scope: ClassVar[Scope] = "tensor"  # an option of methods that can reduce over more
 
     @abstractmethod

@@ -33,7 +33,7 @@ def add_scaled(tile: Tile, scale: float) -> Fused:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskArithmetic(Method):
-    """Every delta, scaled by λ.
+    """Add the delta scaled by λ; 0.5 is the interpolation half way.
 
     Attributes:
         scale: λ; 0 is the base, 1 the tuned model, 0.5 the interpolation half way.

@@ -1,0 +1,139 @@
+"""How a fuse's plan and result look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import sqrt
+from typing import TYPE_CHECKING, Any
+
+from ..fusion.names import block_of, kind_of, natural_key
+from .console import count, gigabytes, say, table
+
+if TYPE_CHECKING:
+    from ..fusion.curvature import Curvature
+    from ..fusion.fuse import Prepared
+    from ..fusion.manifest import Manifest
+    from ..fusion.plan import Step
+    from ..fusion.records import TensorRecord
+
+MAX_ROWS = 60
+
+
+def _groups(steps: Iterable[Step]) -> dict[tuple[str, str, str], list[Step]]:
+    """Group steps by what happens, why, and the kind of tensor: one row for all layers' `mlp.up_proj.weight`."""
+    found: dict[tuple[str, str, str], list[Step]] = {}
+    for step in steps:
+        action = step.action if step.action == "fuse" else f"copy {step.source}"
+        found.setdefault((action, kind_of(step.name), step.why), []).append(step)
+    return found
+
+
+def show_plan(prepared: Prepared) -> None:
+    """Print what would happen to each group of tensors, and what it would take."""
+    from ..fusion.fuse import free_disk
+
+    plan = prepared.plan
+    rows = [
+        [kind, action, str(len(steps)), count(sum(s.num_elements for s in steps)), why]
+        for (action, kind, why), steps in _groups(plan.steps).items()
+    ]
+    table(f"{prepared.method.title}: plan", ["tensors", "action", "number", "parameters", "why"], rows)
+    for rule in plan.renamings:
+        say(f"names: `{rule.base_prefix}*` in the base is `{rule.tuned_prefix}*` in the tuned model ({rule.count})")
+    for note in plan.notes:
+        say(f"note: {note}")
+    say(f"options: {', '.join(f'{key} {value}' for key, value in prepared.method.options().items())}")
+    need = prepared.needs()
+    say(f"read {gigabytes(need.bytes_read)}, write {gigabytes(need.bytes_written)} in {need.num_files} file(s)")
+    say(f"peak memory about {gigabytes(need.memory)}, beside {gigabytes(need.mapped)} of mapped files")
+    say(f"output {prepared.output}, {gigabytes(free_disk(prepared.output))} free there")
+
+
+def plan_json(prepared: Prepared) -> dict[str, Any]:
+    """Return the plan for programs."""
+    from dataclasses import asdict
+
+    from ..fusion.fuse import free_disk
+
+    return {
+        "output": str(prepared.output),
+        "method": prepared.method.name,
+        "options": prepared.method.options(),
+        "needs": asdict(prepared.needs()),
+        "free_disk": free_disk(prepared.output),
+        "renamings": [asdict(rule) for rule in prepared.plan.renamings],
+        "notes": list(prepared.plan.notes),
+        "tensors": [
+            {
+                "name": step.name,
+                "action": step.action,
+                "source": step.source if step.action == "copy" else None,
+                "why": step.why,
+                "dtype": step.dtype,
+                "shape": list(step.shape),
+                "num_fused": step.num_fused,
+            }
+            for step in prepared.plan.steps
+        ],
+    }
+
+
+def show_uncovered(prepared: Prepared, curvature: Mapping[str, Curvature] | None) -> None:
+    """Say which fused tensors calibration has no statistics for: they are fused with H = I."""
+    if curvature is None:
+        return
+    reasons: Mapping[str, str] = getattr(curvature, "why_missing", {})
+    found: dict[str, list[str]] = {}
+    for step in prepared.plan.steps:
+        if step.action == "fuse" and step.curvature not in curvature:
+            found.setdefault(reasons.get(step.curvature, "not measured"), []).append(step.name)
+    for reason, names in found.items():
+        others = f" and {len(names) - 1} others" if len(names) > 1 else ""
+        say(f"note: H = I for `{names[0]}`{others}: {reason}")
+
+
+def _block_row(block: str, records: list[TensorRecord]) -> list[str]:
+    elements = sum(r.num_fused for r in records)
+    return [
+        block,
+        str(len(records)),
+        count(elements),
+        f"{1 - sum(r.kept or 0 for r in records) / elements:.2%}",
+        f"{sum(r.clipped or 0 for r in records) / elements:.2%}",
+        f"{sum(r.delta_l1 or 0 for r in records):.4g}",
+        f"{sqrt(sum((r.distance_l2 or 0) ** 2 for r in records)):.4g}",
+    ]
+
+
+def show_result(prepared: Prepared, manifest: Manifest) -> None:
+    """Print the layers' realised sparsity and a paragraph that sums up."""
+    blocks: dict[str, list[TensorRecord]] = {}
+    for record in manifest.fused:
+        blocks.setdefault(block_of(record.name), []).append(record)
+    ordered = sorted(blocks, key=natural_key)
+    rows = [_block_row(block, blocks[block]) for block in ordered[:MAX_ROWS]]
+    more = f"and {len(ordered) - MAX_ROWS} more, in the manifest" if len(ordered) > MAX_ROWS else None
+    columns = ["block", "tensors", "parameters", "sparsity", "clipped", "Σ|δ|", "‖fused − base‖₂"]
+    table("realised sparsity", columns, rows, note=more)
+    elements = sum(record.num_fused for record in manifest.fused)
+    target = manifest.options.get("sparsity")
+    asked = f" (asked for {target:.2%})" if isinstance(target, float) else ""
+    copied = len(manifest.tensors) - len(manifest.fused)
+    say(
+        f"{prepared.method.title} fused {len(manifest.fused)} tensors, {count(elements)} parameters, and copied {copied}. "
+        f"{manifest.realised_sparsity():.2%} of the deltas are zero{asked}. {_losses(manifest)}"
+        f"The manifest holds each tensor's figures and the digests of all inputs: `sculpt verify {prepared.output}`."
+    )
+    say(f"wrote {prepared.output}")
+
+
+def _losses(manifest: Manifest) -> str:
+    closed = sum(r.figures.get("expected_loss_closed_form", 0.0) for r in manifest.fused)
+    exact = sum(r.figures.get("expected_loss_exact", 0.0) for r in manifest.fused)
+    if not closed or manifest.options.get("scope") != "tensor":
+        return ""
+    chosen = manifest.options.get("allocation")
+    text = f"Expected loss {closed:.4g} by the closed form, {exact:.4g} by the exact allocation. "
+    if chosen == "closed-form" and exact < 0.99 * closed:
+        text += "`--allocation exact` would meet the sparsity asked for. "
+    return text

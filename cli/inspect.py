@@ -1,0 +1,143 @@
+"""`sculpt inspect` and `sculpt diff`: what a checkpoint holds, and how far two lie apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import AsJson
+
+if TYPE_CHECKING:
+    from ..fusion.checkpoint import TensorInfo
+
+CheckpointPath = Annotated[Path, typer.Argument(help="A checkpoint folder or weight file.")]
+ListAll = Annotated[bool, typer.Option("--tensors", help="List every tensor, not only every block.")]
+BAR_WIDTH = 24
+
+
+def inspect_command(checkpoint: CheckpointPath, tensors: ListAll = False, json: AsJson = False) -> None:
+    """Show a checkpoint's tensors, shapes, dtypes, shards, sizes and parameters by block, from headers alone.
+
+    **Examples**
+
+        sculpt inspect sft/
+
+        sculpt inspect model.safetensors --tensors
+
+        sculpt inspect sft/ --json
+    """
+    from ..fusion.checkpoint import Checkpoint
+    from ..fusion.names import block_of, natural_key
+    from .console import count, gigabytes, print_json, say, table
+
+    opened = Checkpoint(checkpoint)
+    infos = sorted(opened.tensors.values(), key=lambda info: natural_key(info.name))
+    blocks: dict[str, list[TensorInfo]] = {}
+    for info in infos:
+        blocks.setdefault(block_of(info.name), []).append(info)
+    if json:
+        print_json(_inspect_json(checkpoint, infos, blocks))
+        return
+    if tensors:
+        rows = [[i.name, i.stored.torch, str(list(i.shape)), gigabytes(i.nbytes), i.file.name] for i in infos]
+        table("tensors", ["name", "dtype", "shape", "size", "file"], rows)
+    rows = [
+        [
+            block,
+            str(len(found)),
+            count(sum(i.num_elements for i in found)),
+            gigabytes(sum(i.nbytes for i in found)),
+            " ".join(sorted({i.stored.torch for i in found})),
+        ]
+        for block, found in blocks.items()
+    ]
+    table("blocks", ["block", "tensors", "parameters", "size", "dtype"], rows)
+    per_file = {file.name: [i for i in infos if i.file == file] for file in opened.files}
+    rows = [[name, str(len(held)), gigabytes(sum(i.nbytes for i in held))] for name, held in per_file.items()]
+    table("files", ["file", "tensors", "size"], rows)
+    total = sum(info.num_elements for info in infos)
+    say(f"{len(infos)} tensors, {count(total)} parameters, {gigabytes(opened.nbytes)} in {len(opened.files)} file(s)")
+
+
+def _inspect_json(path: Path, infos: list[TensorInfo], blocks: dict[str, list[TensorInfo]]) -> dict[str, Any]:
+    return {
+        "path": str(path),
+        "num_parameters": sum(info.num_elements for info in infos),
+        "nbytes": sum(info.nbytes for info in infos),
+        "blocks": {block: sum(info.num_elements for info in found) for block, found in blocks.items()},
+        "tensors": [
+            {
+                "name": info.name,
+                "dtype": info.stored.torch,
+                "shape": list(info.shape),
+                "nbytes": info.nbytes,
+                "file": info.file.name,
+            }
+            for info in infos
+        ],
+    }
+
+
+First = Annotated[Path, typer.Argument(help="A checkpoint, such as the base.")]
+Second = Annotated[Path, typer.Argument(help="Another, such as the fine-tune.")]
+Top = Annotated[int, typer.Option("--top", help="How many tensors to show, those that moved most first; 0: all.")]
+
+
+def diff_command(first: First, second: Second, top: Top = 40, json: AsJson = False) -> None:
+    """Show for each tensor the share of changed elements, the relative norm of the delta and the largest change.
+
+    **Examples**
+
+        sculpt diff base/ sft/
+
+        sculpt diff base/ fused/ --top 0 --json
+    """
+    from dataclasses import asdict
+
+    from ..fusion.diff import diff
+    from .console import print_json, progress_bar, say, table
+
+    with progress_bar("comparing") as report:
+        found = diff(first, second, progress=report)
+    if json:
+        print_json(asdict(found))
+        return
+    moved = sorted(found.tensors, key=lambda tensor: -tensor.relative_norm)
+    shown = moved[:top] if top else moved
+    finite = [tensor.relative_norm for tensor in moved if tensor.relative_norm != float("inf")]
+    largest = max(finite, default=0.0) or 1.0
+    rows = [
+        [
+            tensor.name,
+            f"{tensor.changed:.2%}",
+            f"{tensor.relative_norm:.4g}",
+            f"{tensor.largest:.4g}",
+            _bar(tensor.relative_norm / largest),
+        ]
+        for tensor in shown
+    ]
+    table("largest changes", ["tensor", "changed", "‖δ‖/‖W‖", "largest |δ|", "‖δ‖/‖W‖"], rows)
+    same = sum(tensor.changed == 0 for tensor in moved)
+    say(f"{len(moved)} tensors compared, {same} identical, {len(moved) - len(shown)} not shown (--top 0 shows all)")
+    for names, what in (
+        (found.only_first, f"only in {first}"),
+        (found.only_second, f"only in {second}"),
+        (found.other_form, "of another shape or dtype"),
+    ):
+        if names:
+            say(f"{what}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''} ({len(names)})")
+
+
+def _bar(share: float) -> str:
+    """Return a bar of eighths of a character, padded to a fixed width."""
+    eighths = round(min(share, 1.0) * BAR_WIDTH * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")).ljust(BAR_WIDTH)
+
+
+def register(app: typer.Typer) -> None:
+    """Add `inspect` and `diff`."""
+    app.command("inspect")(inspect_command)
+    app.command("diff")(diff_command)
