@@ -84,6 +84,8 @@ class TorchBackend(Backend):
             tuned=tuple(self._tensor(array).to(dtype) for array in tile.tuned),
             keys=tile.keys,
             root=root,
+            grain=tile.grain,
+            prepared=tile.prepared,
         )
 
     def run_pass(self, tile: RawTile, wanted: Pass) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What calibration measured of one tensor, in the shape in which methods use it."""
+"""What calibration measured of one tensor, in the shape in which methods use it: a diagonal, or the full matrix too."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ class Curvature:
     Attributes:
         terms: float64 arrays with as many dimensions as the tensor, each dimension either its own or 1.
         num_tokens: Rows of X that were summed (tokens, positions or patches; for an expert, those routed to it).
+        gram: Raw Σ x·xᵀ where it was asked for, (d_in, d_in) or for stacked experts (E, d_in, d_in), inputs in the
+            order of the tensor's own elements along its input dimensions; else None.
     """
 
     terms: tuple[np.ndarray, ...]
     num_tokens: int
+    gram: np.ndarray | None = None

@@ -115,6 +115,7 @@ def prepare(
     settings = settings or Settings()
     if settings.digest not in DIGESTS:
         raise MethodError(f"`--digest` must be one of {', '.join(DIGESTS)}, got `{settings.digest}`")
+    method.check_models(len(tuned))
     refuse_output(output, [base, *tuned], overwrite=overwrite)
     plan = make_plan(
         Checkpoint(base),

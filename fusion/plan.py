@@ -70,6 +70,7 @@ class Step:
         num_fused: How many leading elements are fused; less than all of them for a grown vocabulary.
         key: The name that the random numbers are drawn for; tied tensors share one.
         curvature: The name under which calibration has seen it: the first tuned model's.
+        method: In place of the run's own, where a recipe has a rule for this tensor.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Step:
     num_fused: int
     key: str
     curvature: str
+    method: Method | None = None
 
     @property
     def num_elements(self) -> int:
@@ -95,17 +97,16 @@ class Step:
         return (self.num_elements * DTYPES[self.dtype].bits + 7) // 8
 
     @property
-    def copied_from(self) -> TensorInfo:
-        """The tensor that a copy, or a grown tail, comes from."""
-        info = self.base if self.source == "base" else self.tuned[0]
-        assert info is not None
-        return info
+    def copied_from(self) -> tuple[int, TensorInfo]:
+        """Where a copy, or a grown tail, comes from: 0 for the base, k for tuned model k; and the tensor there."""
+        sides = (self.base, *self.tuned) if self.source == "base" else (None, *self.tuned)
+        return next((index, info) for index, info in enumerate(sides) if info is not None)
 
     @property
     def bytes_read(self) -> int:
         """Stored bytes that this step looks at once."""
         if self.action == "copy":
-            return self.copied_from.nbytes
+            return self.copied_from[1].nbytes
         return sum(info.nbytes for info in (self.base, *self.tuned) if info is not None)
 
 

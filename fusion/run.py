@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import groupby
 from queue import SimpleQueue
 from typing import Any, final
 
+from .methods import Method
 from .names import block_of
 from .plan import Step
 from .records import TensorRecord
@@ -21,19 +21,15 @@ Unit = list[TensorTask]
 
 def units(steps: Sequence[Step], context: Context) -> Iterator[Unit]:
     """Return the tensors that share a reduction together: each alone, or by the method's scope."""
-    scope = context.method.scope
-    tasks = [TensorTask(step, context) for step in steps]
-    if scope == "tensor":
-        yield from ([task] for task in tasks)
-        return
-    fused = [task for task in tasks if task.step.action == "fuse"]
-    yield from ([task] for task in tasks if task.step.action != "fuse")
-    if scope == "model":
-        yield fused
-        return
-    by_block = sorted(fused, key=lambda task: block_of(task.step.name))
-    for _, group in groupby(by_block, key=lambda task: block_of(task.step.name)):
-        yield list(group)
+    shared: dict[tuple[Method, str], Unit] = {}
+    for step in steps:
+        task = TensorTask(step, context)
+        if task.method.scope == "tensor" or step.action != "fuse":
+            yield [task]
+        else:
+            block = block_of(step.name) if task.method.scope == "block" else ""
+            shared.setdefault((task.method, block), []).append(task)
+    yield from shared.values()
 
 
 def _size(unit: Unit) -> int:

@@ -35,11 +35,15 @@ class Span:
     stop: int
 
 
-def spans(start: int, stop: int, tile_elements: int) -> list[Span]:
-    """Cut elements into tiles; none crosses a multiple of 2³² elements, where the random key changes."""
-    cuts = []
+def spans(start: int, stop: int, tile_elements: int, grain: int = 1) -> list[Span]:
+    """Cut elements into tiles of whole grains.
+
+    None goes on past the grain that holds a multiple of 2³² elements, where the random key changes.
+    """
+    size, cuts = max(1, tile_elements // grain) * grain, []
     while start < stop:
-        end = min(start + tile_elements, stop, (start // SEGMENT + 1) * SEGMENT)
+        boundary = (start // SEGMENT + 1) * SEGMENT
+        end = min(start + size, stop, -(-boundary // grain) * grain)
         cuts.append(Span(start=start, stop=end))
         start = end
     return cuts
@@ -89,7 +93,13 @@ class TensorTask:
         self.dtype: np.dtype = DTYPES[step.dtype].numpy  # pyright: ignore[reportAttributeAccessIssue] (the plan refused others)
         self._set_aside = False  # non-finite elements are computed apart
         size = context.backend.tile_elements
-        self.fused_spans = spans(0, step.num_fused, size)
+        self.method = step.method or context.method
+        self.grain = 1
+        if step.action == "fuse":
+            self.grain = self.method.grain(self._inputs[0][1].shape, self._curvature)
+        self.fused_spans = spans(0, step.num_fused, size, self.grain)
+        self._prepared: tuple[Any] | None = None
+        self._preparing = threading.Lock()
         self.copied_spans = spans(step.num_fused, step.num_elements, size)
 
     @cached_property
@@ -98,12 +108,25 @@ class TensorTask:
         pairs = zip((plan.base, *plan.tuned), (step.base, *step.tuned), strict=False)
         return [(checkpoint, info) for checkpoint, info in pairs if info is not None]
 
+    @property
+    def _curvature(self) -> Curvature | None:
+        if not self.method.uses_curvature or not self.context.curvature:
+            return None
+        return self.context.curvature.get(self.step.curvature)
+
     @cached_property
     def _root(self) -> RootCurvature | None:
-        curvature = self.context.curvature.get(self.step.curvature) if self.context.curvature else None
-        if not self.context.method.uses_curvature or curvature is None or not curvature.terms:
+        curvature = self._curvature
+        if curvature is None or not curvature.terms:
             return None
         return root_curvature(self.step.name, curvature, self._inputs[0][1].shape)
+
+    def _prepare(self) -> Any:
+        """Return what the method makes of the tensor's curvature; made once, by the thread that comes first."""
+        with self._preparing:
+            if self._prepared is None:
+                self._prepared = (self.method.prepare(self.step.name, self._inputs[0][1].shape, self._curvature),)
+            return self._prepared[0]
 
     def _stored(self, span: Span) -> list[np.ndarray]:
         return [checkpoint.raw(info.name, span.start, span.stop) for checkpoint, info in self._inputs]
@@ -118,7 +141,15 @@ class TensorTask:
             tensor_key(self.context.seed, self.step.key, segment=segment, stream=stream)
             for stream in range(len(arrays) - 1)
         )
-        return RawTile(start=span.start, base=arrays[0], tuned=tuple(arrays[1:]), keys=keys, root=self._root)
+        return RawTile(
+            start=span.start,
+            base=arrays[0],
+            tuned=tuple(arrays[1:]),
+            keys=keys,
+            root=self._root,
+            grain=self.grain,
+            prepared=self._prepare(),
+        )
 
     def run(self, wanted: Pass | Map | None, span: Span) -> Any:
         """Run a pass or a map over a span, or copy it."""
@@ -135,13 +166,13 @@ class TensorTask:
         if self._set_aside:
             arrays = self._stored(span)
             bad = _nonfinite(arrays)
-            out[bad] = arrays[1][bad].astype(self.dtype)
+            out[bad] = arrays[min(1, len(arrays) - 1)][bad].astype(self.dtype)
         return rows, self._write(span, out)
 
     def _copy(self, span: Span) -> bytes:
         """Copy a span from its source, cast if the plan says so; return the digest of its bytes."""
-        info = self.step.copied_from
-        checkpoint = self.context.plan.base if self.step.source == "base" else self.context.plan.tuned[0]
+        index, info = self.step.copied_from
+        checkpoint = (self.context.plan.base, *self.context.plan.tuned)[index]
         data = checkpoint.raw(info.name, span.start, span.stop)
         if info.stored.fusible and not self.context.keep_nonfinite:
             count = int(_nonfinite([data]).sum())
@@ -180,7 +211,8 @@ class TensorTask:
         )
 
     def release(self) -> None:
-        """Let go of the input pages."""
+        """Let go of the input pages and of what was prepared."""
+        self._prepared = None
         for checkpoint, info in self._inputs:
             checkpoint.release(info.name)
 
@@ -203,7 +235,7 @@ def stages(unit: Sequence[TensorTask]) -> Stages:
     A unit is the tensors that share one reduction: one tensor, or all of a block or model. The caller decides whether
     the spans of a stage run one after the other or on many threads.
     """
-    method = unit[0].context.method
+    method = unit[0].method
     fused = [task for task in unit if task.fused_spans]
     digests = {task.step.name: xxhash.xxh3_128() for task in unit}
     totals: dict[str, np.ndarray] = {}

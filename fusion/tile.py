@@ -85,6 +85,8 @@ class RawTile:
         tuned: One array a tuned model, each in its own stored dtype, shape (n,).
         keys: One a tuned model; a tile never crosses a multiple of 2³² elements.
         root: `sqrt(H)`, or None for `H = I`.
+        grain: Elements that the method asked not to be cut apart: 1, or those of a row.
+        prepared: What the method made of the tensor's curvature, or None.
     """
 
     start: int
@@ -92,6 +94,8 @@ class RawTile:
     tuned: tuple[np.ndarray, ...]
     keys: tuple[Key, ...]
     root: RootCurvature | None
+    grain: int = 1
+    prepared: Any = None
 
     def decode(self) -> Tile:
         """Return the tile in float32, or in float64 where any side stores float64, as NumPy arrays."""
@@ -103,6 +107,8 @@ class RawTile:
             tuned=tuple(array.astype(dtype) for array in self.tuned),
             keys=self.keys,
             root=None if self.root is None else self.root.expand(self.start, len(self.base)),
+            grain=self.grain,
+            prepared=self.prepared,
         )
 
 
@@ -113,6 +119,7 @@ class Tile:
     Attributes:
         base, tuned: float32 or float64, shape (n,).
         root: `sqrt(H)` of each element, float32, shape (n,), or None for `H = I`.
+        grain, prepared: As in `RawTile`; `prepared` is NumPy's whatever the arrays are.
     """
 
     start: int
@@ -120,6 +127,8 @@ class Tile:
     tuned: tuple[Any, ...]
     keys: tuple[Key, ...]
     root: Any
+    grain: int = 1
+    prepared: Any = None
 
     @cached_property
     def deltas(self) -> tuple[Any, ...]:

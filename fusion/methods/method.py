@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from array_api_compat import array_namespace
 
+from ..curvature import Curvature
+from ..errors import MethodError
 from ..sums import block_sums, exact_total
 from ..tile import Tile
 
@@ -70,6 +72,7 @@ class Method(ABC):
     title: ClassVar[str]
     source: ClassVar[str]
     uses_curvature: ClassVar[bool] = False
+    needs_gram: ClassVar[bool] = False  # the full Σ x·xᵀ, not the diagonal alone
     random: ClassVar[bool] = False
     max_models: ClassVar[int | None] = 1  # None: any number of tuned models
     scope: ClassVar[Scope] = "tensor"  # an option of methods that can reduce over more
@@ -81,6 +84,19 @@ class Method(ABC):
     @property
     def identity(self) -> Literal["base", "tuned"] | None:
         """Which input these options reproduce bit for bit, if any; tensors that cannot be fused follow it."""
+        return None
+
+    def check_models(self, num_models: int) -> None:
+        """Raise MethodError if these options cannot serve `num_models` tuned models."""
+        if self.max_models is not None and num_models > self.max_models:
+            raise MethodError(f"{self.title} takes {self.max_models} tuned model(s), got {num_models}")
+
+    def grain(self, shape: tuple[int, ...], curvature: Curvature | None) -> int:  # noqa: ARG002 (for those that ask)
+        """Return how many consecutive elements are never cut apart: 1, or those of a row."""
+        return 1
+
+    def prepare(self, name: str, shape: tuple[int, ...], curvature: Curvature | None) -> Any:  # noqa: ARG002
+        """Return what each tile of a tensor is given as `prepared`; called once a tensor, before its first tile."""
         return None
 
     def options(self) -> dict[str, Any]:
@@ -95,9 +111,9 @@ def measure(tile: Tile, stored: Any, fused: Fused) -> Any:
     distance between `stored`, the fused values as rounded for storage, and the base.
     """
     xp = array_namespace(tile.base)
-    zero = tile.deltas[0] == 0
-    magnitude = xp.abs(tile.deltas[0])
-    for delta in tile.deltas[1:]:
+    zero = xp.ones(tile.base.shape, dtype=xp.bool, device=tile.base.device)
+    magnitude = xp.zeros_like(tile.base)
+    for delta in tile.deltas:
         zero = zero & (delta == 0)
         magnitude = magnitude + xp.abs(delta)
     clipped = xp.zeros_like(zero) if fused.clipped is None else fused.clipped
