@@ -15,6 +15,7 @@ from .backend import Backend, pick_backend
 from .card import model_card
 from .checkpoint import Checkpoint
 from .checkpoint.layout import Layout, OutputTensor, make_layout
+from .checkpoint.reader import read_json
 from .checkpoint.writer import CheckpointWriter, os_error, refuse_output
 from .curvature import Curvature
 from .errors import MethodError, OutputError
@@ -115,7 +116,7 @@ def prepare(
     settings = settings or Settings()
     if settings.digest not in DIGESTS:
         raise MethodError(f"`--digest` must be one of {', '.join(DIGESTS)}, got `{settings.digest}`")
-    method.check_models(len(tuned))
+    method = method.for_models(len(tuned))
     refuse_output(output, [base, *tuned], overwrite=overwrite)
     plan = make_plan(
         Checkpoint(base),
@@ -241,8 +242,23 @@ def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> None:
     source = (plan.base if prepared.settings.config_from == "base" else plan.tuned[0]).folder
     if source is not None:
         copy_companions(source, folder)
+        if prepared.settings.dtype is not None:
+            _record_dtype(folder / "config.json", prepared.settings.dtype)
     manifest.write(folder)
     (folder / "README.md").write_text(model_card(plan, manifest, prepared.output.name), encoding="utf-8")
+
+
+def _record_dtype(config: Path, dtype: str) -> None:
+    """Name the dtype that the weights were cast to wherever a copied config names one: loaders go by it."""
+
+    def renamed(content: Any) -> Any:
+        if isinstance(content, dict):
+            return {k: dtype if k in ("dtype", "torch_dtype") else renamed(v) for k, v in content.items()}
+        return content
+
+    if config.is_file():
+        content = renamed(read_json(config))
+        config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def copy_companions(source: Path, folder: Path) -> None:

@@ -86,6 +86,7 @@ class CheckpointWriter:
                 self._append({"fingerprint": self._fingerprint})
         except OSError as error:
             self._close()
+            shutil.rmtree(self.partial, ignore_errors=True)
             raise os_error(error, self.partial) from error
         return self
 

@@ -1,0 +1,137 @@
+"""The commands as they are typed: exit codes, one sentence, data on stdout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Pair = Callable[..., tuple[Path, Path]]
+
+
+def sculpt(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sculpt", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=120
+    )
+
+
+def test_the_owners_command_writes_beside_the_tuned_folder(make_pair: Pair, tmp_path: Path) -> None:
+    make_pair()
+    done = sculpt("fuse", "base/", "sft/", "--gamma", "0.5", "--sparsity", "0.9", "--no-calibration", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "sft-fused/model.safetensors.index.json").exists()
+    assert done.stdout == ""
+    assert "realised sparsity" in done.stderr
+    assert "AdaDARE-γ fused 10 tensors" in done.stderr.replace("\n", " ")
+    manifest = json.loads((tmp_path / "sft-fused/sculpt-manifest.json").read_text())
+    assert manifest["command"] == "sculpt fuse base/ sft/ --gamma 0.5 --sparsity 0.9 --no-calibration"
+    assert manifest["settings"]["seed"] == 0
+    assert sculpt("verify", "sft-fused", "--input", "base", "--input", "sft", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("command", [["dare", "--scale", "0.5"], ["task-arithmetic", "--scale", "0.5"]])
+def test_json_is_the_manifest(command: list[str], make_pair: Pair, tmp_path: Path) -> None:
+    base, tuned = make_pair()
+    done = sculpt(command[0], base, tuned, *command[1:], "-o", tmp_path / "out", "--json")
+    printed = json.loads(done.stdout)
+    written = json.loads((tmp_path / "out/sculpt-manifest.json").read_text())
+    assert printed == {"output": str(tmp_path / "out"), **written}
+    assert written["method"] == command[0]
+
+
+def test_dry_run_reads_headers_alone_and_writes_nothing(make_pair: Pair, tmp_path: Path) -> None:
+    base, tuned = make_pair()
+    done = sculpt("fuse", base, tuned, "-o", tmp_path / "out", "--dry-run", "--exclude", "*norm*", "--json")
+    plan = json.loads(done.stdout)
+    assert {t["name"]: t["action"] for t in plan["tensors"]}["model.norm.weight"] == "copy"
+    assert plan["needs"]["bytes_written"] > 0
+    shown = sculpt("fuse", base, tuned, "-o", tmp_path / "out", "--dry-run")
+    for part in ("mlp.up_proj.weight", "peak memory about", "free there", "read", "write"):
+        assert part in shown.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "sft"]
+
+
+REFUSALS = {
+    "nothing there": (["fuse", "nowhere", "sft"], "error: `nowhere` does not exist\n"),
+    "sparsity in percent": (
+        ["fuse", "base", "sft", "--sparsity", "90"],
+        "error: sparsity must lie between 0 and 1, got 90\n\nhint: did you mean 0.9?\n",
+    ),
+    "inside an input": (
+        ["dare", "base", "sft", "-o", "base/out"],
+        "error: the output `base/out` lies inside the input `base`\n",
+    ),
+    "a bad dtype": (
+        ["dare", "base", "sft", "--dtype", "int4"],
+        "error: `--dtype` must be one of float64, float32, float16, bfloat16, got `int4`\n",
+    ),
+    "a bad size": (["dare", "base", "sft", "--max-shard-size", "big"], "error: `big` is not a size\n"),
+    "nothing selected": (["dare", "base", "sft", "--include", "nothing"], "error: no tensor is selected for fusing\n"),
+    "two sources": (
+        ["fuse", "base", "sft", "--data", "x", "--no-calibration"],
+        "error: `--data` and `--no-calibration` exclude each other\n",
+    ),
+    "no statistics": (["fuse", "base", "sft", "--hessian", "none.safetensors"], "error: "),
+    "not a fused one": (["verify", "base"], "error: `base` holds no `sculpt-manifest.json`\n"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_refusal_is_one_sentence_and_exit_code_1(case: str, make_pair: Pair, tmp_path: Path) -> None:
+    make_pair()
+    arguments, told = REFUSALS[case]
+    done = sculpt(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(told), done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "sft"]
+
+
+@pytest.mark.parametrize("arguments", [["fuse"], ["fuse", "a"], ["nonsense"], ["fuse", "a", "b", "--gamma", "much"]])
+def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
+    assert sculpt(*arguments).returncode == 2
+
+
+def test_inspect_and_diff_agree_with_the_tensors(make_pair: Pair, tensors_of: Callable[..., dict]) -> None:  # pyright: ignore[reportMissingTypeArgument]
+    import numpy as np
+
+    base, tuned = make_pair()
+    a, b = tensors_of(base), tensors_of(tuned)
+    found = json.loads(sculpt("inspect", base, "--json").stdout)
+    assert found["num_parameters"] == sum(tensor.size for tensor in a.values())
+    assert {t["name"]: tuple(t["shape"]) for t in found["tensors"]} == {n: t.shape for n, t in a.items()}
+    for tensor in json.loads(sculpt("diff", base, tuned, "--json").stdout)["tensors"]:
+        first, second = a[tensor["name"]].astype(float), b[tensor["name"]].astype(float)
+        assert tensor["changed"] == pytest.approx((first != second).mean())
+        assert tensor["relative_norm"] == pytest.approx(np.linalg.norm(second - first) / np.linalg.norm(first))
+        assert tensor["largest"] == pytest.approx(np.abs(second - first).max())
+    assert "10 tensors compared, 0 identical" in sculpt("diff", base, tuned).stderr
+    assert "model.layers.1" in sculpt("inspect", base, "--tensors").stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["fuse", "--help"], ["inspect", "base"], ["dare", "base", "sft"]])
+def test_neither_torch_nor_transformers_is_imported(arguments: list[str], make_pair: Pair, tmp_path: Path) -> None:
+    make_pair()
+    script = (
+        "import sys; sys.argv = ['sculpt', *sys.argv[1:]]\n"
+        "from sculpt.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'accelerate', 'numba'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    listed = sculpt("--help").stdout
+    for command in ("fuse", "dare", "task-arithmetic", "inspect", "diff", "verify", "calibrate", "demo"):
+        assert command in listed
+        text = sculpt(command, "--help").stdout
+        assert f"sculpt {command}" in text.split("Options")[0], command
