@@ -1,0 +1,32 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check bench clean help
+
+help:  ## Say what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,images,parquet]'
+	touch $@
+
+demo: .venv/ready  ## Fine-tune a real model, repair it, and compare: about six minutes
+	$(BIN)/sculpt demo
+
+test: .venv/ready  ## Run every test
+	$(BIN)/python -m pytest -q -n auto
+
+check: .venv/ready  ## Lint, check types and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+bench: .venv/ready  ## Measure the fuse against the disk and against mergekit
+	$(BIN)/python benchmarks/fuse.py
+
+clean:  ## Remove what make made
+	rm -rf .venv build *.egg-info
