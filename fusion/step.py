@@ -9,6 +9,7 @@ from typing import Literal, get_args, get_type_hints
 from .checkpoint import TensorInfo
 from .dtypes import DTYPES
 from .errors import MethodError
+from .methods import Method
 from .names import selects
 
 Side = Literal["base", "tuned"]
