@@ -1,0 +1,128 @@
+"""What batches hold between blocks: counted, and spilled to disk above a budget.
+
+Every tensor that a batch's forward makes is known by weak reference, so what is alive when it parks is exact. A
+spilled storage is emptied in place and filled again before the batch goes on: whoever refers to it sees nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SMALLEST_SPILL_BYTES = 1 << 16
+
+
+class Activations:
+    """Activations of all batches.
+
+    Attributes:
+        budget_bytes: Above this, batches that are parked are spilled; None is no limit.
+        bytes_held: In memory, of parked batches.
+        peak_bytes: The most that was held.
+        bytes_spilled: Written to disk so far.
+    """
+
+    def __init__(self, budget_bytes: int | None = None, folder: Path | None = None) -> None:
+        self.budget_bytes = budget_bytes
+        self.bytes_held = 0
+        self.peak_bytes = 0
+        self.bytes_spilled = 0
+        self._folder = folder
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._made: dict[int, list[weakref.ref[Tensor]]] = {}
+        self._held: dict[int, int] = {}
+        self._spilled: dict[int, dict[int, tuple[torch.UntypedStorage, Path]]] = {}
+        self._current: int | None = None
+        self._files = 0
+        self.is_weight: Callable[[int], bool] = lambda _: False  # such storages are not a batch's to spill
+
+    def __enter__(self) -> Activations:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._scratch is not None:
+            self._scratch.cleanup()
+            self._scratch = None
+
+    def made(self, tensor: Tensor) -> None:
+        """Note a tensor that the running batch has made."""
+        if self._current is not None:
+            self._made[self._current].append(weakref.ref(tensor))
+
+    def resume(self, run: int) -> None:
+        """Bring a batch's tensors back; it runs from now on."""
+        self._current = run
+        self._made.setdefault(run, [])
+        self.bytes_held -= self._held.pop(run, 0)
+        for key in list(self._spilled.get(run, ())):
+            self.restore(key)
+
+    @property
+    def has_spilled(self) -> bool:
+        """Whether any storage is on disk."""
+        return any(self._spilled.values())
+
+    def restore(self, key: int) -> None:
+        """Bring one storage back, for its batch or for another that shares it."""
+        for content in self._spilled.values():
+            if key in content:
+                storage, file = content.pop(key)
+                stored = np.fromfile(file, np.uint8)
+                storage.resize_(stored.size)
+                _bytes_of(storage).copy_(torch.from_numpy(stored))
+                file.unlink()
+
+    def park(self, run: int) -> None:
+        """Count what a batch holds while it waits, and spill it if that is over the budget."""
+        self._current = None
+        alive: dict[int, torch.UntypedStorage] = {}
+        refs = []
+        for ref in self._made[run]:
+            tensor = ref()
+            if tensor is not None:
+                refs.append(ref)
+                storage = tensor.untyped_storage()
+                if not self.is_weight(storage._cdata):
+                    alive[storage._cdata] = storage
+        self._made[run] = refs
+        held = sum(storage.nbytes() for storage in alive.values())
+        self.peak_bytes = max(self.peak_bytes, self.bytes_held + held)
+        if self.budget_bytes is not None and self.bytes_held + held > self.budget_bytes:
+            held -= self._spill(run, list(alive.values()))
+        self._held[run] = held
+        self.bytes_held += held
+
+    def drop(self, run: int) -> None:
+        """Forget a batch that has ended."""
+        self._current = None
+        self.bytes_held -= self._held.pop(run, 0)
+        self._made.pop(run, None)
+        for _, file in self._spilled.pop(run, {}).values():
+            file.unlink(missing_ok=True)
+
+    def _spill(self, run: int, storages: list[torch.UntypedStorage]) -> int:
+        if self._scratch is None:
+            self._scratch = tempfile.TemporaryDirectory(prefix="sculpt-activations-", dir=self._folder)
+        gone = 0
+        for storage in storages:
+            size = storage.nbytes()
+            if size < SMALLEST_SPILL_BYTES or not storage.resizable():
+                continue
+            file = Path(self._scratch.name) / str(self._files)
+            self._files += 1
+            _bytes_of(storage).cpu().numpy().tofile(file)
+            storage.resize_(0)
+            self._spilled.setdefault(run, {})[storage._cdata] = (storage, file)
+            gone += size
+        self.bytes_spilled += gone
+        return gone
+
+
+def _bytes_of(storage: torch.UntypedStorage) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,180 @@
+"""The statistics of a calibration: tensor name to curvature, with where they came from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import final
+
+import numpy as np
+
+from ..fusion.curvature import Curvature
+from ..fusion.errors import CurvatureError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where statistics came from; what is needed to repeat them.
+
+    Attributes:
+        model: Name of the tuned model's folder.
+        model_fingerprint: `Checkpoint.fingerprint` of the tuned model.
+        model_class: The transformers class that ran.
+        data: Name of the calibration data.
+        data_digest: Digest of the encoded samples, in the order in which they ran.
+        num_samples: Samples that ran.
+        num_tokens: Real tokens of all samples; padding never counts.
+        max_length: Longest sample in tokens.
+        seed: What the choice of samples was made with.
+        dtype: What the forward ran in; sums are always float64.
+        versions: (package, version), sorted.
+    """
+
+    model: str
+    model_fingerprint: str
+    model_class: str
+    data: str
+    data_digest: str
+    num_samples: int
+    num_tokens: int
+    max_length: int
+    seed: int
+    dtype: str
+    versions: tuple[tuple[str, str], ...] = ()
+
+
+def add_curvature(first: Curvature, second: Curvature) -> Curvature:
+    """Return the curvature of both sets of inputs: Σx² adds up.
+
+    Terms are matched by shape; a term that only one side has is kept, so tensors that are used in more than one
+    way keep one term for each.
+    """
+    terms = list(first.terms)
+    for term in second.terms:
+        for k, own in enumerate(terms):
+            if own.shape == term.shape:
+                terms[k] = own + term
+                break
+        else:
+            terms.append(term)
+    return Curvature(terms=tuple(terms), num_tokens=first.num_tokens + second.num_tokens)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class DiagonalHessian(Mapping[str, Curvature]):
+    """Curvature of each tensor of a tuned checkpoint, keyed by the names in its files.
+
+    Attributes:
+        curvatures: The statistics themselves; the object is a mapping over them.
+        provenance: Where they came from.
+        why_missing: For each tensor of the checkpoint without statistics, the reason.
+        grams: For tensors asked for by `--full`, the raw Σ x·xᵀ in float64, (d_in, d_in) or, for stacked experts,
+            (E, d_in, d_in); inputs are in the order of the tensor's own elements along its input dimensions.
+    """
+
+    curvatures: Mapping[str, Curvature]
+    provenance: Provenance
+    why_missing: Mapping[str, str] = field(default_factory=dict)
+    grams: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("curvatures", "why_missing", "grams"):
+            content = getattr(self, name)
+            object.__setattr__(self, name, MappingProxyType({key: content[key] for key in sorted(content)}))
+
+    def __getitem__(self, name: str) -> Curvature:
+        return self.curvatures[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.curvatures)
+
+    def __len__(self) -> int:
+        return len(self.curvatures)
+
+    def __repr__(self) -> str:
+        return (
+            f"DiagonalHessian({len(self)} tensors of {self.provenance.model}, "
+            f"{self.provenance.num_samples} samples, {self.provenance.num_tokens} tokens)"
+        )
+
+    def save(self, path: Path | str) -> None:
+        """Write a safetensors file, whole or not at all; the same statistics give the same bytes.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        from .file_format import write
+
+        write(self, Path(path))
+
+    @classmethod
+    def load(cls, path: Path | str) -> DiagonalHessian:
+        """Return the statistics of a file; arrays are views of the mapped file. Needs no torch.
+
+        Raises:
+            CurvatureError: The file is missing, malformed, or holds what cannot be a sum of squares.
+        """
+        from .file_format import read
+
+        return read(Path(path))
+
+    def merge(self, others: Iterable[DiagonalHessian]) -> DiagonalHessian:
+        """Return the statistics of all samples together: Σx², Σx·xᵀ and counts add up.
+
+        Raises:
+            CurvatureError: They belong to different models, or were gathered differently.
+        """
+        merged = self
+        for other in others:
+            merged = _merge_two(merged, other)
+        return merged
+
+
+def _joined(first: str, second: str) -> str:
+    return first if first == second else f"{first} + {second}"
+
+
+def _merge_two(first: DiagonalHessian, second: DiagonalHessian) -> DiagonalHessian:
+    ours, theirs = first.provenance, second.provenance
+    if ours.model_fingerprint != theirs.model_fingerprint:
+        raise CurvatureError(
+            f"statistics of `{ours.model}` and `{theirs.model}` cannot be merged: they are different models"
+        )
+    if set(first.grams) != set(second.grams):
+        raise CurvatureError(
+            "statistics cannot be merged: `--full` was asked for other tensors in one than in the other"
+        )
+    curvatures = dict(first.curvatures)
+    for name, curvature in second.items():
+        own = curvatures.get(name)
+        if (
+            own
+            and {t.shape for t in own.terms} != {t.shape for t in curvature.terms}
+            and not _same_rank(own, curvature)
+        ):
+            raise CurvatureError(f"statistics cannot be merged: `{name}` has another shape in each")
+        curvatures[name] = curvature if own is None else add_curvature(own, curvature)
+    provenance = dataclasses.replace(
+        ours,
+        data=_joined(ours.data, theirs.data),
+        data_digest=_joined(ours.data_digest, theirs.data_digest),
+        num_samples=ours.num_samples + theirs.num_samples,
+        num_tokens=ours.num_tokens + theirs.num_tokens,
+        max_length=max(ours.max_length, theirs.max_length),
+        dtype=_joined(ours.dtype, theirs.dtype),
+    )
+    missing = {**first.why_missing, **second.why_missing}
+    return DiagonalHessian(
+        curvatures=curvatures,
+        provenance=provenance,
+        why_missing={name: why for name, why in missing.items() if name not in curvatures},
+        grams={name: gram + second.grams[name] for name, gram in first.grams.items()},
+    )
+
+
+def _same_rank(first: Curvature, second: Curvature) -> bool:
+    return len({term.ndim for term in (*first.terms, *second.terms)}) == 1

@@ -1,0 +1,122 @@
+"""The arithmetic: what each kind of use of a parameter adds to the diagonal of ΣX².
+
+Each function takes the inputs of one operation and returns a float64 sum that broadcasts to the weight as the
+operation was given it. Squares and sums are float64 over chunks of rows, whatever the inputs' dtype: the square of a
+float32 is exact there, and the sum of 10⁹ of them good to about 1e-13 in the worst case. Chunks are of fixed size and
+added in order.
+
+`weights` counts each row: 1 a real token, 0 padding, or how often a row stands for a token of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 1 << 20
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return the tensor in float64, on the CPU where its device has none."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
+def column_squares(rows: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return Σ_t weights_t·x_tj² of an (n, d) matrix, of shape (d,)."""
+    count, width = rows.shape
+    step = max(1, CHUNK_ELEMENTS // max(1, width))
+    total = torch.zeros(width, dtype=torch.float64, device=wide(rows[:0]).device)
+    for start in range(0, count, step):
+        piece = wide(rows[start : start + step]).square_()
+        if weights is not None:
+            piece *= weights[start : start + step].to(piece).unsqueeze(1)
+        total += piece.sum(0)
+    return total
+
+
+def gram(rows: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return Σ_t weights_t·x_t·x_tᵀ of an (n, d) matrix, of shape (d, d)."""
+    count, width = rows.shape
+    step = max(1, CHUNK_ELEMENTS // max(1, width))
+    total = torch.zeros(width, width, dtype=torch.float64, device=wide(rows[:0]).device)
+    for start in range(0, count, step):
+        piece = wide(rows[start : start + step])
+        left = piece if weights is None else piece * weights[start : start + step].to(piece).unsqueeze(1)
+        total.addmm_(left.T, piece)
+    return total
+
+
+def grouped_column_squares(rows: Tensor, ends: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return Σx² of each group of rows, (groups, d), and the groups' sizes; group k ends before row `ends[k]`."""
+    sums, counts, start = [], [], 0
+    for end in ends:
+        sums.append(column_squares(rows[start:end]))
+        counts.append(end - start)
+        start = end
+    return torch.stack(sums), torch.tensor(counts, dtype=torch.float64)
+
+
+def elementwise_squares(x: Tensor, shape: Sequence[int], weights: Tensor | None = None) -> Tensor:
+    """Return Σx² for a weight of `shape` that multiplies `x` element by element, in the weight's shape.
+
+    `weights` broadcasts to `x`.
+    """
+    lead = x.ndim - len(shape)
+    kept = [k for k in range(x.ndim) if k >= lead and shape[k - lead] > 1]
+    summed = [k for k in range(x.ndim) if k not in kept]
+    order = (*summed, *kept)
+    rows = x.permute(order).reshape(-1, max(1, _size(x, kept)))
+    if weights is None:
+        return column_squares(rows).reshape(tuple(shape))
+    # The weights vary along summed axes only, as tokens do.
+    per_row = weights.expand(x.shape).permute(order)[(..., *(0,) * len(kept))].reshape(-1)
+    return column_squares(rows, per_row).reshape(tuple(shape))
+
+
+def _size(x: Tensor, axes: Sequence[int]) -> int:
+    size = 1
+    for axis in axes:
+        size *= x.shape[axis]
+    return size
+
+
+def row_counts(indices: Tensor, num_rows: int, weights: Tensor | None = None) -> Tensor:
+    """Return how often each row of an embedding was looked up, of shape (num_rows, 1)."""
+    flat = indices.reshape(-1)
+    per_index = None if weights is None else wide(weights.expand(indices.shape)).reshape(-1)
+    flat = flat.to(per_index.device) if per_index is not None else flat
+    return torch.bincount(flat, per_index, minlength=num_rows).to(torch.float64).unsqueeze(1)
+
+
+def patch_squares(
+    x: Tensor,
+    kernel: Sequence[int],
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    out_sizes: Sequence[int],
+) -> Tensor:
+    """Return Σx² of the unfolded patches of a convolution, of shape (channels, *kernel).
+
+    `x` is (batch, channels, *space). Each kernel position sees a strided window of the input; zero padding adds
+    nothing.
+    """
+    if tuple(kernel) == tuple(stride) == tuple(x.shape[2:]) and not any(padding):
+        # One patch that is the input, as in Qwen2-VL, which cuts patches before its convolution.
+        return column_squares(x.reshape(x.shape[0], -1)).reshape(x.shape[1], *kernel)
+    squares = torch.zeros(x.shape[1:], dtype=torch.float64, device=wide(x[:0]).device)
+    for sample in x:
+        squares += wide(sample).square_()
+    padded = torch.nn.functional.pad(squares, [p for size in reversed(padding) for p in (size, size)])
+    total = torch.zeros(x.shape[1], *kernel, dtype=torch.float64, device=squares.device)
+    for position in product(*(range(size) for size in kernel)):
+        window = tuple(
+            slice(k * d, k * d + s * (n - 1) + 1, s)
+            for k, d, s, n in zip(position, dilation, stride, out_sizes, strict=True)
+        )
+        total[(slice(None), *position)] = padded[(slice(None), *window)].flatten(1).sum(1)
+    return total

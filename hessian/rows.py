@@ -1,0 +1,232 @@
+"""Calibration data as rows: JSONL, Parquet, text, a saved `datasets` folder, or a folder of images.
+
+Rows are read when they are asked for, so a large file costs its index only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from ..fusion.errors import DataError
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+DOCUMENT_BREAK = "%%"
+SHIPPED = "calibration.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows of a data set.
+
+    Attributes:
+        name: Of the file or folder, for people.
+        count: How many there are.
+        read: Row number to row.
+        folder: What paths in rows are relative to.
+        documents: Whether rows are running text, which is cut to samples, rather than samples.
+    """
+
+    name: str
+    count: int
+    read: Callable[[int], Mapping[str, Any]]
+    folder: Path
+    documents: bool = False
+
+
+def open_rows(data: Path | str | None) -> Rows:
+    """Return the rows of a data set; those of the text that ships with sculpt where none is given.
+
+    Raises:
+        DataError: The data are missing, unreadable, empty, or of a kind that is not known.
+    """
+    if data is None:
+        text = (resources.files("sculpt.configs") / SHIPPED).read_text(encoding="utf-8")
+        return _documents(text, name=SHIPPED, folder=Path())
+    path = Path(data)
+    if not path.exists():
+        raise DataError(f"`{data}` does not exist")
+    if path.is_dir():
+        rows = _folder(path)
+    else:
+        reader = READERS.get(path.suffix.lower())
+        if reader is None:
+            known = ", ".join(sorted(READERS))
+            raise DataError(f"`{data}` is of no known kind", hint=f"known are {known} and folders")
+        rows = reader(path)
+    if rows.count == 0:
+        raise DataError(f"`{data}` is empty")
+    return rows
+
+
+def chosen(count: int, num_rows: int, seed: int) -> list[int]:
+    """Return up to `count` row numbers in the order in which they were drawn.
+
+    Drawn by a hash of (seed, number), so a larger sample begins with the smaller one.
+    """
+
+    def draw(number: int) -> tuple[int, int]:
+        return xxhash.xxh3_64_intdigest(number.to_bytes(8, "little"), seed=seed), number
+
+    if count >= num_rows:
+        return sorted(range(num_rows), key=draw)
+    import heapq
+
+    return heapq.nsmallest(count, range(num_rows), key=draw)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read `{path}`: {error}") from error
+
+
+def _text(path: Path) -> Rows:
+    return _documents(_read_text(path), name=path.name, folder=path.parent)
+
+
+def _documents(text: str, *, name: str, folder: Path) -> Rows:
+    documents, lines = [], []
+    for line in [*text.splitlines(), DOCUMENT_BREAK]:
+        if line.strip() == DOCUMENT_BREAK:
+            document = "\n".join(lines).strip()
+            if document:
+                documents.append(document)
+            lines = []
+        else:
+            lines.append(line)
+    return Rows(
+        name=name,
+        count=len(documents),
+        read=lambda number: {"text": documents[number]},
+        folder=folder,
+        documents=True,
+    )
+
+
+def _jsonl(path: Path) -> Rows:
+    starts: list[int] = []
+    try:
+        with path.open("rb") as stream:
+            start = 0
+            for line in stream:
+                if line.strip():
+                    starts.append(start)
+                start += len(line)
+    except OSError as error:
+        raise DataError(f"cannot read `{path}`: {error.strerror or error}") from error
+
+    def read(number: int) -> Mapping[str, Any]:
+        with path.open("rb") as stream:
+            stream.seek(starts[number])
+            line = stream.readline()
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"row {number + 1} of `{path}` is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"row {number + 1} of `{path}` is not a JSON object")
+        return row
+
+    return Rows(name=path.name, count=len(starts), read=read, folder=path.parent)
+
+
+def _arrow_error(path: Path, error: Exception) -> DataError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return DataError(f"cannot read `{path}`: {lines[0]}")
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise DataError(
+            "reading Parquet and `datasets` folders needs pyarrow",
+            hint="`pip install 'checkpoint-sculpt[parquet]'`",
+        ) from error
+    return pyarrow
+
+
+def _parquet(path: Path) -> Rows:
+    _pyarrow()
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except Exception as error:  # pyarrow's own tree of errors, OSError, ValueError
+        raise _arrow_error(path, error) from error
+    ends: list[int] = []
+    for group in range(file.num_row_groups):
+        ends.append((ends[-1] if ends else 0) + file.metadata.row_group(group).num_rows)
+
+    @cache
+    def table(group: int) -> Any:
+        return file.read_row_group(group)
+
+    def read(number: int) -> Mapping[str, Any]:
+        group = next(k for k, end in enumerate(ends) if number < end)
+        start = ends[group - 1] if group else 0
+        return table(group).slice(number - start, 1).to_pylist()[0]
+
+    return Rows(name=path.name, count=ends[-1] if ends else 0, read=read, folder=path.parent)
+
+
+def _saved_dataset(path: Path) -> Rows:
+    """Return the rows of a folder that `datasets.Dataset.save_to_disk` wrote: Arrow streams named in its state."""
+    pyarrow = _pyarrow()
+    state = json.loads(_read_text(path / "state.json"))
+    tables = []
+    for entry in state.get("_data_files") or ():
+        file = path / Path(str(entry["filename"])).name
+        try:
+            with pyarrow.memory_map(str(file)) as source:
+                tables.append(pyarrow.ipc.open_stream(source).read_all())
+        except Exception as error:
+            raise _arrow_error(file, error) from error
+    if not tables:
+        raise DataError(f"`{path}` is a saved data set without data files")
+    table = pyarrow.concat_tables(tables)
+    if state.get("_indices_files"):
+        raise DataError(
+            f"`{path}` is a selection of another data set", hint="`dataset.flatten_indices()` before saving it"
+        )
+    return Rows(
+        name=path.name,
+        count=table.num_rows,
+        read=lambda number: table.slice(number, 1).to_pylist()[0],
+        folder=path,
+    )
+
+
+def _folder(path: Path) -> Rows:
+    if (path / "state.json").is_file():
+        return _saved_dataset(path)
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(child.name for child in path.iterdir() if (child / "state.json").is_file())
+        raise DataError(f"`{path}` holds several splits", hint=f"name one of: {', '.join(splits)}")
+    images = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        raise DataError(f"`{path}` is neither a saved data set nor a folder of images")
+    return Rows(
+        name=path.name,
+        count=len(images),
+        read=lambda number: {"image": str(images[number].relative_to(path))},
+        folder=path,
+    )
+
+
+READERS: dict[str, Callable[[Path], Rows]] = {
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".parquet": _parquet,
+    ".text": _text,
+    ".txt": _text,
+}

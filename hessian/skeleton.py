@@ -1,0 +1,228 @@
+"""A transformers model without weights: the class that the config names, with real buffers and nothing else.
+
+It is built the way `from_pretrained` builds it: on the meta device, untied; then what the checkpoint does not hold is
+initialised, buffers such as rotary frequencies above all, and weights are tied.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..fusion.checkpoint import Checkpoint
+from ..fusion.errors import ModelError, SculptError
+from .names import NameMap, map_names
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+# Tried in this order where the config does not name its class.
+AUTO_CLASSES = (
+    "AutoModelForImageTextToText",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForCausalLM",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForMaskedLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForImageClassification",
+    "AutoModel",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skeleton:
+    """A model to be filled block by block.
+
+    Attributes:
+        model: In eval mode. Parameters that the checkpoint holds are on the meta device, others are initialised.
+        names: How the checkpoint's tensors make them.
+        folder: Of configuration, tokenizer and processor.
+    """
+
+    model: Any
+    names: NameMap
+    folder: Path
+
+
+def _load_config(folder: Path, *, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises anything on a damaged config
+        raise ModelError(f"transformers cannot read the config of `{folder}`: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+
+
+def needs_remote_code(checkpoint: Checkpoint) -> bool:
+    """Return whether the model's code lies in its folder and transformers has no class for it."""
+    import transformers
+
+    config = checkpoint.config or {}
+    architectures = config.get("architectures") or []
+    known = any(hasattr(transformers, str(name)) for name in architectures)
+    return bool(config.get("auto_map")) and not known
+
+
+def _model_class(config: Any, auto_class: str | None) -> Any:
+    import transformers
+    from transformers.models.auto.auto_factory import _get_model_class
+
+    if auto_class is None:
+        for name in getattr(config, "architectures", None) or ():
+            found = getattr(transformers, name, None)
+            if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+                return found
+    for name in (auto_class,) if auto_class else AUTO_CLASSES:
+        auto = getattr(transformers, name, None)
+        if auto is None:
+            raise ModelError(f"transformers has no class `{name}`")
+        if isinstance(auto, type) and issubclass(auto, transformers.PreTrainedModel):
+            return auto
+        if type(config) in auto._model_mapping:
+            return _get_model_class(config, auto._model_mapping)
+    wanted = auto_class or "a model class"
+    raise ModelError(f"transformers has no `{wanted}` for a model of type `{config.model_type}`")
+
+
+def _remote_class(folder: Path, config: Any, auto_class: str | None) -> Any:
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    auto_map = config.auto_map
+    names = (auto_class,) if auto_class else AUTO_CLASSES
+    name = next((name for name in names if name in auto_map), None)
+    if name is None:
+        raise ModelError(f"the code in `{folder}` has no `{auto_class or 'model class'}`")
+    return get_class_from_dynamic_module(auto_map[name], str(folder), local_files_only=True)
+
+
+def compute_dtype(name: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    """Return the dtype of the forward: float32 on a CPU, on an accelerator the dtype of most of the weights."""
+    import torch
+
+    if name == "auto":
+        sizes: dict[str, int] = {}
+        for info in checkpoint.tensors.values():
+            if info.stored.fusible:
+                sizes[info.stored.torch] = sizes.get(info.stored.torch, 0) + info.nbytes
+        name = "float32" if device.type == "cpu" or not sizes else max(sizes, key=lambda key: (sizes[key], key))
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ModelError(f"`{name}` is no dtype to compute in", hint="float32, bfloat16, float16 or auto")
+    return dtype
+
+
+def build(
+    checkpoint: Checkpoint,
+    *,
+    auto_class: str | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
+    trust_remote_code: bool,
+) -> Skeleton:
+    """Return the model of a checkpoint, without the weights that the checkpoint holds.
+
+    Raises:
+        ModelError: transformers cannot build it, or the weights do not fit.
+    """
+    folder = checkpoint.folder or checkpoint.path.parent
+    content = checkpoint.config if checkpoint.folder else None
+    if content is None and not (folder / "config.json").is_file():
+        raise ModelError(f"`{folder}` holds no `config.json`, so the model cannot be run")
+    if content and content.get("quantization_config"):
+        raise ModelError(f"`{folder}` is quantised, which sculpt cannot run", hint="calibrate the unquantised model")
+    remote = needs_remote_code(checkpoint)
+    if remote and not trust_remote_code:
+        raise ModelError(
+            f"`{folder}` needs the code that lies in it to run",
+            hint="read that code, then pass `--trust-remote-code`",
+        )
+    config = _load_config(folder, trust_remote_code=remote and trust_remote_code)
+    cls = _remote_class(folder, config, auto_class) if remote else _model_class(config, auto_class)
+    try:
+        model = _on_meta(cls, config, dtype)
+        names = map_names(model, checkpoint)
+        _fill_the_rest(model, names, device, seed)
+    except SculptError:
+        raise
+    except Exception as error:
+        raise ModelError(f"transformers cannot build `{cls.__name__}` from `{folder}`: {_first_line(error)}") from error
+    return Skeleton(model=model.eval(), names=names, folder=folder)
+
+
+def _on_meta(cls: Any, config: Any, dtype: torch.dtype) -> Any:
+    from transformers.monkey_patching import patch_output_recorders
+
+    config.dtype = dtype
+    for key in config.sub_configs:
+        if getattr(config, key, None) is not None:
+            getattr(config, key).dtype = dtype
+    # One expert after the other: each is then a view of the stack, and its inputs are the tokens routed to it.
+    config._experts_implementation = "eager"
+    with ExitStack() as stack:
+        for context in cls.get_init_context(dtype, False, False, False):
+            stack.enter_context(context)
+        model = cls(config)
+        patch_output_recorders(model)
+    return model
+
+
+def _fill_the_rest(model: Any, names: NameMap, device: torch.device, seed: int) -> None:
+    """Initialise buffers and what the checkpoint lacks as `from_pretrained` does, and tie weights."""
+    import torch
+
+    missing = set(names.missing)
+    tied = set(model.all_tied_weights_keys)
+    state = model.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        if name not in missing or name in tied:
+            tensor._is_hf_initialized = True
+    _check_missing(model, missing - tied)
+    for name in sorted(missing - tied):
+        _replace(model, name, torch.zeros_like(state[name], device=device))
+    for name, buffer in list(model.named_non_persistent_buffers()):
+        _replace(model, name, torch.zeros_like(buffer, device=device))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.initialize_weights()
+    model.tie_weights(missing_keys=set(names.missing), recompute_mapping=False)
+
+
+def _replace(model: Any, name: str, value: torch.Tensor) -> None:
+    import torch
+
+    parent, _, leaf = name.rpartition(".")
+    module = model.get_submodule(parent)
+    if leaf in module._parameters:
+        value = torch.nn.Parameter(value, requires_grad=False)
+    setattr(module, leaf, value)
+
+
+def _check_missing(model: Any, missing: set[str]) -> None:
+    """Refuse a model whose body lacks weights; a head that the checkpoint lacks is made up, and said."""
+    ignored = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
+    missing = {name for name in missing if not any(pattern.search(name) for pattern in ignored)}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    lacking = sorted(missing & parameters)
+    body = f"{model.base_model_prefix}."
+    has_head = any(not name.startswith(body) for name in parameters)
+    in_body = [name for name in lacking if (name.startswith(body) or not has_head) and "pooler" not in name]
+    if in_body:
+        more = f" and {len(in_body) - 1} more" if len(in_body) > 1 else ""
+        raise ModelError(
+            f"the checkpoint lacks `{in_body[0]}`{more}, which `{type(model).__name__}` needs",
+            hint="`--auto-class` runs it as another class",
+        )
+    if lacking:
+        logger.warning("%s is not in the checkpoint and gets random values, which no statistics are kept of", lacking)
