@@ -38,6 +38,38 @@ def option_docs(cls: type) -> dict[str, str]:
     return docs
 
 
+def _flag(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def takes_numbers(hint: object) -> bool:
+    """Return whether a field's type has room for several numbers; its flag is then a list such as `1,1,0.5`."""
+    return any(get_origin(part) is tuple and float in get_args(part) for part in (hint, *get_args(hint)))
+
+
+def parse_numbers(text: str, flag: str) -> float | tuple[float, ...]:
+    """Return the number of `0.5`, or the numbers of `1,1,0.5`."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"`{text}` is not a list of numbers such as 1,1,0.5", param_hint=flag) from error
+    return values[0] if len(values) == 1 else values
+
+
+def _numbers_text(values: Any) -> str | None:
+    return None if values is None else ",".join(f"{v:g}" for v in (values if isinstance(values, tuple) else (values,)))
+
+
+def _built(cls: type, values: dict[str, Any]) -> Any:
+    hints = get_type_hints(cls)
+    return cls(
+        **{
+            name: parse_numbers(value, _flag(name)) if isinstance(value, str) and takes_numbers(hints[name]) else value
+            for name, value in values.items()
+        }
+    )
+
+
 def _parameters(cls: type, panel: str) -> list[inspect.Parameter]:
     hints, docs = get_type_hints(cls, include_extras=True), option_docs(cls)
     found = []
@@ -47,11 +79,14 @@ def _parameters(cls: type, panel: str) -> list[inspect.Parameter]:
             isinstance(extra, typer.models.OptionInfo) for extra in get_args(hint)[1:]
         )
         if not has_option:
-            flag = "--" + field.name.replace("_", "-")
+            flag = _flag(field.name)
             names = [f"{flag}/--no-{flag[2:]}"] if hint is bool else [flag]
-            option = typer.Option(*names, help=docs.get(field.name, ""), rich_help_panel=panel)
-            hint = Annotated[hint, option]
+            metavar = "N[,N…]" if takes_numbers(hint) else None
+            option = typer.Option(*names, help=docs.get(field.name, ""), rich_help_panel=panel, metavar=metavar)
+            hint = Annotated[str if takes_numbers(hint) else hint, option]
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if takes_numbers(hints[field.name]):
+            default = _numbers_text(default)
         found.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint))
     return found
 
@@ -72,14 +107,14 @@ def with_options(**groups: tuple[type, str]) -> Callable[[Callable[..., None]], 
         @functools.wraps(function)
         def command(**values: Any) -> None:
             built = {
-                name: groups[name][0](**{parameter.name: values.pop(parameter.name) for parameter in found})
+                name: _built(groups[name][0], {parameter.name: values.pop(parameter.name) for parameter in found})
                 for name, found in expanded.items()
             }
             function(**values, **built)
 
         del command.__wrapped__
         parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-        command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+        command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue, reportFunctionMemberAccess]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return command
 

@@ -30,7 +30,12 @@ EXAMPLES = {
         "sculpt fuse base/ sft/ --no-calibration --include 'model.layers.*' --dry-run",
     ],
     "dare": ["sculpt dare base/ sft/ --sparsity 0.9 --scale 1.0"],
-    "task-arithmetic": ["sculpt task-arithmetic base/ sft/ --scale 0.5"],
+    "dare-ties": ["sculpt dare-ties base/ code/ math/ --sparsity 0.8 --weights 1,0.5"],
+    "linear": ["sculpt linear one/ two/ three/ --weights 2,1,1"],
+    "task-arithmetic": [
+        "sculpt task-arithmetic base/ sft/ --scale 0.5",
+        "sculpt task-arithmetic base/ code/ math/ --weights 0.6,0.4",
+    ],
 }
 
 

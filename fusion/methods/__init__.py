@@ -2,9 +2,11 @@
 
 from .adadare import AdaDare
 from .dare import Dare
+from .dare_ties import DareTies
+from .linear import Linear
 from .method import Method
 from .task_arithmetic import TaskArithmetic
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (AdaDare, Dare, TaskArithmetic)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (AdaDare, Dare, DareTies, Linear, TaskArithmetic)}
 
-__all__ = ["METHODS", "AdaDare", "Dare", "Method", "TaskArithmetic"]
+__all__ = ["METHODS", "AdaDare", "Dare", "DareTies", "Linear", "Method", "TaskArithmetic"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..curvature import Curvature
 from ..errors import MethodError
 from ..sums import block_sums, exact_total
 from ..tile import Tile
+from .checks import spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ class Map:
     figures: dict[str, float] = field(default_factory=dict)
 
 
+PerModel = float | tuple[float, ...]  # one number for all models, or one for each
 Scope = Literal["tensor", "block", "model"]  # what shares one reduction
 Reduction = Generator[Pass, Any, Map]
 
@@ -74,7 +76,9 @@ class Method(ABC):
     uses_curvature: ClassVar[bool] = False
     needs_gram: ClassVar[bool] = False  # the full Σ x·xᵀ, not the diagonal alone
     random: ClassVar[bool] = False
+    min_models: ClassVar[int] = 1
     max_models: ClassVar[int | None] = 1  # None: any number of tuned models
+    per_model: ClassVar[tuple[str, ...]] = ()  # options that may have one value for each model
     scope: ClassVar[Scope] = "tensor"  # an option of methods that can reduce over more
 
     @abstractmethod
@@ -86,10 +90,26 @@ class Method(ABC):
         """Which input these options reproduce bit for bit, if any; tensors that cannot be fused follow it."""
         return None
 
-    def check_models(self, num_models: int) -> None:
-        """Raise MethodError if these options cannot serve `num_models` tuned models."""
-        if self.max_models is not None and num_models > self.max_models:
-            raise MethodError(f"{self.title} takes {self.max_models} tuned model(s), got {num_models}")
+    @property
+    def counts_base(self) -> bool:
+        """Whether the base is the first of the models that are averaged, with a weight of its own."""
+        return False
+
+    def for_models(self, num_models: int) -> Method:
+        """Return these options with `weights` spelled out for each of `num_models` tuned models.
+
+        Raises:
+            MethodError: The method takes another number of models, or an option has another number of values.
+        """
+        least, most = self.min_models, self.max_models
+        if num_models < least or (most is not None and num_models > most):
+            wanted = str(least) if least == most else f"at least {least}" if most is None else f"{least} to {most}"
+            raise MethodError(f"{self.title} takes {wanted} tuned model{'s' * (wanted != '1')}, got {num_models}")
+        wanted = num_models + self.counts_base
+        for option in self.per_model:
+            spread(option, getattr(self, option), wanted)
+        weights = getattr(self, "weights", None)
+        return self if weights is None else replace(self, weights=spread("weights", weights, wanted))  # pyright: ignore[reportCallIssue]
 
     def grain(self, shape: tuple[int, ...], curvature: Curvature | None) -> int:  # noqa: ARG002 (for those that ask)
         """Return how many consecutive elements are never cut apart: 1, or those of a row."""

@@ -1,0 +1,75 @@
+"""DARE-TIES: DARE's sparsification in place of trimming, then TIES' election and disjoint mean.
+
+    δ̂_k = M_k·δ_k/(1 − p_k),  M_k ~ Bernoulli(1 − p_k)
+    σ   = sign Σ_k w_k·δ̂_k                               elected, per element; zero elects +
+    W   = W_pre + λ·Σ_{k: sign = σ} w_k·δ̂_k / Σ_{k: sign = σ} w_k
+
+Yu et al. (arXiv:2311.03099) on Yadav et al. (arXiv:2306.01708). mergekit's `dare_ties` sums instead of averaging
+(`--no-normalize`) and rescales to the L1 norm of before (`--rescale l1`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from ..elect import Election, Merging
+from .checks import as_tuple, at_least_zero, each, finite, fraction, one_of, spread
+from .dare import Rescale, drop_and_merge, factors_of
+from .method import Map, Method, PerModel, Reduction
+from .task_arithmetic import add_scaled
+
+
+@dataclass(frozen=True, kw_only=True)
+class DareTies(Method):
+    """Drop deltas at random, elect a sign for each element, and average the models that agree with it.
+
+    Attributes:
+        sparsity: p, the probability of being dropped, in [0, 1]. One for each model, or one for all.
+        scale: λ, the strength of what is kept.
+        weights: w, one for each model, separated by commas, or one for all.
+        election: Whether the votes are `weighted`, or counted `unweighted` by the deltas alone.
+        normalize: Divide by the sum of the agreeing weights.
+        rescale: Survivors times `1/(1 − p)` (probability), to the L1 norm of before (l1), or not at all (none).
+    """
+
+    sparsity: PerModel = 0.9
+    scale: float = 1.0
+    weights: PerModel = 1.0
+    election: Election = "weighted"
+    normalize: bool = True
+    rescale: Rescale = "probability"
+
+    name: ClassVar[str] = "dare-ties"
+    title: ClassVar[str] = "DARE-TIES"
+    source: ClassVar[str] = "arXiv:2311.03099, arXiv:2306.01708"
+    random: ClassVar[bool] = True
+    max_models: ClassVar[int | None] = None
+    per_model: ClassVar[tuple[str, ...]] = ("weights", "sparsity")
+
+    def __post_init__(self) -> None:
+        each("sparsity", self.sparsity, fraction)
+        at_least_zero("scale", self.scale)
+        each("weights", self.weights, finite)
+        one_of("election", self.election, get_args(Election))
+        one_of("rescale", self.rescale, get_args(Rescale))
+
+    @property
+    def identity(self) -> Literal["base", "tuned"] | None:
+        """The base where nothing is added; the tuned model where it is alone, whole and added once."""
+        weights, sparsity = as_tuple(self.weights), as_tuple(self.sparsity)
+        if self.scale == 0 or not any(weights) or min(sparsity) == 1:
+            return "base"
+        whole = self.scale == 1 and len(weights) == 1 and (self.normalize or weights[0] == 1)
+        return "tuned" if whole and max(sparsity) == 0 else None
+
+    def reduce(self, num_elements: int) -> Reduction:  # noqa: ARG002 (only `l1` looks at the tensor)
+        """Return the map; sum the deltas first where they are rescaled to their L1 norm."""
+        yield from ()
+        if self.identity == "base":
+            return Map(function=add_scaled, arguments=(0.0,))
+        weights = as_tuple(self.weights)
+        keeps = tuple(1 - p for p in spread("sparsity", self.sparsity, len(weights)))
+        factors = yield from factors_of(self.rescale, keeps)
+        merging = Merging(weights=weights, election=self.election, normalize=self.normalize)
+        return Map(function=drop_and_merge, arguments=(keeps, factors, merging, self.scale))
