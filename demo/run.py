@@ -1,0 +1,254 @@
+"""The whole story: fine-tune until the model forgets, calibrate, fuse in several ways, score them all."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..fusion.errors import OutputError
+from .setup import Narrator, Setup, Silence, counter, make_setup
+
+RESULT = "sculpt-demo.json"
+SAMPLES = 128
+STRENGTH, SPARSITY = 0.5, 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoRow:
+    """One model of the story: how it was made, where it lies, what it scores.
+
+    Attributes:
+        target: Percent of the test answers that are right.
+        general: Percent of the next tokens of held-out prose that are ranked first.
+        perplexity: Of the same prose.
+        avg, h_score: Arithmetic and harmonic mean of `target` and `general`.
+    """
+
+    name: str
+    path: Path
+    target: float
+    general: float
+    perplexity: float
+    avg: float
+    h_score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """What came out, and what it took.
+
+    Attributes:
+        trained: Steps, tokens, seconds and final loss of the fine-tune.
+        seconds: Of each stage.
+    """
+
+    model: str
+    task: str
+    tiny: bool
+    seed: int
+    num_test_answers: int
+    num_prose_tokens: int
+    trained: dict[str, Any]
+    rows: tuple[DemoRow, ...]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        content = asdict(self)
+        content["rows"] = [{**asdict(row), "path": str(row.path)} for row in self.rows]
+        return content
+
+
+def run_demo(
+    out: Path,
+    cache: Path,
+    *,
+    tiny: bool = False,
+    steps: int | None = None,
+    minutes: float | None = None,
+    seed: int,
+    device: str,
+    narrator: Narrator | None = None,
+) -> DemoResult:
+    """Fine-tune a small real model, fuse it with its base in four ways, and return the scores of all.
+
+    The checkpoints, the calibration data and statistics and the result are left in `out`.
+
+    Args:
+        out: A folder that is new, empty or of an earlier demo.
+        cache: Where downloads and converted models are kept.
+        tiny: Download nothing; train a tiny model on the text that ships.
+        steps: Of fine-tuning; None for what suits the model.
+        minutes: Limit of the fine-tuning's time; None for none.
+
+    Raises:
+        SculptError: One sentence about what went wrong.
+    """
+    narrator = narrator or Silence()
+    _refuse_foreign(out)
+    clock = _Clock()
+    setup = make_setup(cache, tiny=tiny, steps=steps, minutes=minutes, seed=seed, device=device, narrator=narrator)
+    clock.lap("set-up")
+    return _Story(setup, out, seed=seed, device=device, narrator=narrator, clock=clock).tell()
+
+
+class _Clock:
+    """Seconds of each stage, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = time.monotonic()
+
+    def lap(self, stage: str) -> None:
+        now = time.monotonic()
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + now - self._start, 1)
+        self._start = now
+
+
+class _Story:
+    """One run: what its stages share."""
+
+    def __init__(self, setup: Setup, out: Path, *, seed: int, device: str, narrator: Narrator, clock: _Clock) -> None:
+        from transformers import AutoTokenizer
+
+        from .task import encode_example, encode_prose
+
+        self.setup, self.out, self.seed, self.device = setup, out, seed, device
+        self.narrator, self.clock = narrator, clock
+        self.rows: list[DemoRow] = []
+        self.tokenizer = AutoTokenizer.from_pretrained(setup.base, local_files_only=True)
+        self.test = [encode_example(example, self.tokenizer) for example in setup.task.test]
+        self.prose = [encode_prose(text, self.tokenizer, setup.prose_tokens) for text in setup.task.prose]
+
+    def tell(self) -> DemoResult:
+        from ..api import fuse
+        from ..fusion.fuse import Settings
+        from ..fusion.methods import AdaDare, Dare, TaskArithmetic
+        from ..hessian import calibrate
+        from .task import write_calibration
+
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / RESULT).write_text("{}\n", encoding="utf-8")
+        self.score("base", self.setup.base)
+        tuned = self.out / "tuned"
+        trained = self.fine_tune(tuned)
+        self.score("fine-tuned", tuned)
+
+        data = write_calibration(self.setup.task.train[:SAMPLES], self.out / "calibration.jsonl")
+        hessian = self.out / "hessian.safetensors"
+        with self.narrator.stage(f"calibrating on {SAMPLES} training examples") as progress:
+            calibrate(
+                tuned,
+                data=data,
+                output=hessian,
+                samples=SAMPLES,
+                batch_size=8,
+                seed=self.seed,
+                device=self.device,
+                overwrite=True,
+                progress=progress,
+            )
+        self.clock.lap("calibrate")
+        strength, sparsity = STRENGTH, SPARSITY
+        for name, folder, method in (
+            (f"interpolation {strength}", "interpolation", TaskArithmetic(scale=strength)),
+            ("DARE λ=1", "dare-1", Dare(sparsity=sparsity, scale=1.0)),
+            (f"DARE λ={strength}", "dare", Dare(sparsity=sparsity, scale=strength)),
+            (f"AdaDARE-γ γ={strength}", "adadare", AdaDare(gamma=strength, sparsity=sparsity)),
+        ):
+            with self.narrator.stage(f"fusing: {name}", unit="bytes") as progress:
+                fuse(
+                    self.setup.base,
+                    tuned,
+                    output=self.out / folder,
+                    method=method,
+                    hessian=hessian if method.uses_curvature else None,
+                    settings=Settings(seed=self.seed, device=self.device),
+                    overwrite=True,
+                    progress=progress,
+                )
+            self.clock.lap("fuse")
+            self.score(name, self.out / folder)
+        result = DemoResult(
+            model=self.setup.model,
+            task=self.setup.task.name,
+            tiny=self.setup.tiny,
+            seed=self.seed,
+            num_test_answers=sum(len(example.answers) for example in self.setup.task.test),
+            num_prose_tokens=sum(len(row.ids) - 1 for row in self.prose),
+            trained=asdict(trained),
+            rows=tuple(self.rows),
+            seconds=self.clock.seconds,
+        )
+        text = json.dumps(result.as_json(), indent=1, ensure_ascii=False)
+        (self.out / RESULT).write_text(text + "\n", encoding="utf-8")
+        return result
+
+    def fine_tune(self, tuned: Path) -> Any:
+        """Train the base on the target task and save it as `tuned`; return the training's report."""
+        import shutil
+
+        import torch
+
+        from .models import new_folder, save_checkpoint
+        from .score import load_model
+        from .task import encode_example
+        from .train import fine_tune
+
+        training = self.setup.training
+        rows = [encode_example(example, self.tokenizer) for example in self.setup.task.train]
+        torch.manual_seed(self.seed)
+        model = load_model(self.setup.base, dtype=torch.float32, device=self.device)
+        with self.narrator.stage(f"fine-tuning on {self.setup.task.name}") as progress:
+            report = fine_tune(
+                model,
+                rows,
+                training,
+                compute=self.setup.compute,
+                advance=counter(progress, training.steps, "step"),
+            )
+        if report.steps < training.steps:
+            self.narrator.note(
+                f"the time was up after {report.steps} of {training.steps} steps; "
+                "the scores depend on this machine's speed"
+            )
+        shutil.rmtree(tuned, ignore_errors=True)
+        with new_folder(tuned) as building:
+            save_checkpoint(model, self.tokenizer, building)
+        self.clock.lap("fine-tune")
+        return report
+
+    def score(self, name: str, path: Path) -> None:
+        """Load a checkpoint as any user would, score it, and keep the row."""
+        from .score import load_model, num_score_batches, score_model
+
+        with self.narrator.stage(f"scoring: {name}") as progress:
+            model = load_model(path, dtype=self.setup.compute, device=self.device)
+            total = num_score_batches(self.test, self.prose)
+            score = score_model(model, self.test, self.prose, advance=counter(progress, total, "batch"))
+        self.rows.append(
+            DemoRow(
+                name=name,
+                path=path,
+                target=score.target,
+                general=score.general,
+                perplexity=score.perplexity,
+                avg=score.avg,
+                h_score=score.h_score,
+            )
+        )
+        self.clock.lap("score")
+
+
+def best_rows(rows: Sequence[DemoRow]) -> dict[str, str]:
+    """Return the name of the row with the highest `avg` and with the highest `h_score`, by these keys."""
+    return {key: max(rows, key=lambda row: getattr(row, key)).name for key in ("avg", "h_score")}
+
+
+def _refuse_foreign(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / RESULT).is_file())):
+        raise OutputError(f"`{out}` exists and is not of an earlier demo", hint="name another folder with `--out`")
