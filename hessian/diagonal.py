@@ -9,8 +9,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import final
 
-import numpy as np
-
 from ..fusion.curvature import Curvature
 from ..fusion.errors import CurvatureError
 
@@ -50,7 +48,7 @@ def add_curvature(first: Curvature, second: Curvature) -> Curvature:
     """Return the curvature of both sets of inputs: Σx² adds up.
 
     Terms are matched by shape; a term that only one side has is kept, so tensors that are used in more than one
-    way keep one term for each.
+    way keep one term for each. Σ x·xᵀ is kept where both have it.
     """
     terms = list(first.terms)
     for term in second.terms:
@@ -60,7 +58,8 @@ def add_curvature(first: Curvature, second: Curvature) -> Curvature:
                 break
         else:
             terms.append(term)
-    return Curvature(terms=tuple(terms), num_tokens=first.num_tokens + second.num_tokens)
+    gram = None if first.gram is None or second.gram is None else first.gram + second.gram
+    return Curvature(terms=tuple(terms), num_tokens=first.num_tokens + second.num_tokens, gram=gram)
 
 
 @final
@@ -72,17 +71,14 @@ class DiagonalHessian(Mapping[str, Curvature]):
         curvatures: The statistics themselves; the object is a mapping over them.
         provenance: Where they came from.
         why_missing: For each tensor of the checkpoint without statistics, the reason.
-        grams: For tensors asked for by `--full`, the raw Σ x·xᵀ in float64, (d_in, d_in) or, for stacked experts,
-            (E, d_in, d_in); inputs are in the order of the tensor's own elements along its input dimensions.
     """
 
     curvatures: Mapping[str, Curvature]
     provenance: Provenance
     why_missing: Mapping[str, str] = field(default_factory=dict)
-    grams: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("curvatures", "why_missing", "grams"):
+        for name in ("curvatures", "why_missing"):
             content = getattr(self, name)
             object.__setattr__(self, name, MappingProxyType({key: content[key] for key in sorted(content)}))
 
@@ -144,10 +140,6 @@ def _merge_two(first: DiagonalHessian, second: DiagonalHessian) -> DiagonalHessi
         raise CurvatureError(
             f"statistics of `{ours.model}` and `{theirs.model}` cannot be merged: they are different models"
         )
-    if set(first.grams) != set(second.grams):
-        raise CurvatureError(
-            "statistics cannot be merged: `--full` was asked for other tensors in one than in the other"
-        )
     curvatures = dict(first.curvatures)
     for name, curvature in second.items():
         own = curvatures.get(name)
@@ -172,9 +164,8 @@ def _merge_two(first: DiagonalHessian, second: DiagonalHessian) -> DiagonalHessi
         curvatures=curvatures,
         provenance=provenance,
         why_missing={name: why for name, why in missing.items() if name not in curvatures},
-        grams={name: gram + second.grams[name] for name, gram in first.grams.items()},
     )
 
 
 def _same_rank(first: Curvature, second: Curvature) -> bool:
-    return len({term.ndim for term in (*first.terms, *second.terms)}) == 1
+    return len({term.ndim for term in (*first.terms, *second.terms)}) <= 1

@@ -31,8 +31,8 @@ def _arrays(hessian: DiagonalHessian) -> dict[str, np.ndarray]:
     for name, curvature in hessian.items():
         for k, term in enumerate(curvature.terms):
             found[name if k == 0 else f"{name}#{k}"] = term
-    for name, gram in hessian.grams.items():
-        found[f"{name}#{GRAM}"] = gram
+        if curvature.gram is not None:
+            found[f"{name}#{GRAM}"] = curvature.gram
     return {key: np.ascontiguousarray(found[key], dtype="<f8") for key in sorted(found)}
 
 
@@ -127,7 +127,7 @@ def read(path: Path) -> DiagonalHessian:
         if sorted(terms[name]) != list(range(len(terms[name]))) or name not in counts:
             raise CurvatureError(f"`{name}` in `{path}` lacks a term or its token count")
     curvatures = {
-        name: Curvature(terms=tuple(terms[name][k] for k in sorted(terms[name])), num_tokens=counts[name])
-        for name in terms
+        name: Curvature(terms=tuple(found[k] for k in sorted(found)), num_tokens=counts[name], gram=grams.get(name))
+        for name, found in terms.items()
     }
-    return DiagonalHessian(curvatures=curvatures, provenance=provenance, why_missing=why_missing, grams=grams)
+    return DiagonalHessian(curvatures=curvatures, provenance=provenance, why_missing=why_missing)

@@ -5,8 +5,9 @@ Rows are read when they are asked for, so a large file costs its index only.
 
 from __future__ import annotations
 
+import heapq
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -77,9 +78,14 @@ def chosen(count: int, num_rows: int, seed: int) -> list[int]:
 
     if count >= num_rows:
         return sorted(range(num_rows), key=draw)
-    import heapq
-
     return heapq.nsmallest(count, range(num_rows), key=draw)
+
+
+def drawn(count: int, num_rows: int, seed: int) -> Iterator[int]:
+    """Yield row numbers in the order in which they are drawn: `count` of them, then, if asked for, the others."""
+    yield from chosen(count, num_rows, seed)
+    if count < num_rows:
+        yield from chosen(num_rows, num_rows, seed)[count:]
 
 
 def _read_text(path: Path) -> str:

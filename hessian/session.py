@@ -27,7 +27,7 @@ from .encoding import Encoder
 from .forward import Forward
 from .names import Recipe
 from .recorder import Recorder
-from .rows import chosen, open_rows
+from .rows import Rows, chosen, drawn, open_rows
 from .statistics import ParameterStatistics, Terms
 from .units import Unit, find_units
 from .weights import Weights
@@ -113,7 +113,6 @@ class Session:
             device=self.device,
             statistics_of=self._statistics_of,
         )
-        self.grams: dict[str, np.ndarray] = {}
 
     def __enter__(self) -> Session:
         return self
@@ -134,21 +133,31 @@ class Session:
             trust_remote_code=options.trust_remote_code,
         )
         self.max_length = encoder.max_length
-        samples: list[Sample] = []
-        empty = 0
-        count = rows.count if rows.documents else options.samples
-        for number in chosen(rows.count if empty else max(count, 1), rows.count, options.seed):
-            found = list(encoder.samples(rows, number))
-            empty += not found
-            samples += found
-            if len(samples) >= options.samples:
-                break
-        if empty:
-            logger.warning("%d rows of `%s` hold nothing and were left out", empty, rows.name)
-        samples = samples[: options.samples]
+        samples = self._windows(rows, encoder) if rows.documents else self._one_a_row(rows, encoder)
         if not samples:
             raise DataError(f"`{rows.name}` gives no token to run the model on")
         return samples
+
+    def _windows(self, rows: Rows, encoder: Encoder) -> list[Sample]:
+        """Return samples drawn among all pieces of running text, in the order of the text."""
+        pieces = [sample for number in range(rows.count) for sample in encoder.samples(rows, number)]
+        return [pieces[k] for k in sorted(chosen(self.options.samples, len(pieces), self.options.seed))]
+
+    def _one_a_row(self, rows: Rows, encoder: Encoder) -> list[Sample]:
+        """Return the samples of rows drawn; rows that hold nothing are replaced, and said."""
+        found: dict[int, Sample] = {}
+        empty = 0
+        for number in drawn(self.options.samples, rows.count, self.options.seed):
+            if len(found) >= self.options.samples:
+                break
+            samples = list(encoder.samples(rows, number))
+            if samples:
+                found[number] = samples[0]
+            else:
+                empty += 1
+        if empty:
+            logger.warning("%d rows of `%s` hold nothing and were left out", empty, rows.name)
+        return [found[number] for number in sorted(found)]
 
     def data_digest(self) -> str:
         """Return a digest of all inputs, in the order in which they were drawn."""
@@ -269,9 +278,7 @@ class Session:
                 f"the inputs of `{name}` hold NaN or infinity",
                 hint="a wider `--dtype` may help; float16 overflows at 65504",
             )
-        if terms.gram is not None:
-            self.grams[name] = terms.gram
-        return Curvature(terms=terms.sums, num_tokens=num_rows(terms))
+        return Curvature(terms=terms.sums, num_tokens=num_rows(terms), gram=terms.gram)
 
     def why_missing(self, found: Mapping[str, Curvature]) -> dict[str, str]:
         """Return for each tensor of the checkpoint without statistics the reason."""
@@ -354,7 +361,6 @@ def run(
             curvatures=curvatures,
             provenance=session.provenance(),
             why_missing=session.why_missing(curvatures),
-            grams=session.grams,
         )
     if output is not None:
         hessian.save(output)

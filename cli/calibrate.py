@@ -1,0 +1,202 @@
+"""`sculpt calibrate` and `sculpt hessian`: measure curvature, put files of it together, look into them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import AsJson
+
+if TYPE_CHECKING:
+    from ..hessian import DiagonalHessian
+
+Tuned = Annotated[Path, typer.Argument(help="The fine-tuned model: a folder that transformers can load.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+DATA_HELP = (
+    "JSONL or Parquet with text, messages, prompt and completion, image, audio or input_ids; .txt; "
+    "a saved `datasets` folder; a folder of images. Default: a text that ships."
+)
+
+
+def calibrate_command(
+    tuned: Tuned,
+    data: Annotated[Path | None, typer.Option("--data", help=DATA_HELP)] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("hessian.safetensors"),
+    samples: Annotated[int, typer.Option(min=1, help="Most samples to run.")] = 128,
+    max_length: Annotated[int, typer.Option(min=1, help="Longest sample in tokens; longer ones are cut.")] = 512,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples a batch. 1 has no padding.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of the forward. auto: float32 on a CPU, else the weights' own.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the choice among more samples than asked for.")] = 0,
+    auto_class: Annotated[
+        str | None, typer.Option(help="transformers class to run, such as AutoModelForMaskedLM. Default: the config's.")
+    ] = None,
+    only_changed: Annotated[
+        Path | None,
+        typer.Option(metavar="BASE", help="Measure only tensors that differ from this base; stop after the last."),
+    ] = None,
+    full: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Keep the whole Σx·xᵀ of these tensors, for Model Tailor; repeatable."),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="What activations between blocks may take, such as 4GB; above, disk is used."
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the last finished block of a run that was killed.")] = True,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run model code that lies in the folder. Read it first.")
+    ] = False,
+    report: Annotated[bool, typer.Option("--report", help="Show the spread of each layer's diagonal.")] = False,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+) -> None:
+    """Measure the curvature of a fine-tuned model on task data: Σx² of every linear parameter, block by block.
+
+    Each weight is read once and no more than one block is in memory. Nothing is fetched from a network. Under
+    `accelerate launch -m sculpt calibrate …` each process takes its share of the samples.
+
+    **Examples**
+
+        sculpt calibrate sft/
+
+        sculpt calibrate sft/ --data train.jsonl -o hessian.safetensors --report
+
+        sculpt calibrate sft/ --data train.jsonl --only-changed base/ --samples 256
+
+        sculpt calibrate llava-sft/ --data images-and-text.jsonl --device cuda --memory 8GB
+    """
+    from ..fusion.checkpoint.layout import parse_size
+    from ..hessian import calibrate
+    from .console import progress_bar, say
+
+    if data is None:
+        say("calibrating on the text that ships with sculpt (--data names your own)")
+    with progress_bar("calibrating", unit="blocks") as shown:
+        hessian = calibrate(
+            tuned,
+            data=data,
+            output=output,
+            samples=samples,
+            max_length=max_length,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            seed=seed,
+            auto_class=auto_class,
+            only_changed=only_changed,
+            full=full or (),
+            memory=parse_size(memory) if memory else None,
+            trust_remote_code=trust_remote_code,
+            overwrite=overwrite,
+            resume=resume,
+            progress=shown,
+        )
+    _show(hessian, output, report=report, json=json)
+
+
+def merge_command(
+    files: Annotated[list[Path], typer.Argument(help="Statistics of one model, on different data.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+) -> None:
+    """Add up statistics of the same model on different data, as if it had been calibrated on all of them.
+
+    **Examples**
+
+        sculpt hessian merge first.safetensors second.safetensors -o both.safetensors
+    """
+    from ..fusion.errors import OutputError
+    from ..hessian import DiagonalHessian
+
+    if output.exists() and not overwrite:
+        raise OutputError(f"`{output}` exists", hint="`--overwrite` replaces it")
+    first, *others = [DiagonalHessian.load(file) for file in files]
+    merged = first.merge(others)
+    merged.save(output)
+    _show(merged, output, report=False, json=json)
+
+
+def report_command(
+    file: Annotated[Path, typer.Argument(help="Statistics that `sculpt calibrate` wrote.")], json: AsJson = False
+) -> None:
+    """Show for each layer the spread of its diagonal, dead inputs, and the share of tokens that reached it.
+
+    **Examples**
+
+        sculpt hessian report hessian.safetensors
+
+        sculpt hessian report hessian.safetensors --json
+    """
+    from ..hessian import DiagonalHessian
+
+    _show(DiagonalHessian.load(file), file, report=True, json=json)
+
+
+def _show(hessian: DiagonalHessian, path: Path, *, report: bool, json: bool) -> None:
+    from .console import print_json, say
+
+    if json:
+        print_json(_as_json(hessian, path, report=report))
+        return
+    if report:
+        _show_report(hessian)
+    about = hessian.provenance
+    reasons: dict[str, int] = {}
+    for reason in hessian.why_missing.values():
+        reasons[reason] = reasons.get(reason, 0) + 1
+    for reason, number in sorted(reasons.items(), key=lambda entry: -entry[1]):
+        say(f"{number} tensor{'s' if number > 1 else ''} without statistics: {reason}")
+    say(
+        f"{path}: {len(hessian)} tensors of {about.model} ({about.model_class}), "
+        f"{about.num_samples} samples and {about.num_tokens} tokens of {about.data}"
+    )
+
+
+def _show_report(hessian: DiagonalHessian) -> None:
+    from ..hessian.report import report
+    from .console import table
+
+    rows = [
+        [
+            entry.name,
+            str(entry.num_inputs),
+            f"{entry.median:.3g}",
+            f"{entry.spread:.3g}",
+            str(entry.dead),
+            f"{entry.share:.1%}",
+        ]
+        for entry in report(hessian)
+    ]
+    note = "H = 2·Σx² + 1; spread is its 99th over its 1st percentile; a dead input was zero throughout"
+    table("curvature", ["tensor", "inputs", "median H", "spread", "dead", "tokens"], rows, note=note)
+
+
+def _as_json(hessian: DiagonalHessian, path: Path, *, report: bool) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    content: dict[str, Any] = {
+        "output": str(path),
+        "provenance": asdict(hessian.provenance),
+        "num_tensors": len(hessian),
+        "why_missing": dict(hessian.why_missing),
+    }
+    if report:
+        from ..hessian import report as reports
+
+        content["tensors"] = [asdict(entry) for entry in reports.report(hessian)]
+    return content
+
+
+def register(app: typer.Typer) -> None:
+    """Add `calibrate` and the group `hessian`."""
+    app.command("calibrate")(calibrate_command)
+    group = typer.Typer(no_args_is_help=True, help="Put together and look into files that `sculpt calibrate` wrote.")
+    group.command("merge")(merge_command)
+    group.command("report")(report_command)
+    app.add_typer(group, name="hessian")
