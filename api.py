@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,46 +83,78 @@ def prepare_fuse(
     )
 
 
-def statistics(
-    prepared: Prepared, calibration: Calibration, *, progress: Progress = quiet
-) -> tuple[Mapping[str, Curvature] | None, dict[str, Any] | None]:
-    """Return the curvature that a prepared fuse is to use, and where it came from.
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """The curvature that a fuse uses.
 
-    None is H = I: the method has no use for curvature, or calibration is off.
+    Attributes:
+        curvature: By tensor name; or block by block, as it is being measured; or None for H = I.
+        provenance: Where it comes from, for the manifest.
+        why_missing: Gives, after the fuse, the reason why a tensor has none.
+    """
+
+    curvature: Mapping[str, Curvature] | Iterator[Mapping[str, Curvature]] | None
+    provenance: dict[str, Any] | None
+    why_missing: Callable[[], Mapping[str, str]]
+
+
+@contextmanager
+def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progress = quiet) -> Iterator[Statistics]:
+    """Give the curvature that a prepared fuse is to use.
 
     Raises:
         CurvatureError: The statistics belong to another model.
     """
     if not prepared.method.uses_curvature or not calibration.enabled:
-        return None, None
+        yield Statistics(curvature=None, provenance=None, why_missing=dict)
+    elif calibration.hessian is None:
+        with _being_measured(prepared, calibration, progress) as measured:
+            yield measured
+    else:
+        yield _measured_before(prepared, calibration)
+
+
+def _measured_before(prepared: Prepared, calibration: Calibration) -> Statistics:
     from .hessian.diagonal import DiagonalHessian
 
-    tuned = prepared.plan.tuned[0]
-    if calibration.hessian is None:
-        from .hessian import calibrate as measure
-
-        hessian = measure(
-            tuned.path,
-            data=calibration.data,
-            samples=calibration.samples,
-            max_length=calibration.max_length,
-            seed=calibration.seed,
-            device=calibration.device,
-            only_changed=prepared.plan.base.path,
-            progress=progress,
-        )
-    elif isinstance(calibration.hessian, (Path, str)):
-        hessian = DiagonalHessian.load(calibration.hessian)
-    else:
-        hessian = calibration.hessian
+    tuned, hessian = prepared.plan.tuned[0], calibration.hessian
+    if isinstance(hessian, (Path, str)):
+        hessian = DiagonalHessian.load(hessian)
     if not isinstance(hessian, DiagonalHessian):
-        return hessian, {"source": "given in memory"}
+        return Statistics(curvature=hessian, provenance={"source": "given in memory"}, why_missing=dict)
     if hessian.provenance.model_fingerprint != tuned.fingerprint and not calibration.of_other_model:
         raise CurvatureError(
-            f"the statistics were measured on `{hessian.provenance.model}`, which is not the tuned model `{tuned.path}`",
+            f"the statistics were measured on `{hessian.provenance.model}`, not on the tuned model `{tuned.path}`",
             hint="calibrate the tuned model, or accept them with `--hessian-of-other-model`",
         )
-    return hessian, asdict(hessian.provenance)
+    return Statistics(curvature=hessian, provenance=asdict(hessian.provenance), why_missing=lambda: hessian.why_missing)
+
+
+@contextmanager
+def _being_measured(prepared: Prepared, calibration: Calibration, progress: Progress) -> Iterator[Statistics]:
+    from .hessian import CalibrationOptions
+    from .hessian.session import Session
+
+    options = CalibrationOptions(
+        data=calibration.data,
+        samples=calibration.samples,
+        max_length=calibration.max_length,
+        seed=calibration.seed,
+        device=calibration.device,
+    )
+    seen: dict[str, Curvature] = {}
+    with Session(prepared.plan.tuned[0].path, options, progress=progress) as session:
+
+        def blocks() -> Iterator[Mapping[str, Curvature]]:
+            for block in session.blocks():
+                seen.update(dict.fromkeys(block, Curvature(terms=(), num_tokens=0)))
+                yield block
+
+        yield Statistics(
+            curvature=blocks(),
+            provenance=asdict(session.provenance()),
+            why_missing=lambda: session.why_missing(seen),
+        )
 
 
 def fuse(
@@ -154,5 +187,11 @@ def fuse(
     elif hessian is not None or data is not None:
         raise MethodError("give `hessian` and `data` within `calibration`, or give no `calibration`")
     prepared = prepare_fuse(base, tuned, output=output, method=method, settings=settings, overwrite=overwrite)
-    curvature, provenance = statistics(prepared, calibration, progress=progress)
-    return execute(prepared, curvature=curvature, provenance=provenance, overwrite=overwrite, progress=progress)
+    with statistics(prepared, calibration, progress=progress) as found:
+        return execute(
+            prepared,
+            curvature=found.curvature,
+            provenance=found.provenance,
+            overwrite=overwrite,
+            progress=progress,
+        )

@@ -58,7 +58,7 @@ def table(title: str, columns: list[str], rows: list[list[str]], *, note: str | 
 
 
 @contextmanager
-def progress_bar(what: str, *, unit: str = "bytes") -> Iterator[Report]:
+def progress_bar(what: str, *, unit: str = "bytes", hidden: bool = False) -> Iterator[Report]:
     """Show a bar with rate and time left while the block runs; yields what to report to.
 
     Without a terminal nothing is drawn.
@@ -66,7 +66,7 @@ def progress_bar(what: str, *, unit: str = "bytes") -> Iterator[Report]:
     columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
     columns += [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
     columns += [TimeRemainingColumn(), TextColumn("{task.fields[item]}")]
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+    with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as shown:
         task = shown.add_task(what, total=None, item="")
 
         def report(done: int, total: int, item: str) -> None:

@@ -70,20 +70,23 @@ def run_fuse(
         return
     for note in prepared.plan.notes:
         say(f"note: {note}")
-    if method.uses_curvature and calibration.enabled and calibration.hessian is None:
+    measures = method.uses_curvature and calibration.enabled and calibration.hessian is None
+    if measures:
         say(f"calibrating on {calibration.data or 'the text that ships with sculpt (--data names your own)'}")
-    with progress_bar("calibrating", unit="steps") as report:
-        found, provenance = statistics(prepared, calibration, progress=report)
-    fuse_view.show_uncovered(prepared, found)
-    with progress_bar("fusing") as report:
+    with (
+        progress_bar("calibrating and fusing", unit="steps", hidden=not measures) as report_blocks,
+        statistics(prepared, calibration, progress=report_blocks) as found,
+        progress_bar("fusing", hidden=measures) as report,
+    ):
         manifest = execute(
             prepared,
-            curvature=found,
-            provenance=provenance,
+            curvature=found.curvature,
+            provenance=found.provenance,
             command=command_line(),
             overwrite=output.overwrite,
             progress=report,
         )
+        fuse_view.show_uncovered(manifest, found)
     if json:
         print_json({"output": str(prepared.output), **manifest.as_json()})
     else:

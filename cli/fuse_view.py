@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from ..fusion.names import block_of, kind_of, natural_key
 from .console import count, gigabytes, say, table
 
 if TYPE_CHECKING:
-    from ..fusion.curvature import Curvature
+    from ..api import Statistics
     from ..fusion.fuse import Prepared
     from ..fusion.manifest import Manifest
     from ..fusion.plan import Step
@@ -78,18 +78,17 @@ def plan_json(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def show_uncovered(prepared: Prepared, curvature: Mapping[str, Curvature] | None) -> None:
-    """Say which fused tensors calibration has no statistics for: they are fused with H = I."""
-    if curvature is None:
+def show_uncovered(manifest: Manifest, found: Statistics) -> None:
+    """Say which fused tensors calibration has no statistics for: they were fused with H = I."""
+    if found.provenance is None:
         return
-    reasons: Mapping[str, str] = getattr(curvature, "why_missing", {})
-    found: dict[str, list[str]] = {}
-    for step in prepared.plan.steps:
-        if step.action == "fuse" and step.curvature not in curvature:
-            found.setdefault(reasons.get(step.curvature, "not measured"), []).append(step.name)
-    for reason, names in found.items():
-        others = f" and {len(names) - 1} others" if len(names) > 1 else ""
-        say(f"note: H = I for `{names[0]}`{others}: {reason}")
+    reasons, names = found.why_missing(), [record.name for record in manifest.fused if not record.measured]
+    by_reason: dict[str, list[str]] = {}
+    for name in names:
+        by_reason.setdefault(reasons.get(name, "not measured"), []).append(name)
+    for reason, group in by_reason.items():
+        others = f" and {len(group) - 1} others" if len(group) > 1 else ""
+        say(f"note: H = I for `{group[0]}`{others}: {reason}")
 
 
 def _block_row(block: str, records: list[TensorRecord]) -> list[str]:
@@ -120,7 +119,8 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
     asked = f" (asked for {target:.2%})" if isinstance(target, float) else ""
     copied = len(manifest.tensors) - len(manifest.fused)
     say(
-        f"{prepared.method.title} fused {len(manifest.fused)} tensors, {count(elements)} parameters, and copied {copied}. "
+        f"{prepared.method.title} fused {len(manifest.fused)} tensors, {count(elements)} parameters, and copied "
+        f"{copied}. "
         f"{manifest.realised_sparsity():.2%} of the deltas are zero{asked}. {_losses(manifest)}"
         f"The manifest holds each tensor's figures and the digests of all inputs: `sculpt verify {prepared.output}`."
     )

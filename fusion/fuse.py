@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,21 +13,22 @@ from typing import Any
 
 from .backend import Backend, pick_backend
 from .card import model_card
-from .checkpoint import Checkpoint
+from .checkpoint import open_checkpoint
+from .checkpoint.companions import copy_companions
 from .checkpoint.layout import Layout, OutputTensor, make_layout
 from .checkpoint.reader import read_json
-from .checkpoint.writer import CheckpointWriter, os_error, refuse_output
+from .checkpoint.writer import CheckpointWriter, refuse_output
 from .curvature import Curvature
 from .errors import MethodError, OutputError
-from .manifest import DIGESTS, MANIFEST, FileRecord, Manifest, file_digest, installed_version, make_manifest
+from .manifest import DIGESTS, FileRecord, Manifest, file_digest, installed_version, make_manifest
 from .methods import Method
 from .plan import Plan, Policies, Selection, Side, make_plan
 from .run import Progress, run
+from .staged import run_as_measured
 from .task import Context
 
 PROCESS_BYTES = 120_000_000  # the interpreter with NumPy, measured
 BYTES_PER_ELEMENT = 100  # of a tile: its float32 and float64 intermediates
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +119,10 @@ def prepare(
         raise MethodError(f"`--digest` must be one of {', '.join(DIGESTS)}, got `{settings.digest}`")
     method = method.for_models(len(tuned))
     refuse_output(output, [base, *tuned], overwrite=overwrite)
+    opened = open_checkpoint(base)
     plan = make_plan(
-        Checkpoint(base),
-        [Checkpoint(path) for path in tuned],
+        opened,
+        [open_checkpoint(path, opened) for path in tuned],
         method=method,
         selection=settings.selection,
         policies=settings.policies,
@@ -160,7 +162,7 @@ def _refuse_full_disk(output: Path, needed: int) -> None:
 def execute(
     prepared: Prepared,
     *,
-    curvature: Mapping[str, Curvature] | None = None,
+    curvature: Mapping[str, Curvature] | Iterator[Mapping[str, Curvature]] | None = None,
     provenance: Mapping[str, Any] | None = None,
     command: str | None = None,
     overwrite: bool = False,
@@ -170,7 +172,8 @@ def execute(
     """Run a prepared fuse and return its manifest.
 
     Args:
-        curvature: By tensor name of the (first) tuned model; a tensor without is fused with H = I.
+        curvature: By tensor name of the (first) tuned model; a tensor without is fused with H = I. An iterator gives
+            it block by block, as it is being measured.
         provenance: Where the curvature came from, for the manifest.
 
     Raises:
@@ -187,14 +190,17 @@ def execute(
         context = Context(
             plan=plan,
             method=method,
-            curvature=curvature,
+            curvature=curvature if isinstance(curvature, Mapping) else None,
             seed=settings.seed,
             backend=backend,
             writer=writer,
             keep_nonfinite=settings.policies.on_nonfinite == "keep",
         )
         try:
-            records = run(plan.steps, context, progress=progress)
+            if curvature is None or isinstance(curvature, Mapping):
+                records = run(plan.steps, context, progress=progress)
+            else:
+                records = run_as_measured(context, curvature, progress=progress)
         except BaseException:
             hashing.shutdown(wait=True, cancel_futures=True)
             raise
@@ -239,11 +245,9 @@ def _fingerprint(prepared: Prepared, provenance: Mapping[str, Any] | None) -> st
 def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> None:
     """Write the manifest and the card, and copy configuration, tokenizer and code from the chosen side."""
     plan = prepared.plan
-    source = (plan.base if prepared.settings.config_from == "base" else plan.tuned[0]).folder
-    if source is not None:
-        copy_companions(source, folder)
-        if prepared.settings.dtype is not None:
-            _record_dtype(folder / "config.json", prepared.settings.dtype)
+    copy_companions(plan.base if prepared.settings.config_from == "base" else plan.tuned[0], folder)
+    if prepared.settings.dtype is not None:
+        _record_dtype(folder / "config.json", prepared.settings.dtype)
     manifest.write(folder)
     (folder / "README.md").write_text(model_card(plan, manifest, prepared.output.name), encoding="utf-8")
 
@@ -259,19 +263,3 @@ def _record_dtype(config: Path, dtype: str) -> None:
     if config.is_file():
         content = renamed(read_json(config))
         config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def copy_companions(source: Path, folder: Path) -> None:
-    """Copy every file that is neither weights nor an index, hidden nor the manifest of an earlier fuse."""
-    for file in sorted(source.rglob("*")):
-        relative = file.relative_to(source)
-        if not file.is_file() or any(part.startswith(".") for part in relative.parts):
-            continue
-        if file.suffix in WEIGHT_SUFFIXES or file.name.endswith(".index.json") or file.name == MANIFEST:
-            continue
-        target = folder / relative
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
-        except OSError as error:
-            raise os_error(error, target) from error

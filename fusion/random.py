@@ -3,8 +3,8 @@
 Two rounds of a 32-bit finaliser (xor-shift and multiply; constants found by C. Wellons' and T. Ettinger's search for
 low bias, https://github.com/skeeto/hash-prospector, public domain), keyed between and before the rounds by the two
 halves of a 64-bit digest of (seed, name). One round would make every tensor's stream a shifted copy of every
-other's. Only where two tensors' digests agree in their second half, one pair in 2³², are their streams shifts of one another.
-Each further 2³² elements of a tensor get a key of their own.
+other's. Only where two tensors' digests agree in their second half, one pair in 2³², are their streams shifts of one
+another. Each further 2³² elements of a tensor get a key of their own.
 """
 
 from __future__ import annotations

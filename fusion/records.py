@@ -23,6 +23,7 @@ class TensorRecord:
         clipped: Keep probabilities cut at 1.
         delta_l1: Σ|δ|, over all tuned models.
         distance_l1, distance_l2: Norms of the stored result minus the base.
+        measured: Whether it was fused with measured curvature, not with H = I.
         figures: What the method's reduction learned, such as the expected loss.
         digest: xxh3-128 over the xxh3-128 of each written piece.
     """
@@ -40,6 +41,7 @@ class TensorRecord:
     distance_l1: float | None
     distance_l2: float | None
     figures: Mapping[str, float] = field(default_factory=dict)
+    measured: bool = False
     digest: str = ""
 
     @property
@@ -48,13 +50,21 @@ class TensorRecord:
         return None if self.kept is None or not self.num_fused else 1 - self.kept / self.num_fused
 
     @classmethod
-    def of(cls, step: Step, totals: np.ndarray | None, figures: Mapping[str, float], digest: str) -> TensorRecord:
+    def of(
+        cls,
+        step: Step,
+        totals: np.ndarray | None,
+        figures: Mapping[str, float],
+        digest: str,
+        *,
+        measured: bool = False,
+    ) -> TensorRecord:
         """Build the record from the totals of `methods.method.measure`."""
-        measured: dict[str, Any] = dict.fromkeys(
+        norms: dict[str, Any] = dict.fromkeys(
             ("kept", "zero_deltas", "clipped", "delta_l1", "distance_l1", "distance_l2")
         )
         if totals is not None:
-            measured = {
+            norms = {
                 "kept": int(totals[0]),
                 "zero_deltas": int(totals[1]),
                 "clipped": int(totals[2]),
@@ -70,8 +80,9 @@ class TensorRecord:
             shape=step.shape,
             num_fused=step.num_fused,
             figures=dict(figures),
+            measured=measured,
             digest=digest,
-            **measured,
+            **norms,
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -114,6 +114,11 @@ class TensorTask:
             return None
         return self.context.curvature.get(self.step.curvature)
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether the tensor is fused with measured curvature, not with H = I."""
+        return self.step.action == "fuse" and self._curvature is not None
+
     @cached_property
     def _root(self) -> RootCurvature | None:
         curvature = self._curvature
@@ -266,7 +271,11 @@ def stages(unit: Sequence[TensorTask]) -> Stages:
         task.release()
     return [
         TensorRecord.of(
-            t.step, totals.get(t.step.name), figures if t in fused else {}, digests[t.step.name].hexdigest()
+            t.step,
+            totals.get(t.step.name),
+            figures if t in fused else {},
+            digests[t.step.name].hexdigest(),
+            measured=t.is_measured,
         )
         for t in unit
     ]
