@@ -19,7 +19,10 @@ def _model_name(path: Path, config: dict | None) -> str:
 
 def model_card(plan: Plan, manifest: Manifest, name: str) -> str:
     """Return the text of `README.md`."""
-    inputs = [_model_name(checkpoint.path, checkpoint.config) for checkpoint in (plan.base, *plan.tuned)]
+    inputs = [
+        _model_name(checkpoint.path, None if checkpoint.adapter else checkpoint.config)
+        for checkpoint in (plan.base, *plan.tuned)
+    ]
     options = "\n".join(f"| {key} | {value} |" for key, value in sorted(manifest.options.items()))
     names = "\n".join(f"- {json.dumps(found)}" for found in dict.fromkeys(inputs))
     tuned = ", ".join(f"`{found}`" for found in inputs[1:])

@@ -60,7 +60,7 @@ def step_of(base: TensorInfo, sides: Sides) -> Step | None:
     def step(action: Literal["fuse", "copy"], why: str, source: Side = "base", fused: int | None = None) -> Step:
         info = found[0] if source == "tuned" or (fused is not None and sides.config_from == "tuned") else base
         assert info is not None
-        stored = base if action == "fuse" else info
+        stored = base if action == "fuse" or info.derived else info
         dtype = sides.dtype.code if sides.dtype and stored.stored.fusible else stored.dtype
         return Step(
             name=out_name,
@@ -106,14 +106,15 @@ def step_of(base: TensorInfo, sides: Sides) -> Step | None:
             hint="`--on-mismatch keep-base` or `take-tuned` copies such tensors from one side",
         )
     for checkpoint, info in zip(sides.tuned, infos, strict=True):
-        if info.dtype != base.dtype and not (
-            policies.on_dtype == "convert" and info.stored.fusible and base.stored.fusible
-        ):
+        converts = policies.on_dtype == "convert" or info.derived
+        if info.dtype != base.dtype and not (converts and info.stored.fusible and base.stored.fusible):
             raise MismatchError(
                 name,
                 f"`{name}` is {base.stored.torch} in the base and {info.stored.torch} in `{checkpoint.path}`",
                 hint="`--on-dtype convert` computes in float32 and stores the base's dtype",
             )
+    if all(info is base for info in infos):
+        return step("copy", "no adapter changes it")
     if not base.stored.fusible:
         return step("copy", f"{base.stored.torch} is not fused", sides.identity or "tuned")
     if not sides.selection.covers(name):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, open_checkpoint
 from .errors import CheckpointError
 from .manifest import FileRecord, Manifest, file_digest
 
@@ -51,7 +51,7 @@ def verify(output: Path | str, inputs: Sequence[Path | str] = ()) -> Verified:
     nbytes = _check(folder, manifest.outputs)
     num_files = len(manifest.outputs)
     for path in inputs:
-        checkpoint = Checkpoint(path)
+        checkpoint = open_checkpoint(path, manifest.inputs[0].path)
         record = next((found for found in manifest.inputs if found.fingerprint == checkpoint.fingerprint), None)
         if record is None:
             raise CheckpointError(f"`{path}` is none of the checkpoints that `{folder}` was made from")

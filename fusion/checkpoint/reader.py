@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import xxhash
@@ -16,6 +16,9 @@ from .bytes_of import as_bytes
 from .safetensors_file import SafetensorsFile
 from .tensor_info import TensorInfo
 from .torch_file import TorchFile
+
+if TYPE_CHECKING:
+    from .adapter_file import AdapterFile
 
 __all__ = ["Checkpoint", "TensorInfo"]
 
@@ -68,9 +71,7 @@ def _find_weights(folder: Path) -> Path:
     if present:
         return present[0]
     if (folder / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"`{folder}` is an adapter, not a whole checkpoint", hint="merge it into its base model first"
-        )
+        raise CheckpointError(f"`{folder}` is an adapter, not a whole checkpoint", hint="name its base model before it")
     others = sorted(folder.glob("*.safetensors"))
     if len(others) == 1:
         return others[0]
@@ -84,20 +85,26 @@ def _find_weights(folder: Path) -> Path:
 
 @final
 class Checkpoint:
-    """A folder in the transformers layout, or a single weight file.
+    """A folder in the transformers layout, a single weight file, or a PEFT adapter over its base.
 
     Attributes:
         path: What was opened.
-        folder: The folder of configuration and tokenizer files, or None for a single file given by name.
-        files: Every weight file, sorted by name.
+        folder: The folder of configuration and tokenizer files, or None for a single file given by name. An adapter's
+            is its base's.
+        files: Every weight file, sorted by name; of an adapter its own files only.
         index: The index file, or None.
-        tensors: Name to `TensorInfo`, in file order.
+        tensors: Name to `TensorInfo`, in file order. Those that an adapter leaves alone are its base's very objects.
+        adapter: What an adapter changes, or None.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, base: Checkpoint | None = None) -> None:
         self.path = Path(path)
         if not self.path.exists():
             raise CheckpointError(f"`{path}` does not exist")
+        self.adapter: AdapterFile | None = None
+        if base is not None and (self.path / "adapter_config.json").is_file():
+            self._open_adapter(base)
+            return
         source = _find_weights(self.path) if self.path.is_dir() else self.path
         self.folder = self.path if self.path.is_dir() else None
         self.index = source if source.suffix == ".json" else None
@@ -117,6 +124,17 @@ class Checkpoint:
             if name not in tensors:
                 raise CheckpointError(f"`{self.index}` names `{name}`, which is not in `{weight_map[name]}`")  # pyright: ignore[reportOptionalSubscript]
         self.tensors: Mapping[str, TensorInfo] = tensors
+
+    def _open_adapter(self, base: Checkpoint) -> None:
+        from .adapter_file import AdapterFile
+
+        self.adapter = adapter = AdapterFile(self.path, base)
+        self.folder, self.index, self._base = base.folder, None, base
+        self.files = (self.path / "adapter_config.json", adapter.file)
+        self._files = {**base._files, adapter.file: adapter}
+        self.tensors = {name: adapter.tensors.get(name, info) for name, info in base.tensors.items()} | {
+            name: info for name, info in adapter.tensors.items() if name not in base.tensors
+        }
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.path)!r}, {len(self.tensors)} tensors)"
@@ -154,11 +172,15 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """A digest of names, dtypes, shapes and three samples of each tensor's bytes.
 
+        An adapter's is a digest of its base's and of all that its files hold.
         It tells fine-tunes of one model apart in milliseconds, without reading the weights: the first, middle and
         last 4 KiB of every tensor. Names are sorted, so the split into shards does not matter. It is no proof
         against a forger; the manifest's file digests are.
         """
         digest = xxhash.xxh3_128()
+        if self.adapter is not None:
+            digest.update(f"{self._base.fingerprint} {self.adapter.digest()}".encode())
+            return f"xxh3-128:{digest.hexdigest()}"
         for name, info in sorted(self.tensors.items()):
             digest.update(json.dumps([name, info.dtype, info.shape]).encode())
             if info.stored.numpy is None:
@@ -169,3 +191,29 @@ class Checkpoint:
                 piece = self.raw(name, start, min(start + length, info.num_elements))
                 digest.update(as_bytes(piece))
         return f"xxh3-128:{digest.hexdigest()}"
+
+
+def open_checkpoint(path: Path | str, base: Checkpoint | Path | str | None = None) -> Checkpoint:
+    """Return a checkpoint, or an adapter over its base.
+
+    Args:
+        base: What an adapter was trained on, and itself no adapter of a base that is not given; None is the folder
+            that `adapter_config.json` names, where there is such. A whole checkpoint has no use for it.
+
+    Raises:
+        CheckpointError: It cannot be read, or an adapter's base is nowhere.
+    """
+    from .adapter_config import ADAPTER_CONFIG, AdapterConfig, is_adapter
+
+    folder = Path(path)
+    if not is_adapter(folder) or any((folder / name).is_file() for name in LAYOUTS):
+        return Checkpoint(folder)
+    if base is None:
+        named = AdapterConfig.read(folder).base_model
+        if named is None or not Path(named).is_dir():
+            raise CheckpointError(
+                f"`{folder}` is an adapter, and its base is not at hand",
+                hint=f"`{ADAPTER_CONFIG}` says `{named}`; name a folder for the base",
+            )
+        base = named
+    return Checkpoint(folder, base if isinstance(base, Checkpoint) else Checkpoint(base))

@@ -18,6 +18,7 @@ class TensorInfo:
         file: The file that holds it.
         offset: First byte in `file`; for torch files the order of storage only.
         nbytes: Stored bytes.
+        derived: An adapter makes it from the base: its dtype is that of the arithmetic, whatever the base stores.
     """
 
     name: str
@@ -26,6 +27,7 @@ class TensorInfo:
     file: Path
     offset: int
     nbytes: int
+    derived: bool = False
 
     @property
     def num_elements(self) -> int:
