@@ -179,8 +179,8 @@ def test_manifest_figures_agree_with_the_tensors(make_pair: Pair, tensors_of: Re
         assert record.zero_deltas == (b == a).sum()
         assert record.kept == (c != a).sum()
         assert record.delta_l1 == pytest.approx(np.abs(delta).sum(), rel=1e-12)
-        assert record.distance_l1 == pytest.approx(np.abs(c - a).sum(), rel=1e-12)
-        assert record.distance_l2 == pytest.approx(np.linalg.norm(c - a), rel=1e-12)
+        assert record.distance_l1 == pytest.approx(np.abs(c - a).sum(), rel=1e-6)  # of float32 differences
+        assert record.distance_l2 == pytest.approx(np.linalg.norm(c - a), rel=1e-6)
 
 
 def test_an_option_that_is_recorded_is_the_one_that_ran(make_pair: Pair, tmp_path: Path) -> None:
