@@ -5,8 +5,11 @@ from .dare import Dare
 from .dare_ties import DareTies
 from .linear import Linear
 from .method import Method
+from .tailor import Tailor
 from .task_arithmetic import TaskArithmetic
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (AdaDare, Dare, DareTies, Linear, TaskArithmetic)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (AdaDare, Dare, DareTies, Linear, Tailor, TaskArithmetic)
+}
 
-__all__ = ["METHODS", "AdaDare", "Dare", "DareTies", "Linear", "Method", "TaskArithmetic"]
+__all__ = ["METHODS", "AdaDare", "Dare", "DareTies", "Linear", "Method", "Tailor", "TaskArithmetic"]

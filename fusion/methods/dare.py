@@ -27,7 +27,7 @@ Rescale = Literal["probability", "l1", "none"]
 
 
 def drop_and_rescale(tile: Tile, keep: float, scale: float) -> Fused:
-    """Return `base + scale·δ/keep` where an element is kept, else the base's bits.
+    """Return `base + (scale/keep)·δ` where an element is kept, else the base's bits.
 
     Args:
         keep: `1 − p`, in (0, 1).
@@ -35,7 +35,7 @@ def drop_and_rescale(tile: Tile, keep: float, scale: float) -> Fused:
     xp = array_namespace(tile.base)
     delta = tile.deltas[0]
     kept = tile.draw(xp.asarray(keep, dtype=xp.float32, device=tile.base.device)) & (delta != 0)
-    return Fused(values=xp.where(kept, tile.base + scale * (delta / keep), tile.base), kept=kept)
+    return Fused(values=xp.where(kept, tile.base + (scale / keep) * delta, tile.base), kept=kept)
 
 
 def survivors(tile: Tile, keeps: tuple[float, ...]) -> list[Any]:

@@ -137,6 +137,7 @@ def measure(tile: Tile, stored: Any, fused: Fused) -> Any:
         zero = zero & (delta == 0)
         magnitude = magnitude + xp.abs(delta)
     clipped = xp.zeros_like(zero) if fused.clipped is None else fused.clipped
-    moved = xp.abs(xp.astype(stored, xp.float64) - xp.astype(tile.base, xp.float64))
-    rows = (fused.kept & ~zero, zero, clipped & ~zero, magnitude, moved, moved * moved)
+    moved = xp.abs(stored - tile.base)
+    wide = xp.astype(moved, xp.float64)
+    rows = (fused.kept & ~zero, zero, clipped & ~zero, magnitude, moved, wide * wide)
     return xp.stack([block_sums(row) for row in rows])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sculpt.fusion.backend import Backend
 from sculpt.fusion.curvature import Curvature
-from sculpt.fusion.methods import METHODS, AdaDare, Dare, DareTies, Linear, Method, TaskArithmetic
+from sculpt.fusion.methods import METHODS, AdaDare, Dare, DareTies, Linear, Method, Tailor, TaskArithmetic
 
 Fuse = Callable[..., np.ndarray]
 Models = Callable[..., list[np.ndarray]]
@@ -27,6 +27,7 @@ CASES: list[tuple[Method, int, Method | None]] = [
     (DareTies(sparsity=0.5), 3, DareTies(scale=0)),
     (DareTies(sparsity=0.5, election="unweighted", normalize=False, weights=(1, 2)), 2, DareTies(sparsity=1)),
     (Linear(weights=(3, 1, 1)), 2, Linear(weights=(1, 0, 0))),
+    (Tailor(sparsity=0.8, block_size=32), 1, Tailor(sparsity=1)),
     (TaskArithmetic(scale=0.3), 1, TaskArithmetic(scale=0)),
     (TaskArithmetic(weights=(0.6, 0.6), normalize=True), 2, TaskArithmetic(weights=0)),
 ]
