@@ -127,6 +127,11 @@ def _measured_before(prepared: Prepared, calibration: Calibration) -> Statistics
             f"the statistics were measured on `{hessian.provenance.model}`, not on the tuned model `{tuned.path}`",
             hint="calibrate the tuned model, or accept them with `--hessian-of-other-model`",
         )
+    if prepared.method.needs_gram and all(found.gram is None for found in hessian.values()):
+        raise CurvatureError(
+            f"{prepared.method.title} needs full Hessians, and the statistics hold their diagonals alone",
+            hint="`sculpt calibrate --full '*'` measures them",
+        )
     return Statistics(curvature=hessian, provenance=asdict(hessian.provenance), why_missing=lambda: hessian.why_missing)
 
 
@@ -141,6 +146,7 @@ def _being_measured(prepared: Prepared, calibration: Calibration, progress: Prog
         max_length=calibration.max_length,
         seed=calibration.seed,
         device=calibration.device,
+        full=("*",) if prepared.method.needs_gram else (),
     )
     seen: dict[str, Curvature] = {}
     with Session(prepared.plan.tuned[0].path, options, progress=progress) as session:
