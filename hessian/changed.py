@@ -21,6 +21,8 @@ def changed_tensors(tuned: Checkpoint, base_path: Path | str) -> frozenset[str]:
     Raises:
         CurvatureError: None differs.
     """
+    if tuned.adapter is not None:
+        return frozenset(tuned.adapter.tensors)
     base = Checkpoint(base_path)
     base_shapes = {name: info.shape for name, info in base.tensors.items()}
     pairs = align(base_shapes, {name: info.shape for name, info in tuned.tensors.items()}).pairs

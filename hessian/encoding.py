@@ -27,10 +27,13 @@ KINDS = "`text`, `messages`, `prompt` and `completion`, `input_ids`, `image` or 
 READY_MADE = {
     "input_ids": torch.int64,
     "token_type_ids": torch.int64,
+    "mm_token_type_ids": torch.int64,
     "decoder_input_ids": torch.int64,
     "input_features": torch.float32,
     "input_values": torch.float32,
     "pixel_values": torch.float32,
+    "qformer_input_ids": torch.int64,
+    "image_grid_thw": torch.int64,
 }
 
 
@@ -125,15 +128,19 @@ class Encoder:
         inputs = {}
         for key, value in given.items():
             try:
-                inputs[key] = torch.tensor(np.asarray(value), dtype=READY_MADE[key]).unsqueeze(0)
+                inputs[key] = torch.tensor(np.asarray(value), dtype=READY_MADE[key])
             except (TypeError, ValueError) as error:
                 raise DataError(f"`{key}` of {what} is no array of numbers") from error
+            # Patches come as one row each, whatever image they are of; all else lacks the batch axis.
+            if not (key == "image_grid_thw" or (key == "pixel_values" and inputs[key].ndim == 2)):
+                inputs[key] = inputs[key].unsqueeze(0)
             if key in PADDED:
                 inputs[key] = inputs[key][:, : self.max_length]
         if set(inputs) == {"input_ids"}:
             return next(self._text_inputs(inputs["input_ids"][0].tolist(), None))
-        if "input_ids" in inputs:
-            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        for key in ("input_ids", "qformer_input_ids"):
+            if key in inputs:
+                inputs[key.replace("input_ids", "attention_mask")] = torch.ones_like(inputs[key])
         return self._with_decoder(inputs, None)
 
     def _token_ids(

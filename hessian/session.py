@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import xxhash
 
-from ..fusion.checkpoint import Checkpoint
+from ..fusion.checkpoint import open_checkpoint
 from ..fusion.curvature import Curvature
 from ..fusion.errors import CurvatureError, DataError, ModelError
 from . import skeleton
@@ -78,7 +78,7 @@ class Session:
     ) -> None:
         self.options = options
         self.progress = progress or _silent
-        self.checkpoint = Checkpoint(checkpoint)
+        self.checkpoint = open_checkpoint(checkpoint, options.only_changed)
         self.device = pick_device(options.device)
         self.dtype = skeleton.compute_dtype(options.dtype, self.checkpoint, self.device)
         self.wanted = (

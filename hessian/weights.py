@@ -118,7 +118,7 @@ class Weights:
         recipe: Recipe,
         statistics_of: Callable[[str, tuple[int, ...]], ParameterStatistics | None],
     ) -> _Slot:
-        stand_in = torch.zeros(1, dtype=meta.dtype, device=self.device).expand(meta.shape)
+        stand_in = torch.zeros((), dtype=meta.dtype, device=self.device).expand(meta.shape)
         is_parameter = isinstance(meta, nn.Parameter)
         tensor = nn.Parameter(stand_in, requires_grad=False) if is_parameter else stand_in.clone()
         statistics = statistics_of(name, tuple(meta.shape)) if is_parameter and meta.is_floating_point() else None
