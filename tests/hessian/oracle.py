@@ -117,7 +117,7 @@ def hook_all(model: nn.Module, sums: Sums) -> None:
             rule: Any = _linear
         elif isinstance(module, Conv1D):
             rule = _conv1d
-        elif type(module).forward is nn.Embedding.forward:
+        elif isinstance(module, nn.Embedding) and not kind.endswith("PositionalEmbedding"):
             rule = _embedding
         elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             rule = _conv
