@@ -137,5 +137,7 @@ def _command(method: type[Method]) -> Callable[..., None]:
 def register(app: typer.Typer) -> None:
     """Add `fuse` (AdaDARE-γ) and one command for each other method."""
     for name, method in METHODS.items():
+        if method.max_models == 0:
+            continue  # for recipes only
         command = "fuse" if method is AdaDare else name
         app.command(command, help=help_text(method, EXAMPLES.get(command, [])))(_command(method))

@@ -95,13 +95,18 @@ class Method(ABC):
         """Whether the base is the first of the models that are averaged, with a weight of its own."""
         return False
 
+    @property
+    def model_range(self) -> tuple[int, int | None]:
+        """The least and the greatest number of tuned models."""
+        return self.min_models, self.max_models
+
     def for_models(self, num_models: int) -> Method:
         """Return these options with `weights` spelled out for each of `num_models` tuned models.
 
         Raises:
             MethodError: The method takes another number of models, or an option has another number of values.
         """
-        least, most = self.min_models, self.max_models
+        least, most = self.model_range
         if num_models < least or (most is not None and num_models > most):
             wanted = str(least) if least == most else f"at least {least}" if most is None else f"{least} to {most}"
             raise MethodError(f"{self.title} takes {wanted} tuned model{'s' * (wanted != '1')}, got {num_models}")

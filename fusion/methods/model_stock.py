@@ -1,0 +1,82 @@
+"""Model Stock: how far to go from the base to the average of fine-tunes, told by the angle between their deltas.
+
+    t = K·cos θ / (1 + (K − 1)·cos θ),    W = t·mean_k W_k + (1 − t)·W_pre
+
+θ is the angle between two deltas, its cosine averaged over all pairs. Jang et al., Model Stock, ECCV 2024
+(arXiv:2403.19522). With `filter_wise` each row has an angle of its own. Where the denominator vanishes (deltas that
+point away from each other) there is no estimate, and the base is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any, ClassVar
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from ..curvature import Curvature
+from ..span import Span, basis_products
+from ..tile import Tile
+from .combine import combination
+from .method import Fused, Map, Method, Pass, Reduction
+
+SINGULAR = 1e-6
+
+
+def ratio(cosine: Any, num_models: int, xp: Any) -> Any:
+    """Return t for a mean cosine, 0 where it has no estimate."""
+    denominator = 1 + (num_models - 1) * cosine
+    singular = xp.abs(denominator) < SINGULAR
+    return xp.where(singular, xp.zeros_like(cosine), num_models * cosine / xp.where(singular, 1.0, denominator))
+
+
+def stock_rows(tile: Tile) -> Fused:
+    """Return the stock of each row of a tile of whole rows."""
+    xp = array_namespace(tile.base)
+    deltas = [xp.reshape(xp.astype(delta, xp.float64), (-1, tile.grain)) for delta in tile.deltas]
+    norms = [xp.sqrt(xp.sum(delta * delta, axis=1, keepdims=True)) for delta in deltas]
+    cosines = []
+    for i, one in enumerate(deltas):
+        for j in range(i + 1, len(deltas)):
+            product = norms[i] * norms[j]
+            safe = xp.where(product > 0, product, xp.ones_like(product))
+            cosines.append(xp.sum(one * deltas[j], axis=1, keepdims=True) / safe)
+    cosine = xp.clip(sum(cosines) / len(cosines), -1, 1)
+    mean = sum(deltas) / len(deltas)
+    moved = xp.reshape(ratio(cosine, len(deltas), xp) * mean, (-1,))
+    values = xp.astype(xp.astype(tile.base, xp.float64) + moved, tile.base.dtype)
+    return Fused(values=xp.where(moved == 0, tile.base, values), kept=moved != 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelStock(Method):
+    """Go from the base towards the average of at least two fine-tunes, as far as their angle tells.
+
+    Attributes:
+        filter_wise: An angle for each row in place of one for the tensor.
+    """
+
+    filter_wise: bool = False
+
+    name: ClassVar[str] = "model-stock"
+    title: ClassVar[str] = "Model Stock"
+    source: ClassVar[str] = "arXiv:2403.19522"
+    min_models: ClassVar[int] = 2
+    max_models: ClassVar[int | None] = None
+
+    def grain(self, shape: tuple[int, ...], curvature: Curvature | None) -> int:  # noqa: ARG002
+        """Return a row's length where each row has its own angle."""
+        return max(1, prod(shape[-1:])) if self.filter_wise else 1
+
+    def reduce(self, num_elements: int) -> Reduction:  # noqa: ARG002 (the products tell all)
+        """Take the inner products; return the combination."""
+        if self.filter_wise:
+            return Map(function=stock_rows)
+        span: Span = yield Pass(function=basis_products, combine=Span.of)
+        deltas = span.deltas()
+        pairs = [(one, other) for i, one in enumerate(deltas) for other in deltas[i + 1 :]]
+        cosine = float(np.mean([span.cosine(one, other) for one, other in pairs]))
+        t = float(ratio(np.asarray(cosine), len(deltas), np))
+        return combination(span.base + t * np.mean(deltas, axis=0), {"cosine": cosine, "ratio": t})

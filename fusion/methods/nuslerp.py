@@ -1,0 +1,130 @@
+"""NuSLERP: spherical interpolation of two fine-tunes, of their deltas where there is a base.
+
+    W = W_pre + slerp(δ_a, δ_b; t),   t = w_b/(w_a + w_b)
+
+As published in mergekit. The arc is that of the unit vectors, its point then applied to the vectors themselves; nothing
+but exactly parallel vectors is interpolated linearly. `vectors` says what is a vector: the whole tensor, each row, or
+each column (mergekit's `nuslerp_flatten: false`, alone or with `nuslerp_row_wise: true`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any, ClassVar, Literal, get_args
+
+from array_api_compat import array_namespace
+
+from ..curvature import Curvature
+from ..span import Span, Vector, basis_products
+from ..tile import Tile
+from .checks import as_tuple, each, finite, one_of
+from .combine import combination
+from .method import Fused, Map, Method, Pass, PerModel, Reduction
+from .slerp import interpolated
+from .task_arithmetic import scaling
+
+Vectors = Literal["tensor", "rows", "columns"]
+Origin = Literal["base", "zero"]
+PARALLEL = 1e-16  # sin² of an angle that is none
+
+
+def slerp_along(one: Any, other: Any, t: float, axis: int) -> Any:
+    """Return the points at t on the arcs between the vectors along an axis; zero vectors have a right angle."""
+    xp = array_namespace(one)
+
+    def unit(vectors: Any) -> Any:
+        norm = xp.sqrt(xp.sum(vectors * vectors, axis=axis, keepdims=True))
+        return vectors / xp.where(norm > 0, norm, xp.ones_like(norm))
+
+    u, v = unit(one), unit(other)
+    # Half the chord and half the sum of unit vectors are sine and cosine of half the angle, precise at any angle.
+    half_sine = xp.sqrt(xp.sum((u - v) ** 2, axis=axis, keepdims=True)) / 2
+    half_cosine = xp.sqrt(xp.sum((u + v) ** 2, axis=axis, keepdims=True)) / 2
+    theta = 2 * xp.atan2(half_sine, half_cosine)
+    sine = xp.sin(theta)
+    parallel = sine * sine <= PARALLEL
+    safe = xp.where(parallel, xp.ones_like(sine), sine)
+    arc = (xp.sin((1 - t) * theta) * one + xp.sin(t * theta) * other) / safe
+    return xp.where(parallel, (1 - t) * one + t * other, arc)
+
+
+def slerp_lines(tile: Tile, t: float, origin: Origin, axis: int) -> Fused:
+    """Return the interpolation of each row (axis 1) or column (axis 0) of a tile of whole rows."""
+    xp = array_namespace(tile.base)
+    width = tile.prepared
+    pair = tile.deltas if origin == "base" else (tile.base, tile.tuned[0])
+    one, other = (xp.astype(xp.reshape(array, (-1, width)), xp.float64) for array in pair)
+    moved = xp.reshape(slerp_along(one, other, t, axis), (-1,))
+    differs = tile.deltas[0] != 0
+    if origin == "base":
+        differs = differs | (tile.deltas[1] != 0)
+        moved = xp.astype(tile.base, xp.float64) + moved
+    values = xp.where(differs, xp.astype(moved, tile.base.dtype), tile.base)
+    return Fused(values=values, kept=differs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NuSlerp(Method):
+    """Interpolate two fine-tunes along the sphere around their base.
+
+    Attributes:
+        weights: Of the two models, separated by a comma; only their ratio counts.
+        vectors: What is interpolated as one vector: the whole `tensor`, each of its `rows`, or of its `columns`.
+        origin: The centre of the sphere: the `base`, so that deltas are interpolated, or `zero`: then the first model
+            is one of the two.
+    """
+
+    weights: PerModel = 1.0
+    vectors: Vectors = "tensor"
+    origin: Origin = "base"
+
+    name: ClassVar[str] = "nuslerp"
+    title: ClassVar[str] = "NuSLERP"
+    source: ClassVar[str] = "mergekit 0.1"
+    max_models: ClassVar[int | None] = 2
+    per_model: ClassVar[tuple[str, ...]] = ("weights",)
+
+    def __post_init__(self) -> None:
+        each("weights", self.weights, finite)
+        one_of("vectors", self.vectors, get_args(Vectors))
+        one_of("origin", self.origin, get_args(Origin))
+
+    @property
+    def counts_base(self) -> bool:
+        """The base is one of the two where the origin is zero."""
+        return self.origin == "zero"
+
+    @property
+    def model_range(self) -> tuple[int, int]:
+        """Exactly two models, the base among them where the origin is zero."""
+        return (1, 1) if self.counts_base else (2, 2)
+
+    @property
+    def t(self) -> float:
+        """`w_b/(w_a + w_b)`; half way where the weights cancel."""
+        one, other = (as_tuple(self.weights) * 2)[:2]
+        return 0.5 if abs(one + other) < 1e-6 else other / (one + other)
+
+    def grain(self, shape: tuple[int, ...], curvature: Curvature | None) -> int:  # noqa: ARG002
+        """Return a row's length, or the whole tensor's."""
+        if self.vectors == "tensor":
+            return 1
+        return max(1, prod(shape) if self.vectors == "columns" else prod(shape[-1:]))
+
+    def prepare(self, name: str, shape: tuple[int, ...], curvature: Curvature | None) -> Any:  # noqa: ARG002
+        """Return the length of a row: of the last axis, or for columns of all but the first."""
+        return prod(shape[1:]) if self.vectors == "columns" else prod(shape[-1:])
+
+    def reduce(self, num_elements: int) -> Reduction:  # noqa: ARG002 (the products tell all)
+        """Take the inner products of whole tensors; lines need nothing beforehand."""
+        if self.t in (0, 1):
+            return scaling((float(self.t),) if self.origin == "zero" else (1.0 - self.t, float(self.t)))
+        if self.vectors != "tensor":
+            return Map(function=slerp_lines, arguments=(self.t, self.origin, 0 if self.vectors == "columns" else 1))
+        span: Span = yield Pass(function=basis_products, combine=Span.of)
+        if self.origin == "zero":
+            return combination(interpolated(span, span.base, span.tuned()[0], self.t, linear_above=1.0))
+        one, other = span.deltas()
+        point: Vector = interpolated(span, one, other, self.t, linear_above=1.0)
+        return combination(span.base + point)
