@@ -42,10 +42,10 @@ def tagging_task(archive: Path) -> Task:
     """
     files = read_files(archive)
     split = split_files(files)
-    examples = {
-        part: _draw(split[part], files, count)
-        for part, count in (("train", NUM_TRAIN), ("validation", NUM_VALIDATION), ("test", NUM_TEST))
-    }
+    examples: dict[str, tuple[Example, ...]] = {}
+    drawn: set[Sentence] = set()
+    for part, count in (("test", NUM_TEST), ("validation", NUM_VALIDATION), ("train", NUM_TRAIN)):
+        examples[part] = _draw(split[part], files, count, drawn)
     prose = [detokenize(parse(files[name]))[:PROSE_CHARACTERS] for name in split["prose"]]
     return Task(
         name="part-of-speech tagging (Brown corpus)",
@@ -121,11 +121,16 @@ def detokenize(sentences: Iterable[Sentence]) -> str:
     return "".join(pieces)
 
 
-def _draw(names: Iterable[str], files: Mapping[str, str], count: int) -> tuple[Example, ...]:
-    """Return `count` examples from the files, drawn in a random order that is always the same."""
-    short = [sentence for name in names for sentence in parse(files[name]) if MIN_WORDS <= len(sentence) <= MAX_WORDS]
-    random.Random(SPLIT_SEED).shuffle(short)
-    return tuple(_example(sentence) for sentence in short[:count])
+def _draw(names: Iterable[str], files: Mapping[str, str], count: int, drawn: set[Sentence]) -> tuple[Example, ...]:
+    """Return `count` examples from the files, drawn in a random order that is always the same.
+
+    Short sentences come again in other files ("She said nothing ."): those that were drawn before are left out.
+    """
+    short = {sentence for name in names for sentence in parse(files[name]) if MIN_WORDS <= len(sentence) <= MAX_WORDS}
+    fresh = sorted(short - drawn)
+    random.Random(SPLIT_SEED).shuffle(fresh)
+    drawn.update(fresh[:count])
+    return tuple(_example(sentence) for sentence in fresh[:count])
 
 
 def _example(sentence: Sentence) -> Example:

@@ -27,11 +27,11 @@ NUM_LINES = 96
 class TinySize:
     """The base model and how long it is trained."""
 
-    hidden_size: int = 192
+    hidden_size: int = 128
     layers: int = 4
-    heads: int = 4
-    steps: int = 400
-    batch_size: int = 24
+    heads: int = 2
+    steps: int = 300
+    batch_size: int = 16
     learning_rate: float = 3e-3
 
 
