@@ -50,6 +50,33 @@ class NumpyBackend(Backend):
 
 
 @final
+class KernelBackend(Backend):
+    """Compiled kernels; what has none runs as `NumpyBackend` does, in pieces that fit the cache."""
+
+    def __init__(self, *, threads: int, tile_elements: int = 1 << 20) -> None:
+        from .kernels import kernel_for
+
+        self.threads = threads
+        self.tile_elements = tile_elements
+        self._kernel_for = kernel_for
+        self._definitions = NumpyBackend()
+
+    def run_pass(self, tile: RawTile, wanted: Pass) -> np.ndarray:
+        """Return the pass's rows for a tile."""
+        kernel = self._kernel_for(wanted.function, tile)
+        if kernel is None:
+            return self._definitions.run_pass(tile, wanted)
+        return kernel(tile, *wanted.arguments)
+
+    def run_map(self, tile: RawTile, wanted: Map, out: np.ndarray) -> np.ndarray:
+        """Fuse a tile."""
+        kernel = self._kernel_for(wanted.function, tile, out)
+        if kernel is None:
+            return self._definitions.run_map(tile, wanted, out)
+        return kernel(tile, out, *wanted.arguments)
+
+
+@final
 class TorchBackend(Backend):
     """The definitions on an accelerator, a tile at a time."""
 
@@ -106,5 +133,5 @@ def pick_backend(device: str = "auto", *, threads: int | None = None, tile_eleme
     """Return the backend of a device: `auto`, `cpu`, or any torch device such as `cuda:1`."""
     if device in ("auto", "cpu"):
         threads = threads or max(1, len(os.sched_getaffinity(0)))
-        return NumpyBackend(threads=threads, tile_elements=tile_elements or 1 << 16)
+        return KernelBackend(threads=threads, tile_elements=tile_elements or 1 << 20)
     return TorchBackend(device, tile_elements=tile_elements or 1 << 24)

@@ -1,0 +1,34 @@
+"""CPU kernels: the same bits as the definitions in `fusion.methods`, at the speed of memory.
+
+Importing this package imports Numba, which takes half a second: only `fusion.backend` does, and only for a fuse that
+is large enough.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..methods import adadare as adadare_method
+from ..methods import dare as dare_method
+from ..methods import task_arithmetic as task_arithmetic_method
+from ..tile import RawTile
+from . import adadare, dare, task_arithmetic
+from .elements import VIEWS
+
+# By the definition that a kernel stands in for. A pass takes (tile, *arguments), a map (tile, out, *arguments).
+KERNELS: dict[Callable[..., Any], Callable[..., np.ndarray]] = {
+    adadare_method.score_sums: adadare.score_sums,
+    adadare_method.clipped_sums: adadare.clipped_sums,
+    adadare_method.drop_and_rescale: adadare.drop_and_rescale,
+    dare_method.drop_and_rescale: dare.drop_and_rescale,
+    task_arithmetic_method.add_scaled: task_arithmetic.add_scaled,
+}
+
+
+def kernel_for(function: Callable[..., Any], tile: RawTile, out: np.ndarray | None = None):
+    """Return the kernel that computes what `function` defines, or None where there is none for such a tile."""
+    arrays = (tile.base, *tile.tuned) if out is None else (tile.base, *tile.tuned, out)
+    if len(tile.tuned) != 1 or any(array.dtype.name not in VIEWS for array in arrays):
+        return None
+    return KERNELS.get(function)

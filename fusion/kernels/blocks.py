@@ -1,0 +1,144 @@
+"""What kernels do for each block of 4,096 elements: `sqrt(H)`, uniform words, sums in the order of `fusion.sums`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..random import MULTIPLIERS, SHIFTS
+from ..sums import BLOCK
+from ..tile import RawTile
+from .compiler import compiled, inlined
+from .elements import f32, f64, u32, u64
+
+assert BLOCK == 4096, "the unrolled sums below are for this size"
+SIZE = u64(BLOCK)
+LANES = u64(256)  # a block is summed as 16 rows of 256 lanes
+ANY = u64(0xFFFFFFFFFFFFFFFF)
+
+_M0, _M1 = (u32(m) for m in MULTIPLIERS)
+_S0, _S1, _S2 = (u32(s) for s in SHIFTS)
+_ONES = np.ones(BLOCK, np.float32)
+
+
+def num_blocks(tile: RawTile) -> int:
+    """Return how many blocks a tile has, the last one perhaps in part."""
+    return -(-len(tile.base) // BLOCK)
+
+
+def root_of(tile: RawTile) -> tuple[np.ndarray, int, int]:
+    """Return `sqrt(H)` as (values, repeat, inner); ones for `H = I`."""
+    if tile.root is None:
+        return _ONES, 1 << 40, BLOCK
+    return tile.root.values, tile.root.repeat, tile.root.inner
+
+
+@inlined
+def _mixed(x):
+    x = u32(x ^ u32(x >> _S0))
+    x = u32(x * _M0)
+    x = u32(x ^ u32(x >> _S1))
+    x = u32(x * _M1)
+    return u32(x ^ u32(x >> _S2))
+
+
+@inlined
+def word(index, key_high):
+    """Return the uniform word of an element: `index` is its flat index plus the key's low word."""
+    return _mixed(u32(_mixed(index) ^ key_high))
+
+
+@compiled
+def _fill_root(values, repeat, inner, at, count, buffer):
+    period = repeat * inner
+    outer = at // period
+    into = at - outer * period
+    skipped = into % inner
+    left = period - into  # of this outer run
+    i = u64(0)
+    while i < count:
+        length = min(inner - skipped, count - i)
+        source = outer * inner + skipped
+        for k in range(length):
+            buffer[i + k] = values[source + k]
+        i += length
+        left -= length
+        skipped = u64(0)
+        if left == 0:
+            outer += u64(1)
+            left = period
+
+
+@inlined
+def root_block(values, repeat, inner, at, count, buffer, held):
+    """Put `sqrt(H)` of elements `at … at + count − 1` into `buffer`, unless `held` says that it has them.
+
+    Args:
+        held: Outer run and place in it that the buffer was last filled from, two uint64; `ANY` at first.
+    """
+    period = repeat * inner
+    outer = at // period
+    skipped = (at - outer * period) % inner
+    within = (at + count - u64(1)) // period == outer
+    if not within or held[0] != outer or held[1] != skipped:
+        _fill_root(values, repeat, inner, at, count, buffer)
+        held[0] = outer if within and count == SIZE else ANY
+        held[1] = skipped
+
+
+@inlined
+def zero_tail(buffer, count):
+    """Zero what a last, partial block leaves of a buffer."""
+    for i in range(count, SIZE):
+        buffer[i] = f32(0)
+
+
+@compiled
+def _sum_lanes(lanes):
+    for i in range(u64(128)):
+        lanes[i] += lanes[i + u64(128)]
+    for i in range(u64(64)):
+        lanes[i] += lanes[i + u64(64)]
+    for i in range(u64(32)):
+        lanes[i] += lanes[i + u64(32)]
+    for i in range(u64(16)):
+        lanes[i] += lanes[i + u64(16)]
+    for i in range(u64(8)):
+        lanes[i] += lanes[i + u64(8)]
+    return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]))
+
+
+@inlined
+def _four(x, i):
+    return (f64(x[i]) + f64(x[i + u64(2048)])) + (f64(x[i + u64(1024)]) + f64(x[i + u64(3072)]))
+
+
+@inlined
+def _square(x):
+    wide = f64(x)
+    return wide * wide
+
+
+@inlined
+def _four_squares(x, i):
+    return (_square(x[i]) + _square(x[i + u64(2048)])) + (_square(x[i + u64(1024)]) + _square(x[i + u64(3072)]))
+
+
+@compiled
+def sum_block(x, lanes):
+    """Return the sum of a block: halves are added until one number is left, in float64.
+
+    The first four halvings are done in registers. `lanes` is a scratch array of 256 float64.
+    """
+    for j in range(LANES):
+        lanes[j] = (_four(x, j) + _four(x, j + u64(512))) + (_four(x, j + u64(256)) + _four(x, j + u64(768)))
+    return _sum_lanes(lanes)
+
+
+@compiled
+def sum_squares(x, lanes):
+    """Return the sum of the squares of a block, squared in float64."""
+    for j in range(LANES):
+        lanes[j] = (_four_squares(x, j) + _four_squares(x, j + u64(512))) + (
+            _four_squares(x, j + u64(256)) + _four_squares(x, j + u64(768))
+        )
+    return _sum_lanes(lanes)

@@ -1,0 +1,116 @@
+"""Stored elements to float32 and back, in registers.
+
+Numba knows neither bfloat16 nor, on the CPU, float16. Kernels see bfloat16 as uint16, float16 as int16 and float32 as
+itself, and are compiled for each; rounding is to nearest, ties to even, as NumPy's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+
+from .compiler import inlined
+
+u16, i16, u32, i32, u64 = np.uint16, np.int16, np.uint32, np.int32, np.uint64
+f32, f64 = np.float32, np.float64
+
+VIEWS = {"bfloat16": np.uint16, "float16": np.int16, "float32": np.float32}  # what a kernel sees of a stored dtype
+
+
+def seen(array: np.ndarray) -> np.ndarray:
+    """Return an input as kernels take it; read-only, as a memory map is, so that there is one compiled form."""
+    view = array.view(VIEWS[array.dtype.name])
+    view.flags.writeable = False
+    return view
+
+
+def seen_output(array: np.ndarray) -> np.ndarray:
+    """Return an output as kernels take it."""
+    return array.view(VIEWS[array.dtype.name])
+
+
+def _bit_cast(source: Any, target: Any, llvm_type: ir.Type) -> Any:
+    """Return a function, for kernels only, that takes the bits of a `source` for a `target`."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], llvm_type)
+
+    def cast(typing_context: Any, x: Any):  # noqa: ARG001 (Numba's calling convention)
+        return target(source), generate
+
+    return intrinsic(cast)
+
+
+bits_of = _bit_cast(types.float32, types.uint32, ir.IntType(32))
+float_of = _bit_cast(types.uint32, types.float32, ir.FloatType())
+
+
+@inlined
+def _from_bfloat16(x):
+    return float_of(u32(u32(x) << u32(16)))
+
+
+@inlined
+def _from_float16(x):
+    half = u32(u16(x))
+    magnitude = u32(u32(half & u32(0x7FFF)) << u32(13))
+    # Bias and, by the way, subnormals: the exponent is 112 too small.
+    scaled = bits_of(float_of(magnitude) * f32(2.0**112))
+    if magnitude >= u32(0x0F800000):  # infinity and NaN
+        scaled = u32(magnitude | u32(0x7F800000))
+    return float_of(u32(scaled | u32(u32(half & u32(0x8000)) << u32(16))))
+
+
+@inlined
+def _to_bfloat16(x):
+    """Round. A NaN may become anything: the figures of its tensor tell of it."""
+    bits = bits_of(x)
+    return u16(u32(bits + u32(0x7FFF) + u32(u32(bits >> u32(16)) & u32(1))) >> u32(16))
+
+
+@inlined
+def _to_float16(x):
+    bits = bits_of(x)
+    sign = u32(u32(bits >> u32(16)) & u32(0x8000))
+    magnitude = u32(bits & u32(0x7FFFFFFF))
+    odd = u32(u32(magnitude >> u32(13)) & u32(1))
+    half = u32(u32(magnitude - u32(0x38000000) + u32(0xFFF) + odd) >> u32(13))
+    if magnitude < u32(0x38800000):  # subnormal: adding 0.5 rounds at its last place, 2⁻²⁴
+        half = u32(bits_of(float_of(magnitude) + f32(0.5)) - u32(0x3F000000))
+    if magnitude >= u32(0x47800000):  # 65536 and more, infinity and NaN
+        half = u32(0x7C00)
+    if magnitude > u32(0x7F800000):
+        half = u32(0x7E00)
+    return i16(u16(half | sign))
+
+
+def decoded(x: Any) -> Any:
+    """Return a stored element as float32."""
+    raise NotImplementedError(f"compiled only, got {x}")
+
+
+def encoded(x: Any, like: Any) -> Any:
+    """Return a float32 rounded to the dtype of the stored element `like`."""
+    raise NotImplementedError(f"compiled only, got {x} for {like}")
+
+
+@overload(decoded)
+def _decoded(x):
+    if x == types.uint16:
+        return lambda x: _from_bfloat16(x)
+    if x == types.int16:
+        return lambda x: _from_float16(x)
+    return lambda x: x
+
+
+@overload(encoded)
+def _encoded(x, like):  # noqa: ARG001
+    if like == types.uint16:
+        return lambda x, like: _to_bfloat16(x)  # noqa: ARG005
+    if like == types.int16:
+        return lambda x, like: _to_float16(x)  # noqa: ARG005
+    return lambda x, like: x  # noqa: ARG005
