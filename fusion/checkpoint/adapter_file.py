@@ -40,6 +40,7 @@ class AdapterFile:
         file: The adapter's weights.
         tensors: By the base's names.
         patches: What becomes of each.
+        stored: What the adapter's file holds, by the names there.
         config: The adapter's configuration.
     """
 
@@ -49,7 +50,8 @@ class AdapterFile:
         self._folder = folder
         self._base = base
         self._stored = SafetensorsFile(self.file) if self.file.suffix == ".safetensors" else TorchFile(self.file)
-        self.patches = patches_of(folder, self.config, self._stored.tensors, base)
+        self.stored = self._stored.tensors
+        self.patches = patches_of(folder, self.config, self.stored, base)
         self._drop_copies_of_tied()
         self.tensors = {name: self._info(name, patch) for name, patch in self.patches.items()}
         self._factors: dict[str, LowRank] = {}
@@ -58,7 +60,7 @@ class AdapterFile:
 
     def _info(self, name: str, patch: Patch) -> TensorInfo:
         base = self._base.tensors.get(name)
-        stored = self._stored.tensors[patch.stored] if patch.stored else None
+        stored = self.stored[patch.stored] if patch.stored else None
         origin = stored or base
         assert origin is not None  # a product has a target in the base
         if patch.product is not None and not origin.stored.fusible:
@@ -83,12 +85,12 @@ class AdapterFile:
         for name in [name for name in self.patches if name not in shapes]:
             stored = self.patches[name].stored
             assert stored is not None  # a product has a target in the base
-            source = tied_source(name, shapes, self._stored.tensors[stored].shape, self._base.config)
+            source = tied_source(name, shapes, self.stored[stored].shape, self._base.config)
             if source is None:
                 continue
             other = self.patches.get(source, Patch())
-            embeddings = self._read(other.stored) if other.stored else self._base.raw(source).reshape(shapes[source])
-            if other.product is not None or not np.array_equal(self._read(stored), embeddings):
+            embeddings = self.read(other.stored) if other.stored else self._base.raw(source).reshape(shapes[source])
+            if other.product is not None or not np.array_equal(self.read(stored), embeddings):
                 raise CheckpointError(
                     f"`{self._folder}` holds `{name}`, which the base ties to `{source}`",
                     hint="untie them in the base first: store both, and set `tie_word_embeddings` to false",
@@ -111,11 +113,12 @@ class AdapterFile:
 
     def _origin(self, name: str, patch: Patch, start: int, stop: int) -> np.ndarray:
         if patch.stored is not None:
-            return self._stored.raw(self._stored.tensors[patch.stored], start, stop)
+            return self._stored.raw(self.stored[patch.stored], start, stop)
         return self._base.raw(name, start, stop)
 
-    def _read(self, name: str) -> np.ndarray:
-        info = self._stored.tensors[name]
+    def read(self, name: str) -> np.ndarray:
+        """Return one of the adapter's own tensors, by its name in the adapter's file."""
+        info = self.stored[name]
         return self._stored.raw(info, 0, info.num_elements).reshape(info.shape)
 
     def factors(self, name: str) -> LowRank | None:
@@ -125,7 +128,7 @@ class AdapterFile:
             return None
         with self._lock:
             if name not in self._factors:
-                self._factors[name] = product.factors(self._read)
+                self._factors[name] = product.factors(self.read)
             return self._factors[name]
 
     def _row_scales(self, name: str, patch: Patch, factors: LowRank) -> np.ndarray:
@@ -148,7 +151,7 @@ class AdapterFile:
                 squares += sums
             else:
                 squares[first:last] = sums
-        magnitude = self._read(patch.magnitude).astype(np.float32).reshape(-1)
+        magnitude = self.read(patch.magnitude).astype(np.float32).reshape(-1)
         if magnitude.shape != squares.shape:
             raise CheckpointError(
                 f"`{patch.magnitude}` in `{self._folder}` has {len(magnitude)} magnitudes for {len(squares)} outputs"
@@ -164,14 +167,14 @@ class AdapterFile:
             self._scales.pop(info.name, None)
         patch = self.patches[info.name]
         if patch.stored is not None:
-            self._stored.release(self._stored.tensors[patch.stored])
+            self._stored.release(self.stored[patch.stored])
         elif info.name in self._base.tensors:
             self._base.release(info.name)
 
     def digest(self) -> str:
         """Return a digest of the whole adapter, weights and configuration."""
         digest = xxhash.xxh3_128((self._folder / ADAPTER_CONFIG).read_bytes())
-        for name, info in sorted(self._stored.tensors.items()):
+        for name, info in sorted(self.stored.items()):
             digest.update(f"{name} {info.dtype} {info.shape}".encode())
             digest.update(as_bytes(np.ascontiguousarray(self._stored.raw(info, 0, info.num_elements))))
         return digest.hexdigest()

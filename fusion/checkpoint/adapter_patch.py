@@ -17,13 +17,15 @@ class Product:
     """How a `LowRank` is made from an adapter's tensors.
 
     Attributes:
-        a, b: Their names in the adapter; `b` alone is a bias.
+        key: The name that rank and alpha are looked up for: the module's, or the parameter's.
+        a, b: Names of the factors in the adapter; `b` alone is a bias.
         scale: s.
         experts: How many products are stacked in them.
         transposed: The base's tensor is (d_in, d_out), or a vocabulary.
         expert, rows: Which part of the product falls on the base's tensor.
     """
 
+    key: str
     a: str | None
     b: str
     scale: float

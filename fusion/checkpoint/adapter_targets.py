@@ -173,6 +173,7 @@ class _Resolver:
             shape = self._base.tensors[place.tensor].shape
             rows = (place.first, place.first + shape[0]) if split else None
             product = Product(
+                key=key,
                 a=parts.a.name,
                 b=parts.b.name,
                 scale=scale,
@@ -187,7 +188,7 @@ class _Resolver:
             target = self.parameter(f"{parts.module}.bias")
             if target is None or target.shape != bias.shape:
                 raise self._missing(f"{parts.module}.bias")
-            self.add(target.places[0].tensor, product=Product(a=None, b=bias.name, scale=scale))
+            self.add(target.places[0].tensor, product=Product(key=key, a=None, b=bias.name, scale=scale))
 
     def _found(self, names: Sequence[str]) -> dict[str, Parameter]:
         return {name: found for name in names if (found := self.parameter(name)) is not None}

@@ -80,6 +80,14 @@ class ModelNames:
             return None
         return type(found).__name__ == "Conv1D" or bool(getattr(found, "is_transposed", False))
 
+    def kinds_of(self, module: str) -> frozenset[str]:
+        """Return the names of a module's class and of those that it inherits from."""
+        return frozenset(cls.__name__ for cls in type(self._model.get_submodule(module)).__mro__)
+
+    def groups_of(self, module: str) -> int:
+        """Return the groups of a convolution."""
+        return self._model.get_submodule(module).groups
+
     @cached_property
     def parameters(self) -> Mapping[str, Parameter]:
         """Parameter name to the tensors that make it; those that no tensor makes are left out."""

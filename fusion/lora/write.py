@@ -1,0 +1,91 @@
+"""An adapter folder that PEFT loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from ..checkpoint.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from ..checkpoint.writer import os_error
+from ..errors import OutputError
+from .modules import Factors, Module
+
+RECORD = "sculpt-adapter.json"  # how it was made; only a folder that holds it is ever replaced
+
+
+def refuse_folder(output: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
+    """Raise OutputError where writing `output` would touch an input or something that exists."""
+    for path in inputs:
+        if output.resolve() == path.resolve() or path.resolve() in output.resolve().parents:
+            raise OutputError(f"the output `{output}` lies inside the input `{path}`")
+    if not output.exists():
+        return
+    if not overwrite:
+        raise OutputError(f"`{output}` exists", hint="`--overwrite` replaces it, `-o` names another output")
+    if not (output / RECORD).is_file():
+        raise OutputError(f"`{output}` is no adapter that sculpt wrote, so `--overwrite` does not replace it")
+
+
+def tensors_of(module: Module, factors: Factors) -> dict[str, np.ndarray]:
+    """Return a module's tensors under the names that PEFT gives them."""
+    a = factors.a.reshape(-1, *factors.a.shape[2:])
+    b = factors.b.reshape(len(factors.b), -1, *factors.b.shape[3:])
+    names = ("lora_embedding_A", "lora_embedding_B") if module.embedding else ("lora_A.weight", "lora_B.weight")
+    found = {f"{module.key}.{name}": tensor for name, tensor in zip(names, (a, b), strict=True)}
+    if factors.bias is not None:
+        found[f"{module.key}.lora_B.bias"] = factors.bias
+    return found
+
+
+def config_of(modules: Mapping[Module, int], **entries: Any) -> dict[str, Any]:
+    """Return `adapter_config.json` of modules with their ranks; the scale of each is 1 (α = r)."""
+    rank = max(modules.values(), default=1)
+    others = {
+        re.escape(module.pattern): r for module, r in sorted(modules.items(), key=lambda m: m[0].key) if r != rank
+    }
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": sorted(module.name for module in modules if not module.by_name),
+        "lora_dropout": 0.0,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+        "bias": "none",
+        **entries,
+    }
+
+
+def write_adapter(
+    output: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], record: Mapping[str, Any]
+) -> None:
+    """Write the folder beside its name and rename it when whole; same content, same bytes."""
+    partial = output.with_name(output.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
+        (partial / ADAPTER_WEIGHTS[0]).write_bytes(save(contiguous, metadata={"format": "pt"}))
+        for name, content in ((ADAPTER_CONFIG, config), (RECORD, record)):
+            text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+            (partial / name).write_text(text + "\n", encoding="utf-8")
+        for file in partial.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        if output.exists():
+            shutil.rmtree(output)
+        partial.rename(output)
+    except OSError as error:
+        raise os_error(error, output) from error
