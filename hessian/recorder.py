@@ -21,6 +21,7 @@ from .activations import Activations
 from .placement import Placement, compose, locate
 from .row_weights import RowWeights
 from .statistics import ParameterStatistics
+from .tape import Tape
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Recorder(TorchDispatchMode):
         absent: Storages that stand for weights that are not loaded, by key.
         demand: Called with the key of an absent storage that an operation is about to use; returns the weight.
         activations: Told of each new tensor, and asked for those that are on disk.
+        tape: Of the batch that is running, if what it does between units is kept.
         final: What is given to this parameter ends the forward: nothing that follows is of use.
     """
 
@@ -76,6 +78,7 @@ class Recorder(TorchDispatchMode):
         self.demand: Callable[[int], Tensor] | None = None
         self.activations: Activations | None = None
         self.final: ParameterStatistics | None = None
+        self.tape: Tape | None = None
         self._watched: dict[int, _Watched] = {}
         self._last: tuple[Tensor, int, Tensor | None, Tensor] | None = None
 
@@ -148,6 +151,17 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.tape is not None and not self.tape.inside:
+            out = self.tape.operation(func, args, lambda: self._run(func, args, kwargs))
+        else:
+            out = self._run(func, args, kwargs)
+        if self.activations is not None:
+            for tensor in _tensors(out if isinstance(out, (list, tuple)) else (out,)):
+                self.activations.made(tensor)
+        return out
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operation with its weights loaded and its tensors in memory, and record it."""
         keys = [storage_key(tensor) for tensor in _tensors(args)]
         if self.absent and any(key in self.absent for key in keys):
             args = tuple(self._with_loaded(arg) for arg in args)
@@ -155,18 +169,13 @@ class Recorder(TorchDispatchMode):
         if self.activations is not None and self.activations.has_spilled:
             for key in keys:
                 self.activations.restore(key)
-        is_used = any(key in self._watched for key in keys)
-        rule = rules.RULES.get(func) if is_used else None
+        if not any(key in self._watched for key in keys):
+            return func(*args, **kwargs)
+        rule = rules.RULES.get(func)
         if rule is not None:
-            out = rule(self, self._last_operation(func, args), args, kwargs)
-        else:
-            out = func(*args, **kwargs)
-            if is_used:
-                self._note(func, args)
-        if self.activations is not None:
-            for tensor in _tensors(out if isinstance(out, (list, tuple)) else (out,)):
-                self.activations.made(tensor)
-        return out
+            return rule(self, self._last_operation(func, args), args, kwargs)
+        self._note(func, args)
+        return func(*args, **kwargs)
 
     def _last_operation(self, func: Any, args: Sequence[Any]) -> Any:
         """Return the operation, or one that ends the forward where nothing after it is wanted."""

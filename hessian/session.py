@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,10 +27,12 @@ from .conversions import num_rows
 from .diagonal import DiagonalHessian, Provenance, add_curvature
 from .encoding import Encoder
 from .forward import Forward
+from .journal import Journal
 from .names import Recipe
 from .recorder import Recorder
 from .rows import Rows, chosen, drawn, open_rows
 from .statistics import ParameterStatistics, Terms
+from .tape import LostError
 from .units import Unit, find_units
 from .weights import Weights
 
@@ -102,6 +106,7 @@ class Session:
         self.activations = Activations(_budget(options.memory))
         self.recorder.activations = self.activations
         self.activations.is_weight = self.recorder.is_watched
+        self.journal: Journal | None = None
         self._sources = {
             target: recipe.source_names for recipe in self.skeleton.names.recipes for target in recipe.targets
         }
@@ -194,13 +199,22 @@ class Session:
             ModelError: The model fails, or returns to a block that was handed out.
             CurvatureError: An activation is not finite.
         """
-        forward = Forward(self.model, self.units, self.weights, self.recorder, self.activations, self.device)
+        journal, tapes = self.journal, None
+        forward = Forward(self.model, self.units, self.weights, self.recorder, self.activations, self.device, journal)
         forward.before = self._before
+        if journal is not None and journal.open():
+            journal.restore_statistics(self.weights.statistics())
+            tapes = journal.tapes(self.device)
+            for index in journal.passed:
+                self.weights.skip(self.units[index])
+            forward.passed.update(journal.passed)
         pending = {id(recipe): recipe for recipe in self.skeleton.names.recipes}
         twins = self._twins()
         total = len(self.units)
         self.progress(0, total, "calibrate")
-        for done, unit in enumerate(forward.run(self._batches()), 1):
+        for done, unit in enumerate(forward.run(self._batches(), tapes), 1 + len(forward.passed)):
+            if journal is not None:
+                journal.write(sorted(forward.passed), forward.tapes(), *self._settled())
             finished = self._finished(pending, twins)
             self.progress(min(done, total), total, unit.name)
             if finished:
@@ -215,6 +229,13 @@ class Session:
         self.progress(total, total, "calibrate")
         if last:
             yield last
+
+    def _settled(self) -> tuple[dict[str, ParameterStatistics], dict[str, ParameterStatistics]]:
+        """Return the statistics that no later unit adds to, and the others."""
+        unfinished = self.weights.unfinished() | self.weights.pinned()
+        by_name = {entry.name: entry for entry in self.weights.statistics().values()}
+        done = {name: entry for name, entry in by_name.items() if name not in unfinished}
+        return done, {name: entry for name, entry in by_name.items() if name in unfinished}
 
     def _before(self, unit: Unit) -> None:
         """Let the forward end at the model's output head if nothing else is wanted after it."""
@@ -352,16 +373,34 @@ def run(
     progress: Progress | None,
 ) -> DiagonalHessian:
     """Return the statistics of a whole calibration, and write them."""
-    del resume  # nothing is kept of an unfinished run yet
+    try:
+        return _run(checkpoint, options, output, resume=resume, progress=progress)
+    except LostError as error:
+        logger.warning("the run that was killed cannot be gone on with, so it starts anew: %s", error)
+        shutil.rmtree(_journal_folder(output), ignore_errors=True)
+        return _run(checkpoint, options, output, resume=resume, progress=progress)
+
+
+def _journal_folder(output: Path | None) -> Path:
+    assert output is not None
+    return output.with_name(f"{output.name}.partial")
+
+
+def _run(
+    checkpoint: Path, options: CalibrationOptions, output: Path | None, *, resume: bool, progress: Progress | None
+) -> DiagonalHessian:
     with Session(checkpoint, options, progress=progress) as session:
+        provenance = session.provenance()
+        if output is not None and resume:
+            session.journal = Journal(_journal_folder(output), {**asdict(provenance), "options": repr(options)})
         curvatures: dict[str, Curvature] = {}
         for block in session.blocks():
             curvatures |= block
         hessian = DiagonalHessian(
-            curvatures=curvatures,
-            provenance=session.provenance(),
-            why_missing=session.why_missing(curvatures),
+            curvatures=curvatures, provenance=provenance, why_missing=session.why_missing(curvatures)
         )
-    if output is not None:
-        hessian.save(output)
+        if output is not None:
+            hessian.save(output)
+        if session.journal is not None:
+            session.journal.discard()
     return hessian

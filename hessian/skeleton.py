@@ -164,10 +164,10 @@ def build(
 def _on_meta(cls: Any, config: Any, dtype: torch.dtype) -> Any:
     from transformers.monkey_patching import patch_output_recorders
 
-    config.dtype = dtype
-    for key in config.sub_configs:
-        if getattr(config, key, None) is not None:
-            getattr(config, key).dtype = dtype
+    for entry in (config, *(getattr(config, key, None) for key in config.sub_configs)):
+        if entry is not None:
+            entry.dtype = dtype
+            entry.use_cache = False  # keys and values of every layer would be held between blocks
     # One expert after the other: each is then a view of the stack, and its inputs are the tokens routed to it.
     config._experts_implementation = "eager"
     with ExitStack() as stack:

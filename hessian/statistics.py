@@ -42,6 +42,11 @@ class ParameterStatistics:
         """Whether any input was summed."""
         return bool(self.sums)
 
+    @property
+    def used(self) -> bool:
+        """Whether any operation used the parameter, with inputs that can be summed or not."""
+        return bool(self.sums or self.ops)
+
     def add(self, placement: Placement, values: Tensor, counts: Tensor) -> None:
         """Add sums that broadcast to a view of the parameter, and how many rows they are of.
 
@@ -85,6 +90,24 @@ class ParameterStatistics:
             self.gram = torch.zeros(*lead, *gram.shape[-2:], dtype=torch.float64, device=gram.device)
         self.gram[tuple(placement.part[k] for k in leading)] += gram
 
+    def dump(self) -> dict[str, np.ndarray]:
+        """Return everything that was summed, by a key that `fill` takes."""
+        found = {"sums " + _text(shape): value.cpu().numpy() for shape, value in self.sums.items()}
+        found |= {"counts " + _text(shape): value.cpu().numpy() for shape, value in self.counts.items()}
+        if self.gram is not None:
+            found["gram"] = self.gram.cpu().numpy()
+        return found | {f"op {op}": np.zeros(0) for op in self.ops}
+
+    def fill(self, key: str, value: np.ndarray) -> None:
+        """Take up what `dump` gave."""
+        if key == "gram":
+            self.gram = torch.from_numpy(value)
+        elif key.startswith("op "):
+            self.ops.add(key[3:])
+        else:
+            into = self.sums if key.startswith("sums ") else self.counts
+            into[tuple(value.shape)] = torch.from_numpy(value)
+
     def finish(self) -> Terms:
         """Return the sums as NumPy arrays; those on an accelerator are fetched."""
         shapes = sorted(self.sums, reverse=True)
@@ -94,3 +117,7 @@ class ParameterStatistics:
             counts=tuple(self.counts[shape].cpu().numpy() for shape in counts),
             gram=None if self.gram is None else self.gram.cpu().numpy(),
         )
+
+
+def _text(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))

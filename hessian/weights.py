@@ -201,6 +201,11 @@ class Weights:
             slot.loaded = False
         self.recorder.forget_dead()
 
+    def skip(self, unit: Unit) -> None:
+        """Take a unit for finished that was passed before the run was killed."""
+        for slot in self._slots_of(unit.parameters):
+            slot.users -= 1
+
     def statistics(self) -> Mapping[str, ParameterStatistics]:
         """Return the statistics of each parameter, by every name that it has."""
         return {name: slot.statistics for name, slot in self._slots.items() if slot.statistics is not None}

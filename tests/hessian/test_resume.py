@@ -1,0 +1,45 @@
+"""A calibration that is killed goes on from its last finished block."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sculpt.hessian import calibrate
+
+from . import zoo  # noqa: TID251 (the tests' own folder)
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_after(units: int) -> object:
+    """Return a progress callback that ends the run when so many units are done."""
+
+    def progress(done: int, total: int, what: str) -> None:
+        if done == units:
+            raise Killed
+
+    return progress
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gemma", "t5", "mixtral", "mamba", "llava", "whisper", "instruct-blip"])
+def test_a_killed_run_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
+    folder, data = zoo.settle(zoo.ALL[name], tmp_path)
+    whole = tmp_path / "whole.safetensors"
+    seen: list[int] = []
+    calibrate(folder, data=data, output=whole, progress=lambda done, total, what: seen.append(total))
+    target = tmp_path / "out.safetensors"
+    for units in range(1, seen[-1] - 1):
+        with pytest.raises(Killed):
+            calibrate(folder, data=data, output=target, progress=kill_after(units))
+        assert not target.exists()
+        assert (tmp_path / "out.safetensors.partial/state.json").exists()
+    resumed: list[int] = []
+    calibrate(folder, data=data, output=target, progress=lambda done, total, what: resumed.append(done))
+    assert target.read_bytes() == whole.read_bytes()
+    assert resumed[1] > seen[-1] - 2
+    assert not (tmp_path / "out.safetensors.partial").exists()
