@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,6 +29,7 @@ from .encoding import Encoder
 from .forward import Forward
 from .journal import Journal
 from .names import Recipe
+from .parallel import Processes, add_up, join, own_device, wait
 from .recorder import Recorder
 from .rows import Rows, chosen, drawn, open_rows
 from .statistics import ParameterStatistics, Terms
@@ -373,34 +374,44 @@ def run(
     progress: Progress | None,
 ) -> DiagonalHessian:
     """Return the statistics of a whole calibration, and write them."""
+    processes = join(options.device)
+    options = replace(options, device=own_device(options.device))
     try:
-        return _run(checkpoint, options, output, resume=resume, progress=progress)
+        return _run(checkpoint, options, output, processes, resume=resume, progress=progress)
     except LostError as error:
         logger.warning("the run that was killed cannot be gone on with, so it starts anew: %s", error)
-        shutil.rmtree(_journal_folder(output), ignore_errors=True)
-        return _run(checkpoint, options, output, resume=resume, progress=progress)
+        shutil.rmtree(_journal_folder(output, processes), ignore_errors=True)
+        return _run(checkpoint, options, output, processes, resume=resume, progress=progress)
 
 
-def _journal_folder(output: Path | None) -> Path:
+def _journal_folder(output: Path | None, processes: Processes) -> Path:
     assert output is not None
-    return output.with_name(f"{output.name}.partial")
+    share = f"-{processes.rank}-of-{processes.count}" if processes.count > 1 else ""
+    return output.with_name(f"{output.name}{share}.partial")
 
 
 def _run(
-    checkpoint: Path, options: CalibrationOptions, output: Path | None, *, resume: bool, progress: Progress | None
+    checkpoint: Path,
+    options: CalibrationOptions,
+    output: Path | None,
+    processes: Processes,
+    *,
+    resume: bool,
+    progress: Progress | None,
 ) -> DiagonalHessian:
-    with Session(checkpoint, options, progress=progress) as session:
+    with Session(checkpoint, options, progress=progress, share=(processes.rank, processes.count)) as session:
         provenance = session.provenance()
         if output is not None and resume:
-            session.journal = Journal(_journal_folder(output), {**asdict(provenance), "options": repr(options)})
+            folder = _journal_folder(output, processes)
+            session.journal = Journal(folder, {**asdict(provenance), "options": repr(options)})
         curvatures: dict[str, Curvature] = {}
         for block in session.blocks():
             curvatures |= block
-        hessian = DiagonalHessian(
-            curvatures=curvatures, provenance=provenance, why_missing=session.why_missing(curvatures)
-        )
-        if output is not None:
+        total, why_missing = add_up(curvatures, session.why_missing(curvatures), processes)
+        hessian = DiagonalHessian(curvatures=total, provenance=provenance, why_missing=why_missing)
+        if output is not None and processes.is_first:
             hessian.save(output)
+        wait(processes)
         if session.journal is not None:
             session.journal.discard()
     return hessian

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,6 @@ from sculpt.hessian import CalibrationOptions, DiagonalHessian, calibrate
 from sculpt.hessian.session import Session
 
 from . import oracle, zoo  # noqa: TID251 (the tests' own folder)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Tiny matrices gain nothing from threads, and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def dense(hessian: DiagonalHessian, name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
-
 from sculpt.hessian import calibrate
 
 from . import zoo  # noqa: TID251 (the tests' own folder)
@@ -31,7 +29,7 @@ def test_a_killed_run_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
     folder, data = zoo.settle(zoo.ALL[name], tmp_path)
     whole = tmp_path / "whole.safetensors"
     seen: list[int] = []
-    calibrate(folder, data=data, output=whole, progress=lambda done, total, what: seen.append(total))
+    calibrate(folder, data=data, output=whole, progress=lambda _, total, __: seen.append(total))
     target = tmp_path / "out.safetensors"
     for units in range(1, seen[-1] - 1):
         with pytest.raises(Killed):
@@ -39,7 +37,7 @@ def test_a_killed_run_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
         assert not target.exists()
         assert (tmp_path / "out.safetensors.partial/state.json").exists()
     resumed: list[int] = []
-    calibrate(folder, data=data, output=target, progress=lambda done, total, what: resumed.append(done))
+    calibrate(folder, data=data, output=target, progress=lambda done, *_: resumed.append(done))
     assert target.read_bytes() == whole.read_bytes()
     assert resumed[1] > seen[-1] - 2
     assert not (tmp_path / "out.safetensors.partial").exists()
