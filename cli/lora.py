@@ -1,0 +1,236 @@
+"""`sculpt lora-merge` and `sculpt lora-extract`: adapters into the base, into one adapter, out of a fine-tune."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from .flags import parse_numbers, with_options
+from .options import (
+    AsJson,
+    BasePath,
+    CalibrationOptions,
+    OutputOptions,
+    RunOptions,
+    SelectionOptions,
+    TunedPath,
+)
+
+if TYPE_CHECKING:
+    from ..fusion.lora.combine import AdapterReport
+    from ..fusion.methods import Method
+
+MethodName = Literal["task-arithmetic", "linear", "ties", "dare-ties", "dare-linear", "cat", "svd"]
+SUMS = ("task-arithmetic", "linear", "cat")  # three names of Σ w·δ
+MAX_ROWS = 40
+
+Adapters = Annotated[list[Path], typer.Argument(help="PEFT adapter folders of that base.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions:
+    """How the adapters become one.
+
+    Attributes:
+        method: `task-arithmetic` and `linear` add the deltas; `ties` and the `dare`s thin them out first; `cat` and
+            `svd` are for `--as-adapter`.
+        weights: One for each adapter, or one for all, separated by commas.
+        density: Fraction of each delta that is kept. Default: the method's own.
+        scale: λ, the strength of the merged delta.
+        rank: With `--as-adapter`, the most that a module may have; without, the sum stays exact.
+        energy: With `--as-adapter`, the part of each ‖δ‖² to keep, by which its rank is chosen.
+    """
+
+    method: MethodName = "task-arithmetic"
+    weights: str = "1"
+    density: float | None = None
+    scale: float = 1.0
+    as_adapter: Annotated[
+        bool,
+        typer.Option("--as-adapter", help="Write one adapter instead of a whole checkpoint.", rich_help_panel="Merge"),
+    ] = False
+    rank: int | None = None
+    energy: float | None = None
+
+
+def method_of(options: MergeOptions) -> Method:
+    """Return the fusion method that merges into the base."""
+    from ..fusion.errors import MethodError
+    from ..fusion.methods import METHODS
+
+    name = {"linear": "task-arithmetic", "cat": "task-arithmetic", "dare-linear": "dare"}.get(
+        options.method, options.method
+    )
+    if name not in METHODS:
+        raise MethodError(f"`{name}` is not available here", hint="`--method` takes linear, dare-ties or dare-linear")
+    values: dict[str, Any] = {"weights": parse_numbers(options.weights, "--weights"), "scale": options.scale}
+    if options.density is not None:
+        if name == "task-arithmetic":
+            raise MethodError("`--density` has no meaning for a method that keeps all deltas")
+        values["sparsity" if name.startswith("dare") else "density"] = (
+            1 - options.density if name.startswith("dare") else options.density
+        )
+    return METHODS[name](**values)
+
+
+def merge_command(
+    base: BasePath,
+    adapters: Adapters,
+    merge: MergeOptions,
+    output: OutputOptions,
+    selection: SelectionOptions,
+    run: RunOptions,
+    json: AsJson = False,
+) -> None:
+    """Merge LoRA adapters into their base, or into one adapter.
+
+    Deltas are s·B·A, added as such: adding the As and the Bs apart, as PEFT's `linear` does, brings in cross terms.
+
+    **Examples**
+
+        sculpt lora-merge base/ code/ math/ --weights 0.7,0.3 -o merged/
+
+        sculpt lora-merge base/ code/ math/ --method ties --density 0.2
+
+        sculpt lora-merge base/ code/ math/ --as-adapter --method cat -o both/
+
+        sculpt lora-merge base/ code/ math/ --as-adapter --method svd --rank 16 -o both/
+    """
+    from ..fusion.errors import MethodError
+
+    if merge.as_adapter:
+        if run.dry_run or selection != SelectionOptions():
+            raise MethodError("`--dry-run` and the selection of tensors are for merging into the base")
+        _merge_as_adapter(base, adapters, merge, output, json=json)
+        return
+    if merge.method in ("cat", "svd") or merge.rank is not None or merge.energy is not None:
+        named = f"`--method {merge.method}`" if merge.method in ("cat", "svd") else "`--rank` and `--energy`"
+        raise MethodError(f"{named} makes an adapter", hint="add `--as-adapter`, or take `--method linear`")
+    from .fuse import run_fuse
+
+    if output.output is None:
+        output = replace(output, output=_beside(adapters[0], "-merged"))
+    run_fuse(
+        base,
+        adapters,
+        method=method_of(merge),
+        output=output,
+        selection=selection,
+        run=run,
+        curvature=CalibrationOptions(),
+        json=json,
+    )
+
+
+def _beside(path: Path, ending: str) -> Path:
+    resolved = path.resolve()
+    return resolved.with_name(resolved.name + ending)
+
+
+def _merge_as_adapter(
+    base: Path, adapters: list[Path], merge: MergeOptions, output: OutputOptions, *, json: bool
+) -> None:
+    from ..fusion.errors import MethodError
+    from ..fusion.lora.combine import combine_adapters
+    from ..fusion.methods.checks import spread
+
+    if merge.method not in (*SUMS, "svd"):
+        raise MethodError(
+            f"what `--method {merge.method}` makes has full rank, which is no adapter",
+            hint="merge into the base, then `sculpt lora-extract` the best adapter of a rank",
+        )
+    if merge.method == "svd" and merge.rank is None and merge.energy is None:
+        raise MethodError("`--method svd` needs `--rank` or `--energy`")
+    weights = spread("weights", parse_numbers(merge.weights, "--weights"), len(adapters))
+    report = combine_adapters(
+        base,
+        adapters,
+        output=output.output or _beside(adapters[0], "-merged"),
+        weights=[merge.scale * weight for weight in weights],
+        rank=merge.rank,
+        energy=merge.energy,
+        overwrite=output.overwrite,
+    )
+    show_adapter(report, json=json)
+
+
+def extract_command(
+    base: BasePath,
+    tuned: TunedPath,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Take only tensors whose name matches this glob; may be repeated.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Leave out tensors whose name matches this glob; may be repeated.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option("--rank", help="Most that a module may have. Default: 16.")] = None,
+    energy: Annotated[
+        float | None, typer.Option("--energy", help="Part of each ‖δ‖² to keep, by which its rank is chosen.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: TUNED-adapter.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of sculpt.")] = False,
+    leave: Annotated[
+        Literal["save", "drop"],
+        typer.Option("--others", help="Changes of what is no matrix: save them whole, or drop them."),
+    ] = "save",
+    json: AsJson = False,
+) -> None:
+    """Extract the best LoRA adapter of a fine-tune, with the error of each layer.
+
+    **Examples**
+
+        sculpt lora-extract base/ sft/ --rank 32
+
+        sculpt lora-extract base/ sft/ --energy 0.95 --include 'model.layers.*'
+    """
+    from ..fusion.lora.extract import extract_adapter
+    from ..fusion.step import Selection
+    from .console import progress_bar
+
+    with progress_bar("extracting") as report_bytes:
+        report = extract_adapter(
+            base,
+            tuned,
+            output=output or _beside(tuned, "-adapter"),
+            rank=rank,
+            energy=energy,
+            selection=Selection(include=tuple(include or ()), exclude=tuple(exclude or ())),
+            rest=leave,
+            overwrite=overwrite,
+            progress=report_bytes,
+        )
+    show_adapter(report, json=json)
+
+
+def show_adapter(report: AdapterReport, *, json: bool) -> None:
+    """Print an adapter that was written: each layer's rank and error, the worst first where there are many."""
+    from .console import print_json, say, table
+
+    if json:
+        print_json(report.as_json())
+        return
+    layers = report.layers
+    shown = layers if len(layers) <= MAX_ROWS else sorted(layers, key=lambda layer: -layer.error)[:MAX_ROWS]
+    rows = [
+        [layer.name, str(layer.rank), str(layer.rank_before), f"{layer.norm:.4g}", f"{layer.error:.2%}"]
+        for layer in shown
+    ]
+    table("adapter", ["layer", "rank", "of", "‖δ‖", "error"], rows)
+    if len(shown) < len(layers):
+        say(f"… and {len(layers) - len(shown)} more, each with a smaller error")
+    say(f"wrote {report.output}: {len(layers)} layers, relative error {report.error:.2%}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add `lora-merge` and `lora-extract`."""
+    groups: dict[str, tuple[type, str]] = {
+        "merge": (MergeOptions, "Merge"),
+        "output": (OutputOptions, "Output"),
+        "selection": (SelectionOptions, "Selection and disagreements"),
+        "run": (RunOptions, "Run"),
+    }
+    app.command("lora-merge", help=merge_command.__doc__)(with_options(**groups)(merge_command))
+    app.command("lora-extract")(extract_command)

@@ -1,0 +1,143 @@
+"""`lora-merge` and `lora-extract` as they are typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from sculpt.cli.app import app
+from sculpt.fusion.checkpoint import Checkpoint, open_checkpoint
+from sculpt.fusion.errors import SculptError
+from typer.testing import CliRunner, Result
+
+Pair = Callable[..., tuple[Path, Path]]
+
+
+def sculpt(*arguments: str | Path) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, (SculptError, SystemExit)):
+        raise result.exception
+    return result
+
+
+def write_adapter(folder: Path, seed: int, modules: dict[str, tuple[int, int]], rank: int = 3) -> Path:
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for module, (rows, columns) in modules.items():
+        a, b = rng.standard_normal((rank, columns)) * 0.1, rng.standard_normal((rows, rank)) * 0.1
+        tensors[f"base_model.model.{module}.lora_A.weight"] = a.astype(np.float32)
+        tensors[f"base_model.model.{module}.lora_B.weight"] = b.astype(np.float32)
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": sorted(modules)}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+Q, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"
+
+
+@pytest.fixture
+def inputs(make_pair: Pair, tmp_path: Path) -> tuple[Path, Path, Path]:
+    base, _ = make_pair()
+    one = write_adapter(tmp_path / "one", 1, {Q: (32, 32), UP: (72, 32)})
+    return base, one, write_adapter(tmp_path / "two", 2, {Q: (32, 32)})
+
+
+def delta(base: Path, tuned: Path, name: str) -> np.ndarray:
+    before = Checkpoint(base)
+    return open_checkpoint(tuned, before).raw(name) - before.raw(name).astype(np.float32)
+
+
+@pytest.mark.parametrize("method", ["task-arithmetic", "linear"])
+def test_adapters_merge_into_the_base(method, inputs, tmp_path):
+    base, one, two = inputs
+    result = sculpt(
+        "lora-merge", base, one, two, "--method", method, "--weights", "0.5,2", "--dtype", "float32",
+        "-o", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert printed["method"] == "task-arithmetic"
+    assert printed["options"]["weights"] == [0.5, 2.0]
+    for module in (Q, UP):
+        name = f"{module}.weight"
+        expected = 0.5 * delta(base, one, name) + 2 * delta(base, two, name)
+        np.testing.assert_allclose(delta(base, tmp_path / "out", name), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["dare-linear", "dare-ties"])
+def test_density_is_what_is_kept(method, inputs, tmp_path):
+    base, one, two = inputs
+    result = sculpt(
+        "lora-merge", base, one, two, "--method", method, "--density", "0.3", "--json", "-o", tmp_path / "out"
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["options"]["sparsity"] == pytest.approx(0.7)
+
+
+def test_as_adapter_is_the_exact_sum_or_the_best_of_a_rank(inputs, tmp_path):
+    base, one, two = inputs
+    done = sculpt("lora-merge", base, one, two, "--as-adapter", "--method", "cat", "-o", tmp_path / "cat", "--json")
+    assert json.loads(done.stdout)["error"] == 0
+    assert {layer["rank"] for layer in json.loads(done.stdout)["layers"]} == {6, 3}
+    name = f"{Q}.weight"
+    expected = delta(base, one, name) + delta(base, two, name)
+    np.testing.assert_allclose(delta(base, tmp_path / "cat", name), expected, atol=1e-6)
+    shown = sculpt(
+        "lora-merge", base, one, two, "--as-adapter", "--method", "svd", "--rank", "2", "-o", tmp_path / "svd"
+    )
+    assert shown.exit_code == 0
+    assert "2 layers, relative error" in " ".join(shown.stderr.split())
+    config = json.loads((tmp_path / "svd/adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (2, 2)
+
+
+REFUSALS = {
+    "svd into the base": (["--method", "svd"], "makes an adapter"),
+    "rank into the base": (["--rank", "4"], "makes an adapter"),
+    "svd without a rank": (["--method", "svd", "--as-adapter"], "needs `--rank` or `--energy`"),
+    "ties as adapter": (["--method", "ties", "--as-adapter"], "full rank"),
+    "weights": (["--weights", "1,2,3"], "weights has 3 values for 2 models"),
+    "weights as adapter": (["--weights", "1,2,3", "--as-adapter"], "weights has 3 values for 2 models"),
+    "density of a sum": (["--density", "0.5"], "no meaning"),
+    "dry run of an adapter": (["--as-adapter", "--dry-run"], "merging into the base"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals_are_one_sentence_and_write_nothing(case, inputs, tmp_path):
+    base, one, two = inputs
+    options, words = REFUSALS[case]
+    before = sorted(tmp_path.iterdir())
+    result = sculpt("lora-merge", base, one, two, *options)
+    assert isinstance(result.exception, SculptError)
+    assert words in result.exception.message
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_extract_writes_an_adapter_of_the_fine_tune(make_pair: Pair, tmp_path: Path) -> None:
+    base, tuned = make_pair()
+    options = ["--exclude", "*embed_tokens*", "--others", "drop"]
+    done = sculpt("lora-extract", base, tuned, "--rank", "4", *options, "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["output"] == str(tuned.resolve()) + "-adapter"
+    for layer in report["layers"]:
+        name = f"{layer['name']}.weight"
+        wanted = delta(base, tuned, name)
+        missed = np.linalg.norm(wanted - delta(base, Path(report["output"]), name)) / np.linalg.norm(wanted)
+        assert missed == pytest.approx(layer["error"], abs=1e-5)
+    energy = sculpt("lora-extract", base, tuned, "--energy", "0.5", *options, "--json", "-o", tmp_path / "energy")
+    assert all(layer["error"] ** 2 <= 0.5 for layer in json.loads(energy.stdout)["layers"])
+
+
+def test_extract_says_what_an_adapter_cannot_hold(make_pair: Pair) -> None:
+    base, tuned = make_pair()
+    result = sculpt("lora-extract", base, tuned)
+    assert isinstance(result.exception, SculptError)
+    assert "ties to its output" in result.exception.message
