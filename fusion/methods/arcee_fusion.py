@@ -1,0 +1,66 @@
+"""Arcee Fusion: take over the elements whose change stands out, leave the others.
+
+    I_ij = |δ_ij|·KL(softmax(W_sft,i) + ε ‖ softmax(W_pre,i) + ε)     softmax over a row, ε = 1e-8
+    W    = W_sft where I >= median(I) + 1.5·(Q3(I) − Q1(I)), else W_pre
+
+As published in mergekit (Arcee AI). Quartiles are exact, whatever the size of the tensor; mergekit draws a million
+elements of a larger one, unseeded. The divergence is computed in float64: in float32 that of near softmaxes is noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any, ClassVar
+
+from array_api_compat import array_namespace
+
+from ..curvature import Curvature
+from ..ranks import find_cuts
+from ..tile import Tile
+from .method import Fused, Map, Method, Reduction
+
+EPSILON = 1e-8
+
+
+def _softmax(rows: Any, xp: Any) -> Any:
+    powers = xp.exp(rows - xp.max(rows, axis=1, keepdims=True))
+    return powers / xp.sum(powers, axis=1, keepdims=True)
+
+
+def importance(tile: Tile) -> list[Any]:
+    """Return I of each element of a tile of whole rows, the one stream of scores."""
+    xp = array_namespace(tile.base)
+    base, tuned = (xp.reshape(xp.astype(side, xp.float64), (-1, tile.grain)) for side in (tile.base, tile.tuned[0]))
+    p, q = _softmax(tuned, xp) + EPSILON, _softmax(base, xp) + EPSILON
+    divergence = xp.clip(xp.sum(p * xp.log(p / q), axis=1, keepdims=True), min=0)
+    return [xp.reshape(xp.abs(tuned - base) * divergence, (-1,))]
+
+
+def take_important(tile: Tile, threshold: float) -> Fused:
+    """Return the tuned model's bits where the importance reaches the threshold, else the base's."""
+    xp = array_namespace(tile.base)
+    kept = (importance(tile)[0] >= threshold) & (tile.deltas[0] != 0)
+    return Fused(values=xp.where(kept, tile.tuned[0], tile.base), kept=kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArceeFusion(Method):
+    """Take over the elements whose change stands out by the quartiles of its importance."""
+
+    name: ClassVar[str] = "arcee-fusion"
+    title: ClassVar[str] = "Arcee Fusion"
+    source: ClassVar[str] = "mergekit 0.1"
+
+    def grain(self, shape: tuple[int, ...], curvature: Curvature | None) -> int:  # noqa: ARG002
+        """Return a row's length: the softmax runs over it."""
+        return max(1, prod(shape[-1:]))
+
+    def reduce(self, num_elements: int) -> Reduction:
+        """Find the quartiles of the importance."""
+        places = [int(q * (num_elements - 1)) for q in (0.25, 0.5, 0.75)]
+        wanted = [(0, num_elements - place) for place in places]
+        cuts = yield from find_cuts(importance, (), wanted, num_elements)
+        first, median, third = (max(cut.value, 0.0) for cut in cuts)
+        threshold = median + 1.5 * (third - first)
+        return Map(function=take_important, arguments=(threshold,), figures={"threshold": threshold})
