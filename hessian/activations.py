@@ -116,7 +116,8 @@ class Activations:
                 continue
             file = Path(self._scratch.name) / str(self._files)
             self._files += 1
-            _bytes_of(storage).cpu().numpy().tofile(file)
+            # A copy: a storage that NumPy has seen cannot be resized any more.
+            _bytes_of(storage).to("cpu", copy=True).numpy().tofile(file)
             storage.resize_(0)
             self._spilled.setdefault(run, {})[storage._cdata] = (storage, file)
             gone += size

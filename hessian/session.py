@@ -223,7 +223,7 @@ class Session:
             if self._all_passed(forward):
                 break
         last = self._finished(pending, {}, everything=True)
-        for first, second in twins.values():
+        for first, second in sorted(set(twins.values())):
             if first in last and second in last:
                 both = add_curvature(last[first], last[second])
                 last[first] = last[second] = both
