@@ -7,6 +7,7 @@
     ├── MethodError          an option of a method is out of range
     ├── CurvatureError       calibration statistics do not fit the checkpoint
     ├── DataError            calibration or evaluation data cannot be read
+    ├── RecipeError          a recipe cannot be read, or says what cannot be done
     ├── ModelError           transformers cannot build or run the model
     └── OutputError          the output exists, lies inside an input, or cannot be written
 
@@ -15,6 +16,8 @@ backticks. `hint` is a second sentence about the way out.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 
 class SculptError(Exception):
@@ -61,6 +64,15 @@ class CurvatureError(SculptError):
 
 class DataError(SculptError):
     """Calibration or evaluation data cannot be read."""
+
+
+class RecipeError(SculptError):
+    """A recipe is unreadable or says what cannot be done; `file` and `line` (from 1, or None) tell where."""
+
+    def __init__(self, file: Path, line: int | None, message: str, *, hint: str | None = None) -> None:
+        super().__init__(f"`{file}`{'' if line is None else f' line {line}'}: {message}", hint=hint)
+        self.file = file
+        self.line = line
 
 
 class ModelError(SculptError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,6 +42,7 @@ class Settings:
         config_from: Whose names, shapes, configuration and tokenizer the output has.
         digest: Of input and output files in the manifest: xxh3-128 (fast), blake3 or sha256 (cryptographic).
         tile_elements: Elements that are worked on at once; no bit of the output depends on it.
+        recipe: What a recipe says beyond these settings, for the manifest.
     """
 
     seed: int = 0
@@ -54,6 +55,7 @@ class Settings:
     device: str = "auto"
     threads: int | None = None
     tile_elements: int | None = None
+    recipe: Mapping[str, Any] | None = None
 
     def recorded(self) -> dict[str, Any]:
         """Return what the manifest holds: all that can change the output, and the digest."""
@@ -74,13 +76,18 @@ class Needs:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A fuse that is planned and checked, with nothing written yet."""
+    """A fuse that is planned and checked, with nothing written yet.
+
+    Attributes:
+        finish: Changes what was copied beside the weights, in the folder that it is given; or None.
+    """
 
     plan: Plan
     layout: Layout
     method: Method
     settings: Settings
     output: Path
+    finish: Callable[[Path], None] | None = None
 
     def needs(self) -> Needs:
         """Return what the run takes, from headers alone."""
@@ -115,8 +122,6 @@ def prepare(
         SculptError: Anything that could be found out before the long part starts.
     """
     settings = settings or Settings()
-    if settings.digest not in DIGESTS:
-        raise MethodError(f"`--digest` must be one of {', '.join(DIGESTS)}, got `{settings.digest}`")
     method = method.for_models(len(tuned))
     refuse_output(output, [base, *tuned], overwrite=overwrite)
     opened = open_checkpoint(base)
@@ -129,6 +134,24 @@ def prepare(
         config_from=settings.config_from,
         dtype=settings.dtype,
     )
+    return prepare_plan(plan, output=output, method=method, settings=settings)
+
+
+def prepare_plan(
+    plan: Plan,
+    *,
+    output: Path,
+    method: Method,
+    settings: Settings,
+    finish: Callable[[Path], None] | None = None,
+) -> Prepared:
+    """Lay out the output of a plan and check the free disk.
+
+    Raises:
+        SculptError: The output does not fit.
+    """
+    if settings.digest not in DIGESTS:
+        raise MethodError(f"`--digest` must be one of {', '.join(DIGESTS)}, got `{settings.digest}`")
     outputs = [
         OutputTensor(
             name=step.name,
@@ -140,7 +163,7 @@ def prepare(
     ]
     layout = make_layout(outputs, plan.base, settings.max_shard_bytes)
     _refuse_full_disk(output, sum(shard.nbytes for shard in layout.shards))
-    return Prepared(plan=plan, layout=layout, method=method, settings=settings, output=output)
+    return Prepared(plan=plan, layout=layout, method=method, settings=settings, output=output, finish=finish)
 
 
 def free_disk(output: Path) -> int:
@@ -248,6 +271,8 @@ def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> None:
     copy_companions(plan.base if prepared.settings.config_from == "base" else plan.tuned[0], folder)
     if prepared.settings.dtype is not None:
         _record_dtype(folder / "config.json", prepared.settings.dtype)
+    if prepared.finish is not None:
+        prepared.finish(folder)
     manifest.write(folder)
     (folder / "README.md").write_text(model_card(plan, manifest, prepared.output.name), encoding="utf-8")
 
