@@ -197,7 +197,7 @@ class Encoder:
         yield self._with_decoder(inputs, decoder_ids)
 
     def _with_decoder(self, inputs: dict[str, Tensor], ids: Sequence[int] | None) -> dict[str, Tensor]:
-        """Return the inputs with the decoder's: its start token, then the completion but for its last token."""
+        """Return the inputs with the decoder's: its start token, then the completion but for its end."""
         takes = "decoder_input_ids" in self.arguments
         if takes and "decoder_input_ids" not in inputs:
             config = self.config.get_text_config(decoder=True)
@@ -212,8 +212,11 @@ class Encoder:
                 )
                 if value is not None
             )
-            shifted = [first, *list(ids or ())[: self.max_length - 1]]
-            inputs["decoder_input_ids"] = torch.tensor([shifted], dtype=torch.int64)
+            ids = list(ids or ())
+            if ids and ids[-1] == getattr(config, "eos_token_id", None):
+                ids.pop()
+            shifted = ids if ids[:1] == [first] else [first, *ids]
+            inputs["decoder_input_ids"] = torch.tensor([shifted[: self.max_length]], dtype=torch.int64)
         return inputs
 
     def _with_audio(self, row: Mapping[str, Any], rows: Rows, what: str) -> dict[str, Tensor]:

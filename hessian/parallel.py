@@ -1,7 +1,8 @@
 """Several processes, as `accelerate launch` starts them: each runs its share of the samples, sums are added up.
 
 Sums are gathered to every process and added in the order of ranks, in float64. The result is that of one process with
-as many threads, but for the order of additions; the number of threads moves the float32 forward itself in its last bits.
+as many threads, but for the order of additions; the number of threads moves the float32 forward itself in its last
+bits.
 """
 
 from __future__ import annotations
