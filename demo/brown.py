@@ -25,7 +25,7 @@ BROWN = Package(
 # Which share of each genre's files goes where. The split is part of the task: it does not move with a run's seed.
 SHARES = {"train": 0.4, "validation": 0.1, "test": 0.2, "prose": 0.3}
 SPLIT_SEED = 1964
-NUM_TRAIN, NUM_VALIDATION, NUM_TEST, NUM_PROSE = 2400, 150, 150, 48
+NUM_TRAIN, NUM_VALIDATION, NUM_TEST, NUM_PROSE = 2400, 150, 150, 40
 MIN_WORDS, MAX_WORDS = 5, 14
 PROSE_CHARACTERS = 1200
 

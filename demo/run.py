@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..fusion.errors import OutputError
 from .setup import Narrator, Setup, Silence, counter, make_setup
@@ -68,6 +68,7 @@ def run_demo(
     cache: Path,
     *,
     tiny: bool = False,
+    strength: float = STRENGTH,
     steps: int | None = None,
     minutes: float | None = None,
     seed: int,
@@ -82,6 +83,7 @@ def run_demo(
         out: A folder that is new, empty or of an earlier demo.
         cache: Where downloads and converted models are kept.
         tiny: Download nothing; train a tiny model on the text that ships.
+        strength: γ of AdaDARE-γ, λ of DARE and of the interpolation.
         steps: Of fine-tuning; None for what suits the model.
         minutes: Limit of the fine-tuning's time; None for none.
 
@@ -93,7 +95,8 @@ def run_demo(
     clock = _Clock()
     setup = make_setup(cache, tiny=tiny, steps=steps, minutes=minutes, seed=seed, device=device, narrator=narrator)
     clock.lap("set-up")
-    return _Story(setup, out, seed=seed, device=device, narrator=narrator, clock=clock).tell()
+    story = _Story(setup, out, seed=seed, device=device, narrator=narrator, clock=clock)
+    return story.tell(strength, SPARSITY)
 
 
 class _Clock:
@@ -124,7 +127,7 @@ class _Story:
         self.test = [encode_example(example, self.tokenizer) for example in setup.task.test]
         self.prose = [encode_prose(text, self.tokenizer, setup.prose_tokens) for text in setup.task.prose]
 
-    def tell(self) -> DemoResult:
+    def tell(self, strength: float, sparsity: float) -> DemoResult:
         from ..api import fuse
         from ..fusion.fuse import Settings
         from ..fusion.methods import AdaDare, Dare, TaskArithmetic
@@ -153,7 +156,6 @@ class _Story:
                 progress=progress,
             )
         self.clock.lap("calibrate")
-        strength, sparsity = STRENGTH, SPARSITY
         for name, folder, method in (
             (f"interpolation {strength}", "interpolation", TaskArithmetic(scale=strength)),
             ("DARE λ=1", "dare-1", Dare(sparsity=sparsity, scale=1.0)),
@@ -247,6 +249,16 @@ class _Story:
 def best_rows(rows: Sequence[DemoRow]) -> dict[str, str]:
     """Return the name of the row with the highest `avg` and with the highest `h_score`, by these keys."""
     return {key: max(rows, key=lambda row: getattr(row, key)).name for key in ("avg", "h_score")}
+
+
+def standard_error(result: DemoResult, measure: Literal["target", "general"]) -> float:
+    """Return the largest standard error of a measure over the rows, in points, from its number of answers alone.
+
+    The answers are taken as independent, which they are not quite; the seeds of training and masks add theirs.
+    """
+    count = result.num_test_answers if measure == "target" else result.num_prose_tokens
+    shares = [getattr(row, measure) / 100 for row in result.rows]
+    return 100 * max((share * (1 - share) / count) ** 0.5 for share in shares)
 
 
 def _refuse_foreign(out: Path) -> None:

@@ -30,7 +30,7 @@ class TinySize:
     hidden_size: int = 128
     layers: int = 4
     heads: int = 2
-    steps: int = 300
+    steps: int = 200
     batch_size: int = 16
     learning_rate: float = 3e-3
 
