@@ -1,0 +1,156 @@
+"""The parts against brute force: places of views, sums of squares, moves through conversions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sculpt.hessian import moments
+from sculpt.hessian.conversions import Step, _by_element_numbers, collapse, pull_back
+from sculpt.hessian.placement import locate
+from sculpt.hessian.row_weights import RowWeights
+from sculpt.hessian.statistics import ParameterStatistics
+from transformers import core_model_loading as loading
+
+VIEWS = {
+    "whole": lambda w: w,
+    "transposed": lambda w: w.transpose(-1, -2),
+    "one expert": lambda w: w[1],
+    "one expert transposed": lambda w: w[2].T,
+    "rows of an expert": lambda w: w[1][2:5],
+    "one row": lambda w: w[1, 3],
+    "flattened": lambda w: w.flatten(1),
+    "experts flattened": lambda w: w.reshape(-1, w.shape[-1]),
+    "with an axis more": lambda w: w.unsqueeze(1),
+    "columns": lambda w: w[..., 1:3],
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_is_found_in_its_parameter(name: str) -> None:
+    weight = torch.arange(3 * 6 * 4).reshape(3, 6, 4)
+    view = VIEWS[name](weight)
+    placement = locate(weight.shape, view.shape, view.stride(), view.storage_offset())
+    assert placement is not None
+    part = weight[placement.part]
+    order = [axis for run in placement.axes for axis in run]
+    rest = [axis for axis in range(3) if axis not in order]
+    assert torch.equal(part.permute(*order, *rest).reshape(view.shape), view)
+
+
+def test_every_second_row_is_no_box() -> None:
+    weight = torch.zeros(6, 4)
+    view = weight[::2]
+    assert locate(weight.shape, view.shape, view.stride(), view.storage_offset()) is None
+
+
+def test_sums_of_parts_add_up_to_the_parameter() -> None:
+    weight = torch.zeros(3, 6, 4)
+    statistics = ParameterStatistics("w", weight.shape)
+    expected = np.zeros((3, 6, 4))
+    generator = np.random.default_rng(0)
+    for expert in (0, 2, 0):
+        view = weight[expert].T
+        values = generator.random((4, 1))
+        placement = locate(weight.shape, view.shape, view.stride(), view.storage_offset())
+        assert placement is not None
+        statistics.add(placement, torch.from_numpy(values), torch.ones(1, 1, dtype=torch.float64))
+        expected[expert] += values.T
+    terms = statistics.finish()
+    assert [term.shape for term in terms.sums] == [(3, 1, 4)]
+    np.testing.assert_array_equal(np.broadcast_to(terms.sums[0], expected.shape), expected)
+    assert terms.counts[0].reshape(-1).tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_sums_of_squares_are_float64_whatever_the_dtype(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = (torch.randn(1000, 7, generator=torch.Generator().manual_seed(0)) * 30).to(dtype)
+    expected = x.double().square().sum(0)
+    assert torch.allclose(moments.column_squares(x), expected, rtol=1e-14)
+    monkeypatch.setattr(moments, "CHUNK_ELEMENTS", 50)
+    assert torch.allclose(moments.column_squares(x), expected, rtol=1e-14)
+    weights = torch.arange(1000) % 3
+    np.testing.assert_allclose(
+        moments.gram(x, weights), (x.double() * weights.unsqueeze(1)).T @ x.double(), rtol=1e-9, atol=1e-6
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 2), st.integers(1, 3), st.integers(1, 3), st.integers(0, 2), st.integers(1, 2), st.integers(0, 99)
+)
+def test_patches_are_those_of_unfold(
+    batch: int, kernel: int, stride: int, padding: int, dilation: int, seed: int
+) -> None:
+    x = torch.randn(batch, 3, 9, 8, generator=torch.Generator().manual_seed(seed))
+    unfolded = torch.nn.functional.unfold(x, kernel, dilation, padding, stride).double()
+    expected = unfolded.square().sum((0, 2)).reshape(3, kernel, kernel)
+    out = [(size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for size in (9, 8)]
+    found = moments.patch_squares(
+        x, (kernel,) * 2, stride=[stride] * 2, padding=[padding] * 2, dilation=[dilation] * 2, out_sizes=out
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_rows_of_a_batch_count_as_often_as_they_are_tokens() -> None:
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
+    rows = RowWeights([mask], 2)
+    assert rows.of_rows(10).tolist() == mask.reshape(-1).tolist()  # pyright: ignore[reportOptionalMemberAccess]
+    assert rows.of_rows(5).tolist() == [2, 1, 1, 0, 0]  # pyright: ignore[reportOptionalMemberAccess]
+    assert rows.of_rows(2) is None
+    assert rows.of_tensor((2, 5, 7)).shape == (2, 5, 1)  # pyright: ignore[reportOptionalMemberAccess]
+    assert rows.of_tensor((2, 4, 5, 7)).shape == (2, 1, 5, 1)  # pyright: ignore[reportOptionalMemberAccess]
+    pairs = rows.of_indices((5, 5))
+    assert isinstance(pairs, torch.Tensor)
+    assert float(pairs.sum()) == 3 * 3 + 1 * 1
+
+
+def _step(op: Any, before: dict[str, list[tuple[int, ...]]], targets: list[str], **kwargs: Any) -> Step:
+    tensors = {key: [torch.zeros(shape) for shape in shapes] for key, shapes in before.items()}
+    step = Step(op, list(before), targets, before, {}, {"full_layer_name": targets[0], "model": None, **kwargs})
+    after = {key: [tuple(t.shape) for t in found] for key, found in step.run(tensors).items()}
+    return Step(op, list(before), targets, before, after, step.kwargs)
+
+
+class _Config:
+    num_attention_heads = 2
+
+
+STEPS = {
+    "experts": lambda: _step(loading.MergeModulelist(dim=0), {"a": [(6, 4)] * 3}, ["t"]),
+    "gate and up": lambda: _step(loading.Concatenate(dim=0), {"a": [(6, 4)], "b": [(2, 4)]}, ["t"]),
+    "stacks side by side": lambda: _step(loading.Concatenate(dim=1), {"a": [(3, 6, 4)], "b": [(3, 6, 4)]}, ["t"]),
+    "fused qkv": lambda: _step(loading.Chunk(dim=0), {"a": [(6, 4)]}, ["q", "k", "v"]),
+    "transposed": lambda: _step(loading.Transpose(0, 1), {"a": [(6, 4)]}, ["t"]),
+    "interleaved": lambda: _step(loading.Interleave(dim=0), {"a": [(6, 4)]}, ["t"]),
+    "rotary": lambda: _step(loading.PermuteForRope(), {"a": [(8, 4)]}, ["t"], config=_Config()),
+    "flattened": lambda: _step(loading.Conv3dToLinear(3, (2, 2, 2)), {"a": [(6, 3, 2, 2, 2)]}, ["t"]),
+}
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+@pytest.mark.parametrize("name", STEPS)
+def test_moving_back_is_the_inverse_of_moving_elements(name: str, uniform: bool) -> None:
+    """Against element numbers moved through transformers' own operation, for column sums and for dense ones."""
+    step = STEPS[name]()
+    generator = np.random.default_rng(0)
+    values = {}
+    for target, shapes in step.after.items():
+        for shape in shapes:
+            own = (*shape[:-2], 1, shape[-1]) if uniform else shape
+            shared = generator.random(own) if target != "k" or not uniform else values["q"][0][0]
+            values[target] = [(shared,)]
+    fast, slow = pull_back([step], values), _by_element_numbers(step, values)
+    for pattern, shapes in step.before.items():
+        for shape, one, other in zip(shapes, fast[pattern], slow[pattern], strict=True):
+            np.testing.assert_array_equal(np.broadcast_to(one[0], shape), np.broadcast_to(other[0], shape))
+
+
+def test_constant_axes_collapse() -> None:
+    array = np.broadcast_to(np.arange(4.0), (3, 4))
+    assert collapse(array).shape == (1, 4)
+    assert collapse(np.arange(12.0).reshape(3, 4)).shape == (3, 4)
