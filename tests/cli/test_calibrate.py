@@ -1,0 +1,95 @@
+"""`sculpt calibrate` and `sculpt hessian` as they are typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+import typer
+from sculpt.cli import calibrate
+from sculpt.fusion.errors import CurvatureError, OutputError
+from sculpt.hessian import DiagonalHessian
+from typer.testing import CliRunner, Result
+
+
+def run(*arguments: str | Path) -> Result:
+    app = typer.Typer()
+    calibrate.register(app)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=50,
+        max_position_embeddings=32,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "sft")
+    for name in ("one", "two"):
+        rows = [{"input_ids": torch.randint(50, (5,)).tolist()} for _ in range(3)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path / "sft"
+
+
+def test_the_owners_command_writes_a_file_here(model: Path, tmp_path: Path) -> None:
+    done = run("calibrate", "sft/", "--data", "one.jsonl")
+    assert done.exit_code == 0, done.exception
+    assert done.stdout == ""
+    assert (
+        "hessian.safetensors: 12 tensors of sft (LlamaForCausalLM), 3 samples and 15 tokens of one.jsonl" in done.stderr
+    )
+    assert len(DiagonalHessian.load(tmp_path / "hessian.safetensors")) == 12
+
+
+def test_json_holds_what_was_done(model: Path) -> None:
+    done = run("calibrate", "sft", "--data", "one.jsonl", "-o", "h", "--json", "--report", "--samples", "2")
+    content = json.loads(done.stdout)
+    assert content["provenance"]["num_samples"] == 2
+    assert content["num_tensors"] == 12
+    assert {entry["name"] for entry in content["tensors"]} >= {"model.layers.0.mlp.up_proj.weight"}
+
+
+def test_an_existing_file_stays_unless_told(model: Path, tmp_path: Path) -> None:
+    run("calibrate", "sft", "--data", "one.jsonl", "-o", "h")
+    before = (tmp_path / "h").read_bytes()
+    assert isinstance(run("calibrate", "sft", "--data", "two.jsonl", "-o", "h").exception, OutputError)
+    assert (tmp_path / "h").read_bytes() == before
+    assert run("calibrate", "sft", "--data", "two.jsonl", "-o", "h", "--overwrite").exit_code == 0
+    assert (tmp_path / "h").read_bytes() != before
+
+
+def test_merging_files_is_calibrating_on_both(model: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        run("calibrate", "sft", "--data", f"{name}.jsonl", "-o", name)
+    done = run("hessian", "merge", "one", "two", "-o", "both")
+    assert done.exit_code == 0, done.exception
+    (tmp_path / "all.jsonl").write_text(f"{Path('one.jsonl').read_text()}\n{Path('two.jsonl').read_text()}")
+    run("calibrate", "sft", "--data", "all.jsonl", "-o", "all")
+    both, whole = DiagonalHessian.load("both"), DiagonalHessian.load("all")
+    assert set(both) == set(whole)
+    for name in both:
+        assert both[name].num_tokens == whole[name].num_tokens == 30
+        assert both[name].terms[0] == pytest.approx(whole[name].terms[0], rel=1e-12)
+    assert isinstance(run("hessian", "merge", "one", "two", "-o", "both").exception, OutputError)
+
+
+def test_the_report_names_every_layer(model: Path) -> None:
+    run("calibrate", "sft", "--data", "one.jsonl", "-o", "h")
+    done = run("hessian", "report", "h")
+    for part in ("model.layers.0.self_attn.q_proj.weight", "spread", "dead", "100.0%"):
+        assert part in done.stderr
+    assert isinstance(run("hessian", "report", "nowhere").exception, CurvatureError)
+
+
+@pytest.mark.parametrize("option", ["--samples", "--max-length", "--batch-size"])
+def test_counts_below_one_are_usage_errors(option: str, model: Path) -> None:
+    assert run("calibrate", "sft", "--data", "one.jsonl", option, "0").exit_code == 2
