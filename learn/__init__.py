@@ -1,0 +1,1 @@
+"""Merging coefficients that are learned on a handful of samples."""

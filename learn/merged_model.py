@@ -1,0 +1,153 @@
+"""A model whose weights are those of the merge, in the place of the base's: no second copy, gradients for α alone.
+
+The weights are written before a forward. In the backward each weight's gradient is met with the adapters' parts as
+soon as it is there, `∂L/∂α_k = Σ_t ⟨∂L/∂W_t, P_k(t)⟩`, and let go of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..fusion.checkpoint import Checkpoint
+from ..fusion.checkpoint.module_names import ModelNames, Place
+from ..fusion.errors import ModelError
+from .parts import Rule, parts_of
+
+
+def load_model(base: Checkpoint, *, device: str) -> Any:
+    """Return the base's model in float32, in eval mode.
+
+    Raises:
+        ModelError: transformers refuses it.
+    """
+    import transformers
+
+    if base.folder is None:
+        raise ModelError(f"`{base.path}` has no `config.json`, so the model cannot be run")
+    name = ((base.config or {}).get("architectures") or ["AutoModelForCausalLM"])[0]
+    cls = getattr(transformers, name, transformers.AutoModelForCausalLM)
+    try:
+        model: Any = cls.from_pretrained(base.folder, dtype=torch.float32, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"transformers cannot load `{base.folder}`: {error}") from error
+    return model.to(device).eval().requires_grad_(False)
+
+
+@final
+class MergedModel:
+    """A model, and what the adapters add to it.
+
+    Attributes:
+        model: Of transformers; its weights are those of the last `set`.
+        names: The tensors of the base that the adapters change.
+        gradient: ∂L/∂α, summed over the backwards since `start_gradient`, shape (num_adapters,).
+    """
+
+    def __init__(self, base: Checkpoint, rule: Rule, *, device: str = "cpu") -> None:
+        self.base = base
+        self.rule = rule
+        self.model = load_model(base, device=device)
+        self._device = torch.device(device)
+        self._places = _places(base, dict(self.model.named_parameters(remove_duplicate=False)))
+        self._adapters: Sequence[Checkpoint] = ()
+        self._hooks: list[Any] = []
+        self._cached: dict[str, list[Tensor]] = {}
+        self._caches = False
+        self.names: tuple[str, ...] = ()
+        self.gradient = torch.zeros(0, dtype=torch.float64)
+
+    def use(self, adapters: Sequence[Checkpoint]) -> None:
+        """Take these adapters from now on.
+
+        Raises:
+            ModelError: One changes a tensor that the model does not have.
+        """
+        self.close()
+        self._adapters = tuple(adapters)
+        changed = {name for adapter in adapters for name, info in adapter.tensors.items() if info.derived}
+        self.names = tuple(name for name in self.base.tensors if name in changed)
+        unknown = sorted(changed - set(self._places))
+        if unknown:
+            raise ModelError(
+                f"`{unknown[0]}` is changed by an adapter and is no parameter of `{type(self.model).__name__}`"
+            )
+        elements = sum(self.base.tensors[name].num_elements for name in self.names)
+        # Kept where they take no more than the base itself; else made anew for each forward and backward.
+        self._caches = 4 * elements * len(adapters) <= self.base.nbytes
+        by_parameter: dict[int, tuple[Tensor, list[str]]] = {}
+        for name in self.names:
+            parameter = self._places[name][0]
+            by_parameter.setdefault(id(parameter), (parameter, []))[1].append(name)
+        for parameter, names in by_parameter.values():
+            parameter.requires_grad_(True)
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(self._hook(names)))
+
+    def close(self) -> None:
+        """Put the base's weights back and let go of the adapters."""
+        if self._adapters:
+            self.set([0.0] * len(self._adapters))
+        for hook in self._hooks:
+            hook.remove()
+        for name in self.names:
+            self._places[name][0].requires_grad_(False)
+        self._hooks, self._cached, self.names, self._adapters = [], {}, (), ()
+
+    def parts(self, name: str) -> list[Tensor]:
+        """Return P of each adapter for a tensor."""
+        found = self._cached.get(name)
+        if found is None:
+            arrays = parts_of(name, self.base, self._adapters, self.rule)
+            found = [torch.from_numpy(np.ascontiguousarray(array)).to(self._device) for array in arrays]
+            if self._caches:
+                self._cached[name] = found
+        return found
+
+    @torch.no_grad()
+    def set(self, alpha: Sequence[float]) -> None:
+        """Write `W_pre + Σ α_k·P_k` into the model."""
+        for name in self.names:
+            before = self.base.raw(name).astype(np.float32).reshape(self.base.tensors[name].shape)
+            value = torch.from_numpy(before).to(self._device)
+            if any(alpha):
+                for weight, part in zip(alpha, self.parts(name), strict=True):
+                    value.add_(part, alpha=weight)
+            self._view(name).copy_(value)
+
+    def start_gradient(self) -> None:
+        """Set the gradient to zero."""
+        self.gradient = torch.zeros(len(self._adapters), dtype=torch.float64)
+
+    def _view(self, name: str, grad: bool = False) -> Tensor:
+        parameter, place = self._places[name]
+        value = parameter.grad if grad else parameter.data
+        assert value is not None
+        if place.expert is not None:
+            value = value[place.expert]
+        rows = self.base.tensors[name].shape[:1]
+        return value[place.first : place.first + rows[0]] if rows else value
+
+    def _hook(self, names: Sequence[str]) -> Any:
+        def meet(parameter: Tensor) -> None:
+            for name in names:
+                gradient = self._view(name, grad=True)
+                dots = [torch.sum(gradient * part, dtype=torch.float64) for part in self.parts(name)]
+                self.gradient += torch.stack(dots).cpu()
+            parameter.grad = None
+
+        return meet
+
+
+def _places(base: Checkpoint, parameters: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Place]]:
+    """Return where each tensor of the checkpoint lies in the model."""
+    found = {name: (parameters[name], Place(tensor=name)) for name in base.tensors if name in parameters}
+    if len(found) < len(base.tensors):
+        for name, parameter in ModelNames(base).parameters.items():
+            for place in parameter.places:
+                if name in parameters:
+                    found.setdefault(place.tensor, (parameters[name], place))
+    return found

@@ -1,0 +1,85 @@
+"""What each adapter adds to a tensor, whatever its coefficient: `W = W_pre + Σ_k α_k·P_k`.
+
+Task arithmetic: `P_k = δ_k`. TIES: δ_k trimmed, where its sign is the elected one, divided by the number of adapters
+that agree; DARE-TIES the same with DARE's survivors. The election counts the deltas without their coefficients, as
+PEFT does, so P does not depend on α and the merged model is linear in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from ..fusion.checkpoint import Checkpoint
+from ..fusion.elect import agreeing
+from ..fusion.errors import MethodError
+from ..fusion.methods.checks import fraction, one_of
+from ..fusion.methods.dare import survivors
+from ..fusion.random import SEGMENT, tensor_key
+from ..fusion.tile import Tile
+
+Merge = Literal["task-arithmetic", "ties", "dare-ties", "dare-linear"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How adapters are thinned out before they are weighted.
+
+    Attributes:
+        method: Which parts they have.
+        density: Fraction of each δ that is kept, by magnitude (TIES) or at random (the DAREs).
+        seed: Of the random choice.
+    """
+
+    method: Merge = "task-arithmetic"
+    density: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        one_of("method", self.method, get_args(Merge))
+        fraction("density", self.density)
+        if self.density == 0:
+            raise MethodError("a density of 0 leaves nothing to learn")
+
+
+def parts_of(name: str, base: Checkpoint, adapters: Sequence[Checkpoint], rule: Rule) -> list[np.ndarray]:
+    """Return P of each adapter for one tensor of the base, float32, in its shape."""
+    before = base.raw(name).astype(np.float32)
+    tuned = tuple(adapter.raw(name).astype(np.float32) for adapter in adapters)
+    for adapter in adapters:
+        adapter.release(name)
+    shape = base.tensors[name].shape
+    if rule.method == "task-arithmetic":
+        return [(other - before).reshape(shape) for other in tuned]
+    if len(before) > SEGMENT:
+        raise MethodError(f"`{name}` is too large to thin out")
+    keys = tuple(tensor_key(rule.seed, name, stream=k) for k in range(len(tuned)))
+    tile = Tile(start=0, base=before, tuned=tuned, keys=keys, root=None)
+    if rule.method == "ties":
+        thinned = [trim(delta, rule.density) for delta in tile.deltas]
+    else:
+        keep = np.float32(rule.density)
+        thinned = [delta / keep for delta in survivors(tile, (rule.density,) * len(tuned))]
+    if rule.method == "dare-linear":
+        return [delta.reshape(shape) for delta in thinned]
+    agree = [part.astype(np.float32) for part in agreeing(thinned, [1.0] * len(thinned), "unweighted")]
+    number = np.maximum(np.sum(agree, axis=0), 1)
+    return [(delta * part / number).reshape(shape) for delta, part in zip(thinned, agree, strict=True)]
+
+
+def trim(delta: np.ndarray, density: float) -> np.ndarray:
+    """Keep the `int(density·N)` largest magnitudes; of equal ones those with the lowest index."""
+    kept = int(density * delta.size)
+    magnitude = np.abs(delta)
+    if kept >= delta.size:
+        return delta
+    if kept == 0:
+        return np.zeros_like(delta)
+    threshold = np.partition(magnitude, delta.size - kept)[delta.size - kept]
+    mask = magnitude > threshold
+    equal = np.flatnonzero(magnitude == threshold)[: kept - int(mask.sum())]
+    mask[equal] = True
+    return np.where(mask, delta, np.float32(0))

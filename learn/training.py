@@ -1,0 +1,138 @@
+"""Learning α on the buffer, and scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..fusion.checkpoint import Checkpoint
+from ..fusion.errors import DataError, MethodError
+from .buffer import IGNORED, LabelledBatch, LabelledSample, batches
+from .coefficients import Coefficients, Learnable
+from .merged_model import MergedModel
+
+BATCH_ROWS = 16
+Report = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """How coefficients are learned.
+
+    Attributes:
+        b_max: The most that b may be; at 1 every α lies below 1.
+        steps: Steps of Adam, each on the whole buffer.
+        learning_rate: Of c and b_raw.
+    """
+
+    b_max: float = 3.0
+    steps: int = 200
+    learning_rate: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise MethodError(f"`--steps` must be at least 0, got {self.steps}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise MethodError(f"the learning rate must be above 0, got {self.learning_rate:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """What came out.
+
+    Attributes:
+        losses: Of the buffer, before each step.
+    """
+
+    coefficients: Coefficients
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Of a set of samples.
+
+    Attributes:
+        loss: Mean cross-entropy of what is to be predicted.
+        accuracy: Share of the samples that are predicted right as a whole, in [0, 1].
+    """
+
+    loss: float
+    accuracy: float
+
+
+def predictions(model: Any, batch: LabelledBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits and labels of each prediction, and which sample it belongs to."""
+    device = model.device
+    labels = batch.labels.to(device)
+    inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+    if labels.ndim == 1:
+        return model(**inputs).logits, labels, torch.arange(len(labels), device=device)
+    wanted = labels[:, 1:] != IGNORED
+    rows = torch.arange(len(labels), device=device)[:, None].expand(wanted.shape)
+    if model.get_output_embeddings() is None:
+        raise DataError(f"`{type(model).__name__}` predicts no tokens")
+    # The output layer runs only where something is to be predicted.
+    hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
+    return model.get_output_embeddings()(hidden[:, :-1][wanted]), labels[:, 1:][wanted], rows[wanted]
+
+
+def learn(
+    merged: MergedModel,
+    adapters: Sequence[Checkpoint],
+    samples: Sequence[LabelledSample],
+    learning: Learning,
+    *,
+    report: Report = lambda _done, _total, _what: None,
+) -> Learned:
+    """Return the coefficients of the adapters that suit the samples; the model is left with them.
+
+    Everything else is frozen. Each step's loss is the mean over the samples, each the mean over its tokens, so that
+    long answers do not count for more.
+    """
+    if not samples:
+        raise DataError("the buffer is empty")
+    merged.use(adapters)
+    learnable = Learnable(len(adapters), learning.b_max)
+    optimizer = torch.optim.Adam(learnable.parameters, lr=learning.learning_rate)
+    losses = []
+    for step in range(learning.steps):
+        alpha = learnable.alpha()
+        merged.set(alpha.tolist())
+        merged.start_gradient()
+        loss = 0.0
+        for batch in batches(samples, BATCH_ROWS):
+            logits, labels, rows = predictions(merged.model, batch)
+            each = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+            counts = torch.bincount(rows, minlength=len(batch.labels)).clamp(min=1)
+            part = torch.sum(each / counts[rows]) / len(samples)
+            part.backward()
+            loss += float(part.detach())
+        alpha.backward(merged.gradient)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss)
+        report(step + 1, learning.steps, f"loss {loss:.3f}")
+    found = learnable.value()
+    merged.set(found.alpha)
+    return Learned(coefficients=found, losses=tuple(losses))
+
+
+@torch.no_grad()
+def score(merged: MergedModel, samples: Sequence[LabelledSample]) -> Score:
+    """Return how well the model, with the weights that it has, does on samples."""
+    loss, right = 0.0, 0
+    for batch in batches(samples, BATCH_ROWS):
+        logits, labels, rows = predictions(merged.model, batch)
+        each = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+        size = len(batch.labels)
+        counts = torch.bincount(rows, minlength=size).clamp(min=1)
+        loss += float(torch.sum(each / counts[rows]))
+        wrong = torch.bincount(rows[logits.argmax(-1) != labels], minlength=size)
+        right += int((wrong == 0).sum())
+    return Score(loss=loss / len(samples), accuracy=right / len(samples))

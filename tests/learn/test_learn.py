@@ -1,0 +1,235 @@
+"""Coefficients are learned by the true gradient, and what is learned is what is merged."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from sculpt.fusion.checkpoint import Checkpoint, open_checkpoint
+from sculpt.fusion.errors import DataError, MethodError, ModelError
+from sculpt.learn.buffer import BufferReader, LabelledSample, batches
+from sculpt.learn.coefficients import Learnable
+from sculpt.learn.continual import learn_continually
+from sculpt.learn.merged_model import MergedModel
+from sculpt.learn.parts import Rule, parts_of, trim
+from sculpt.learn.training import Learning, learn, predictions, score
+
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+METHODS = ["task-arithmetic", "ties", "dare-ties", "dare-linear"]
+
+
+def build(kind: str) -> Any:
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 29,
+    }
+    if kind == "classifier":
+        config = transformers.LlamaConfig(**sizes, num_labels=3, pad_token_id=0)
+        return transformers.LlamaForSequenceClassification(config)
+    if kind == "mixtral":
+        return transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, num_local_experts=3))
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, tie_word_embeddings=True))
+
+
+def make_adapter(kind: str, folder: Path, seed: int, **options: Any) -> Path:
+    from peft import LoraConfig, get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tuned = get_peft_model(build(kind), LoraConfig(**{"r": 3, "target_modules": ["q_proj", "up_proj"], **options}))
+        torch.manual_seed(seed)
+        for name, parameter in tuned.named_parameters():
+            if "lora_" in name:
+                parameter.data = torch.randn_like(parameter) * 0.3
+        tuned.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("learn")
+    found = {}
+    for kind in ("llama", "classifier", "mixtral"):
+        build(kind).save_pretrained(root / kind)
+        options: dict[str, Any] = {"target_modules": ["q_proj"], "target_parameters": ["gate_up_proj", "down_proj"]}
+        options = options if kind == "mixtral" else {}
+        adapters = [make_adapter(kind, root / f"{kind}-{seed}", seed, **options) for seed in (1, 2, 3)]
+        base = Checkpoint(root / kind)
+        found[kind] = base, [open_checkpoint(adapter, base) for adapter in adapters]
+    return found
+
+
+def samples(count: int = 5, *, domain: str | None = None, seed: int = 0, classes: bool = False) -> list[LabelledSample]:
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        ids = tuple(int(i) for i in rng.integers(1, 29, rng.integers(4, 9)))
+        labels = (int(rng.integers(3)),) if classes else (-100, -100, *ids[2:])
+        found.append(LabelledSample(ids=ids, labels=labels, domain=domain))
+    return found
+
+
+def loss_of(merged: MergedModel, group: list[LabelledSample]) -> torch.Tensor:
+    (batch,) = batches(group, len(group))
+    logits, labels, _ = predictions(merged.model, batch)
+    return torch.nn.functional.cross_entropy(logits, labels)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "cached"),
+    [
+        *(("llama", method, True) for method in METHODS),
+        ("llama", "ties", False),
+        ("classifier", "dare-linear", False),
+        ("mixtral", "ties", True),
+        ("mixtral", "task-arithmetic", False),
+    ],
+)
+def test_the_gradient_of_alpha_is_the_slope_of_the_loss(kind, method, cached, made):
+    base, adapters = made[kind]
+    merged = MergedModel(base, Rule(method=method, density=0.4))
+    merged.use(adapters)
+    merged._caches = cached
+    group = samples(classes=kind == "classifier")
+    alpha = [0.5, 1.2, 0.8]
+    merged.set(alpha)
+    merged.start_gradient()
+    loss_of(merged, group).backward()
+    assert all(parameter.grad is None for parameter in merged.model.parameters())
+    for k in (0, 2):
+        losses = []
+        for step in (-1e-2, 1e-2):
+            merged.set([a + step * (i == k) for i, a in enumerate(alpha)])
+            losses.append(float(loss_of(merged, group).detach().double()))
+        slope = (losses[1] - losses[0]) / 2e-2
+        assert float(merged.gradient[k]) == pytest.approx(slope, rel=5e-2, abs=2e-4)
+
+
+def test_coefficients_stay_within_their_bounds():
+    for b_max in (1.0, 3.0, 5.0):
+        learnable = Learnable(2, b_max)
+        assert learnable.value().b == pytest.approx((1 + b_max) / 2)
+        assert list(learnable.value().alpha) == pytest.approx([(1 + b_max) / 4] * 2)
+        with torch.no_grad():
+            learnable.c += torch.tensor([50.0, -50.0])
+            learnable.b_raw += 50
+        assert list(learnable.value().alpha) == pytest.approx([b_max, 0], abs=1e-12)
+    with pytest.raises(MethodError, match="b-max"):
+        Learnable(2, 0.5)
+
+
+def test_learning_does_at_least_as_well_as_what_made_the_labels(made):
+    base, adapters = made["llama"]
+    merged = MergedModel(base, Rule())
+    merged.use(adapters)
+    merged.set([0, 1, 0])
+    group = samples(12)
+    (batch,) = batches(group, 12)
+    with torch.no_grad():
+        best = merged.model(**batch.inputs).logits.argmax(-1)
+    labelled = [
+        LabelledSample(ids=sample.ids, labels=(-100, *best[i, : len(sample.ids) - 1].tolist()))
+        for i, sample in enumerate(group)
+    ]
+    learned = learn(merged, adapters, labelled, Learning(b_max=3.0, steps=40, learning_rate=0.2))
+    found = score(merged, labelled)
+    merged.set([0, 1, 0])
+    assert score(merged, labelled).accuracy == 1
+    assert found.loss < score(merged, labelled).loss < learned.losses[0]
+    merged.close()
+    for name, parameter in merged.model.named_parameters():
+        expected = base.raw(name).reshape(parameter.shape)
+        assert np.array_equal(parameter.detach().numpy(), expected)
+
+
+def test_only_the_coefficients_train_and_equal_runs_agree(made):
+    base, adapters = made["llama"]
+    runs = []
+    for _ in range(2):
+        merged = MergedModel(base, Rule(method="dare-ties", density=0.5, seed=3))
+        runs.append(learn(merged, adapters, samples(), Learning(steps=4)).coefficients)
+    assert runs[0] == runs[1]
+
+
+def test_coefficients_are_learned_anew_at_each_experience(made):
+    base, adapters = made["llama"]
+    buffer = [s for k in range(3) for s in samples(2, domain=f"d{k}", seed=k)]
+    merged = MergedModel(base, Rule(method="ties", density=0.5))
+    known = learn_continually(merged, adapters, buffer, Learning(steps=3))
+    assert [len(found.coefficients.alpha) for found in known] == [1, 2, 3]
+    assert [list(found.scores) for found in known] == [["d0"], ["d0", "d1"], ["d0", "d1", "d2"]]
+    alone = learn(merged, adapters[:1], buffer[:2], Learning(steps=3))
+    assert alone.coefficients == known[0].coefficients
+    with pytest.raises(DataError, match="3 domains"):
+        learn_continually(merged, adapters[:2], buffer, Learning(steps=1))
+    with pytest.raises(DataError, match="needs a `domain`"):
+        learn_continually(merged, adapters, samples(), Learning(steps=1))
+
+
+def test_parts_add_up_to_the_merge_of_peft(made):
+    """`ties` and `dare_ties` of peft.utils.merge_utils 0.21, on the deltas; DARE's draws are ours."""
+    from peft.utils.merge_utils import calculate_majority_sign_mask, disjoint_merge, magnitude_based_pruning
+
+    base, adapters = made["llama"]
+    name = "model.layers.1.mlp.up_proj.weight"
+    before = base.raw(name)
+    deltas = [torch.from_numpy(a.raw(name) - before).reshape(48, 32) for a in adapters]
+    alpha = torch.tensor([0.5, 2.0, 1.5])
+    pruned = torch.stack([magnitude_based_pruning(delta, density=0.25) for delta in deltas])
+    expected = disjoint_merge(pruned * alpha[:, None, None], calculate_majority_sign_mask(pruned))
+    parts = parts_of(name, base, adapters, Rule(method="ties", density=0.25))
+    found = sum(float(a) * part for a, part in zip(alpha, parts, strict=True))
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
+    dropped = parts_of(name, base, adapters, Rule(method="dare-linear", density=0.25))
+    thinned = torch.stack([torch.from_numpy(part) for part in dropped])
+    assert 0.2 < float((thinned != 0).float().mean()) < 0.3
+    expected = disjoint_merge(thinned * alpha[:, None, None], calculate_majority_sign_mask(thinned))
+    parts = parts_of(name, base, adapters, Rule(method="dare-ties", density=0.25))
+    found = sum(float(a) * part for a, part in zip(alpha, parts, strict=True))
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
+
+
+def test_trimming_keeps_an_exact_number_and_the_first_of_equals():
+    delta = np.array([1, -3, 2, 2, -2, 0, 3], np.float32)
+    assert trim(delta, 0.5).tolist() == [0, -3, 2, 0, 0, 0, 3]
+    assert trim(delta, 0.1).tolist() == [0] * 7
+    assert trim(delta, 1.0).tolist() == delta.tolist()
+
+
+def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_rows_become_samples(tmp_path):
+    reader = BufferReader(tmp_path, classifies=False, max_length=3)
+    (found,) = reader.read(write_rows(tmp_path / "a.jsonl", [{"input_ids": [1, 2, 3, 4], "domain": "x"}]))
+    assert (found.ids, found.labels, found.domain) == ((2, 3, 4), (2, 3, 4), "x")
+    classifier = BufferReader(tmp_path, classifies=True)
+    (found,) = classifier.read(write_rows(tmp_path / "b.jsonl", [{"input_ids": [1, 2], "label": 2}]))
+    assert found.labels == (2,)
+    for row, words in (({"input_ids": [1]}, "nothing to predict"), ({"other": 1}, "holds none of")):
+        with pytest.raises(DataError, match=words):
+            reader.read(write_rows(tmp_path / "c.jsonl", [row]))
+    with pytest.raises(DataError, match="no integer `label`"):
+        classifier.read(write_rows(tmp_path / "d.jsonl", [{"input_ids": [1, 2]}]))
+    with pytest.raises(DataError, match="tokenizer"):
+        reader.read(write_rows(tmp_path / "e.jsonl", [{"text": "a b"}]))
+
+
+def test_a_model_that_cannot_be_run_is_refused(made):
+    base, _ = made["llama"]
+    with pytest.raises(ModelError, match=r"config\.json"):
+        MergedModel(Checkpoint(base.files[0]), Rule())
