@@ -121,7 +121,7 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
     say(
         f"{prepared.method.title} fused {len(manifest.fused)} tensors, {count(elements)} parameters, and copied "
         f"{copied}. "
-        f"{manifest.realised_sparsity():.2%} of the deltas are zero{asked}. {_losses(manifest)}"
+        f"{manifest.realised_sparsity():.2%} of the deltas are zero{asked}. {_losses(manifest)}{_budget(manifest)}"
         f"The manifest holds each tensor's figures and the digests of all inputs: `sculpt verify {prepared.output}`."
     )
     say(f"wrote {prepared.output}")
@@ -137,3 +137,15 @@ def _losses(manifest: Manifest) -> str:
     if chosen == "closed-form" and exact < 0.99 * closed:
         text += "`--allocation exact` would meet the sparsity asked for. "
     return text
+
+
+def _budget(manifest: Manifest) -> str:
+    held = [r for r in manifest.fused if "gamma_bound" in r.figures]
+    if not held:
+        return ""
+    cut = [r for r in held if r.figures["gamma_bound"] < manifest.options.get("gamma", float("inf"))]
+    text = f"The budget cut γ in {len(cut)} of {len(held)} tensors"
+    if manifest.options.get("scope") != "tensor":  # then a tensor's figures are those of all that share its budget
+        return f"{text}. "
+    expected, realised = sum(r.figures["expected_l1"] for r in held), sum(r.distance_l1 or 0.0 for r in held)
+    return f"{text}; L1 distance to the base {realised:.4g}, expected {expected:.4g}. "

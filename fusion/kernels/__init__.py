@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from .. import budget as budget_definition
 from ..methods import adadare as adadare_method
 from ..methods import dare as dare_method
 from ..methods import task_arithmetic as task_arithmetic_method
 from ..tile import RawTile
-from . import adadare, dare, task_arithmetic
+from . import adadare, budget, dare, task_arithmetic
 from .elements import VIEWS
 
 # By the definition that a kernel stands in for. A pass takes (tile, *arguments), a map (tile, out, *arguments).
 KERNELS: dict[Callable[..., Any], Callable[..., np.ndarray]] = {
+    budget_definition.l1_sums: budget.l1_sums,
     adadare_method.score_sums: adadare.score_sums,
     adadare_method.clipped_sums: adadare.clipped_sums,
     adadare_method.drop_and_rescale: adadare.drop_and_rescale,

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 from array_api_compat import array_namespace
 
+from ..budget import Budget, L1Norms, l1_sums
 from ..errors import MethodError
 from ..sums import block_sums, exact_total
 from ..tile import Tile
@@ -123,12 +124,17 @@ class AdaDare(Method):
         allocation: `closed-form`, the paper's eq. 12, or `exact`, which meets the sparsity where probabilities are
             clipped.
         scope: Over what the sparsity is met: each `tensor` (the paper's layer), `block`, or the `model`.
+        eta: η, a budget for the expected L1 distance to the base, of what `scope` covers: γ is cut to η/Σ|δ|
+            (Theorem 2).
+        eta_relative: The same budget as a fraction of the L1 norm of the base.
     """
 
     gamma: float = 0.5
     sparsity: float = 0.9
     allocation: Allocation = "closed-form"
     scope: Scope = "tensor"  # pyright: ignore[reportIncompatibleVariableOverride] (an option here)
+    eta: float | None = None
+    eta_relative: float | None = None
 
     name: ClassVar[str] = "adadare"
     title: ClassVar[str] = "AdaDARE-γ"
@@ -141,20 +147,27 @@ class AdaDare(Method):
         fraction("sparsity", self.sparsity)
         one_of("allocation", self.allocation, get_args(Allocation))
         one_of("scope", self.scope, get_args(Scope))
+        Budget(eta=self.eta, eta_relative=self.eta_relative)  # checks its own ranges
+
+    @property
+    def budget(self) -> Budget:
+        """The limit on the L1 distance to the base."""
+        return Budget(eta=self.eta, eta_relative=self.eta_relative)
 
     @property
     def identity(self) -> Literal["base", "tuned"] | None:
-        """The base at γ = 0 or p = 1; the tuned model at p = 0 and γ = 1."""
-        if self.gamma == 0 or self.sparsity == 1:
+        """The base at γ = 0 or p = 1; the tuned model at p = 0 and γ = 1, unless there is a budget."""
+        if self.gamma == 0 or self.sparsity == 1 or self.budget.is_nothing:
             return "base"
-        return "tuned" if self.sparsity == 0 and self.gamma == 1 else None
+        return "tuned" if self.sparsity == 0 and self.gamma == 1 and not self.budget.is_set else None
 
     def reduce(self, num_elements: int) -> Reduction:
         """Sum the scores; where some would be clipped, also find the water level c."""
         if self.identity == "base":
             return Map(function=add_scaled, arguments=(0.0,))
-        if self.sparsity == 0:
-            return Map(function=add_scaled, arguments=(self.gamma,))
+        gamma, figures = yield from self._within_budget()
+        if self.sparsity == 0 or gamma == 0:
+            return Map(function=add_scaled, arguments=(gamma,), figures=figures)
         totals: ScoreTotals = yield Pass(function=score_sums, combine=ScoreTotals.of)
         if totals.sum == 0 or not np.isfinite(totals.squares):  # nothing to keep, or NaN, which the caller reports
             return Map(function=add_scaled, arguments=(0.0,))
@@ -163,13 +176,28 @@ class AdaDare(Method):
         closed = yield from _clipped_at(closed_c, totals)
         exact_c, exact = yield from _water_fill(closed_c, closed, budget, totals)
         c, clipped = (closed_c, closed) if self.allocation == "closed-form" else (exact_c, exact)
-        figures = {
+        figures |= {
             "score_sum": totals.sum,
             "expected_keep": expected_keep(c, totals, clipped) / num_elements,
-            "expected_loss_closed_form": expected_loss(closed_c, self.gamma, totals, closed),
-            "expected_loss_exact": expected_loss(exact_c, self.gamma, totals, exact),
+            "expected_loss_closed_form": expected_loss(closed_c, gamma, totals, closed),
+            "expected_loss_exact": expected_loss(exact_c, gamma, totals, exact),
         }
-        return Map(function=drop_and_rescale, arguments=(c, self.gamma), figures=figures)
+        return Map(function=drop_and_rescale, arguments=(c, gamma), figures=figures)
+
+    def _within_budget(self):
+        """Return γ, cut where its expected distance would exceed the budget; only then are the elements looked at."""
+        if not self.budget.is_set:
+            return self.gamma, {}
+        norms: L1Norms = yield Pass(function=l1_sums, combine=L1Norms.of)
+        gamma = self.budget.cut(self.gamma, norms)
+        if not norms.delta or not np.isfinite(norms.delta):  # nothing to inject, or NaN, which the caller reports
+            return gamma, {}
+        return gamma, {
+            "eta": self.budget.limit(norms),
+            "gamma_bound": self.budget.largest_gamma(norms),
+            "gamma": gamma,
+            "expected_l1": gamma * norms.delta,
+        }
 
 
 def _as_float32(c: float) -> float:

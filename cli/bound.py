@@ -1,0 +1,163 @@
+"""`sculpt bound`: how strong an injection may be when the distance to the base has a budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .flags import with_options
+from .options import AsJson, BasePath, OutputOptions, RunOptions, SelectionOptions, TunedPath, settings_of
+
+if TYPE_CHECKING:
+    from ..fusion.bounds import TensorBound
+    from ..fusion.budget import Budget, L1Norms
+
+MAX_ROWS = 80
+HELP = """Print Σ|δ|, ‖base‖₁ and the largest γ of each block, for a budget η of the L1 distance to the base.
+
+Theorem 2 of AdaDARE-γ: the expected L1 distance of the fused model to the base is γ·Σ|δ|, so γ may be η/Σ|δ|. With
+`--eta` or `--eta-relative`, the budget of each tensor, `sculpt fuse` keeps every tensor within it.
+
+**Examples**
+
+    sculpt bound base/ sft/
+
+    sculpt bound base/ sft/ --eta-relative 0.01
+
+    sculpt bound base/ sft/ --eta 50 --json
+"""
+
+Eta = Annotated[float | None, typer.Option("--eta", help="η of each tensor: an L1 distance.")]
+EtaRelative = Annotated[
+    float | None, typer.Option("--eta-relative", help="η of each tensor as a fraction of its L1 norm in the base.")
+]
+RELATIVE_DEFAULT = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """How it is run.
+
+    Attributes:
+        device: auto, cpu, cuda, cuda:1, mps …; the result is the same.
+        threads: CPU threads. Default: all cores.
+    """
+
+    device: str = "auto"
+    threads: int | None = None
+
+
+def bound(
+    base: BasePath,
+    tuned: TunedPath,
+    eta: Eta = None,
+    eta_relative: EtaRelative = None,
+    json: AsJson = False,
+    *,
+    selection: SelectionOptions,
+    run: ReadingOptions,
+) -> None:
+    """Measure the pair and print its bounds."""
+    from ..fusion.bounds import measure_bounds
+    from ..fusion.budget import Budget
+    from .console import print_json, progress_bar
+
+    given = eta is not None or eta_relative is not None
+    budget = Budget(eta=eta, eta_relative=eta_relative if given else RELATIVE_DEFAULT)
+    settings = settings_of(OutputOptions(), selection, RunOptions(device=run.device, threads=run.threads))
+    with progress_bar("measuring") as report:
+        found = measure_bounds(
+            base,
+            tuned,
+            selection=settings.selection,
+            policies=settings.policies,
+            device=run.device,
+            threads=run.threads,
+            progress=report,
+        )
+    print_json(_as_json(found, budget)) if json else _show(found, budget, given)
+
+
+def _blocks(found: tuple[TensorBound, ...]) -> dict[str, list[TensorBound]]:
+    from ..fusion.names import block_of, natural_key
+
+    blocks: dict[str, list[TensorBound]] = {}
+    for tensor in found:
+        blocks.setdefault(block_of(tensor.name), []).append(tensor)
+    return {name: blocks[name] for name in sorted(blocks, key=natural_key)}
+
+
+def _sum(tensors: list[TensorBound]) -> L1Norms:
+    from ..fusion.budget import L1Norms
+
+    return sum((tensor.norms for tensor in tensors), L1Norms(delta=0.0, base=0.0))
+
+
+def _gamma(value: float) -> str:
+    return "any" if value == float("inf") else f"{value:.4g}"
+
+
+def _show(found: tuple[TensorBound, ...], budget: Budget, given: bool) -> None:
+    from .console import count, say, table
+
+    rows = []
+    for block, tensors in _blocks(found).items():
+        norms = _sum(tensors)
+        rows.append(
+            [
+                block,
+                count(sum(tensor.num_elements for tensor in tensors)),
+                f"{norms.delta:.4g}",
+                f"{norms.base:.4g}",
+                f"{norms.delta / norms.base:.3%}" if norms.base else "–",
+                _gamma(min(tensor.largest_gamma(budget) for tensor in tensors)),
+            ]
+        )
+    limit = (
+        f"η = {budget.eta:g} a tensor" if budget.eta is not None else f"η = {budget.eta_relative:g}·‖base‖₁ a tensor"
+    )
+    columns = ["block", "parameters", "Σ|δ|", "‖base‖₁", "Σ|δ|/‖base‖₁", "largest γ"]
+    more = f"and {len(rows) - MAX_ROWS} more: `--json` gives all" if len(rows) > MAX_ROWS else None
+    table(f"largest γ for η = {limit} of each tensor", columns, rows[:MAX_ROWS], note=more)
+    whole = _sum(list(found))
+    smallest = min(found, key=lambda tensor: tensor.largest_gamma(budget))
+    say(
+        f"{len(found)} tensors: Σ|δ| {whole.delta:.4g}, ‖base‖₁ {whole.base:.4g}. One γ that is within the budget of "
+        f"all of them: {_gamma(smallest.largest_gamma(budget))}, by `{smallest.name}`."
+    )
+    if not given:
+        say("no budget was given, so 1% of each tensor's norm is shown; `--eta` or `--eta-relative` set one")
+
+
+def _as_json(found: tuple[TensorBound, ...], budget: Budget) -> dict[str, Any]:
+    def finite(value: float) -> float | None:
+        return None if value == float("inf") else value
+
+    def figures(name: str, tensors: list[TensorBound]) -> dict[str, Any]:
+        norms = _sum(tensors)
+        return {
+            "name": name,
+            "num_elements": sum(tensor.num_elements for tensor in tensors),
+            "delta_l1": norms.delta,
+            "base_l1": norms.base,
+            "largest_gamma": finite(min(tensor.largest_gamma(budget) for tensor in tensors)),
+        }
+
+    return {
+        "eta": budget.eta,
+        "eta_relative": budget.eta_relative,
+        "blocks": [figures(name, tensors) for name, tensors in _blocks(found).items()],
+        "tensors": [figures(tensor.name, [tensor]) for tensor in found],
+        "largest_gamma": finite(min(tensor.largest_gamma(budget) for tensor in found)),
+    }
+
+
+def register(app: typer.Typer) -> None:
+    """Add `bound`."""
+    groups: dict[str, tuple[type, str]] = {
+        "selection": (SelectionOptions, "Selection and disagreements"),
+        "run": (ReadingOptions, "Run"),
+    }
+    app.command("bound", help=HELP)(with_options(**groups)(bound))
