@@ -53,11 +53,13 @@ class Merging:
         weights: One a model.
         election: m_k is 1 where the model agrees with the elected sign; None is 1 everywhere.
         normalize: Whether to divide, so that weights of any size give a mean.
+        by_number: Divide by the number that agree in place of their weights, as PEFT does: weights set the strength.
     """
 
     weights: tuple[float, ...]
     election: Election | None = None
     normalize: bool = False
+    by_number: bool = False
 
     def merge(self, deltas: Sequence[Any]) -> tuple[Any, list[Any]]:
         """Return the merged delta, shape (n,), and where each model had a part in it."""
@@ -68,7 +70,7 @@ class Merging:
             parts = agreeing(deltas, self.weights, self.election)
             masks = [xp.astype(part, deltas[0].dtype) for part in parts]
             deltas = [delta * mask for delta, mask in zip(deltas, masks, strict=True)]
-            divisor = weighted_sum(masks, self.weights)
+            divisor = weighted_sum(masks, (1.0,) * len(masks) if self.by_number else self.weights)
             divisor = xp.where(divisor == 0, xp.ones_like(divisor), divisor)
         merged = weighted_sum(deltas, self.weights)
         if self.normalize and (self.election is not None or divisor != 0):

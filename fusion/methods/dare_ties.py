@@ -28,8 +28,8 @@ class DareTies(Method):
         sparsity: p, the probability of being dropped, in [0, 1]. One for each model, or one for all.
         scale: λ, the strength of what is kept.
         weights: w, one for each model, separated by commas, or one for all.
-        election: Whether the votes are `weighted`, or counted `unweighted` by the deltas alone.
-        normalize: Divide by the sum of the agreeing weights.
+        election: Whether the votes are `weighted`, or counted `unweighted` by the deltas alone, as in PEFT.
+        normalize: Divide by the sum of the agreeing weights; `unweighted`, by the number that agree.
         rescale: Survivors times `1/(1 − p)` (probability), to the L1 norm of before (l1), or not at all (none).
     """
 
@@ -71,5 +71,10 @@ class DareTies(Method):
         weights = as_tuple(self.weights)
         keeps = tuple(1 - p for p in spread("sparsity", self.sparsity, len(weights)))
         factors = yield from factors_of(self.rescale, keeps)
-        merging = Merging(weights=weights, election=self.election, normalize=self.normalize)
+        merging = Merging(
+            weights=weights,
+            election=self.election,
+            normalize=self.normalize,
+            by_number=self.election == "unweighted",
+        )
         return Map(function=drop_and_merge, arguments=(keeps, factors, merging, self.scale))
