@@ -115,9 +115,7 @@ def _show(found: tuple[TensorBound, ...], budget: Budget, given: bool) -> None:
                 _gamma(min(tensor.largest_gamma(budget) for tensor in tensors)),
             ]
         )
-    limit = (
-        f"η = {budget.eta:g} a tensor" if budget.eta is not None else f"η = {budget.eta_relative:g}·‖base‖₁ a tensor"
-    )
+    limit = f"{budget.eta:g}" if budget.eta is not None else f"{budget.eta_relative:g}·‖base‖₁"
     columns = ["block", "parameters", "Σ|δ|", "‖base‖₁", "Σ|δ|/‖base‖₁", "largest γ"]
     more = f"and {len(rows) - MAX_ROWS} more: `--json` gives all" if len(rows) > MAX_ROWS else None
     table(f"largest γ for η = {limit} of each tensor", columns, rows[:MAX_ROWS], note=more)

@@ -44,6 +44,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 CASES: list[tuple[Method, int, Method | None]] = [
     (AdaDare(gamma=0.7, sparsity=0.8), 1, AdaDare(gamma=0)),
     (AdaDare(gamma=0.7, sparsity=0.5, allocation="exact"), 1, AdaDare(gamma=0, allocation="exact")),
+    (AdaDare(gamma=0.7, sparsity=0.5, eta_relative=0.05), 1, AdaDare(eta=0)),
     (Dare(sparsity=0.5), 1, Dare(scale=0)),
     (Dare(sparsity=(0.5, 0.7, 0.9), weights=(1, 0.5, -0.2)), 3, Dare(weights=0)),
     (Dare(sparsity=0.5, rescale="l1"), 2, Dare(scale=0, rescale="l1")),
