@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from math import prod
 
@@ -35,7 +36,8 @@ def strides_of(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(accumulate(reversed((*shape[1:], 1)), lambda stride, size: stride * size))[::-1] if shape else ()
 
 
-def locate(shape: Sequence[int], sizes: Sequence[int], strides: Sequence[int], offset: int) -> Placement | None:
+@lru_cache(maxsize=1 << 14)
+def locate(shape: tuple[int, ...], sizes: tuple[int, ...], strides: tuple[int, ...], offset: int) -> Placement | None:
     """Return where a view lies in a contiguous parameter, or None where it is no box of it (such as every second row).
 
     Args:

@@ -103,7 +103,7 @@ class Recorder(TorchDispatchMode):
         watched = self._watched.get(storage_key(value))
         if watched is None or watched.storage.expired():
             return None
-        placement = locate(watched.shape, value.shape, value.stride(), int(value.storage_offset()))
+        placement = locate(watched.shape, tuple(value.shape), value.stride(), int(value.storage_offset()))
         if placement is not None and watched.outer is not None:
             placement = compose(watched.outer, placement)
         return None if placement is None else Use(watched.statistics, placement)
