@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from .flags import parse_numbers, with_options
+from .lora_learn import ADAPTIVE, LearnOptions, learn_weights
 from .options import (
     AsJson,
     BasePath,
@@ -22,6 +23,7 @@ from .options import (
 if TYPE_CHECKING:
     from ..fusion.lora.combine import AdapterReport
     from ..fusion.methods import Method
+    from ..learn.parts import Rule
 
 MethodName = Literal["task-arithmetic", "linear", "ties", "dare-ties", "dare-linear", "cat", "svd"]
 SUMS = ("task-arithmetic", "linear", "cat")  # three names of Σ w·δ
@@ -37,7 +39,7 @@ class MergeOptions:
     Attributes:
         method: `task-arithmetic` and `linear` add the deltas; `ties` and the `dare`s thin them out first; `cat` and
             `svd` are for `--as-adapter`.
-        weights: One for each adapter, or one for all, separated by commas.
+        weights: One for each adapter, or one for all, separated by commas; or `adaptive`, learned on `--buffer`.
         density: Fraction of each delta that is kept. Default: the method's own.
         scale: λ, the strength of the merged delta.
         rank: With `--as-adapter`, the most that a module may have; without, the sum stays exact.
@@ -56,7 +58,20 @@ class MergeOptions:
     energy: float | None = None
 
 
-def method_of(options: MergeOptions) -> Method:
+def rule_of(options: MergeOptions, seed: int) -> Rule:
+    """Return what the learned weights are to be learned for."""
+    from ..fusion.errors import MethodError
+    from ..learn.parts import Rule
+
+    if options.scale != 1:
+        raise MethodError("`--scale` has no meaning for weights that are learned")
+    method = "task-arithmetic" if options.method in (*SUMS, "svd") else options.method
+    if options.density is None:
+        return Rule(method=method, seed=seed)
+    return Rule(method=method, density=options.density, seed=seed)
+
+
+def method_of(options: MergeOptions, **extra: str) -> Method:
     """Return the fusion method that merges into the base."""
     from ..fusion.errors import MethodError
     from ..fusion.methods import METHODS
@@ -66,7 +81,7 @@ def method_of(options: MergeOptions) -> Method:
     )
     if name not in METHODS:
         raise MethodError(f"`{name}` is not available here", hint="`--method` takes linear, dare-ties or dare-linear")
-    values: dict[str, Any] = {"weights": parse_numbers(options.weights, "--weights"), "scale": options.scale}
+    values: dict[str, Any] = {"weights": parse_numbers(options.weights, "--weights"), "scale": options.scale, **extra}
     if options.density is not None:
         if name == "task-arithmetic":
             raise MethodError("`--density` has no meaning for a method that keeps all deltas")
@@ -80,6 +95,7 @@ def merge_command(
     base: BasePath,
     adapters: Adapters,
     merge: MergeOptions,
+    learn: LearnOptions,
     output: OutputOptions,
     selection: SelectionOptions,
     run: RunOptions,
@@ -98,9 +114,21 @@ def merge_command(
         sculpt lora-merge base/ code/ math/ --as-adapter --method cat -o both/
 
         sculpt lora-merge base/ code/ math/ --as-adapter --method svd --rank 16 -o both/
+
+        sculpt lora-merge base/ code/ math/ --method ties --weights adaptive --buffer buffer.jsonl --b-max 3.0
     """
     from ..fusion.errors import MethodError
 
+    extra = {}
+    if merge.weights == ADAPTIVE:
+        rule = rule_of(merge, run.seed)
+        alpha = learn_weights(base, adapters, rule, learn, device=run.device)
+        density = None if rule.method == "task-arithmetic" else rule.density
+        merge = replace(merge, weights=",".join(repr(weight) for weight in alpha), density=density)
+        # What was learned is a sum of parts that are divided by the number of adapters that agree.
+        extra = {"election": "unweighted"} if merge.method in ("ties", "dare-ties") else {}
+    elif learn != LearnOptions():
+        raise MethodError("`--buffer` and what goes with it are for `--weights adaptive`")
     if merge.as_adapter:
         if run.dry_run or selection != SelectionOptions():
             raise MethodError("`--dry-run` and the selection of tensors are for merging into the base")
@@ -116,7 +144,7 @@ def merge_command(
     run_fuse(
         base,
         adapters,
-        method=method_of(merge),
+        method=method_of(merge, **extra),
         output=output,
         selection=selection,
         run=run,
@@ -228,6 +256,7 @@ def register(app: typer.Typer) -> None:
     """Add `lora-merge` and `lora-extract`."""
     groups: dict[str, tuple[type, str]] = {
         "merge": (MergeOptions, "Merge"),
+        "learn": (LearnOptions, "Learned weights"),
         "output": (OutputOptions, "Output"),
         "selection": (SelectionOptions, "Selection and disagreements"),
         "run": (RunOptions, "Run"),

@@ -141,3 +141,84 @@ def test_extract_says_what_an_adapter_cannot_hold(make_pair: Pair) -> None:
     result = sculpt("lora-extract", base, tuned)
     assert isinstance(result.exception, SculptError)
     assert "ties to its output" in result.exception.message
+
+
+@pytest.fixture
+def buffer(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    rows = [
+        {"input_ids": [int(i) for i in rng.integers(1, 97, 8)], "domain": domain}
+        for domain in ("code", "math")
+        for _ in range(2)
+    ]
+    file = tmp_path / "buffer.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture
+def runnable(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A model that transformers can run, with two adapters."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=32,
+        intermediate_size=72,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=97,
+    )
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    one = write_adapter(tmp_path / "one", 1, {Q: (32, 32), UP: (72, 32)})
+    return tmp_path / "base", one, write_adapter(tmp_path / "two", 2, {Q: (32, 32)})
+
+
+@pytest.mark.parametrize("method", ["task-arithmetic", "dare-ties"])
+def test_adaptive_weights_are_those_of_the_output(method, runnable, buffer, tmp_path):
+    base, one, two = runnable
+    options = ["--weights", "adaptive", "--buffer", buffer, "--steps", "3", "--b-max", "3", "--method", method]
+    result = sculpt(
+        "lora-merge", base, one, two, *options, "--learned", tmp_path / "learned.json", "-o", tmp_path / "out",
+        "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    learned = json.loads((tmp_path / "learned.json").read_text())
+    alpha = learned["coefficients"]["alpha"]
+    assert len(learned["losses"]) == 3
+    printed = json.loads(result.stdout)
+    assert printed["options"]["weights"] == alpha
+    from sculpt.learn.parts import Rule, parts_of
+
+    before = Checkpoint(base)
+    adapters = [open_checkpoint(adapter, before) for adapter in (one, two)]
+    for name in (f"{Q}.weight", f"{UP}.weight"):
+        parts = parts_of(name, before, adapters, Rule(method=method))
+        expected = sum(weight * part for weight, part in zip(alpha, parts, strict=True))
+        np.testing.assert_allclose(delta(base, tmp_path / "out", name).reshape(expected.shape), expected, atol=1e-6)
+
+
+def test_continual_scores_every_domain_so_far(runnable, buffer, tmp_path):
+    base, one, two = runnable
+    options = ["--weights", "adaptive", "--buffer", buffer, "--steps", "2", "--continual", "--as-adapter"]
+    result = sculpt("lora-merge", base, one, two, *options, "--learned", tmp_path / "l.json", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    experiences = json.loads((tmp_path / "l.json").read_text())["experiences"]
+    assert [list(found["scores"]) for found in experiences] == [["code"], ["code", "math"]]
+    assert "after each experience" in result.stderr
+    assert (tmp_path / "out/adapter_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--weights", "adaptive"], "needs `--buffer`"),
+        (["--steps", "5"], "are for `--weights adaptive`"),
+        (["--weights", "adaptive", "--scale", "2"], "`--scale` has no meaning"),
+    ],
+)
+def test_learning_options_that_make_no_sense_are_refused(options, words, runnable):
+    base, one, two = runnable
+    result = sculpt("lora-merge", base, one, two, *options)
+    assert isinstance(result.exception, SculptError)
+    assert words in result.exception.message
