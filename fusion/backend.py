@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
 
 from .methods.method import Map, Pass, measure
 from .tile import RawTile
+
+DEFINITION_TILE = 1 << 14  # elements whose float64 sums stay in the second-level cache
+KERNEL_TILE = 1 << 20
+MIN_KERNEL_ELEMENTS = 1 << 23  # fewer are fused by NumPy while Numba would still be loading
 
 
 class Backend(ABC):
@@ -29,9 +35,9 @@ class Backend(ABC):
 
 @final
 class NumpyBackend(Backend):
-    """The definitions on NumPy arrays. Slow on large tensors, at once on small ones."""
+    """The definitions on NumPy arrays: 50 times slower than kernels, and there at once."""
 
-    def __init__(self, *, threads: int = 1, tile_elements: int = 1 << 16) -> None:
+    def __init__(self, *, threads: int = 1, tile_elements: int = DEFINITION_TILE) -> None:
         self.threads = threads
         self.tile_elements = tile_elements
 
@@ -53,7 +59,7 @@ class NumpyBackend(Backend):
 class KernelBackend(Backend):
     """Compiled kernels; what has none runs as `NumpyBackend` does, in pieces that fit the cache."""
 
-    def __init__(self, *, threads: int, tile_elements: int = 1 << 20) -> None:
+    def __init__(self, *, threads: int = 1, tile_elements: int = KERNEL_TILE) -> None:
         from .kernels import kernel_for
 
         self.threads = threads
@@ -65,15 +71,28 @@ class KernelBackend(Backend):
         """Return the pass's rows for a tile."""
         kernel = self._kernel_for(wanted.function, tile)
         if kernel is None:
-            return self._definitions.run_pass(tile, wanted)
+            return np.concatenate([self._definitions.run_pass(piece, wanted) for piece in _pieces(tile)], axis=1)
         return kernel(tile, *wanted.arguments)
 
     def run_map(self, tile: RawTile, wanted: Map, out: np.ndarray) -> np.ndarray:
         """Fuse a tile."""
         kernel = self._kernel_for(wanted.function, tile, out)
         if kernel is None:
-            return self._definitions.run_map(tile, wanted, out)
+            rows = []
+            for piece in _pieces(tile):
+                first = piece.start - tile.start
+                rows.append(self._definitions.run_map(piece, wanted, out[first : first + len(piece.base)]))
+            return np.concatenate(rows, axis=1)
         return kernel(tile, out, *wanted.arguments)
+
+
+def _pieces(tile: RawTile) -> Iterator[RawTile]:
+    """Cut a tile into pieces of whole grains that the definitions compute in cache."""
+    size, count = max(1, DEFINITION_TILE // tile.grain) * tile.grain, len(tile.base)
+    for first in range(0, count, size):
+        part = slice(first, first + size)
+        tuned = tuple(array[part] for array in tile.tuned)
+        yield replace(tile, start=tile.start + first, base=tile.base[part], tuned=tuned)
 
 
 @final
@@ -129,9 +148,21 @@ class TorchBackend(Backend):
         return measure(decoded, stored.to(decoded.base.dtype), fused).cpu().numpy()
 
 
-def pick_backend(device: str = "auto", *, threads: int | None = None, tile_elements: int | None = None) -> Backend:
-    """Return the backend of a device: `auto`, `cpu`, or any torch device such as `cuda:1`."""
-    if device in ("auto", "cpu"):
-        threads = threads or max(1, len(os.sched_getaffinity(0)))
-        return KernelBackend(threads=threads, tile_elements=tile_elements or 1 << 20)
-    return TorchBackend(device, tile_elements=tile_elements or 1 << 24)
+def pick_backend(
+    device: str = "auto",
+    *,
+    threads: int | None = None,
+    tile_elements: int | None = None,
+    num_elements: int | None = None,
+) -> Backend:
+    """Return the backend of a device: `auto`, `cpu`, or any torch device such as `cuda:1`.
+
+    Args:
+        num_elements: How many will be fused, if that is known: loading the kernels takes longer than fusing a few.
+    """
+    if device not in ("auto", "cpu"):
+        return TorchBackend(device, tile_elements=tile_elements or 1 << 24)
+    threads = threads or max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    if num_elements is not None and num_elements < MIN_KERNEL_ELEMENTS:
+        return NumpyBackend(threads=threads, tile_elements=tile_elements or DEFINITION_TILE)
+    return KernelBackend(threads=threads, tile_elements=tile_elements or KERNEL_TILE)

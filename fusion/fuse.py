@@ -104,7 +104,12 @@ class Prepared:
     def backend(self) -> Backend:
         """Return what the run computes with."""
         settings = self.settings
-        return pick_backend(settings.device, threads=settings.threads, tile_elements=settings.tile_elements)
+        return pick_backend(
+            settings.device,
+            threads=settings.threads,
+            tile_elements=settings.tile_elements,
+            num_elements=sum(step.num_fused for step in self.plan.steps),
+        )
 
 
 def prepare(
@@ -205,7 +210,12 @@ def execute(
     plan, settings, method = prepared.plan, prepared.settings, prepared.method
     backend = backend or prepared.backend()
     writer = CheckpointWriter(
-        prepared.output, prepared.layout, fingerprint=_fingerprint(prepared, provenance), overwrite=overwrite
+        prepared.output,
+        prepared.layout,
+        fingerprint=_fingerprint(prepared, provenance),
+        overwrite=overwrite,
+        new_digest=DIGESTS[settings.digest],
+        rooms=backend.threads + 4,
     )
     inputs = [file for c in (plan.base, *plan.tuned) for file in (*c.files, *([c.index] if c.index else []))]
     with ThreadPoolExecutor(1) as hashing, writer:
@@ -231,7 +241,7 @@ def execute(
             FileRecord(
                 name=shard.file_name,
                 nbytes=shard.nbytes,
-                digest=file_digest(writer.partial / shard.file_name, settings.digest),
+                digest=f"{settings.digest}:{writer.digest(shard.file_name)}",
             )
             for shard in prepared.layout.shards
         ]

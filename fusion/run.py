@@ -37,16 +37,17 @@ def _size(unit: Unit) -> int:
 
 
 def _batches(all_units: Iterable[Unit]) -> Iterator[list[Unit]]:
-    """Put consecutive small units together; a large one comes alone."""
+    """Put consecutive small units together; a large one comes alone. The order stays: it is that of the files."""
     batch: list[Unit] = []
     for unit in all_units:
-        if _size(unit) >= BATCH:
-            yield [unit]
-            continue
-        batch.append(unit)
-        if sum(map(_size, batch)) >= BATCH or len(batch) >= 256:
+        large = _size(unit) >= BATCH
+        if batch and (large or sum(map(_size, batch)) >= BATCH or len(batch) >= 256):
             yield batch
             batch = []
+        if large:
+            yield [unit]
+        else:
+            batch.append(unit)
     if batch:
         yield batch
 
@@ -125,7 +126,7 @@ def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[
         waiting = _batches(units([step for step in steps if step.name not in records], context))
         try:
             while True:
-                while outstanding < 2 * threads and (batch := next(waiting, None)) is not None:
+                while outstanding < 4 * threads and (batch := next(waiting, None)) is not None:
                     start(batch)
                 if not outstanding:
                     break

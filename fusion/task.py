@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
 
@@ -49,19 +49,6 @@ def spans(start: int, stop: int, tile_elements: int, grain: int = 1) -> list[Spa
     return cuts
 
 
-class _Buffer(threading.local):
-    """One reused output buffer a thread."""
-
-    def __init__(self) -> None:
-        self._bytes = np.empty(0, np.uint8)
-
-    def take(self, count: int, dtype: np.dtype) -> np.ndarray:
-        nbytes = count * dtype.itemsize
-        if self._bytes.size < nbytes:
-            self._bytes = np.empty(nbytes, np.uint8)
-        return self._bytes[:nbytes].view(dtype)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Context:
     """What every tensor of a run needs."""
@@ -73,13 +60,19 @@ class Context:
     backend: Backend
     writer: CheckpointWriter
     keep_nonfinite: bool
-    buffer: _Buffer = field(default_factory=_Buffer)
+
+
+def _is_nonfinite(array: np.ndarray) -> np.ndarray:
+    """Return where a float array holds NaN or infinity: where all bits of the exponent are set."""
+    if array.dtype.name != "bfloat16":
+        return ~np.isfinite(array)
+    return array.view(np.uint16) & 0x7F80 == 0x7F80
 
 
 def _nonfinite(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    bad = ~np.isfinite(arrays[0])
+    bad = _is_nonfinite(arrays[0])
     for array in arrays[1:]:
-        bad = bad | ~np.isfinite(array)
+        bad = bad | _is_nonfinite(array)
     return bad
 
 
@@ -158,24 +151,24 @@ class TensorTask:
 
     def run(self, wanted: Pass | Map | None, span: Span) -> Any:
         """Run a pass or a map over a span, or copy it."""
-        if wanted is None:
-            return self._copy(span)
         if isinstance(wanted, Pass):
             return self.context.backend.run_pass(self._tile(span), wanted)
-        return self._map(span, wanted)
+        with self.context.writer.room(self.step.name, span.start, span.stop, self.dtype) as out:
+            rows = self._copy(span, out) if wanted is None else self._map(span, wanted, out)
+            digest = xxhash.xxh3_128_digest(as_bytes(out))
+        return digest if wanted is None else (rows, digest)
 
-    def _map(self, span: Span, wanted: Map) -> tuple[np.ndarray, bytes]:
-        """Fuse and write a span; return its figures and the digest of its bytes."""
-        out = self.context.buffer.take(span.stop - span.start, self.dtype)
+    def _map(self, span: Span, wanted: Map, out: np.ndarray) -> np.ndarray:
+        """Fuse a span; return its figures."""
         rows = self.context.backend.run_map(self._tile(span), wanted, out)
         if self._set_aside:
             arrays = self._stored(span)
             bad = _nonfinite(arrays)
             out[bad] = arrays[min(1, len(arrays) - 1)][bad].astype(self.dtype)
-        return rows, self._write(span, out)
+        return rows
 
-    def _copy(self, span: Span) -> bytes:
-        """Copy a span from its source, cast if the plan says so; return the digest of its bytes."""
+    def _copy(self, span: Span, out: np.ndarray) -> None:
+        """Copy a span from its source, cast if the plan says so."""
         index, info = self.step.copied_from
         checkpoint = (self.context.plan.base, *self.context.plan.tuned)[index]
         data = checkpoint.raw(info.name, span.start, span.stop)
@@ -183,14 +176,8 @@ class TensorTask:
             count = int(_nonfinite([data]).sum())
             if count:
                 raise NonFiniteError(info.name, f"`{checkpoint.path}`", count)
-        if data.dtype != self.dtype:
-            with np.errstate(over="ignore"):
-                data = data.astype(self.dtype)
-        return self._write(span, data)
-
-    def _write(self, span: Span, data: np.ndarray) -> bytes:
-        self.context.writer.write(self.step.name, span.start * self.dtype.itemsize, data)
-        return xxhash.xxh3_128_digest(as_bytes(data))
+        with np.errstate(all="ignore"):
+            out[:] = data
 
     def is_sound(self, totals: np.ndarray) -> bool:
         """Return whether the figures are finite; False asks for another run, non-finite elements now set aside.

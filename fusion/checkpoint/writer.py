@@ -11,17 +11,22 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+import xxhash
 
 from ..errors import OutputError
-from .bytes_of import as_bytes
 from .layout import Layout
+from .output_file import SEGMENT, OutputFile
+from .rooms import Room, Rooms
 
 JOURNAL = "journal.jsonl"
+SYNC_BYTES = 1 << 28  # of a file are written before the disk is asked to keep up
 OWN_MARK = "sculpt-manifest.json"  # only a folder that holds it is ever replaced
 
 
@@ -60,15 +65,31 @@ class CheckpointWriter:
 
     Args:
         fingerprint: Identifies inputs and options; the journal of another run is discarded.
+        new_digest: Makes the hash object for `digest`.
+        rooms: How many tiles may be computed, or computed and not yet on the disk.
     """
 
-    def __init__(self, output: Path, layout: Layout, *, fingerprint: str, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        output: Path,
+        layout: Layout,
+        *,
+        fingerprint: str,
+        overwrite: bool = False,
+        new_digest: Callable[[], Any] = xxhash.xxh3_128,
+        rooms: int = 8,
+    ) -> None:
         self.output = output
         self.partial = output.with_name(output.name + ".partial")
         self._layout = layout
         self._fingerprint = fingerprint
         self._overwrite = overwrite
-        self._files: dict[str, int] = {}
+        self._new_digest = new_digest
+        self._files: dict[str, OutputFile] = {}
+        self._synced: dict[str, int] = {}
+        self._rooms = Rooms(rooms)
+        self._writing = ThreadPoolExecutor(2)
+        self._failure: OutputError | None = None
         self._lock = threading.Lock()
         self._journal: Any = None
         self.finished: Mapping[str, dict[str, Any]] = {}
@@ -91,19 +112,22 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._close()
-        if kind is not None and issubclass(kind, Exception):
+        failed = kind is not None and issubclass(kind, Exception)
+        self._close(keep=not failed)
+        if failed:
             shutil.rmtree(self.partial, ignore_errors=True)
 
     def _create(self, file: Path, header: bytes, nbytes: int) -> None:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
-        self._files[file.name] = descriptor
-        os.ftruncate(descriptor, nbytes)
-        os.pwrite(descriptor, header, 0)
+        output = OutputFile(file, nbytes, self._new_digest, resumed=bool(self.finished))
+        self._files[file.name] = output
+        output.write(0, np.frombuffer(header, np.uint8))
 
-    def _close(self) -> None:
-        for descriptor in self._files.values():
-            os.close(descriptor)
+    def _close(self, *, keep: bool = False) -> None:
+        self._writing.shutdown(cancel_futures=not keep)
+        for file in self._files.values():
+            if keep:
+                file.flush()
+            file.close()
         self._files.clear()
         if self._journal is not None:
             self._journal.close()
@@ -130,33 +154,73 @@ class CheckpointWriter:
             self._journal.write(json.dumps(entry, sort_keys=True) + "\n")
             self._journal.flush()
 
-    def write(self, name: str, first_byte: int, data: np.ndarray) -> None:
-        """Write bytes of a tensor at their place. `data` is a contiguous array; any thread may call."""
+    @contextmanager
+    def room(self, name: str, start: int, stop: int, dtype: np.dtype) -> Iterator[np.ndarray]:
+        """Give room for elements `start … stop − 1` of a tensor; they are written once the block is left.
+
+        Any thread may call. The disk is waited for elsewhere: what fails there is raised by a later call.
+        """
         shard = self._layout.place[name]
-        position = shard.offsets[name] + first_byte
-        view = as_bytes(data)
+        file, position = self._files[shard.file_name], shard.offsets[name] + start * dtype.itemsize
+        room = self._rooms.take()
         try:
-            while view:
-                written = os.pwrite(self._files[shard.file_name], view, position)
-                view, position = view[written:], position + written
+            if self._failure is not None:
+                raise self._failure
+            data = room.view(stop - start, dtype, position)
+            yield data
+            if data.nbytes < SEGMENT:
+                self._write(file, position, data)
+        except BaseException:
+            self._rooms.give(room)
+            raise
+        if data.nbytes < SEGMENT:
+            self._rooms.give(room)
+        else:
+            self._writing.submit(self._write_and_give, file, position, data, room)
+
+    def _write_and_give(self, file: OutputFile, position: int, data: np.ndarray, room: Room) -> None:
+        try:
+            self._write(file, position, data)
+        except OutputError as error:
+            self._failure = error
+        finally:
+            self._rooms.give(room)
+
+    def _write(self, file: OutputFile, position: int, data: np.ndarray) -> None:
+        try:
+            file.write(position, data)
+            due = file.nbytes if file.written >= file.nbytes else file.written // SYNC_BYTES * SYNC_BYTES
+            with self._lock:
+                late = due > self._synced.get(file.file.name, 0)
+                self._synced[file.file.name] = due
+            if late:
+                file.sync()
         except OSError as error:
-            raise os_error(error, self.partial / shard.file_name) from error
+            raise os_error(error, file.file) from error
+
+    def _drain(self) -> None:
+        """Wait until everything is written, and raise what went wrong."""
+        self._writing.shutdown()
+        if self._failure is not None:
+            raise self._failure
 
     def read(self, name: str, first_byte: int, nbytes: int) -> bytes:
         """Return bytes of a tensor that lie in the output, to check what an interrupted run left."""
         shard = self._layout.place[name]
-        return os.pread(self._files[shard.file_name], nbytes, shard.offsets[name] + first_byte)
+        return self._files[shard.file_name].read(shard.offsets[name] + first_byte, nbytes)
 
     def finish(self, name: str, entry: Mapping[str, Any]) -> None:
         """Note in the journal that a tensor is whole; `entry` is given back by `finished` on resuming."""
         self._append({"name": name, **entry})
 
-    def sync(self, file_name: str) -> None:
-        """Bring one shard to the disk."""
+    def digest(self, file_name: str) -> str:
+        """Return the hexadecimal digest of a shard that is whole."""
+        self._drain()
+        file = self._files[file_name]
         try:
-            os.fdatasync(self._files[file_name]) if hasattr(os, "fdatasync") else os.fsync(self._files[file_name])
+            return file.digest()
         except OSError as error:
-            raise os_error(error, self.partial / file_name) from error
+            raise os_error(error, file.file) from error
 
     def commit(self, add_files: Callable[[Path], None]) -> None:
         """Let `add_files` write the other files into the folder, then rename it to the output's name."""
@@ -165,8 +229,10 @@ class CheckpointWriter:
             if index is not None:
                 (self.partial / self._layout.index_name).write_bytes(index)
             add_files(self.partial)
-            for descriptor in self._files.values():
-                os.fsync(descriptor)
+            self._drain()
+            for file in self._files.values():
+                file.flush()
+                file.sync()
             self._close()
             (self.partial / JOURNAL).unlink()
             for file in self.partial.rglob("*"):

@@ -14,6 +14,7 @@ from numba import config, njit
 # No fast-math and so no fused multiply-add: the bits are those of separate operations. NumPy's error model divides
 # without a check for zero, which would keep loops from being vectorised.
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "boundscheck": False}
+CONSTANTS = ("random.py", "sums.py", "tile.py")  # of `fusion`: their constants are compiled in
 
 
 def _user_cache() -> Path:
@@ -25,12 +26,13 @@ def _user_cache() -> Path:
 
 
 def _cache_folder() -> Path:
-    """Return where compiled kernels are kept: a folder for each state of this package's source.
+    """Return where compiled kernels are kept: a folder for each state of the source that goes into them.
 
     Numba looks at the file of the compiled function alone; a change of a helper in another file would go unnoticed.
     """
+    here = Path(__file__).parent
     digest = sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    for file in (here / "elements.py", here / "blocks.py", here / "compiler.py", *map(here.parent.joinpath, CONSTANTS)):
         digest.update(file.read_bytes())
     return _user_cache() / "sculpt" / f"kernels-{digest.hexdigest()[:16]}"
 
