@@ -12,7 +12,7 @@ import typer
 from .options import AsJson
 
 if TYPE_CHECKING:
-    from ..demo.run import DemoResult
+    from ..demo.result import DemoResult, Mean
     from ..fusion.run import Progress
 
 HELP = """Fetch a small real model, fine-tune it until it forgets, fuse it in four ways, and score them all.
@@ -76,11 +76,10 @@ def run(
 
 def show(result: DemoResult, out: Path) -> None:
     """Print the table and what its columns mean, for people."""
-    from ..demo.run import best_rows, standard_error
+    from ..demo.result import standard_error
     from .console import say, table
 
-    say("")
-    say(f"model: {result.model}\ntarget task: {result.task}")
+    say(f"\nmodel: {result.model}\ntarget task: {result.task}")
     table(
         "",
         ["model", "target %", "general %", "perplexity", "Avg", "H-score"],
@@ -96,18 +95,28 @@ def show(result: DemoResult, out: Path) -> None:
             for row in result.rows
         ],
     )
-    best = best_rows(result.rows)
-    say("")
+    target_error = max(standard_error(row.target, result.num_test_answers) for row in result.rows)
+    general_error = max(standard_error(row.general, result.num_prose_tokens) for row in result.rows)
     say(
-        f"target: share of {result.num_test_answers:,} answers that are right, given the true text before them; "
+        f"\ntarget: share of {result.num_test_answers:,} answers that are right, given the true text before them; "
         f"general: share of {result.num_prose_tokens:,} next tokens of prose that are ranked first; perplexity: of the "
         "same prose, lower is better; Avg and H-score: arithmetic and harmonic mean of target and general. "
         "Scored on documents that the training did not see. One seed: the standard errors of target and general are "
-        f"up to {standard_error(result, 'target'):.1f} and {standard_error(result, 'general'):.1f} points."
+        f"up to {target_error:.1f} and {general_error:.1f} points."
     )
-    say(f"best Avg: {best['avg']}; best H-score: {best['h_score']}")
+    say(_best(result, "avg", "Avg"))
+    say(_best(result, "h_score", "H-score"))
     seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in result.seconds.items())
     say(f"{sum(result.seconds.values()):.0f} s in all ({seconds}); checkpoints and figures are in {out}")
+
+
+def _best(result: DemoResult, mean: Mean, title: str) -> str:
+    """Return which row has the best mean, and which are as good within the error."""
+    from ..demo.result import best_rows
+
+    best, close = best_rows(result, mean)
+    others = f"; within its error: {', '.join(row.name for row in close)}" if close else ""
+    return f"best {title}: {best.name}{others}"
 
 
 def register(app: typer.Typer) -> None:

@@ -4,63 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..fusion.errors import OutputError
-from .setup import Narrator, Setup, Silence, counter, make_setup
+from .result import DemoResult, DemoRow
+from .setup import Narrator, Setup, Silence, counter, make_setup, refuse_device
 
 RESULT = "sculpt-demo.json"
 SAMPLES = 128
 STRENGTH, SPARSITY = 0.5, 0.9
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoRow:
-    """One model of the story: how it was made, where it lies, what it scores.
-
-    Attributes:
-        target: Percent of the test answers that are right.
-        general: Percent of the next tokens of held-out prose that are ranked first.
-        perplexity: Of the same prose.
-        avg, h_score: Arithmetic and harmonic mean of `target` and `general`.
-    """
-
-    name: str
-    path: Path
-    target: float
-    general: float
-    perplexity: float
-    avg: float
-    h_score: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoResult:
-    """What came out, and what it took.
-
-    Attributes:
-        trained: Steps, tokens, seconds and final loss of the fine-tune.
-        seconds: Of each stage.
-    """
-
-    model: str
-    task: str
-    tiny: bool
-    seed: int
-    num_test_answers: int
-    num_prose_tokens: int
-    trained: dict[str, Any]
-    rows: tuple[DemoRow, ...]
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the result as JSON values."""
-        content = asdict(self)
-        content["rows"] = [{**asdict(row), "path": str(row.path)} for row in self.rows]
-        return content
 
 
 def run_demo(
@@ -92,6 +46,7 @@ def run_demo(
     """
     narrator = narrator or Silence()
     _refuse_foreign(out)
+    refuse_device(device)
     clock = _Clock()
     setup = make_setup(cache, tiny=tiny, steps=steps, minutes=minutes, seed=seed, device=device, narrator=narrator)
     clock.lap("set-up")
@@ -244,21 +199,6 @@ class _Story:
             )
         )
         self.clock.lap("score")
-
-
-def best_rows(rows: Sequence[DemoRow]) -> dict[str, str]:
-    """Return the name of the row with the highest `avg` and with the highest `h_score`, by these keys."""
-    return {key: max(rows, key=lambda row: getattr(row, key)).name for key in ("avg", "h_score")}
-
-
-def standard_error(result: DemoResult, measure: Literal["target", "general"]) -> float:
-    """Return the largest standard error of a measure over the rows, in points, from its number of answers alone.
-
-    The answers are taken as independent, which they are not quite; the seeds of training and masks add theirs.
-    """
-    count = result.num_test_answers if measure == "target" else result.num_prose_tokens
-    shares = [getattr(row, measure) / 100 for row in result.rows]
-    return 100 * max((share * (1 - share) / count) ** 0.5 for share in shares)
 
 
 def _refuse_foreign(out: Path) -> None:

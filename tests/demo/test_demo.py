@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sculpt.cli.demo import show
 from sculpt.demo import setup as setting_up
 from sculpt.demo import tiny
 from sculpt.demo.fetch import FetchError
-from sculpt.demo.run import RESULT, DemoResult, run_demo
+from sculpt.demo.result import DemoResult
+from sculpt.demo.run import RESULT, run_demo
 from sculpt.demo.setup import Silence
-from sculpt.fusion.errors import OutputError
+from sculpt.fusion.errors import ModelError, OutputError
 
 SMALL = tiny.TinySize(hidden_size=48, layers=2, heads=2, steps=120, batch_size=16)
 SMALLEST = tiny.TinySize(hidden_size=8, layers=1, heads=1, steps=1, batch_size=2)
@@ -84,6 +86,21 @@ def test_a_folder_of_something_else_is_refused(tmp_path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(OutputError, match="is not of an earlier demo"):
         run_demo(tmp_path, tmp_path / "cache", tiny=True, seed=0, device="cpu")
+
+
+@pytest.mark.parametrize("device", ["no-such-device", "cuda:99"])
+def test_a_device_that_torch_cannot_use_is_refused_in_one_sentence(tmp_path, device: str) -> None:
+    with pytest.raises(ModelError, match=f"torch cannot use the device `{device}`: .*[^.]$"):
+        run_demo(tmp_path / "out", tmp_path / "cache", tiny=True, seed=0, device=device)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_table_names_every_model_and_how_sure_it_is(story, capsys) -> None:
+    show(*story)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert all(row.name in printed.err for row in story[0].rows)
+    assert "standard errors" in " ".join(printed.err.split())
 
 
 def test_the_demo_falls_back_on_the_tiny_model_where_nothing_can_be_fetched(tmp_path, monkeypatch) -> None:
