@@ -119,3 +119,9 @@ def with_options(**groups: tuple[type, str]) -> Callable[[Callable[..., None]], 
         return command
 
     return decorate
+
+
+def given_flags(context: typer.Context) -> set[str]:
+    """Return the parameters of a command that were given on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}

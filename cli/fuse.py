@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from ..fusion.methods import METHODS, AdaDare, Method
-from .flags import with_options
+from .flags import given_flags, with_options
 from .options import (
     AsJson,
     BasePath,
     CalibrationOptions,
+    ConfigName,
     OutputOptions,
     RunOptions,
     SelectionOptions,
@@ -22,16 +24,29 @@ from .options import (
     settings_of,
 )
 
+if TYPE_CHECKING:
+    from ..api import Calibration
+    from ..fusion.fuse import Prepared
+
 EXAMPLES = {
     "fuse": [
         "sculpt fuse base/ sft/ --gamma 0.5 --sparsity 0.9",
         "sculpt fuse base/ sft/ --hessian hessian.safetensors -o fused/",
         "sculpt fuse base/ sft/ --data train.jsonl --allocation exact",
         "sculpt fuse base/ sft/ --no-calibration --include 'model.layers.*' --dry-run",
+        "sculpt fuse base/ sft/ --config adadare-lora --gamma 0.6",
     ],
     "dare": ["sculpt dare base/ sft/ --sparsity 0.9 --scale 1.0"],
     "dare-ties": ["sculpt dare-ties base/ code/ math/ --sparsity 0.8 --weights 1,0.5"],
+    "della": ["sculpt della base/ code/ math/ --density 0.3"],
     "linear": ["sculpt linear one/ two/ three/ --weights 2,1,1"],
+    "model-stock": ["sculpt model-stock base/ run1/ run2/ run3/"],
+    "saliency": ["sculpt saliency base/ sft/ --density 0.1 --hessian hessian.safetensors"],
+    "slerp": ["sculpt slerp one/ two/ --t 0.3"],
+    "tailor": [
+        "sculpt tailor base/ sft/ --hessian full-hessian.safetensors --sparsity 0.9",
+        "sculpt tailor base/ sft/ --data train.jsonl --compensation none",
+    ],
     "task-arithmetic": [
         "sculpt task-arithmetic base/ sft/ --scale 0.5",
         "sculpt task-arithmetic base/ code/ math/ --weights 0.6,0.4",
@@ -48,29 +63,44 @@ def run_fuse(
     selection: SelectionOptions,
     run: RunOptions,
     curvature: CalibrationOptions,
+    config: str | None = None,
+    given: Collection[str] = (),
     json: bool,
 ) -> None:
-    """Plan, calibrate where the method wants it, fuse, and show what was done."""
-    from ..api import prepare_fuse, statistics
+    """Plan, by a recipe if one is given, and run the plan."""
+    from ..api import prepare_fuse
+
+    settings = settings_of(output, selection, run)
+    if config is None:
+        prepared = prepare_fuse(
+            base, tuned, output=output.output, method=method, settings=settings, overwrite=output.overwrite
+        )
+    else:
+        from .recipes import prepare_named
+
+        prepared, curvature = prepare_named(config, base, tuned, method, settings, output, curvature, given)
+    run_prepared(
+        prepared,
+        curvature.calibration(run.device, prepared.settings.seed),
+        dry_run=run.dry_run,
+        overwrite=output.overwrite,
+        json=json,
+    )
+
+
+def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool, overwrite: bool, json: bool) -> None:
+    """Calibrate where the method wants it, fuse, and show what was done; or show the plan."""
+    from ..api import statistics
     from ..fusion.fuse import execute
     from . import fuse_view
     from .console import print_json, progress_bar, say
 
-    calibration = curvature.calibration(run.device, run.seed)
-    prepared = prepare_fuse(
-        base,
-        tuned,
-        output=output.output,
-        method=method,
-        settings=settings_of(output, selection, run),
-        overwrite=output.overwrite,
-    )
-    if run.dry_run:
+    if dry_run:
         print_json(fuse_view.plan_json(prepared)) if json else fuse_view.show_plan(prepared)
         return
     for note in prepared.plan.notes:
         say(f"note: {note}")
-    measures = method.uses_curvature and calibration.enabled and calibration.hessian is None
+    measures = prepared.method.uses_curvature and calibration.enabled and calibration.hessian is None
     if measures:
         say(f"calibrating on {calibration.data or 'the text that ships with sculpt (--data names your own)'}")
     with (
@@ -83,7 +113,7 @@ def run_fuse(
             curvature=found.curvature,
             provenance=found.provenance,
             command=command_line(),
-            overwrite=output.overwrite,
+            overwrite=overwrite,
             progress=report,
         )
         fuse_view.show_uncovered(manifest, found)
@@ -121,15 +151,29 @@ def _command(method: type[Method]) -> Callable[..., None]:
 
     if method.max_models == 1:
 
-        def one(base: BasePath, tuned: TunedPath, json: AsJson = False, **options: object) -> None:
+        def one(
+            ctx: typer.Context,
+            base: BasePath,
+            tuned: TunedPath,
+            config: ConfigName = None,
+            json: AsJson = False,
+            **options: object,
+        ) -> None:
             options.setdefault("curvature", CalibrationOptions())
-            run_fuse(base, [tuned], json=json, **options)  # pyright: ignore[reportArgumentType]
+            run_fuse(base, [tuned], config=config, given=given_flags(ctx), json=json, **options)  # pyright: ignore[reportArgumentType]
 
         return with_options(**groups)(one)
 
-    def many(base: BasePath, tuned: TunedPaths, json: AsJson = False, **options: object) -> None:
+    def many(
+        ctx: typer.Context,
+        base: BasePath,
+        tuned: TunedPaths,
+        config: ConfigName = None,
+        json: AsJson = False,
+        **options: object,
+    ) -> None:
         options.setdefault("curvature", CalibrationOptions())
-        run_fuse(base, tuned, json=json, **options)  # pyright: ignore[reportArgumentType]
+        run_fuse(base, tuned, config=config, given=given_flags(ctx), json=json, **options)  # pyright: ignore[reportArgumentType]
 
     return with_options(**groups)(many)
 

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 BasePath = Annotated[Path, typer.Argument(help="The checkpoint before fine-tuning: a folder or a weight file.")]
 TunedPath = Annotated[Path, typer.Argument(help="The fine-tuned checkpoint.")]
 TunedPaths = Annotated[list[Path], typer.Argument(help="The fine-tuned checkpoints.")]
+ConfigName = Annotated[
+    str | None,
+    typer.Option("--config", help="A recipe: a file, or one that ships with sculpt by name. Flags override it."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 

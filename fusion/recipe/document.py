@@ -1,0 +1,151 @@
+"""YAML with line numbers: what a file says, and where it says it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ..errors import RecipeError
+
+Place = tuple[str | int, ...]  # keys and indices from the top
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Document:
+    """One YAML document.
+
+    Attributes:
+        file: Where it was read.
+        content: A mapping.
+        lines: The line of each key and list item, from 1.
+    """
+
+    file: Path
+    content: Mapping[str, Any]
+    lines: Mapping[Place, int]
+
+    def line(self, place: Sequence[str | int]) -> int:
+        """Return the line of a place, or of what holds it."""
+        for length in range(len(place), -1, -1):
+            if tuple(place[:length]) in self.lines:
+                return self.lines[tuple(place[:length])]
+        return 1
+
+    def error(self, place: Sequence[str | int], message: str, *, hint: str | None = None) -> RecipeError:
+        """Return the error that something at a place is wrong."""
+        return RecipeError(self.file, self.line(place), f"{_dotted(place)}{message}", hint=hint)
+
+    def validated(self, schema: type[Schema]) -> Schema:
+        """Return the content as a pydantic model.
+
+        Raises:
+            RecipeError: It does not fit; the first misfit is told, with its line.
+        """
+        try:
+            return schema.model_validate(self.content)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = self._place(first["loc"])
+            if first["type"] == "extra_forbidden":
+                hint = did_you_mean(str(place[-1]), _keys_at(schema, place[:-1]))
+                raise self.error(place, "unknown key", hint=hint) from error
+            if first["type"] == "missing":
+                raise self.error(place, f"`{first['loc'][-1]}` is missing") from error
+            message = first["msg"].removeprefix("Value error, ")
+            raise self.error(place, message[:1].lower() + message[1:]) from error
+
+    def _place(self, location: Sequence[str | int]) -> Place:
+        """Return pydantic's location without the names of a union's branches."""
+        place: list[str | int] = []
+        content: Any = self.content
+        for part in location:
+            if isinstance(content, list):
+                content = dict(enumerate(content))
+            if isinstance(content, dict) and part in content:
+                content = content[part]
+                place.append(part)
+        return tuple(place)
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str | None:
+    """Return a hint that names what comes near, or all that is known."""
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"did you mean `{near[0]}`?"
+    return f"known here: {', '.join(sorted(known))}" if known else None
+
+
+def _dotted(place: Sequence[str | int]) -> str:
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    return f"`{text}`: " if text else ""
+
+
+def _keys_at(schema: type[BaseModel], place: Sequence[str | int]) -> list[str]:
+    keys = {field.alias or name: field.annotation for name, field in schema.model_fields.items()}
+    for part in place:
+        if isinstance(part, int):
+            continue
+        models = _models_in(keys.get(part))
+        keys = {field.alias or name: field.annotation for model in models for name, field in model.model_fields.items()}
+    return list(keys)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
+
+
+def read_documents(file: Path) -> list[Document]:
+    """Return the documents of a YAML file.
+
+    Raises:
+        RecipeError: It cannot be read, is not YAML, or a document is not a mapping.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(file, None, f"cannot be read: {error}") from error
+    found = []
+    loader = yaml.SafeLoader(text)
+    try:
+        while loader.check_node():
+            node: Any = loader.get_node()
+            lines: dict[Place, int] = {}
+            _note_lines(node, (), lines)
+            content = loader.construct_document(node)
+            if content is None:
+                continue
+            if not isinstance(content, dict):
+                raise RecipeError(file, node.start_mark.line + 1, "a recipe is a mapping of keys to values")
+            found.append(Document(file=file, content=content, lines=lines))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise RecipeError(file, mark.line + 1 if mark else None, f"not YAML: {error.problem}") from error
+    finally:
+        loader.dispose()
+    if not found:
+        raise RecipeError(file, None, "the recipe is empty")
+    return found
+
+
+def _note_lines(node: Any, place: Place, lines: dict[Place, int]) -> None:
+    lines.setdefault(place, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"`{key.value}` is given twice", key.start_mark)
+            seen.add(key.value)
+            lines[(*place, key.value)] = key.start_mark.line + 1
+            _note_lines(value, (*place, key.value), lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            _note_lines(item, (*place, index), lines)

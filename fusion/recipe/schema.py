@@ -1,0 +1,231 @@
+"""sculpt's own recipes.
+
+    method: dare-ties
+    base: base/
+    models:
+      - model: code/
+        weights: 1.0
+      - model: math/
+        adapter: math-lora/
+        weights: {gradient: [0.2, 0.8]}     # over the layers
+    options: {sparsity: 0.8, scale: 1.0}
+    rules:
+      - match: ["*.mlp.*"]
+        options: {sparsity: 0.9}
+      - match: ["lm_head.*"]
+        keep: base
+    tokenizer: union
+    dtype: bfloat16
+
+Options carry the names of the method's own: those of its command, with underscores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from pydantic import BaseModel, ConfigDict
+
+from ..checkpoint.layout import parse_size
+from ..errors import MethodError
+from ..fuse import Settings as RunSettings
+from ..methods import METHODS, Method
+from ..step import Policies, Selection, Side
+from .document import Document, Place, did_you_mean
+from .recipe import ModelName, Parameter, Recipe, Source, Vocabulary
+from .setting import Case, Gradient, Setting
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class _Model(BaseModel):
+    """A model; its further keys are options with a value for each model."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    model: str
+    adapter: str | None = None
+
+
+class _Rule(_Strict):
+    match: str | list[str]
+    options: dict[str, Any] | None = None
+    keep: Side | None = None
+
+
+class _Policies(_Strict):
+    on_missing: Literal["error", "keep-base"] = "error"
+    on_extra: Literal["error", "drop", "take-tuned"] = "error"
+    on_mismatch: Literal["error", "keep-base", "take-tuned"] = "error"
+    on_dtype: Literal["error", "convert"] = "error"
+    on_nonfinite: Literal["error", "keep"] = "error"
+
+
+class _Calibration(_Strict):
+    hessian: str | None = None
+    data: str | None = None
+
+
+class _Recipe(_Strict):
+    """The keys of a document."""
+
+    method: str
+    name: str | None = None
+    base: str | None = None
+    models: list[_Model | str] | None = None
+    options: dict[str, Any] | None = None
+    rules: list[_Rule] | None = None
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    rest: Side = "base"
+    tokenizer: str | None = None
+    pad_to_multiple_of: int | None = None
+    dtype: str | None = None
+    max_shard_size: str | None = None
+    config_from: Side = "tuned"
+    seed: int = 0
+    policies: _Policies | None = None
+    calibration: _Calibration | None = None
+
+
+def parameters_of(method: type[Method]) -> tuple[Parameter, ...]:
+    """Return the options of a method as parameters of our recipes: under their own names."""
+    hints = get_type_hints(method)
+
+    def convert(name: str) -> Any:
+        hint = hints[name]
+        if hint in (int, float, bool):
+            return lambda value: _as(hint, name, value)
+        if name in method.per_model:
+            return lambda value: tuple(map(float, value)) if isinstance(value, tuple) else _as(float, name, value)
+        return lambda value: value
+
+    return tuple(
+        Parameter(
+            name=field.name, option=field.name, per_model=field.name in method.per_model, convert=convert(field.name)
+        )
+        for field in fields(method)
+    )
+
+
+def _as(kind: type, name: str, value: Any) -> Any:
+    if kind is bool and not isinstance(value, bool):
+        raise MethodError(f"{name} is true or false, got `{value}`")
+    try:
+        return kind(value)
+    except (TypeError, ValueError) as error:
+        raise MethodError(f"{name} is a number, got `{value}`") from error
+
+
+def _value(value: Any, document: Document, place: Place) -> Setting:
+    if isinstance(value, Mapping):
+        if set(value) != {"gradient"} or not isinstance(value["gradient"], list) or not value["gradient"]:
+            raise document.error(place, "expected a value or `{gradient: [first, …, last]}`")
+        return Gradient(values=tuple(value["gradient"]))
+    if isinstance(value, list):
+        if not value or not all(isinstance(item, (int, float)) for item in value):
+            raise document.error(place, "expected a number for each model")
+        return tuple(float(item) for item in value)
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    raise document.error(place, "expected a value")
+
+
+def _checked(option: str, known: Mapping[str, Parameter], method: str, document: Document, place: Place) -> None:
+    if option not in known:
+        raise document.error(place, f"`{method}` has no option `{option}`", hint=did_you_mean(option, known))
+
+
+def _settings(found: _Recipe, known: Mapping[str, Parameter], document: Document) -> dict[str, Setting]:
+    """Return the options, those of a rule ahead of the general ones."""
+    cases: dict[str, list[Case]] = {}
+    for index, rule in enumerate(found.rules or []):
+        globs = (rule.match,) if isinstance(rule.match, str) else tuple(rule.match)
+        for option, value in (rule.options or {}).items():
+            place = ("rules", index, "options", option)
+            _checked(option, known, found.method, document, place)
+            cases.setdefault(option, []).append(Case(value=_value(value, document, place), globs=globs))
+    for option, value in (found.options or {}).items():
+        place = ("options", option)
+        _checked(option, known, found.method, document, place)
+        cases.setdefault(option, []).append(Case(value=_value(value, document, place)))
+    return {option: tuple(own) for option, own in cases.items()}
+
+
+def _models(found: _Recipe, known: Mapping[str, Parameter], document: Document) -> tuple[Source, ...]:
+    sources = []
+    for index, entry in enumerate(found.models or []):
+        if isinstance(entry, str):
+            sources.append(Source(model=ModelName(path=entry)))
+            continue
+        own: dict[str, Setting] = {}
+        for option, value in (entry.model_extra or {}).items():
+            place = ("models", index, option)
+            _checked(option, known, found.method, document, place)
+            if not known[option].per_model:
+                raise document.error(place, f"`{option}` is the same for all models: it belongs under `options`")
+            own[option] = _value(value, document, place)
+        sources.append(Source(model=ModelName(path=entry.model, adapter=entry.adapter), settings=own))
+    return tuple(sources)
+
+
+def read_own(document: Document) -> Recipe:
+    """Return the recipe that a document in our own schema states; base and models may be left to the caller.
+
+    Raises:
+        RecipeError: It is malformed.
+    """
+    found = document.validated(_Recipe)
+    if found.method not in METHODS:
+        raise document.error(
+            ("method",), f"no method is called `{found.method}`", hint=did_you_mean(found.method, METHODS)
+        )
+    method = METHODS[found.method]
+    parameters = parameters_of(method)
+    known = {parameter.name: parameter for parameter in parameters}
+    keep = tuple(
+        ((rule.match,) if isinstance(rule.match, str) else tuple(rule.match), rule.keep)
+        for rule in found.rules or []
+        if rule.keep is not None
+    )
+    tokenizer = found.tokenizer
+    calibration = found.calibration or _Calibration()
+    policies = found.policies or _Policies()
+    try:
+        run = replace(
+            RunSettings(),
+            seed=found.seed,
+            dtype=found.dtype,
+            config_from=found.config_from,
+            max_shard_bytes=parse_size(found.max_shard_size) if found.max_shard_size else None,
+            selection=Selection(
+                include=tuple(found.include or ()), exclude=tuple(found.exclude or ()), rest=found.rest
+            ),
+            policies=Policies(**policies.model_dump()),
+        )
+    except MethodError as error:
+        raise document.error((), error.message, hint=error.hint) from error
+    return Recipe(
+        method=method,
+        base=None if found.base is None else ModelName(path=found.base),
+        models=_models(found, known, document),
+        name=found.name,
+        settings=_settings(found, known, document),
+        parameters=parameters,
+        keep=keep,
+        vocabulary=None
+        if tokenizer is None
+        else Vocabulary(
+            source=tokenizer if tokenizer in ("base", "union") else ModelName(path=tokenizer),
+            pad_to_multiple_of=found.pad_to_multiple_of,
+        ),
+        run=run,
+        hessian=None if calibration.hessian is None else Path(calibration.hessian),
+        data=None if calibration.data is None else Path(calibration.data),
+        content=document.content,
+    )

@@ -1,0 +1,73 @@
+"""Settings that differ over tensors: by a filter on their names, by a gradient over the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..names import selects
+
+Scalar = bool | int | float | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradient:
+    """Values that are spread evenly over the layers; numbers are interpolated in between."""
+
+    values: tuple[Scalar, ...]
+
+    def at(self, t: float) -> Scalar:
+        """Return the value at `t` in [0, 1]."""
+        scaled = t * (len(self.values) - 1)
+        low = int(scaled)
+        first, second = self.values[low], self.values[min(low + 1, len(self.values) - 1)]
+        if isinstance(first, (bool, str)) or isinstance(second, (bool, str)):
+            return first
+        part = scaled - low
+        return (1 - part) * first + part * second
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A setting for some tensors.
+
+    Attributes:
+        contains: Text that is in the name of the tensor; None matches all. mergekit's filters.
+        globs: Patterns of which one must match the whole name; none of them matches all. Our own.
+    """
+
+    value: Setting
+    contains: str | None = None
+    globs: tuple[str, ...] = ()
+
+    def matches(self, name: str) -> bool:
+        """Return whether the case is for a tensor."""
+        return (self.contains is None or self.contains in name) and (not self.globs or selects(self.globs, name))
+
+
+Setting = Scalar | Gradient | tuple[Case, ...] | tuple[float, ...]
+Settings = Mapping[str, Setting]
+
+
+def evaluate(setting: Setting, name: str, t: float) -> Any:
+    """Return the value for a tensor at `t` of the way through the layers; None where no case is for it."""
+    if isinstance(setting, Gradient):
+        return setting.at(t)
+    if isinstance(setting, tuple) and setting and isinstance(setting[0], Case):
+        for case in setting:
+            assert isinstance(case, Case)
+            if case.matches(name):
+                return evaluate(case.value, name, t)
+        return None
+    return setting
+
+
+def first_of(settings: Iterable[Settings], option: str, name: str, t: float) -> Any:
+    """Return the value that the first of the settings has for a tensor, or None."""
+    for found in settings:
+        if option in found:
+            value = evaluate(found[option], name, t)
+            if value is not None:
+                return value
+    return None

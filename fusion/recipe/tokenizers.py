@@ -1,0 +1,102 @@
+"""The tokenizer of the output: the base's, another model's, or the union of all."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.companions import TOKENIZER_STEMS
+from ..errors import MethodError
+from .vocabulary import Tokens, vocabulary_rows
+
+Finish = Callable[[Path], None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OutputTokens:
+    """The output's vocabulary, and how its files are written into a folder."""
+
+    tokens: Tokens
+    write: Finish
+
+
+def load_tokenizer(folder: Path | None, label: str) -> Any:
+    """Return the transformers tokenizer of a model's folder, without the network.
+
+    Raises:
+        MethodError: There is none, or transformers cannot load it.
+    """
+    if folder is None:
+        raise MethodError(f"`{label}` is a single file, so it has no tokenizer", hint="name its folder")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise MethodError(f"the tokenizer of `{label}` cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def known_tokens(tokenizer: Any, checkpoint: Any) -> dict[str, int]:
+    """Return the tokens that have an embedding, by their id."""
+    rows = vocabulary_rows(checkpoint)
+    return {token: row for token, row in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]) if row < rows}
+
+
+def taken_from(folder: Path, tokenizer: Any, checkpoint: Any, added: Iterable[str]) -> OutputTokens:
+    """Return a model's own vocabulary; its files are copied as they are unless tokens are added."""
+    tokens = known_tokens(tokenizer, checkpoint)
+    new = [token for token in added if token not in tokens]
+    if new:
+        return _extended(tokenizer, new)
+
+    def write(target: Path) -> None:
+        _clear(target)
+        for file in sorted(folder.iterdir()):
+            if file.is_file() and _is_tokenizer_file(file):
+                shutil.copyfile(file, target / file.name)
+
+    return OutputTokens(tokens=tokens, write=write)
+
+
+def union(tokenizers: Sequence[Any], vocabularies: Sequence[Mapping[str, int]], added: Iterable[str]) -> OutputTokens:
+    """Return the first model's vocabulary, then each further model's tokens that are new, in the order of their ids."""
+    known = set(vocabularies[0])
+    new: list[Any] = []
+    for tokenizer, vocabulary in zip(tokenizers[1:], vocabularies[1:], strict=True):
+        special = {info.content: info for info in tokenizer.added_tokens_decoder.values()}
+        for token in vocabulary:
+            if token not in known:
+                known.add(token)
+                new.append(special.get(token, token))
+    new += [token for token in added if token not in known]
+    return _extended(tokenizers[0], new)
+
+
+def _extended(tokenizer: Any, new: Sequence[Any]) -> OutputTokens:
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:  # the given one stays as it is
+        tokenizer.save_pretrained(folder)
+        extended = AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True)
+    for token in new:
+        extended.add_tokens(token)
+
+    def write(target: Path) -> None:
+        _clear(target)
+        extended.save_pretrained(target)
+
+    return OutputTokens(tokens=dict(extended.get_vocab()), write=write)
+
+
+def _is_tokenizer_file(file: Path) -> bool:
+    return file.name.partition(".")[0] in TOKENIZER_STEMS
+
+
+def _clear(target: Path) -> None:
+    for file in target.iterdir():
+        if file.is_file() and _is_tokenizer_file(file):
+            file.unlink()

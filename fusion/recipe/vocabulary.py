@@ -1,0 +1,235 @@
+"""One vocabulary for models that differ in theirs: each sees its embeddings in the rows of the output's tokens.
+
+A model keeps its own embedding of every token that it has. For a token that it lacks it is given one, so that it pulls
+the token nowhere: the base's, where the base has it; the only model's that has it; else the mean of those that have it.
+These are mergekit's rules. Rows beyond the tokens (a padded vocabulary) are kept where the output's tokenizer is one
+model's own, and are the mean of all where `pad_to_multiple_of` asks for more.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+
+from ..checkpoint import Checkpoint, TensorInfo
+from ..errors import MethodError
+from ..names import config_values, is_vocabulary
+from .recipe import TokenSource
+
+Tokens = Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Member:
+    """One model of a merge with its vocabulary.
+
+    Attributes:
+        label: Names the model in errors.
+        tokens: Its tokenizer's tokens, those beyond its embedding left out.
+    """
+
+    label: str
+    checkpoint: Checkpoint
+    tokens: Tokens
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Alignment:
+    """For every output row and model, which rows of which models make its embedding.
+
+    Attributes:
+        own: (models, rows) row of the model's own embedding, or -1.
+        donors: Output row to the (model, row) pairs whose mean is given to the models that lack it; empty is zero.
+        forced: Output rows in which every model gets the donors' embedding.
+        padding: First row that is the mean of all tokens.
+    """
+
+    own: np.ndarray
+    donors: Mapping[int, tuple[tuple[int, int], ...]]
+    forced: frozenset[int]
+    padding: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the output's embedding."""
+        return self.own.shape[1]
+
+
+def vocabulary_rows(checkpoint: Checkpoint) -> int:
+    """Return the number of rows of a model's embedding.
+
+    Raises:
+        MethodError: No tensor is told to be the embedding.
+    """
+    sizes = config_values(checkpoint.config, "vocab_size")
+    rows = {info.shape[0] for name, info in checkpoint.tensors.items() if is_vocabulary(name) and info.shape}
+    found = rows & sizes or rows
+    if len(found) != 1:
+        raise MethodError(
+            f"`{checkpoint.path}`: which tensor holds the vocabulary is not plain, so it cannot be aligned"
+        )
+    return next(iter(found))
+
+
+def align_vocabularies(
+    members: Sequence[Member],
+    output: Tokens,
+    *,
+    base: int | None,
+    sources: Mapping[str, TokenSource],
+    labels: Mapping[Any, int],
+    pad_to_multiple_of: int | None,
+    like: int | None,
+) -> Alignment:
+    """Return how the models' rows make the output's.
+
+    Args:
+        output: The output tokenizer's tokens.
+        base: Which member is the base.
+        sources: For tokens that want a certain embedding.
+        labels: Which member a `TokenSource` names.
+        like: The member whose tokenizer the output has: its padding is kept.
+
+    Raises:
+        MethodError: A token is to come from a model that lacks it.
+    """
+    limits = [vocabulary_rows(member.checkpoint) for member in members]
+    num_tokens = max(output.values(), default=-1) + 1
+    num_rows = num_tokens
+    if pad_to_multiple_of:
+        num_rows = -(-num_tokens // pad_to_multiple_of) * pad_to_multiple_of
+    elif like is not None:
+        num_rows = max(num_tokens, limits[like])
+    own = np.full((len(members), num_rows), -1, np.int64)
+    for k, member in enumerate(members):
+        for token, row in output.items():
+            place = member.tokens.get(token, -1)
+            own[k, row] = place if place < limits[k] else -1
+        if like is not None and not pad_to_multiple_of and limits[k] == limits[like]:
+            unnamed = np.setdiff1d(np.arange(num_rows), np.fromiter(output.values(), np.int64))
+            own[k, unnamed] = unnamed
+    donors: dict[int, tuple[tuple[int, int], ...]] = {}
+    forced = set()
+    for token, row in output.items():
+        source = sources.get(token)
+        if source is not None:
+            donors[row] = _asked_for(token, source, members, labels, limits)
+            if source.force:
+                forced.add(row)
+            continue
+        holders = [k for k in range(len(members)) if own[k, row] >= 0]
+        if base is not None and base in holders and len(holders) > 1:
+            holders = [base]
+        donors[row] = tuple((k, int(own[k, row])) for k in holders)
+    padding = num_tokens if num_rows > num_tokens and (own[:, num_tokens:] < 0).any() else num_rows
+    return Alignment(own=own, donors=donors, forced=frozenset(forced), padding=padding)
+
+
+def _asked_for(
+    token: str, source: TokenSource, members: Sequence[Member], labels: Mapping[Any, int], limits: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    if source.model is None:
+        return ()
+    if source.model not in labels:
+        raise MethodError(f"the embedding of `{token}` is to come from `{source.model}`, which takes no part")
+    k = labels[source.model]
+    wanted = token if source.token is None else source.token
+    row = wanted if isinstance(wanted, int) else members[k].tokens.get(wanted, -1)
+    if not 0 <= row < limits[k]:
+        raise MethodError(f"`{members[k].label}` has no token `{wanted}`, from which `{token}` is to come")
+    return ((k, row),)
+
+
+@final
+class _Rows:
+    """A vocabulary tensor of one model in the output's rows; stands in for the file that a checkpoint reads."""
+
+    def __init__(self, member: int, members: Sequence[Member], alignment: Alignment, names: Sequence[str]) -> None:
+        self._member, self._members, self._alignment = member, members, alignment
+        self._names = names
+        self._mean: np.ndarray | None = None
+
+    def _row(self, member: int, row: int) -> np.ndarray:
+        checkpoint, name = self._members[member].checkpoint, self._names[member]
+        width = checkpoint.tensors[name].num_elements // checkpoint.tensors[name].shape[0]
+        return checkpoint.raw(name, row * width, (row + 1) * width)
+
+    def _made(self, row: int, dtype: np.dtype, width: int) -> np.ndarray:
+        alignment = self._alignment
+        if row >= alignment.padding:
+            return self._mean_row(dtype, width)
+        own = int(alignment.own[self._member, row])
+        if own >= 0 and row not in alignment.forced:
+            return self._row(self._member, own)
+        found = [self._row(k, place).astype(np.float64) for k, place in alignment.donors.get(row, ())]
+        return (sum(found) / len(found)).astype(dtype) if found else np.zeros(width, dtype)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _mean_row(self, dtype: np.dtype, width: int) -> np.ndarray:
+        if self._mean is None:
+            rows = (self._made(row, dtype, width).astype(np.float64) for row in range(self._alignment.padding))
+            self._mean = (sum(rows) / max(1, self._alignment.padding)).astype(dtype)  # pyright: ignore[reportAttributeAccessIssue]
+        return self._mean  # pyright: ignore[reportReturnType]
+
+    def raw(self, info: TensorInfo, start: int, stop: int) -> np.ndarray:
+        """Return elements `start:stop` of the aligned tensor, flat."""
+        width = info.num_elements // info.shape[0]
+        dtype = info.stored.numpy
+        assert dtype is not None
+        first, last = start // width, -(-stop // width)
+        own = self._alignment.own[self._member, first:last]
+        if start == stop:
+            return np.empty(0, dtype)
+        if (np.diff(own) == 1).all() and own[0] >= 0 and not self._alignment.forced & set(range(first, last)):
+            offset = int(own[0]) - first
+            checkpoint, name = self._members[self._member].checkpoint, self._names[self._member]
+            return checkpoint.raw(name, start + offset * width, stop + offset * width)
+        rows = np.concatenate([self._made(row, dtype, width) for row in range(first, last)])
+        return rows[start - first * width : stop - first * width]
+
+    def release(self, info: TensorInfo) -> None:  # noqa: ARG002 (it has one tensor)
+        """Let go of the mapped pages."""
+        self._members[self._member].checkpoint.release(self._names[self._member])
+
+
+def aligned(members: Sequence[Member], alignment: Alignment) -> list[Checkpoint]:
+    """Return the checkpoints with their vocabulary tensors in the output's rows.
+
+    Raises:
+        MethodError: A vocabulary tensor of one model is not to be found in another.
+    """
+    found = []
+    for k, member in enumerate(members):
+        rows = vocabulary_rows(member.checkpoint)
+        tensors, files = dict(member.checkpoint.tensors), {}
+        for name, info in member.checkpoint.tensors.items():
+            if not (is_vocabulary(name) and info.shape and info.shape[0] == rows):
+                continue
+            names = [_counterpart(name, other) for other in members]
+            file = info.file.parent / f"#{name}" / info.file.name  # names these rows, and no file
+            files[file] = _Rows(k, members, alignment, names)
+            shape = (alignment.num_rows, *info.shape[1:])
+            nbytes = info.nbytes // max(1, info.shape[0]) * alignment.num_rows
+            tensors[name] = TensorInfo(
+                name=name, dtype=info.dtype, shape=shape, file=file, offset=0, nbytes=nbytes, derived=True
+            )
+        _ = member.checkpoint.fingerprint  # of the files, which the copy takes along
+        view = copy.copy(member.checkpoint)
+        view.tensors = tensors
+        view._files = {**member.checkpoint._files, **files}
+        found.append(view)
+    return found
+
+
+def _counterpart(name: str, member: Member) -> str:
+    tensors = member.checkpoint.tensors
+    if name in tensors:
+        return name
+    rows = vocabulary_rows(member.checkpoint)
+    others = [other for other, info in tensors.items() if is_vocabulary(other) and info.shape and info.shape[0] == rows]
+    if len(others) != 1:
+        raise MethodError(f"`{name}` is missing in `{member.label}`, so vocabularies cannot be aligned")
+    return others[0]
