@@ -100,7 +100,7 @@ def calibrate(
     target = None if output is None else Path(output)
     if target is not None and target.exists() and not overwrite:
         raise OutputError(f"`{target}` exists", hint="`--overwrite` replaces it")
-    from .session import run
+    from .runner import run
 
     return run(Path(checkpoint), options, output=target, resume=resume, progress=progress)
 
@@ -119,4 +119,6 @@ def iter_calibrate(
     from .session import Session
 
     with Session(Path(checkpoint), options, progress=progress) as session:
-        yield from session.blocks()
+        for block in session.blocks():
+            if block.curvatures:
+                yield dict(block.curvatures)

@@ -37,6 +37,7 @@ class Journal:
         self._state: dict[str, Any] | None = None
         self._count = 0
         self._files: dict[str, str] = {}  # parameter -> file of its statistics
+        self._uses: dict[str, int] = {}  # parameter -> uses that the file counts
 
     def open(self) -> bool:
         """Return whether there is a state of this very run to go on from; what is left of another is removed."""
@@ -51,12 +52,13 @@ class Journal:
         self.passed = list(state["passed"])
         self._count = state["count"]
         self._files = dict(state["statistics"])
+        self._uses = dict.fromkeys(self._files, 0)  # what is restored counts from nought
         return True
 
     def discard(self) -> None:
         """Remove everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.passed, self._state, self._files = [], None, {}
+        self.passed, self._state, self._files, self._uses = [], None, {}, {}
 
     def keep(self, run: int, tape: Tape) -> None:
         """Write the tensors with which a batch was parked, those that are not written yet."""
@@ -81,17 +83,19 @@ class Journal:
 
         Args:
             tapes: Of the batches that go on; their tensors have been kept.
-            finished: Statistics that will not change; they are written once.
-            unfinished: Statistics that may.
+            finished: Statistics of units that all batches have passed; written again only if they have changed.
+            unfinished: Other statistics.
         """
         if any(tape.unsupported for tape in tapes.values()):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self._count += 1
-        new = {name: entry for name, entry in finished.items() if name not in self._files and entry.used}
+        new = {name: e for name, e in finished.items() if e.used and self._uses.get(name, -1) != e.num_uses}
         if new:
             self._files |= dict.fromkeys(new, self._write_statistics(f"unit-{self._count}.npz", new))
+            self._uses |= {name: entry.num_uses for name, entry in new.items()}
         still = {name: entry for name, entry in unfinished.items() if entry.used}
+        self._files = {name: file for name, file in self._files.items() if name not in still}
         state = {
             "fingerprint": self.fingerprint,
             "count": self._count,
@@ -121,11 +125,13 @@ class Journal:
     def restore_statistics(self, statistics: Mapping[str, ParameterStatistics]) -> None:
         """Fill in the sums of the state that was opened."""
         assert self._state is not None
-        for file in sorted({*self._files.values(), *filter(None, [self._state["open"]])}):
+        open_file = self._state["open"]
+        for file in sorted({*self._files.values(), *filter(None, [open_file])}):
             with np.load(self.folder / file) as arrays:
                 for key in arrays.files:
                     parameter, _, rest = key.partition("|")
-                    statistics[parameter].fill(rest, arrays[key])
+                    if self._files.get(parameter, open_file) == file:  # not what another file replaces
+                        statistics[parameter].fill(rest, arrays[key])
 
     def tapes(self, device: torch.device) -> dict[int, Tape]:
         """Return the tape of each batch that was on its way, rewound."""

@@ -135,7 +135,7 @@ def _convolution(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dic
     if weights is not None:
         padded = weights.numel() - float(weights.double().sum())
         positions -= padded / stride[0]
-        inputs = inputs * weights.to(inputs.dtype)
+        inputs = inputs * weights.to(inputs)
     _bias(recorder, bias, positions)
     use = recorder.use_of(weight)
     if use is None or transposed:

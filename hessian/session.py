@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,33 +11,45 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 
 from ..fusion.checkpoint import open_checkpoint
 from ..fusion.curvature import Curvature
-from ..fusion.errors import CurvatureError, DataError, ModelError
+from ..fusion.errors import ModelError
 from . import skeleton
 from .activations import Activations
-from .batching import Sample, make_batches, sizes_in
+from .batching import Batch, make_batches, sizes_in
 from .calibration import CalibrationOptions, Progress
 from .changed import changed_tensors
-from .conversions import num_rows
-from .diagonal import DiagonalHessian, Provenance, add_curvature
+from .collector import Collector
+from .diagonal import Provenance
 from .encoding import Encoder
 from .forward import Forward
 from .journal import Journal
-from .names import Recipe
-from .parallel import Processes, add_up, join, own_device, wait
 from .recorder import Recorder
-from .rows import Rows, chosen, drawn, open_rows
-from .statistics import ParameterStatistics, Terms
-from .tape import LostError
+from .rows import open_rows
+from .sampling import digest_of, draw_samples
+from .statistics import ParameterStatistics
+from .tape import Tape
 from .units import Unit, find_units
 from .weights import Weights
 
-logger = logging.getLogger(__name__)
-
 PACKAGES = ("checkpoint-sculpt", "numpy", "torch", "transformers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratedBlock:
+    """What is whole once all batches have passed a block.
+
+    Attributes:
+        name: Of the module.
+        curvatures: Of tensors that nothing later adds to; each tensor comes once.
+        weights: Where they were asked to be kept: the same tensors, and those that turned out to have no statistics, as
+            the checkpoint stores them.
+    """
+
+    name: str
+    curvatures: Mapping[str, Curvature]
+    weights: Mapping[str, np.ndarray]
 
 
 def pick_device(name: str) -> torch.device:
@@ -60,17 +70,19 @@ def pick_device(name: str) -> torch.device:
 
 
 def is_mixture(config: Any) -> bool:
-    """Return whether a model routes tokens to experts, by what its config names."""
-    configs = [config, *(getattr(config, key, None) for key in config.sub_configs)]
-    return any("expert" in key for entry in configs if entry is not None for key in entry.to_dict())
+    """Return whether a model routes tokens to experts, by what its config names at any depth."""
+    return "expert" in str(config.to_dict())
 
 
 class Session:
     """A calibration that is being run.
 
     Attributes:
+        samples: Of all processes; `own_samples` are those of this one.
         weights: Tells how much was read.
         activations: Tells how much was held.
+        collector: Tells why tensors have no statistics.
+        journal: Set before `blocks` to make the run resumable.
     """
 
     def __init__(
@@ -80,9 +92,11 @@ class Session:
         *,
         progress: Progress | None = None,
         share: tuple[int, int] = (0, 1),
+        keep_weights: bool = False,
     ) -> None:
         self.options = options
         self.progress = progress or _silent
+        self.journal: Journal | None = None
         self.checkpoint = open_checkpoint(checkpoint, options.only_changed)
         self.device = pick_device(options.device)
         self.dtype = skeleton.compute_dtype(options.dtype, self.checkpoint, self.device)
@@ -100,17 +114,29 @@ class Session:
             trust_remote_code=options.trust_remote_code,
         )
         self.model = self.skeleton.model
-        self.samples = self._encode()
+        self._draw(share)
+        self._prepare(keep_weights)
+
+    def _draw(self, share: tuple[int, int]) -> None:
+        options = self.options
+        rows = open_rows(options.data)
+        encoder = Encoder(
+            self.skeleton.folder,
+            self.model,
+            max_length=options.max_length,
+            trust_remote_code=options.trust_remote_code,
+        )
+        self.data_name, self.max_length = rows.name, encoder.max_length
+        self.samples = draw_samples(rows, encoder, count=options.samples, seed=options.seed)
         self.own_samples = self.samples[share[0] :: share[1]]
+
+    def _prepare(self, keep_weights: bool) -> None:
         self.units = find_units(self.model)
         self.recorder = Recorder()
-        self.activations = Activations(_budget(options.memory))
-        self.recorder.activations = self.activations
+        self.activations = Activations(_budget(self.options.memory))
         self.activations.is_weight = self.recorder.is_watched
-        self.journal: Journal | None = None
-        self._sources = {
-            target: recipe.source_names for recipe in self.skeleton.names.recipes for target in recipe.targets
-        }
+        self.recorder.activations = self.activations
+        self._sources = {target: r.source_names for r in self.skeleton.names.recipes for target in r.targets}
         self.weights = Weights(
             self.checkpoint,
             self.skeleton,
@@ -118,7 +144,9 @@ class Session:
             self.recorder,
             device=self.device,
             statistics_of=self._statistics_of,
+            keep_stored=keep_weights,
         )
+        self.collector = Collector(self.checkpoint, self.skeleton, self.weights, self.wanted)
 
     def __enter__(self) -> Session:
         return self
@@ -126,56 +154,7 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.activations.__exit__()
 
-    # Data
-
-    def _encode(self) -> list[Sample]:
-        options = self.options
-        rows = open_rows(options.data)
-        self.data_name = rows.name
-        encoder = Encoder(
-            self.skeleton.folder,
-            self.model,
-            max_length=options.max_length,
-            trust_remote_code=options.trust_remote_code,
-        )
-        self.max_length = encoder.max_length
-        samples = self._windows(rows, encoder) if rows.documents else self._one_a_row(rows, encoder)
-        if not samples:
-            raise DataError(f"`{rows.name}` gives no token to run the model on")
-        return samples
-
-    def _windows(self, rows: Rows, encoder: Encoder) -> list[Sample]:
-        """Return samples drawn among all pieces of running text, in the order of the text."""
-        pieces = [sample for number in range(rows.count) for sample in encoder.samples(rows, number)]
-        return [pieces[k] for k in sorted(chosen(self.options.samples, len(pieces), self.options.seed))]
-
-    def _one_a_row(self, rows: Rows, encoder: Encoder) -> list[Sample]:
-        """Return the samples of rows drawn; rows that hold nothing are replaced, and said."""
-        found: dict[int, Sample] = {}
-        empty = 0
-        for number in drawn(self.options.samples, rows.count, self.options.seed):
-            if len(found) >= self.options.samples:
-                break
-            samples = list(encoder.samples(rows, number))
-            if samples:
-                found[number] = samples[0]
-            else:
-                empty += 1
-        if empty:
-            logger.warning("%d rows of `%s` hold nothing and were left out", empty, rows.name)
-        return [found[number] for number in sorted(found)]
-
-    def data_digest(self) -> str:
-        """Return a digest of all inputs, in the order in which they were drawn."""
-        digest = xxhash.xxh3_128()
-        for sample in self.samples:
-            for key in sorted(sample.inputs):
-                value = sample.inputs[key].contiguous()
-                digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(value.numpy().tobytes())
-        return f"xxh3-128:{digest.hexdigest()}"
-
-    def _batches(self) -> Sequence[Any]:
+    def _batches(self) -> list[Batch]:
         return make_batches(
             self.own_samples,
             self.options.batch_size,
@@ -184,8 +163,6 @@ class Session:
             max_length=getattr(self.model.config.get_text_config(), "max_position_embeddings", None),
         )
 
-    # Statistics
-
     def _statistics_of(self, name: str, shape: tuple[int, ...]) -> ParameterStatistics | None:
         sources = self._sources[name]
         if not self.wanted.intersection(sources):
@@ -193,43 +170,61 @@ class Session:
         wants_gram = any(fnmatchcase(source, glob) for source in sources for glob in self.options.full)
         return ParameterStatistics(name, shape, wants_gram=wants_gram)
 
-    def blocks(self) -> Iterator[dict[str, Curvature]]:
-        """Yield the statistics of each tensor once, as they become whole.
+    def blocks(self, *, may_return: bool = False) -> Iterator[CalibratedBlock]:
+        """Yield what is whole, unit by unit; what is used throughout, such as a tied embedding, comes last.
+
+        Args:
+            may_return: Let a model come back to a unit whose statistics were yielded; the last block has them again.
 
         Raises:
-            ModelError: The model fails, or returns to a block that was handed out.
+            ModelError: The model fails, or comes back to a unit against `may_return`.
             CurvatureError: An activation is not finite.
         """
-        journal, tapes = self.journal, None
+        journal = self.journal
         forward = Forward(self.model, self.units, self.weights, self.recorder, self.activations, self.device, journal)
         forward.before = self._before
-        if journal is not None and journal.open():
-            journal.restore_statistics(self.weights.statistics())
-            tapes = journal.tapes(self.device)
-            for index in journal.passed:
-                self.weights.skip(self.units[index])
-            forward.passed.update(journal.passed)
-        pending = {id(recipe): recipe for recipe in self.skeleton.names.recipes}
-        twins = self._twins()
+        tapes = self._resume(forward)
         total = len(self.units)
-        self.progress(0, total, "calibrate")
-        for done, unit in enumerate(forward.run(self._batches(), tapes), 1 + len(forward.passed)):
+        self.progress(len(forward.passed), total, "calibrate")
+        for unit in forward.run(self._batches(), tapes):
             if journal is not None:
                 journal.write(sorted(forward.passed), forward.tapes(), *self._settled())
-            finished = self._finished(pending, twins)
-            self.progress(min(done, total), total, unit.name)
-            if finished:
-                yield finished
+            if not may_return:
+                self._check_not_returned(unit)
+            block = self._block(unit.name)
+            self.progress(min(len(forward.passed), total), total, unit.name)
+            if block is not None:
+                yield block
             if self._all_passed(forward):
                 break
-        last = self._finished(pending, {}, everything=True)
-        for first, second in sorted(set(twins.values())):
-            if first in last and second in last:
-                both = add_curvature(last[first], last[second])
-                last[first] = last[second] = both
+        block = self._block("", everything=True)
         self.progress(total, total, "calibrate")
-        if last:
-            yield last
+        if block is not None:
+            yield block
+
+    def _resume(self, forward: Forward) -> dict[int, Tape] | None:
+        """Return the tapes of a run that was killed, with its statistics restored; None where there was none."""
+        journal = self.journal
+        if journal is None or not journal.open():
+            return None
+        journal.restore_statistics(self.weights.statistics())
+        for index in journal.passed:
+            self.weights.skip(self.units[index])
+        forward.passed.update(journal.passed)
+        return journal.tapes(self.device)
+
+    def _block(self, name: str, *, everything: bool = False) -> CalibratedBlock | None:
+        found, names = self.collector.settled(everything=everything)
+        weights = self.weights.take_stored(names)
+        return CalibratedBlock(name=name, curvatures=found, weights=weights) if found or weights else None
+
+    def _check_not_returned(self, unit: Unit) -> None:
+        name = self.collector.returned_to()
+        if name is not None:
+            raise ModelError(
+                f"`{type(self.model).__name__}` comes back to `{unit.name}`, so `{name}` was not whole",
+                hint="calibrate first, then fuse with `--hessian`",
+            )
 
     def _settled(self) -> tuple[dict[str, ParameterStatistics], dict[str, ParameterStatistics]]:
         """Return the statistics that no later unit adds to, and the others."""
@@ -239,7 +234,7 @@ class Session:
         return done, {name: entry for name, entry in by_name.items() if name in unfinished}
 
     def _before(self, unit: Unit) -> None:
-        """Let the forward end at the model's output head if nothing else is wanted after it."""
+        """Let the forward end at the model's output head if nothing is wanted after it."""
         self.recorder.final = None
         head = self.model.get_output_embeddings() if hasattr(self.model, "get_output_embeddings") else None
         if head is not unit.module or getattr(head, "bias", None) is not None:
@@ -265,92 +260,31 @@ class Session:
             for unit in self.units
         )
 
-    def _twins(self) -> dict[str, tuple[str, str]]:
-        """Return the tensors that the config ties but the checkpoint stores twice, equal: each is used in both ways."""
-        by_target = {r.targets[0]: r.source_names[0] for r in self.skeleton.names.recipes if not r.steps}
-        found = {}
-        for target, source in getattr(self.model, "all_tied_weights_keys", {}).items():
-            first, second = by_target.get(source), by_target.get(target)
-            if first is None or second is None or first == second:
-                continue
-            if np.array_equal(self.checkpoint.raw(first).view(np.uint8), self.checkpoint.raw(second).view(np.uint8)):
-                found[first] = found[second] = (first, second)
-        return found
-
-    def _finished(
-        self, pending: dict[int, Recipe], held: Mapping[str, object], *, everything: bool = False
-    ) -> dict[str, Curvature]:
-        """Return the statistics of tensors all of whose parameters no later unit uses, and take them off `pending`."""
-        unfinished = set() if everything else self.weights.unfinished() | self.weights.pinned()
-        statistics = self.weights.statistics()
-        found: dict[str, Curvature] = {}
-        for key, recipe in list(pending.items()):
-            if any(target in unfinished for target in recipe.targets) or held.keys() & set(recipe.source_names):
-                continue
-            del pending[key]
-            terms = {t: statistics[t].finish() for t in recipe.targets if t in statistics and statistics[t].seen}
-            for name, moved in recipe.pull_back(terms).items():
-                if name in self.wanted:
-                    found[name] = self._curvature(name, moved)
-        return found
-
-    def _curvature(self, name: str, terms: Terms) -> Curvature:
-        if not all(np.isfinite(term).all() for term in terms.sums):
-            raise CurvatureError(
-                f"the inputs of `{name}` hold NaN or infinity",
-                hint="a wider `--dtype` may help; float16 overflows at 65504",
-            )
-        return Curvature(terms=terms.sums, num_tokens=num_rows(terms), gram=terms.gram)
-
-    def why_missing(self, found: Mapping[str, Curvature]) -> dict[str, str]:
-        """Return for each tensor of the checkpoint without statistics the reason."""
-        statistics = self.weights.statistics()
-        targets = {s: r.targets for r in self.skeleton.names.recipes for s in r.source_names}
-        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
-        reasons = {}
-        for name, info in self.checkpoint.tensors.items():
-            if name in found:
-                continue
-            own = [statistics[t] for t in targets.get(name, ()) if t in statistics]
-            ops = sorted({op for entry in own for op in entry.ops})
-            if name not in targets:
-                reason = f"no part of `{type(self.model).__name__}`"
-            elif not info.stored.fusible:
-                reason = "not a float tensor"
-            elif not parameters.intersection(targets[name]):
-                reason = "a buffer, not a parameter"
-            elif name not in self.wanted:
-                reason = "the same as in the base"
-            elif any(entry.seen for entry in own):
-                reason = "made by a conversion that statistics cannot be moved back through"
-            elif ops:
-                reason = f"used by `{'`, `'.join(ops)}`, which gives it no inputs of its own"
-            else:
-                reason = "never reached by the data"
-            reasons[name] = reason
-        return reasons
-
     def provenance(self) -> Provenance:
         """Return where the statistics come from."""
-        versions = []
-        for package in PACKAGES:
-            try:
-                versions.append((package, version(package)))
-            except PackageNotFoundError:
-                continue
         return Provenance(
             model=self.checkpoint.path.resolve().name,
             model_fingerprint=self.checkpoint.fingerprint,
             model_class=type(self.model).__name__,
             data=self.data_name,
-            data_digest=self.data_digest(),
+            data_digest=digest_of(self.samples),
             num_samples=len(self.samples),
             num_tokens=sum(sample.num_tokens for sample in self.samples),
             max_length=self.max_length,
             seed=self.options.seed,
             dtype=str(self.dtype).removeprefix("torch."),
-            versions=tuple(versions),
+            versions=_versions(),
         )
+
+
+def _versions() -> tuple[tuple[str, str], ...]:
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append((package, version(package)))
+        except PackageNotFoundError:
+            continue
+    return tuple(found)
 
 
 def _silent(_done: int, _total: int, _what: str) -> None:
@@ -363,55 +297,3 @@ def _budget(memory: int | None) -> int:
     import psutil
 
     return psutil.virtual_memory().available // 2
-
-
-def run(
-    checkpoint: Path,
-    options: CalibrationOptions,
-    *,
-    output: Path | None,
-    resume: bool,
-    progress: Progress | None,
-) -> DiagonalHessian:
-    """Return the statistics of a whole calibration, and write them."""
-    processes = join(options.device)
-    options = replace(options, device=own_device(options.device))
-    try:
-        return _run(checkpoint, options, output, processes, resume=resume, progress=progress)
-    except LostError as error:
-        logger.warning("the run that was killed cannot be gone on with, so it starts anew: %s", error)
-        shutil.rmtree(_journal_folder(output, processes), ignore_errors=True)
-        return _run(checkpoint, options, output, processes, resume=resume, progress=progress)
-
-
-def _journal_folder(output: Path | None, processes: Processes) -> Path:
-    assert output is not None
-    share = f"-{processes.rank}-of-{processes.count}" if processes.count > 1 else ""
-    return output.with_name(f"{output.name}{share}.partial")
-
-
-def _run(
-    checkpoint: Path,
-    options: CalibrationOptions,
-    output: Path | None,
-    processes: Processes,
-    *,
-    resume: bool,
-    progress: Progress | None,
-) -> DiagonalHessian:
-    with Session(checkpoint, options, progress=progress, share=(processes.rank, processes.count)) as session:
-        provenance = session.provenance()
-        if output is not None and resume:
-            folder = _journal_folder(output, processes)
-            session.journal = Journal(folder, {**asdict(provenance), "options": repr(options)})
-        curvatures: dict[str, Curvature] = {}
-        for block in session.blocks():
-            curvatures |= block
-        total, why_missing = add_up(curvatures, session.why_missing(curvatures), processes)
-        hessian = DiagonalHessian(curvatures=total, provenance=provenance, why_missing=why_missing)
-        if output is not None and processes.is_first:
-            hessian.save(output)
-        wait(processes)
-        if session.journal is not None:
-            session.journal.discard()
-    return hessian

@@ -36,6 +36,7 @@ class ParameterStatistics:
         self.counts: dict[tuple[int, ...], Tensor] = {}
         self.gram: Tensor | None = None
         self.ops: set[str] = set()
+        self.num_uses = 0
 
     @property
     def seen(self) -> bool:
@@ -52,6 +53,7 @@ class ParameterStatistics:
 
         An axis of size 1 says that the sum is the same along it.
         """
+        self.num_uses += 1
         self._accumulate(self.sums, placement, values)
         self._accumulate(self.counts, placement, counts)
 

@@ -69,8 +69,10 @@ class Weights:
         *,
         device: torch.device,
         statistics_of: Callable[[str, tuple[int, ...]], ParameterStatistics | None],
+        keep_stored: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
+        self._stored: dict[str, np.ndarray] | None = {} if keep_stored else None
         self.model = skeleton.model
         self.recorder = recorder
         self.device = device
@@ -142,9 +144,9 @@ class Weights:
         return all(slot.loaded for slot in self._slots_of(names))
 
     def load(self, names: Iterable[str], *, pin: bool = False) -> None:
-        """Place the parameters in the model; `pin` keeps them to the end."""
+        """Place the parameters in the model; `pin` keeps them to the end, as does coming back to them once more."""
         for slot in self._slots_of(names):
-            slot.pinned |= pin
+            slot.pinned |= pin or slot.users < 1
             if not slot.loaded:
                 self._place(slot, self._value_of(slot))
 
@@ -168,10 +170,19 @@ class Weights:
         tensors = {}
         for name in recipe.source_names:
             tensors[name] = read_tensor(self.checkpoint, name)
+            if self._stored is not None:
+                info = self.checkpoint.tensors[name]
+                raw = tensors[name].reshape(-1).view(torch.uint8).numpy()
+                self._stored[name] = raw.view(info.stored.numpy).reshape(info.shape)
             self.bytes_read += self.checkpoint.tensors[name].nbytes
             self.reads[name] = self.reads.get(name, 0) + 1
         made = recipe.make(tensors)
         return {target: value for target, value in made.items() if target in self._slots}
+
+    def take_stored(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return tensors as they were read, where they are kept, and let go of them."""
+        stored = self._stored or {}
+        return {name: stored.pop(name) for name in names if name in stored}
 
     def _place(self, slot: _Slot, value: Tensor) -> None:
         dtype = slot.tensor.dtype if slot.tensor.is_floating_point() else value.dtype

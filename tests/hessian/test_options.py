@@ -40,8 +40,8 @@ def test_only_changed_measures_what_differs_and_reads_no_further(tmp_path: Path)
     base = edit(folder, tmp_path / "base", {name: tensors[name] + 1})
     whole = calibrate(folder, data=data)
     with Session(folder, CalibrationOptions(data=data, only_changed=base)) as session:
-        found = {key: value for block in session.blocks() for key, value in block.items()}
-        reasons = session.why_missing(found)
+        found = {key: value for block in session.blocks() for key, value in block.curvatures.items()}
+        reasons = session.collector.why_missing(found)
         reads = session.weights.reads
     assert set(found) == {name}
     assert np.array_equal(found[name].terms[0], whole[name].terms[0])
@@ -103,7 +103,7 @@ def test_activations_that_go_to_disk_change_no_bit(name: str, tmp_path: Path, mo
     folder, data = zoo.settle(zoo.ALL[name], tmp_path)
     kept = calibrate(folder, data=data)
     with Session(folder, CalibrationOptions(data=data, memory=0)) as session:
-        found = {key: value for block in session.blocks() for key, value in block.items()}
+        found = {key: value for block in session.blocks() for key, value in block.curvatures.items()}
         assert session.activations.bytes_spilled > 0
         assert session.activations.bytes_held == 0
     assert all(np.array_equal(found[key].terms[0], kept[key].terms[0]) for key in kept)

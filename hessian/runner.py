@@ -1,0 +1,70 @@
+"""A whole calibration, from the checkpoint to the file: resumed where one was killed, shared among processes."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from ..fusion.curvature import Curvature
+from .calibration import CalibrationOptions, Progress
+from .diagonal import DiagonalHessian
+from .journal import Journal
+from .parallel import Processes, add_up, join, own_device, wait
+from .session import Session
+from .tape import LostError
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    checkpoint: Path,
+    options: CalibrationOptions,
+    *,
+    output: Path | None,
+    resume: bool,
+    progress: Progress | None,
+) -> DiagonalHessian:
+    """Return the statistics of a whole calibration, and write them."""
+    processes = join(options.device)
+    options = replace(options, device=own_device(options.device))
+    try:
+        return _run(checkpoint, options, output, processes, resume=resume, progress=progress)
+    except LostError as error:
+        logger.warning("the run that was killed cannot be gone on with, so it starts anew: %s", error)
+        shutil.rmtree(_journal_folder(output, processes), ignore_errors=True)
+        return _run(checkpoint, options, output, processes, resume=resume, progress=progress)
+
+
+def _journal_folder(output: Path | None, processes: Processes) -> Path:
+    assert output is not None
+    share = f"-{processes.rank}-of-{processes.count}" if processes.count > 1 else ""
+    return output.with_name(f"{output.name}{share}.partial")
+
+
+def _run(
+    checkpoint: Path,
+    options: CalibrationOptions,
+    output: Path | None,
+    processes: Processes,
+    *,
+    resume: bool,
+    progress: Progress | None,
+) -> DiagonalHessian:
+    with Session(checkpoint, options, progress=progress, share=(processes.rank, processes.count)) as session:
+        provenance = session.provenance()
+        if output is not None and resume:
+            folder = _journal_folder(output, processes)
+            session.journal = Journal(folder, {**asdict(provenance), "options": repr(options)})
+        curvatures: dict[str, Curvature] = {}
+        for block in session.blocks(may_return=True):
+            curvatures |= block.curvatures
+        total, why_missing = add_up(curvatures, session.collector.why_missing(curvatures), processes)
+        hessian = DiagonalHessian(curvatures=total, provenance=provenance, why_missing=why_missing)
+        if output is not None and processes.is_first:
+            hessian.save(output)
+        wait(processes)
+        if session.journal is not None:
+            session.journal.discard()
+    return hessian

@@ -1,0 +1,62 @@
+"""The samples of a calibration: drawn from the data, encoded, digested."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import xxhash
+
+from ..fusion.errors import DataError
+from .batching import Sample
+from .encoding import Encoder
+from .rows import Rows, chosen, drawn
+
+logger = logging.getLogger(__name__)
+
+
+def draw_samples(rows: Rows, encoder: Encoder, *, count: int, seed: int) -> list[Sample]:
+    """Return up to `count` samples, in the order of the data.
+
+    Raises:
+        DataError: There is none, or a row suits the model not.
+    """
+    draw = _windows if rows.documents else _one_a_row
+    samples = draw(rows, encoder, count, seed)
+    if not samples:
+        raise DataError(f"`{rows.name}` gives no token to run the model on")
+    return samples
+
+
+def _windows(rows: Rows, encoder: Encoder, count: int, seed: int) -> list[Sample]:
+    """Return samples drawn among all pieces of running text."""
+    pieces = [sample for number in range(rows.count) for sample in encoder.samples(rows, number)]
+    return [pieces[k] for k in sorted(chosen(count, len(pieces), seed))]
+
+
+def _one_a_row(rows: Rows, encoder: Encoder, count: int, seed: int) -> list[Sample]:
+    """Return the samples of rows drawn; rows that hold nothing are replaced, and said."""
+    found: dict[int, Sample] = {}
+    empty = 0
+    for number in drawn(count, rows.count, seed):
+        if len(found) >= count:
+            break
+        samples = list(encoder.samples(rows, number))
+        if samples:
+            found[number] = samples[0]
+        else:
+            empty += 1
+    if empty:
+        logger.warning("%d rows of `%s` hold nothing and were left out", empty, rows.name)
+    return [found[number] for number in sorted(found)]
+
+
+def digest_of(samples: Sequence[Sample]) -> str:
+    """Return a digest of all inputs, in order."""
+    digest = xxhash.xxh3_128()
+    for sample in samples:
+        for key in sorted(sample.inputs):
+            value = sample.inputs[key].contiguous()
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.numpy().tobytes())
+    return f"xxh3-128:{digest.hexdigest()}"
