@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench clean help
+.PHONY: demo test check bench mergekit-venv clean help
 
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -27,6 +27,13 @@ check: .venv/ready  ## Lint, check types and the direction of imports
 
 bench: .venv/ready  ## Measure the fuse against the disk and against mergekit
 	$(BIN)/python benchmarks/fuse.py
+
+MERGEKIT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sculpt/mergekit
+
+mergekit-venv:  ## Give mergekit an environment of its own, for the tests of agreement with it
+	$(PYTHON) -m venv $(MERGEKIT)
+	$(MERGEKIT)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(MERGEKIT)/bin/python -m pip install --quiet mergekit==0.1.5 transformers==5.23.0 safetensors==0.8.0
 
 clean:  ## Remove what make made
 	rm -rf .venv build *.egg-info

@@ -23,6 +23,7 @@ class TensorRecord:
         clipped: Keep probabilities cut at 1.
         delta_l1: Σ|δ|, over all tuned models.
         distance_l1, distance_l2: Norms of the stored result minus the base.
+        options: Of the method, where a recipe gave the tensor its own; else None, and the run's hold.
         measured: Whether it was fused with measured curvature, not with H = I.
         figures: What the method's reduction learned, such as the expected loss.
         digest: xxh3-128 over the xxh3-128 of each written piece.
@@ -42,6 +43,7 @@ class TensorRecord:
     distance_l2: float | None
     figures: Mapping[str, float] = field(default_factory=dict)
     measured: bool = False
+    options: Mapping[str, Any] | None = None
     digest: str = ""
 
     @property
@@ -81,6 +83,7 @@ class TensorRecord:
             num_fused=step.num_fused,
             figures=dict(figures),
             measured=measured,
+            options=step.method.options() if step.method is not None and totals is not None else None,
             digest=digest,
             **norms,
         )
