@@ -1,0 +1,176 @@
+"""Models that do what models should not: loop, use weights behind modules' backs, keep parameters where they like."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from sculpt.fusion.errors import ModelError
+from sculpt.hessian import CalibrationOptions, DiagonalHessian, calibrate, iter_calibrate
+from sculpt.hessian.session import Session
+from torch import nn
+
+from . import zoo  # noqa: TID251 (the tests' own folder)
+
+
+class OddConfig(transformers.PreTrainedConfig):
+    model_type = "sculpt-odd"
+
+    def __init__(self, loops: int = 1, **given: Any) -> None:
+        super().__init__(**given)
+        self.loops = loops
+        self.hidden_size = 8
+        self.vocab_size = 50
+
+
+class OddBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(8, 12)
+        self.two = nn.Linear(12, 8, bias=False)
+        self.mix = nn.Parameter(torch.zeros(2, 8, 4))
+        self.gain = nn.Parameter(torch.ones(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = torch.einsum("bsd,hde->bshe", x, self.mix).flatten(2)  # an einsum with a parameter
+        return x + self.two(torch.tanh(self.one(x))) + inner * self.gain
+
+
+class OddModel(transformers.PreTrainedModel):
+    config_class = OddConfig
+    base_model_prefix = "model"
+
+    def __init__(self, config: OddConfig) -> None:
+        super().__init__(config)
+        self.embed = nn.Embedding(50, 8)
+        self.start = nn.Parameter(torch.zeros(1, 1, 8))
+        self.shift = nn.Parameter(torch.zeros(8))
+        self.blocks = nn.ModuleList([OddBlock(), OddBlock()])
+        self.out = nn.Linear(8, 50, bias=False)
+        self.post_init()
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        x = self.embed(input_ids) + self.shift
+        x = torch.cat([self.start.expand(len(x), -1, -1), x], 1)
+        for _ in range(self.config.loops):
+            x = self.blocks[1].one(x)[..., :8] + x  # a part of a block that comes later
+            for block in self.blocks:
+                x = block(x)
+        return nn.functional.linear(x, self.out.weight) + nn.functional.linear(x, self.embed.weight)
+
+
+transformers.AutoConfig.register("sculpt-odd", OddConfig)
+transformers.AutoModel.register(OddConfig, OddModel)
+
+
+def settle(folder: Path, **given: Any) -> tuple[Path, Path]:
+    torch.manual_seed(0)
+    model = OddModel(OddConfig(architectures=None, **given))
+    zoo.make_distinct(model)
+    model.save_pretrained(folder / "odd")
+    rows = [{"input_ids": [k + 1, k + 2, 7]} for k in range(4)]
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder / "odd", folder / "data.jsonl"
+
+
+def expected(folder: Path, data: Path) -> dict[str, np.ndarray]:
+    """Return column sums of the linear weights by hooks, and of what is used without a module by hand."""
+    model = OddModel.from_pretrained(folder).eval()
+    sums: dict[str, Any] = {}
+
+    def add(name: str, x: torch.Tensor) -> None:
+        sums[name] = sums.get(name, 0) + x.double().reshape(-1, x.shape[-1]).square().sum(0).numpy()
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name != "out":
+            module.register_forward_pre_hook(lambda _, args, name=name: add(f"{name}.weight", args[0]))
+        if isinstance(module, OddBlock):
+            module.register_forward_pre_hook(lambda _, args, name=name: add(f"{name}.mix", args[0]))
+    last = model.blocks[1]
+    assert isinstance(last, nn.Module)
+    final: list[torch.Tensor] = []
+    last.register_forward_hook(lambda _, __, out: final.append(out))
+    with torch.no_grad():
+        for line in data.read_text().splitlines():
+            model(input_ids=torch.tensor([json.loads(line)["input_ids"]]))
+            add("out.weight", final[-1])
+    return sums
+
+
+def check(hessian: DiagonalHessian, sums: dict[str, np.ndarray]) -> None:
+    for name, own in sums.items():
+        if name.endswith("mix"):
+            np.testing.assert_allclose(hessian[name].terms[0].reshape(-1), own, rtol=1e-5, err_msg=name)
+        else:
+            np.testing.assert_allclose(hessian[name].terms[0][0], own, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("loops", [1, 3])
+def test_an_odd_model_gives_the_statistics_of_hooks(loops: int, tmp_path: Path) -> None:
+    folder, data = settle(tmp_path, loops=loops)
+    hessian = calibrate(folder, data=data)
+    check(hessian, expected(folder, data))
+    assert {term.shape for term in hessian["embed.weight"].terms} == {(50, 1), (1, 8)}
+    assert hessian["shift"].terms[0].tolist() == [12.0]
+    assert hessian["blocks.0.gain"].num_tokens == 16 * loops
+    assert set(hessian.why_missing) == {"start"}
+    assert "cat" in hessian.why_missing["start"]
+
+
+def test_a_loop_reads_a_block_twice_at_most(tmp_path: Path) -> None:
+    folder, data = settle(tmp_path, loops=4)
+    with Session(folder, CalibrationOptions(data=data)) as session:
+        for _ in session.blocks(may_return=True):
+            pass
+        assert max(session.weights.reads.values()) == 2
+
+
+def test_a_loop_is_refused_where_blocks_are_handed_out(tmp_path: Path) -> None:
+    folder, data = settle(tmp_path, loops=2)
+    with pytest.raises(ModelError, match="comes back to"):
+        list(iter_calibrate(folder, CalibrationOptions(data=data)))
+
+
+def test_a_loop_that_is_killed_gives_the_same_bytes(tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    folder, data = settle(tmp_path, loops=2)
+    calibrate(folder, data=data, output=tmp_path / "whole")
+    left = [0]
+
+    def kill(*_: object) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+
+    for _ in range(5):
+        left[0] = 3
+        try:
+            calibrate(folder, data=data, output=tmp_path / "out", progress=kill)
+        except Killed:
+            continue
+        break
+    if not (tmp_path / "out").exists():
+        calibrate(folder, data=data, output=tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_weights_come_with_the_block_that_makes_them_whole(tmp_path: Path) -> None:
+    folder, data = zoo.settle(zoo.TEXT["mixtral"], tmp_path)
+    from safetensors.numpy import load_file
+
+    stored = load_file(folder / "model.safetensors")
+    with Session(folder, CalibrationOptions(data=data), keep_weights=True) as session:
+        blocks = list(session.blocks())
+    names = [name for block in blocks for name in block.weights]
+    assert sorted(names) == sorted(stored)
+    for block in blocks:
+        assert set(block.curvatures) <= set(block.weights)
+        for name, weight in block.weights.items():
+            assert np.array_equal(weight, stored[name])
