@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .api import Calibration, fuse
     from .fusion.checkpoint import Checkpoint
+    from .fusion.curvature import Curvature
     from .fusion.diff import diff
     from .fusion.errors import SculptError
     from .fusion.fuse import Settings
@@ -29,6 +30,7 @@ _PLACES = {
     "AdaDare": ".fusion.methods",
     "Calibration": ".api",
     "Checkpoint": ".fusion.checkpoint",
+    "Curvature": ".fusion.curvature",
     "Dare": ".fusion.methods",
     "DiagonalHessian": ".hessian.diagonal",
     "Manifest": ".fusion.manifest",
@@ -47,6 +49,7 @@ __all__ = [
     "AdaDare",
     "Calibration",
     "Checkpoint",
+    "Curvature",
     "Dare",
     "DiagonalHessian",
     "Manifest",

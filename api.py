@@ -140,6 +140,7 @@ def _being_measured(prepared: Prepared, calibration: Calibration, progress: Prog
     from .hessian import CalibrationOptions
     from .hessian.session import Session
 
+    tuned = prepared.plan.tuned[0]
     options = CalibrationOptions(
         data=calibration.data,
         samples=calibration.samples,
@@ -147,19 +148,20 @@ def _being_measured(prepared: Prepared, calibration: Calibration, progress: Prog
         seed=calibration.seed,
         device=calibration.device,
         full=("*",) if prepared.method.needs_gram else (),
+        only_changed=prepared.plan.base.path if tuned.adapter else None,
     )
-    seen: dict[str, Curvature] = {}
-    with Session(prepared.plan.tuned[0].path, options, progress=progress) as session:
+    seen: dict[str, None] = {}
+    with Session(tuned.path, options, progress=progress) as session:
 
         def blocks() -> Iterator[Mapping[str, Curvature]]:
             for block in session.blocks():
-                seen.update(dict.fromkeys(block, Curvature(terms=(), num_tokens=0)))
-                yield block
+                seen.update(dict.fromkeys(block.curvatures))
+                yield block.curvatures
 
         yield Statistics(
             curvature=blocks(),
             provenance=asdict(session.provenance()),
-            why_missing=lambda: session.why_missing(seen),
+            why_missing=lambda: session.collector.why_missing(seen),
         )
 
 
