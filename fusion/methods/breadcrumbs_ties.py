@@ -65,5 +65,10 @@ class BreadcrumbsTies(Method):
             return scaling((0.0,) * len(weights))
         densities, gammas = (spread(o, getattr(self, o), len(weights)) for o in ("density", "gamma"))
         counts = [band(num_elements, density, gamma) for density, gamma in zip(densities, gammas, strict=True)]
-        merging = Merging(weights=weights, election=self.election, normalize=self.normalize)
+        merging = Merging(
+            weights=weights,
+            election=self.election,
+            normalize=self.normalize,
+            by_number=self.election == "unweighted",
+        )
         return (yield from trimming(counts, num_elements, merging, self.scale, self.rescale))

@@ -143,5 +143,10 @@ class Della(Method):
         if self.identity == "base":
             return scaling((0.0,) * len(weights))
         options = [spread(o, getattr(self, o), len(weights)) for o in ("density", "epsilon")]
-        merging = Merging(weights=weights, election=self.election, normalize=self.normalize)
+        merging = Merging(
+            weights=weights,
+            election=self.election,
+            normalize=self.normalize,
+            by_number=self.election == "unweighted",
+        )
         return (yield from pruning(tuple(zip(*options, strict=True)), merging, self.scale, self.rescale))
