@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from ..evaluate.scores import average, h_score
 from ..fusion.errors import ModelError
-from .scores import average, h_score
 from .task import Row, batches
 from .train import answer_logits
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sculpt.demo.result import DemoResult, DemoRow, best_rows, mean_error, standard_error
-from sculpt.demo.scores import average, h_score
+from sculpt.evaluate.scores import average, h_score
 
 
 def row(name: str, target: float, general: float) -> DemoRow:

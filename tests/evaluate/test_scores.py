@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from sculpt.demo.scores import average, h_score, source_target_average
+from sculpt.evaluate.scores import average, h_score, source_target_average
 from sculpt.fusion.errors import DataError
 
 # AdaDARE-γ, Tab. 1, zero-shot row: eight scores on pre-trained tasks and one on the target task.

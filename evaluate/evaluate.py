@@ -1,0 +1,155 @@
+"""A model through a suite: each task's score, and the two means that compare models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .live_model import LiveModel, load_model
+from .rows import TaskRows
+from .scores import average, h_score, source_target_average
+from .suite import Harness, Side, Suite, read_suite
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskScore:
+    """One task's score, in [0, 100], and what else its scorer measured."""
+
+    name: str
+    side: Side
+    scorer: str
+    score: float
+    num_rows: int
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteScores:
+    """All tasks of a suite, the pre-trained ones first."""
+
+    suite: str
+    tasks: tuple[TaskScore, ...]
+
+    def side(self, side: Side) -> list[float]:
+        """Return the scores of one side's tasks."""
+        return [task.score for task in self.tasks if task.side == side]
+
+    @property
+    def has_both_sides(self) -> bool:
+        """Whether Avg and H-score are defined."""
+        return bool(self.side("pretrained") and self.side("target"))
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """Every number that a gate or a choice can name: `avg`, `h-score`, each side's mean, each task.
+
+        Avg is the mean over all tasks, the H-score the harmonic mean of both sides' means, 0 where one is 0 (eq. 14
+        and 15 of AdaDARE-γ); `source-target-avg` is the mean of both sides' means (LoRASculpt).
+        """
+        found: dict[str, float] = {}
+        general, target = self.side("pretrained"), self.side("target")
+        if general:
+            found["pretrained"] = sum(general) / len(general)
+        if target:
+            found["target"] = sum(target) / len(target)
+        if general and target:
+            found["avg"] = average(general, target)
+            found["h-score"] = h_score(general, target)
+            found["source-target-avg"] = source_target_average(general, target)
+        return {**{task.name: task.score for task in self.tasks}, **found}
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the scores as plain values."""
+        return {
+            "suite": self.suite,
+            "tasks": [asdict(task) for task in self.tasks],
+            "measures": self.measures,
+        }
+
+
+def evaluate(
+    model: Path | str | LiveModel,
+    suite: Path | str | Suite,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_size: int | None = None,
+    memory_bytes: int | None = None,
+    progress: Progress = lambda _done, _total, _what: None,
+) -> SuiteScores:
+    """Return the scores of a model, given as a checkpoint folder or as it runs.
+
+    Args:
+        device, dtype, memory_bytes: As for `load_model`.
+        batch_size: In place of the suite's.
+
+    Raises:
+        SculptError: The suite, its data or the model do not fit each other.
+    """
+    suite = suite if isinstance(suite, Suite) else read_suite(Path(suite))
+    if isinstance(model, LiveModel):
+        return score_suite(model, suite, batch_size=batch_size, progress=progress)
+    with load_model(Path(model), device=device, dtype=dtype, memory_bytes=memory_bytes) as live:
+        return score_suite(live, suite, batch_size=batch_size, progress=progress)
+
+
+def score_suite(
+    model: LiveModel,
+    suite: Suite,
+    *,
+    batch_size: int | None = None,
+    progress: Progress = lambda _done, _total, _what: None,
+) -> SuiteScores:
+    """Return the scores of a live model; all files are opened before the first is scored."""
+    from .harness import score_by_harness
+    from .scorers import SCORERS, Job
+
+    size = batch_size or suite.content.batch_size
+    tasks = list(suite.tasks())
+    opened = {
+        name: TaskRows(suite.folder / task.file, limit=task.limit, fields=task.fields)
+        for _, name, task in tasks
+        if not isinstance(task, Harness)
+    }
+    found = []
+    for number, (side, name, task) in enumerate(tasks):
+        progress(number, len(tasks), name)
+        if isinstance(task, Harness):
+            scored = score_by_harness(task, model, batch_size=size)
+        else:
+            job = Job(
+                model=model,
+                rows=opened[name],
+                batch_size=size,
+                max_length=suite.content.max_length,
+                advance=_counter(lambda rows, at=number, what=name: progress(at, len(tasks), f"{what}: {rows}")),
+            )
+            scored = SCORERS[task.scorer](task, job)
+        found.append(
+            TaskScore(
+                name=name,
+                side=side,
+                scorer=task.scorer,
+                score=scored.score,
+                num_rows=scored.num_rows,
+                figures=scored.figures,
+            )
+        )
+    progress(len(tasks), len(tasks), "")
+    return SuiteScores(suite=suite.name, tasks=tuple(found))
+
+
+def _counter(report: Callable[[int], None]) -> Callable[[int], None]:
+    """Return a function that adds up what it is given and reports the sum."""
+    done = 0
+
+    def advance(more: int) -> None:
+        nonlocal done
+        done += more
+        report(done)
+
+    return advance

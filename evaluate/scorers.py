@@ -1,0 +1,176 @@
+"""The built-in scorers: a task and a model in, a score in [0, 100] out."""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..fusion.errors import DataError, ModelError
+from .generation import generate
+from .likelihood import Prompted, likelihoods
+from .live_model import LiveModel
+from .prompting import Prompting
+from .rows import Row, TaskRows
+from .suite import Caption, Classification, ExactMatch, MultipleChoice, Perplexity
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What a scorer found.
+
+    Attributes:
+        score: In [0, 100], more is better.
+        figures: What else it measured.
+        num_rows: Rows of the file that it scored.
+    """
+
+    score: float
+    num_rows: int
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every scorer is given."""
+
+    model: LiveModel
+    rows: TaskRows
+    batch_size: int
+    max_length: int
+    advance: Advance = lambda _rows: None
+
+    @property
+    def prompting(self) -> Prompting:
+        """How rows become tokens."""
+        return Prompting(self.model, self.max_length)
+
+
+def perplexity(task: Perplexity, job: Job) -> Scored:
+    """Foretell `text`, or `completion` after `prompt`."""
+    _refuse_headless(job.model)
+    prompting = job.prompting
+    wanted: list[Prompted] = []
+    for row in job.rows:
+        if "prompt" in row:
+            wanted.append(prompting.completed(row, row.text("completion")))
+        elif job.model.is_encoder_decoder:
+            raise DataError(f"{row.what} has no `prompt`, which an encoder–decoder needs")
+        else:
+            wanted += prompting.windows(row.text("text"))
+    if not wanted:
+        raise DataError(f"`{job.rows.rows.name}` holds no token to be foretold")
+    found = likelihoods(job.model, wanted, batch_size=job.batch_size, advance=job.advance)
+    num_tokens = sum(row.num_tokens for row in found)
+    loss = -math.fsum(row.log_probability for row in found) / num_tokens
+    accuracy = 100 * sum(row.num_first for row in found) / num_tokens
+    scores = {
+        "accuracy": accuracy,
+        "probability": 100 * math.exp(-loss),
+        "relative": 100 * (task.reference or 0.0) * math.exp(-loss),
+    }
+    figures = {"perplexity": _exp(loss), "loss": loss, "accuracy": accuracy, "num_tokens": num_tokens}
+    return Scored(score=scores[task.score], num_rows=len(job.rows), figures=figures)
+
+
+def exact_match(task: ExactMatch, job: Job) -> Scored:
+    """Write an answer to `prompt`; right if it is `answer`, or one of several."""
+    answers, prompts, prompting = [], [], job.prompting
+    for row in job.rows:
+        answers.append(row.texts("answer"))
+        prompts.append(prompting.prompt(row, room=task.max_new_tokens))
+    written = generate(
+        job.model,
+        prompts,
+        max_new_tokens=task.max_new_tokens,
+        stop=task.stop,
+        batch_size=job.batch_size,
+        advance=job.advance,
+    )
+
+    def form(text: str) -> str:
+        text = text.casefold() if task.ignore_case else text
+        text = text.translate(str.maketrans("", "", string.punctuation)) if task.ignore_punctuation else text
+        return " ".join(text.split())
+
+    right = sum(form(text) in map(form, wanted) for text, wanted in zip(written, answers, strict=True))
+    return Scored(score=100 * right / len(job.rows), num_rows=len(job.rows))
+
+
+def multiple_choice(task: MultipleChoice, job: Job) -> Scored:
+    """Choose the likeliest of `choices` after `prompt`; `answer` is the right one's number, from 0, or its text."""
+    _refuse_headless(job.model)
+    prompting = job.prompting
+    wanted: list[Prompted] = []
+    questions: list[tuple[range, list[str], int]] = []
+    for row in job.rows:
+        choices = task.choices or row.texts("choices")
+        start = len(wanted)
+        wanted += [prompting.completed(row, choice) for choice in choices]
+        questions.append((range(start, len(wanted)), choices, _right_choice(row, choices)))
+    found = likelihoods(job.model, wanted, batch_size=job.batch_size, advance=job.advance)
+    right = 0
+    for places, choices, answer in questions:
+        scores = []
+        for place, choice in zip(places, choices, strict=True):
+            size = {"none": 1, "tokens": found[place].num_tokens, "characters": len(choice)}[task.normalize]
+            scores.append(found[place].log_probability / size)
+        right += max(range(len(scores)), key=scores.__getitem__) == answer
+    chance = 100 * math.fsum(1 / len(choices) for _, choices, _ in questions) / len(questions)
+    return Scored(score=100 * right / len(questions), num_rows=len(questions), figures={"chance": chance})
+
+
+def _right_choice(row: Row, choices: list[str]) -> int:
+    answer: Any = row.get("answer")
+    if isinstance(answer, str) and [choice.strip() for choice in choices].count(answer.strip()) == 1:
+        return [choice.strip() for choice in choices].index(answer.strip())
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
+        return answer
+    raise DataError(f"`answer` of {row.what} is `{answer}`, which is none of its {len(choices)} choices")
+
+
+def classification(_task: Classification, job: Job) -> Scored:
+    """Compare the class that a classification head ranks first with `label`: its number or its name."""
+    from .classes import classify
+
+    if not job.model.has_classes:
+        raise ModelError(
+            f"`{type(job.model.model).__name__}` has no classification head",
+            hint="`scorer: multiple-choice` with `choices` classifies with a language model",
+        )
+    rows = list(job.rows)
+    right = sum(classify(job.model, rows, batch_size=job.batch_size, max_length=job.max_length, advance=job.advance))
+    return Scored(score=100 * right / len(rows), num_rows=len(rows))
+
+
+def caption(task: Caption, job: Job) -> Scored:
+    """Write a caption to `prompt`, or to `image`, and compare it with `references`."""
+    from .captions import cider, write_captions
+
+    rows = list(job.rows)
+    references = [row.texts("references") for row in rows]
+    score = cider()  # refused before the long part starts where its library is missing
+    written = write_captions(task, job.model, rows, job.prompting, batch_size=job.batch_size, advance=job.advance)
+    return Scored(score=100 * score(written, references), num_rows=len(rows))
+
+
+def _refuse_headless(model: LiveModel) -> None:
+    if model.has_classes or model.model.get_output_embeddings() is None:
+        raise ModelError(f"`{type(model.model).__name__}` gives no probability to text", hint="use another scorer")
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+SCORERS: dict[str, Callable[..., Scored]] = {
+    "perplexity": perplexity,
+    "exact-match": exact_match,
+    "multiple-choice": multiple_choice,
+    "classification": classification,
+    "caption": caption,
+}

@@ -1,0 +1,183 @@
+"""A suite: which tasks a model is scored on, as a YAML file.
+
+    pretrained:                     # P: what the model could do before
+      prose: {scorer: perplexity, file: prose.jsonl}
+    target:                         # T: what it was fine-tuned on
+      tagging: {scorer: exact-match, file: test.jsonl, max_new_tokens: 64}
+
+Files are found relative to the suite. Every task ends in one score in [0, 100], more being better (`relative` may
+exceed 100), so that means over tasks mean something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from ..fusion.errors import DataError
+from ..fusion.recipe.document import read_documents
+
+Side = Literal["pretrained", "target"]
+RESERVED = ("pretrained", "target", "avg", "h-score", "source-target-avg")  # names of means
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _OnFile(_Schema):
+    """A task on a file of rows: JSONL, Parquet or text.
+
+    Attributes:
+        file: Relative to the suite.
+        limit: Score the first rows only.
+        fields: Where the file names a field otherwise: ours to theirs, as `{prompt: question}`.
+    """
+
+    file: Path
+    limit: PositiveInt | None = None
+    fields: dict[str, str] = {}
+
+
+class Perplexity(_OnFile):
+    """How well the model foretells text, or a completion after its prompt.
+
+    Attributes:
+        score: What counts as the score: `accuracy`, the percentage of tokens that the model ranks first; `probability`,
+            the geometric mean of their probabilities in percent, 100/perplexity; `relative`, 100·reference/perplexity.
+        reference: A perplexity, such as the base's, for `relative`.
+    """
+
+    scorer: Literal["perplexity"]
+    score: Literal["accuracy", "probability", "relative"] = "accuracy"
+    reference: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _has_reference(self) -> Perplexity:
+        if (self.score == "relative") != (self.reference is not None):
+            raise ValueError("`score: relative` and `reference` go together")
+        return self
+
+
+class ExactMatch(_OnFile):
+    """The percentage of prompts that the model answers with the very text; generated greedily.
+
+    Attributes:
+        stop: An answer ends where one of these begins.
+        ignore_case, ignore_punctuation: What does not count as a difference; outer white space never does.
+    """
+
+    scorer: Literal["exact-match"]
+    max_new_tokens: PositiveInt = 32
+    stop: list[str] = ["\n"]
+    ignore_case: bool = False
+    ignore_punctuation: bool = False
+
+
+class MultipleChoice(_OnFile):
+    """The percentage of questions where the right choice is the likeliest.
+
+    Attributes:
+        choices: The same for every row; else each row has its own.
+        normalize: By what a choice's log-likelihood is divided.
+    """
+
+    scorer: Literal["multiple-choice"]
+    choices: list[str] | None = None
+    normalize: Literal["none", "tokens", "characters"] = "none"
+
+
+class Classification(_OnFile):
+    """The percentage of texts or images that a model with a classification head puts into the right class."""
+
+    scorer: Literal["classification"]
+
+
+class Caption(_OnFile):
+    """CIDEr of generated captions, against several references each, times 100 as captioning papers give it."""
+
+    scorer: Literal["caption"]
+    max_new_tokens: PositiveInt = 32
+    stop: list[str] = ["\n"]
+
+
+class Harness(_Schema):
+    """A task of lm-evaluation-harness.
+
+    Attributes:
+        task: Its name there.
+        metric: The one that counts, as a fraction; `acc_norm`, for instance.
+    """
+
+    scorer: Literal["lm-eval"]
+    task: str
+    metric: str = "acc"
+    num_fewshot: int | None = Field(default=None, ge=0)
+    limit: PositiveInt | None = None
+
+
+Task = Annotated[
+    Perplexity | ExactMatch | MultipleChoice | Classification | Caption | Harness, Field(discriminator="scorer")
+]
+
+
+class SuiteFile(_Schema):
+    """What a suite's file says."""
+
+    name: str | None = None
+    batch_size: PositiveInt = 16
+    max_length: PositiveInt = 1024
+    pretrained: dict[str, Task] = {}
+    target: dict[str, Task] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """A suite that was read.
+
+    Attributes:
+        name: Its own, or its file's.
+        folder: What the files of tasks are relative to.
+    """
+
+    name: str
+    folder: Path
+    content: SuiteFile
+
+    def tasks(self) -> Iterator[tuple[Side, str, Task]]:
+        """Yield side, name and task, the pre-trained ones first."""
+        for side in ("pretrained", "target"):
+            for name, task in getattr(self.content, side).items():
+                yield side, name, task
+
+    def measures(self) -> list[str]:
+        """Return the names of all numbers that come out: tasks, then means."""
+        sides = {side for side, _, _ in self.tasks()}
+        means = RESERVED if len(sides) == 2 else tuple(sides)
+        return [*(name for _, name, _ in self.tasks()), *means]
+
+
+def read_suite(file: Path) -> Suite:
+    """Return a suite.
+
+    Raises:
+        RecipeError: It is not YAML or does not fit; the message has the line.
+        DataError: It has no task, one name twice, or a name that means something else.
+    """
+    document = read_documents(file)[0]
+    content = document.validated(SuiteFile)
+    suite = Suite(name=content.name or file.stem, folder=file.parent, content=content)
+    names = [name for _, name, _ in suite.tasks()]
+    if not names:
+        raise DataError(f"`{file}` names no task", hint="put tasks under `pretrained:` and `target:`")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"`{file}` has `{twice}` on both sides", hint="names tell tasks apart in tables and gates")
+    taken = next((name for name in names if name in RESERVED), None)
+    if taken is not None:
+        raise DataError(f"`{file}` has a task `{taken}`, which is the name of a mean", hint="give it another name")
+    return suite
