@@ -208,7 +208,8 @@ def read_mergekit(document: Document) -> Recipe:
     if bool(found.models) == bool(found.slices):
         raise document.error((), "a recipe has either `models` or `slices`")
     dialect = DIALECTS[method]
-    if dialect.needs_base and found.base_model is None and not all(s.base_model for s in found.slices or [None]):  # pyright: ignore[reportOptionalMemberAccess]
+    has_base = found.base_model is not None or (found.slices and all(piece.base_model for piece in found.slices))
+    if dialect.needs_base and not has_base:
         raise document.error(("merge_method",), f"`{method}` needs a `base_model`")
     models = tuple(
         Source(model=part.model, settings=_settings(part, document, ("models", index), dialect, method))
