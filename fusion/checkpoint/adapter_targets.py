@@ -134,7 +134,7 @@ class _Resolver:
         candidates = self._found(by_name)
         if not candidates:
             by_name, candidates = [], self._found([own])
-        if self._found([f"{module}.in_proj_weight"]):
+        if f"{module}.in_proj_weight" in self._base.tensors:
             # PEFT 0.21 adds the δ of its output projection twice, in training as in merging: who can tell the version?
             raise CheckpointError(f"`{self._folder}` adapts the `MultiheadAttention` `{module}`, which is not fused")
         if not candidates:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -302,6 +304,21 @@ def test_an_output_that_the_base_ties_is_not_merged_into_the_embeddings(tmp_path
     base, adapter, _ = make_pair(tmp_path, lambda: llama(tie_word_embeddings=True), {"target_modules": ["lm_head"]})
     with pytest.raises(CheckpointError, match="tied to the embeddings"):
         open_checkpoint(adapter, base)
+
+
+def test_an_attention_module_of_torch_is_refused(tmp_path):
+    base, adapter, _ = make_pair(tmp_path, Convolutions, {"target_modules": ["attention"]})
+    with pytest.raises(CheckpointError, match="`MultiheadAttention` `attention`"):
+        open_checkpoint(adapter, base)
+
+
+def test_names_that_the_base_shares_need_no_model(pair):
+    code = (
+        "import sys; from sculpt.fusion.checkpoint import open_checkpoint; "
+        f"open_checkpoint({str(pair[1])!r}, {str(pair[0])!r}).raw('model.layers.0.self_attn.q_proj.weight'); "
+        "print([name for name in ('torch', 'transformers', 'numba') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_an_adapter_alone_names_its_base(pair, tmp_path):
