@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from .checkpoint.reader import read_json
 from .checkpoint.writer import CheckpointWriter, refuse_output
 from .curvature import Curvature
 from .errors import MethodError, OutputError
-from .manifest import DIGESTS, FileRecord, Manifest, file_digest, installed_version, make_manifest
+from .input_digests import InputDigests
+from .manifest import DIGESTS, FileRecord, Manifest, installed_version, make_manifest
 from .methods import Method
 from .plan import Plan, Policies, Selection, Side, make_plan
 from .run import Progress, run
@@ -217,9 +218,8 @@ def execute(
         new_digest=DIGESTS[settings.digest],
         rooms=backend.threads + 4,
     )
-    inputs = [file for c in (plan.base, *plan.tuned) for file in (*c.files, *([c.index] if c.index else []))]
-    with ThreadPoolExecutor(1) as hashing, writer:
-        digests = {file: hashing.submit(file_digest, file, settings.digest) for file in dict.fromkeys(inputs)}
+    inputs = InputDigests((plan.base, *plan.tuned), plan.steps, settings.digest)
+    with closing(inputs), writer:
         context = Context(
             plan=plan,
             method=method,
@@ -227,16 +227,13 @@ def execute(
             seed=settings.seed,
             backend=backend,
             writer=writer,
+            inputs=inputs,
             keep_nonfinite=settings.policies.on_nonfinite == "keep",
         )
-        try:
-            if curvature is None or isinstance(curvature, Mapping):
-                records = run(plan.steps, context, progress=progress)
-            else:
-                records = run_as_measured(context, curvature, progress=progress)
-        except BaseException:
-            hashing.shutdown(wait=True, cancel_futures=True)
-            raise
+        if curvature is None or isinstance(curvature, Mapping):
+            records = run(plan.steps, context, progress=progress)
+        else:
+            records = run_as_measured(context, curvature, progress=progress)
         outputs = [
             FileRecord(
                 name=shard.file_name,
@@ -251,7 +248,7 @@ def execute(
             settings=settings.recorded(),
             command=command,
             curvature=provenance,
-            digests={file: found.result() for file, found in digests.items()},
+            digests=inputs.results(backend.threads),
             outputs=outputs,
             records=records,
         )

@@ -18,6 +18,7 @@ from .checkpoint.writer import CheckpointWriter
 from .curvature import Curvature
 from .dtypes import DTYPES
 from .errors import MethodError, NonFiniteError
+from .input_digests import InputDigests
 from .methods import Method
 from .methods.method import Map, Pass
 from .plan import Plan, Step
@@ -59,6 +60,7 @@ class Context:
     seed: int
     backend: Backend
     writer: CheckpointWriter
+    inputs: InputDigests
     keep_nonfinite: bool
 
 
@@ -127,7 +129,10 @@ class TensorTask:
             return self._prepared[0]
 
     def _stored(self, span: Span) -> list[np.ndarray]:
-        return [checkpoint.raw(info.name, span.start, span.stop) for checkpoint, info in self._inputs]
+        arrays = [checkpoint.raw(info.name, span.start, span.stop) for checkpoint, info in self._inputs]
+        for array in arrays:
+            self.context.inputs.see(array)
+        return arrays
 
     def _tile(self, span: Span) -> RawTile:
         arrays = self._stored(span)
@@ -172,6 +177,7 @@ class TensorTask:
         index, info = self.step.copied_from
         checkpoint = (self.context.plan.base, *self.context.plan.tuned)[index]
         data = checkpoint.raw(info.name, span.start, span.stop)
+        self.context.inputs.see(data)
         if info.stored.fusible and not self.context.keep_nonfinite:
             count = int(_nonfinite([data]).sum())
             if count:

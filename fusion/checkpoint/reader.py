@@ -163,6 +163,10 @@ class Checkpoint:
         info = self.tensors[name]
         return self._files[info.file].raw(info, start, info.num_elements if stop is None else stop)
 
+    def mapped(self) -> dict[Path, np.ndarray]:
+        """Return the bytes of each file that is read through a memory map."""
+        return {path: file.content() for path, file in self._files.items() if isinstance(file, SafetensorsFile)}
+
     def release(self, name: str) -> None:
         """Let go of the mapped pages of a tensor that is not needed soon."""
         info = self.tensors[name]

@@ -120,6 +120,10 @@ class SafetensorsFile:
         view = np.frombuffer(self._mapped(), dtype, stop - start, info.offset + start * dtype.itemsize)
         return view if view.flags.aligned else view.copy()
 
+    def content(self) -> np.ndarray:
+        """Return all bytes of the file, as a view."""
+        return np.frombuffer(self._mapped(), np.uint8)
+
     def release(self, info: TensorInfo) -> None:
         """Let go of the memory pages of a tensor that has been used; they stay in the page cache."""
         if self._map is None or not hasattr(self._map, "madvise"):

@@ -1,7 +1,6 @@
 """CPU kernels: the same bits as the definitions in `fusion.methods`, at the speed of memory.
 
-Importing this package imports Numba, which takes half a second: only `fusion.backend` does, and only for a fuse that
-is large enough.
+`source` is what Numba compiles, imported on a machine's first use of a kernel; the modules here call the machine code.
 """
 
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from ..methods import dare as dare_method
 from ..methods import task_arithmetic as task_arithmetic_method
 from ..tile import RawTile
 from . import adadare, budget, dare, task_arithmetic
-from .elements import VIEWS
+from .tiles import TAKEN_FOR
 
 # By the definition that a kernel stands in for. A pass takes (tile, *arguments), a map (tile, out, *arguments).
 KERNELS: dict[Callable[..., Any], Callable[..., np.ndarray]] = {
@@ -31,6 +30,6 @@ KERNELS: dict[Callable[..., Any], Callable[..., np.ndarray]] = {
 def kernel_for(function: Callable[..., Any], tile: RawTile, out: np.ndarray | None = None):
     """Return the kernel that computes what `function` defines, or None where there is none for such a tile."""
     arrays = (tile.base, *tile.tuned) if out is None else (tile.base, *tile.tuned, out)
-    if len(tile.tuned) != 1 or any(array.dtype.name not in VIEWS for array in arrays):
+    if len(tile.tuned) != 1 or any(array.dtype.name not in TAKEN_FOR for array in arrays):
         return None
     return KERNELS.get(function)

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from ..random import MULTIPLIERS, SHIFTS
-from ..sums import BLOCK
-from ..tile import RawTile
-from .compiler import compiled, inlined
+from ...random import MULTIPLIERS, SHIFTS
+from ...sums import BLOCK
+from .compiler import inlined
 from .elements import f32, f64, u32, u64
 
 assert BLOCK == 4096, "the unrolled sums below are for this size"
 SIZE = u64(BLOCK)
 LANES = u64(256)  # a block is summed as 16 rows of 256 lanes
-ANY = u64(0xFFFFFFFFFFFFFFFF)
+NOWHERE = u64(0xFFFFFFFFFFFFFFFF)
 
 _M0, _M1 = (u32(m) for m in MULTIPLIERS)
 _S0, _S1, _S2 = (u32(s) for s in SHIFTS)
-_ONES = np.ones(BLOCK, np.float32)
-
-
-def num_blocks(tile: RawTile) -> int:
-    """Return how many blocks a tile has, the last one perhaps in part."""
-    return -(-len(tile.base) // BLOCK)
-
-
-def root_of(tile: RawTile) -> tuple[np.ndarray, int, int]:
-    """Return `sqrt(H)` as (values, repeat, inner); ones for `H = I`."""
-    if tile.root is None:
-        return _ONES, 1 << 40, BLOCK
-    return tile.root.values, tile.root.repeat, tile.root.inner
 
 
 @inlined
@@ -47,7 +31,7 @@ def word(index, key_high):
     return _mixed(u32(_mixed(index) ^ key_high))
 
 
-@compiled
+@inlined
 def _fill_root(values, repeat, inner, at, count, buffer):
     period = repeat * inner
     outer = at // period
@@ -73,16 +57,19 @@ def root_block(values, repeat, inner, at, count, buffer, held):
     """Put `sqrt(H)` of elements `at … at + count − 1` into `buffer`, unless `held` says that it has them.
 
     Args:
-        held: Outer run and place in it that the buffer was last filled from, two uint64; `ANY` at first.
+        held: Outer run and place in it that the buffer was last filled from; (`NOWHERE`, any) at first.
+
+    Returns:
+        `held` for the next block.
     """
     period = repeat * inner
     outer = at // period
     skipped = (at - outer * period) % inner
     within = (at + count - u64(1)) // period == outer
-    if not within or held[0] != outer or held[1] != skipped:
-        _fill_root(values, repeat, inner, at, count, buffer)
-        held[0] = outer if within and count == SIZE else ANY
-        held[1] = skipped
+    if within and held[0] == outer and held[1] == skipped:
+        return held
+    _fill_root(values, repeat, inner, at, count, buffer)
+    return (outer if within and count == SIZE else NOWHERE), skipped
 
 
 @inlined
@@ -92,7 +79,7 @@ def zero_tail(buffer, count):
         buffer[i] = f32(0)
 
 
-@compiled
+@inlined
 def _sum_lanes(lanes):
     for i in range(u64(128)):
         lanes[i] += lanes[i + u64(128)]
@@ -123,7 +110,7 @@ def _four_squares(x, i):
     return (_square(x[i]) + _square(x[i + u64(2048)])) + (_square(x[i + u64(1024)]) + _square(x[i + u64(3072)]))
 
 
-@compiled
+@inlined
 def sum_block(x, lanes):
     """Return the sum of a block: halves are added until one number is left, in float64.
 
@@ -134,7 +121,7 @@ def sum_block(x, lanes):
     return _sum_lanes(lanes)
 
 
-@compiled
+@inlined
 def sum_squares(x, lanes):
     """Return the sum of the squares of a block, squared in float64."""
     for j in range(LANES):
@@ -142,3 +129,17 @@ def sum_squares(x, lanes):
             _four_squares(x, j + u64(256)) + _four_squares(x, j + u64(768))
         )
     return _sum_lanes(lanes)
+
+
+@inlined
+def figures(at, size, kept, nonzero, clipped, magnitudes, distances, lanes, rows, num_blocks):
+    """Put what `methods.method.measure` returns of the block at element `at` into its six rows."""
+    zero_tail(magnitudes, size)
+    zero_tail(distances, size)
+    block = at // SIZE
+    rows[block] = kept
+    rows[num_blocks + block] = size - u64(nonzero)
+    rows[u64(2) * num_blocks + block] = clipped
+    rows[u64(3) * num_blocks + block] = sum_block(magnitudes, lanes)
+    rows[u64(4) * num_blocks + block] = sum_block(distances, lanes)
+    rows[u64(5) * num_blocks + block] = sum_squares(distances, lanes)

@@ -18,20 +18,6 @@ from .compiler import inlined
 u16, i16, u32, i32, u64 = np.uint16, np.int16, np.uint32, np.int32, np.uint64
 f32, f64 = np.float32, np.float64
 
-VIEWS = {"bfloat16": np.uint16, "float16": np.int16, "float32": np.float32}  # what a kernel sees of a stored dtype
-
-
-def seen(array: np.ndarray) -> np.ndarray:
-    """Return an input as kernels take it; read-only, as a memory map is, so that there is one compiled form."""
-    view = array.view(VIEWS[array.dtype.name])
-    view.flags.writeable = False
-    return view
-
-
-def seen_output(array: np.ndarray) -> np.ndarray:
-    """Return an output as kernels take it."""
-    return array.view(VIEWS[array.dtype.name])
-
 
 def _bit_cast(source: Any, target: Any, llvm_type: ir.Type) -> Any:
     """Return a function, for kernels only, that takes the bits of a `source` for a `target`."""

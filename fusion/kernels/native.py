@@ -1,0 +1,149 @@
+"""Kernels as machine code: compiled by Numba once on a machine, then loaded in milliseconds without it.
+
+Importing Numba and letting it load its own cache takes half a second, a fifth of a fuse of a billion parameters. So the
+object code that LLVM makes of a kernel is kept, and llvmlite alone brings it back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+import threading
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import llvmlite
+import llvmlite.binding as llvm
+import numpy as np
+
+SOURCE = Path(__file__).parent / "source"
+CONSTANTS = ("random.py", "sums.py", "tile.py")  # of `fusion`: numbers that are compiled in
+SYMBOL = "sculpt_kernel"
+
+_lock = threading.RLock()
+_engines: list[Any] = []  # they own the code
+
+
+class Pointer(NamedTuple):
+    """The address of an array that someone keeps alive, and its dtype's name."""
+
+    address: int
+    dtype: str
+
+    @classmethod
+    def to(cls, array: np.ndarray) -> Pointer:
+        """Point to the first element of a contiguous array."""
+        return cls(array.__array_interface__["data"][0], array.dtype.name)
+
+
+def _user_cache() -> Path:
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+@cache
+def _target() -> Any:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, jit=True
+    )
+
+
+@cache
+def _folder() -> Path:
+    """Return where the code is kept: a folder for each state of the source, of LLVM, and of the processor."""
+    digest = sha256(f"{llvmlite.__version__} {llvm.get_host_cpu_name()} {_target().triple}".encode())
+    digest.update(llvm.get_host_cpu_features().flatten().encode())
+    for file in (Path(__file__), *sorted(SOURCE.glob("*.py")), *map(SOURCE.parent.parent.joinpath, CONSTANTS)):
+        digest.update(file.read_bytes())
+    return _user_cache() / "sculpt" / f"kernels-{digest.hexdigest()[:16]}"
+
+
+def _kept(file: Path) -> bytes | None:
+    """Return object code from the cache, if it is there and whole."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    return content[32:] if sha256(content[32:]).digest() == content[:32] else None
+
+
+def _keep(file: Path, code: bytes) -> None:
+    """Put object code into the cache, where there is one that can be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(f"{file.name}.{os.getpid()}")
+        beside.write_bytes(sha256(code).digest() + code)
+        beside.replace(file)
+    except OSError:
+        pass
+
+
+def _compile(module: str, name: str, types: tuple[str, ...]) -> bytes:
+    """Return the object code of a function of `source`, with no symbol left that is not its own."""
+    from .source.compiler import llvm_of
+
+    text = llvm_of(module, name, types, SYMBOL)
+    body = "\n".join(line for line in text.splitlines() if not line.startswith("declare"))
+    foreign = set(re.findall(r"call [^@\n]*@([A-Za-z_][\w.]*)\(", body)) - set(
+        re.findall(r"^define [^@\n]*@([\w.]+)\(", body, re.MULTILINE)
+    )
+    foreign = {found for found in foreign if not found.startswith("llvm.")}
+    assert not foreign, f"{module}.{name} calls {foreign}, which nobody provides without Numba"
+    return _target().emit_object(llvm.parse_assembly(text))
+
+
+@final
+class Kernel:
+    """A function of `source`, called with arrays or pointers, whole numbers (uint64) and floats (float64).
+
+    It is compiled for each combination of the arrays' dtypes. The GIL is not held while it runs.
+    """
+
+    def __init__(self, module: str, name: str) -> None:
+        self._module = module
+        self._name = name
+        self._functions: dict[tuple[str, ...], Any] = {}
+
+    def __call__(self, *arguments: np.ndarray | Pointer | int | float) -> None:
+        """Run it."""
+        values, types = [], []
+        for argument in arguments:
+            if isinstance(argument, np.ndarray):
+                argument = Pointer.to(argument)
+            if isinstance(argument, Pointer):
+                values.append(argument.address)
+                types.append(argument.dtype)
+            else:
+                values.append(argument)
+                types.append("f" if isinstance(argument, float) else "u")
+        key = tuple(types)
+        function = self._functions.get(key)
+        if function is None:
+            function = self._function(key)
+        function(*values)
+
+    def _function(self, types: tuple[str, ...]) -> Any:
+        with _lock:
+            if types not in self._functions:
+                file = _folder() / f"{self._module}.{self._name}-{'.'.join(types)}.o"
+                code = _kept(file)
+                if code is None:
+                    code = _compile(self._module, self._name, types)
+                    _keep(file, code)
+                engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target())
+                engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+                engine.finalize_object()
+                _engines.append(engine)
+                scalars = {"u": ctypes.c_uint64, "f": ctypes.c_double}
+                kinds = [scalars.get(found, ctypes.c_void_p) for found in types]
+                self._functions[types] = ctypes.CFUNCTYPE(None, *kinds)(engine.get_function_address(SYMBOL))
+            return self._functions[types]

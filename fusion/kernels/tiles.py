@@ -1,0 +1,53 @@
+"""What kernels are given of a tile."""
+
+from __future__ import annotations
+
+import threading
+from typing import final
+
+import numpy as np
+
+from ..sums import BLOCK
+from ..tile import RawTile
+from .native import Pointer
+
+LANES = 256
+TAKEN_FOR = {"bfloat16": "uint16", "float16": "int16", "float32": "float32"}  # Numba knows neither of the first two
+
+_ONES = np.ones(BLOCK, np.float32)
+
+
+def seen(array: np.ndarray) -> Pointer:
+    """Return stored elements as kernels take them."""
+    return Pointer(array.__array_interface__["data"][0], TAKEN_FOR[array.dtype.name])
+
+
+def num_blocks(tile: RawTile) -> int:
+    """Return how many blocks a tile has, the last one perhaps in part."""
+    return -(-len(tile.base) // BLOCK)
+
+
+def root_of(tile: RawTile) -> tuple[np.ndarray, int, int]:
+    """Return `sqrt(H)` as (values, repeat, inner); ones for `H = I`."""
+    if tile.root is None:
+        return _ONES, 1 << 40, BLOCK
+    return tile.root.values, tile.root.repeat, tile.root.inner
+
+
+@final
+class _Scratch(threading.local):
+    """Room for a few blocks, each thread its own."""
+
+    def __init__(self) -> None:
+        self._blocks = np.empty((8, BLOCK), np.float32)
+        self._lanes = np.empty(LANES, np.float64)
+        self.blocks = [Pointer.to(block) for block in self._blocks]
+        self.lanes = Pointer.to(self._lanes)
+
+
+_scratch = _Scratch()
+
+
+def scratch(count: int) -> list[Pointer]:
+    """Return room for `count` blocks of float32, and for the lanes of a sum."""
+    return [*_scratch.blocks[:count], _scratch.lanes]
