@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoint import Checkpoint, TensorInfo
+from .checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from .names import align
 
 TILE = 1 << 20
@@ -49,6 +49,7 @@ def _tensor_diff(first: Checkpoint, second: Checkpoint, one: TensorInfo, other: 
     for start in range(0, one.num_elements, TILE):
         stop = min(start + TILE, one.num_elements)
         a, b = first.raw(one.name, start, stop), second.raw(other.name, start, stop)
+        a = a.astype(b.dtype, copy=False)  # what an adapter makes is wider than its base
         changed += int(np.count_nonzero(a.view(f"V{a.itemsize}") != b.view(f"V{b.itemsize}")))
         with np.errstate(all="ignore"):
             wide = a.astype(np.float64)
@@ -68,6 +69,10 @@ def _tensor_diff(first: Checkpoint, second: Checkpoint, one: TensorInfo, other: 
     )
 
 
+def _same_form(one: TensorInfo, other: TensorInfo) -> bool:
+    return one.shape == other.shape and (one.dtype == other.dtype or (other.derived and one.stored.fusible))
+
+
 def diff(
     first: Path | str,
     second: Path | str,
@@ -79,14 +84,15 @@ def diff(
     Raises:
         CheckpointError: One of them cannot be read.
     """
-    a, b = Checkpoint(first), Checkpoint(second)
+    a = open_checkpoint(first)
+    b = open_checkpoint(second, a)
     shapes = [{name: info.shape for name, info in checkpoint.tensors.items()} for checkpoint in (a, b)]
     matched = align(shapes[0], shapes[1]).pairs
     same = [
         (info, b.tensors[matched[name]])
         for name, info in a.tensors.items()
         if name in matched
-        and (info.shape, info.dtype) == (b.tensors[matched[name]].shape, b.tensors[matched[name]].dtype)
+        and _same_form(info, b.tensors[matched[name]])
     ]
     total, done, found = sum(info.nbytes for info, _ in same), 0, []
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:

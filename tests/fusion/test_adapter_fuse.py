@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from sculpt import AdaDare, Calibration, Dare, Settings, TaskArithmetic, calibrate, fuse, verify
+from sculpt import AdaDare, Calibration, Dare, Settings, TaskArithmetic, calibrate, diff, fuse, verify
 from sculpt.fusion.checkpoint import Checkpoint, open_checkpoint
 from sculpt.fusion.errors import CheckpointError, MismatchError
 from sculpt.fusion.plan import Policies
@@ -185,3 +185,11 @@ def test_a_module_that_the_base_lacks_is_extra(base, tmp_path):
 def test_an_adapter_without_its_base_is_refused(adapter, tmp_path):
     with pytest.raises(CheckpointError, match="is an adapter"):
         Checkpoint(adapter)
+
+
+def test_diff_shows_what_an_adapter_changes(base, adapter):
+    found = diff(base, adapter)
+    assert not found.only_first
+    assert not found.other_form
+    assert {t.name for t in found.tensors if t.changed} == {t.name for t in found.tensors if is_adapted(t.name)}
+    assert all(t.changed == 1 and t.relative_norm > 0 for t in found.tensors if is_adapted(t.name))
