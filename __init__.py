@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import Calibration, fuse
-    from .fusion.checkpoint import Checkpoint
+    from .fusion.checkpoint import Checkpoint, open_checkpoint
     from .fusion.curvature import Curvature
     from .fusion.diff import diff
     from .fusion.errors import SculptError
     from .fusion.fuse import Settings
+    from .fusion.lora.combine import combine_adapters
+    from .fusion.lora.extract import extract_adapter
     from .fusion.manifest import Manifest
     from .fusion.methods import AdaDare, Dare, TaskArithmetic
     from .fusion.plan import Policies, Selection
@@ -40,8 +42,11 @@ _PLACES = {
     "Settings": ".fusion.fuse",
     "TaskArithmetic": ".fusion.methods",
     "calibrate": ".hessian",
+    "combine_adapters": ".fusion.lora.combine",
     "diff": ".fusion.diff",
+    "extract_adapter": ".fusion.lora.extract",
     "fuse": ".api",
+    "open_checkpoint": ".fusion.checkpoint",
     "verify": ".fusion.verify",
 }
 
@@ -59,8 +64,11 @@ __all__ = [
     "Settings",
     "TaskArithmetic",
     "calibrate",
+    "combine_adapters",
     "diff",
+    "extract_adapter",
     "fuse",
+    "open_checkpoint",
     "verify",
 ]
 
