@@ -10,6 +10,7 @@ from typing import Any, final
 
 import numpy as np
 
+from .device import torch_device
 from .methods.method import Map, Pass, measure
 from .tile import RawTile
 
@@ -105,7 +106,7 @@ class TorchBackend(Backend):
         self.threads = 1
         self.tile_elements = tile_elements
         self._torch = torch
-        self._device = torch.device(device)
+        self._device = torch_device(device)
 
     def _tensor(self, array: np.ndarray) -> Any:
         torch = self._torch

@@ -9,6 +9,7 @@
     ├── DataError            calibration or evaluation data cannot be read
     ├── RecipeError          a recipe cannot be read, or says what cannot be done
     ├── ModelError           transformers cannot build or run the model
+    ├── DeviceError          a device is unknown to torch or not there
     └── OutputError          the output exists, lies inside an input, or cannot be written
 
 The library raises, `cli/app.py` prints. A message is one sentence: lower case, no full stop, values in
@@ -77,6 +78,10 @@ class RecipeError(SculptError):
 
 class ModelError(SculptError):
     """The model cannot be built or run by transformers."""
+
+
+class DeviceError(SculptError):
+    """A device is unknown to torch or not there."""
 
 
 class OutputError(SculptError):

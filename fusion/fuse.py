@@ -19,6 +19,7 @@ from .checkpoint.layout import Layout, OutputTensor, make_layout
 from .checkpoint.reader import read_json
 from .checkpoint.writer import CheckpointWriter, refuse_output
 from .curvature import Curvature
+from .device import torch_device
 from .errors import MethodError, OutputError
 from .input_digests import InputDigests
 from .manifest import DIGESTS, FileRecord, Manifest, installed_version, make_manifest
@@ -158,6 +159,8 @@ def prepare_plan(
     """
     if settings.digest not in DIGESTS:
         raise MethodError(f"`--digest` must be one of {', '.join(DIGESTS)}, got `{settings.digest}`")
+    if settings.device not in ("auto", "cpu"):
+        torch_device(settings.device)
     outputs = [
         OutputTensor(
             name=step.name,

@@ -14,6 +14,7 @@ import torch
 
 from ..fusion.checkpoint import open_checkpoint
 from ..fusion.curvature import Curvature
+from ..fusion.device import torch_device
 from ..fusion.errors import ModelError
 from . import skeleton
 from .activations import Activations
@@ -56,17 +57,13 @@ def pick_device(name: str) -> torch.device:
     """Return the device of a name; `auto` is an accelerator where there is one.
 
     Raises:
-        ModelError: torch does not know it, or it is not there.
+        DeviceError: torch does not know it, or it is not there.
     """
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ModelError(f"the device `{name}` cannot be used: {reason}") from error
+    return torch_device(name)
 
 
 def is_mixture(config: Any) -> bool:

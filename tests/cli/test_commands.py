@@ -71,6 +71,10 @@ REFUSALS = {
     ),
     "a bad size": (["dare", "base", "sft", "--max-shard-size", "big"], "error: `big` is not a size\n"),
     "nothing selected": (["dare", "base", "sft", "--include", "nothing"], "error: no tensor is selected for fusing\n"),
+    "no such device": (
+        ["dare", "base", "sft", "--device", "abacus"],
+        "error: the device `abacus` cannot be used: ",
+    ),
     "two sources": (
         ["fuse", "base", "sft", "--data", "x", "--no-calibration"],
         "error: `--data` and `--no-calibration` exclude each other\n",

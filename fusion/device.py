@@ -1,0 +1,25 @@
+"""Devices by their names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .errors import DeviceError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def torch_device(name: str) -> torch.device:
+    """Return the torch device of a name such as `cuda:1`.
+
+    Raises:
+        DeviceError: torch does not know it, or it is not there.
+    """
+    import torch
+
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise DeviceError(f"the device `{name}` cannot be used: {reason}") from error
