@@ -133,19 +133,20 @@ class Forward:
 
     def _wrap_modules(self) -> None:
         for unit in self.units:
-            for module in unit.module.modules():
-                self._wrap(module, unit)
+            for leaf, module in unit.module.named_modules():
+                self._wrap(module, f"{unit.name}.{leaf}" if leaf else unit.name, unit)
 
     def _unwrap_modules(self) -> None:
         for unit in self.units:
             for module in unit.module.modules():
                 module.__dict__.pop("forward", None)
 
-    def _wrap(self, module: Any, unit: Unit) -> None:
+    def _wrap(self, module: Any, name: str, unit: Unit) -> None:
         """Let a module's forward wait for its unit, or give what it gave before a kill."""
         if "forward" in module.__dict__:
             return
         inner = module.forward
+        own = [f"{name}.{leaf}" for leaf, _ in module.named_parameters(remove_duplicate=False)]
 
         @functools.wraps(inner)
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -155,7 +156,7 @@ class Forward:
             tape = run.tape
             if tape is not None and tape.replaying:
                 return tape.next(UNIT)
-            self._arrive(run, unit)
+            self._arrive(run, unit, own)
             if tape is None:
                 return inner(*args, **kwargs)
             tape.inside += 1
@@ -169,9 +170,12 @@ class Forward:
 
         module.forward = forward
 
-    def _arrive(self, run: _Run, unit: Unit) -> None:
-        """Park until the unit is loaded."""
-        if self._loaded is unit or self.weights.is_loaded(unit.parameters):
+    def _arrive(self, run: _Run, unit: Unit, needed: Sequence[str]) -> None:
+        """Park until the unit is loaded, if any of the parameters needed is not.
+
+        A module may be part of several units, such as an activation without parameters that layers share.
+        """
+        if self._loaded is unit or self.weights.is_loaded(needed):
             return
         if run.tape is not None and run.tape.inside:
             run.tape.unsupported = True  # one unit within another: what it had done there is not on the tape

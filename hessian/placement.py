@@ -21,10 +21,12 @@ class Placement:
         axes: For each axis of the view the axes of the parameter that it runs over, in order; none where the view
             only repeats (a broadcast axis) or has one element.
         part: For each axis of the parameter the part that the view covers.
+        shape: Of the parameter; an axis that the view splits, as heads are split from rows, is split here too.
     """
 
     axes: tuple[tuple[int, ...], ...]
     part: tuple[slice, ...]
+    shape: tuple[int, ...]
 
     def is_whole(self, shape: Sequence[int]) -> bool:
         """Return whether the view covers the whole parameter."""
@@ -46,6 +48,7 @@ def locate(shape: tuple[int, ...], sizes: tuple[int, ...], strides: tuple[int, .
         strides: Of the view, in elements.
         offset: Of the view's first element in the parameter's storage, in elements.
     """
+    shape = _refined(shape, sizes, strides)
     own = strides_of(shape)
     first = [offset // stride % size if size else 0 for stride, size in zip(own, shape, strict=True)]
     part = [slice(index, index + 1) for index in first]
@@ -73,7 +76,27 @@ def locate(shape: tuple[int, ...], sizes: tuple[int, ...], strides: tuple[int, .
             return None
         taken.update(run)
         axes.append(run)
-    return Placement(tuple(axes), tuple(part))
+    return Placement(tuple(axes), tuple(part), shape)
+
+
+def _refined(shape: tuple[int, ...], sizes: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape with axes split where the view steps over several elements of one and takes those in between.
+
+    A view that steps over elements without taking them, such as every second row, is left for `locate` to refuse.
+    """
+    for size, stride in zip(sizes, strides, strict=True):
+        if size == 1 or stride == 0 or stride in strides_of(shape):
+            continue
+        for axis, own in enumerate(strides_of(shape)):
+            block, left = divmod(stride, own)
+            if left == 0 and 1 < block < shape[axis] and shape[axis] % block == 0 and _takes(own, sizes, strides):
+                shape = (*shape[:axis], shape[axis] // block, block, *shape[axis + 1 :])
+                break
+    return shape
+
+
+def _takes(stride: int, sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    return any(own == stride and size > 1 for size, own in zip(sizes, strides, strict=True))
 
 
 def _run(shape: Sequence[int], last: int, size: int) -> tuple[int, ...] | None:
@@ -93,6 +116,8 @@ def compose(outer: Placement, inner: Placement) -> Placement | None:
     `outer` places the copy in the parameter, `inner` the view in the copy. None where an axis of the copy runs over
     several axes of the parameter, unless the view takes it whole or not at all.
     """
+    if len(inner.shape) != len(outer.axes):
+        return None
     part = list(outer.part)
     for axis, run in enumerate(outer.axes):
         piece = inner.part[axis]
@@ -102,4 +127,4 @@ def compose(outer: Placement, inner: Placement) -> Placement | None:
         elif len(run) > 1 and piece.stop - piece.start != prod(outer.part[k].stop - outer.part[k].start for k in run):
             return None
     axes = tuple(tuple(k for axis in run for k in outer.axes[axis]) for run in inner.axes)
-    return Placement(axes, tuple(part))
+    return Placement(axes, tuple(part), outer.shape)

@@ -114,7 +114,7 @@ class Recorder(TorchDispatchMode):
         shape = tuple(copy.shape[k] for k in order)
         if not copy.permute(order).is_contiguous():
             return
-        outer = Placement(tuple(use.placement.axes[k] for k in order), use.placement.part)
+        outer = Placement(tuple(use.placement.axes[k] for k in order), use.placement.part, use.placement.shape)
         storage = StorageWeakRef(copy.untyped_storage())
         self._watched[storage_key(copy)] = _Watched(storage, shape, use.statistics, outer)
 

@@ -21,19 +21,26 @@ class Terms:
     gram: np.ndarray | None = None
 
 
+Key = tuple[tuple[int, ...], tuple[int, ...]]  # shape of the parameter, its axes split as its views do; of the sum
+
+
 class ParameterStatistics:
     """Sums of squares of one parameter: one float64 array for each way in which it is used.
 
     Ways differ by the axes along which the sum varies: (1, d_in) as a linear weight, (V, 1) as an embedding,
     (E, 1, d_in) as a stack of experts.
+
+    Attributes:
+        ops: Operations that used it and gave it no inputs that could be summed.
+        num_uses: How often inputs were summed.
     """
 
     def __init__(self, name: str, shape: Sequence[int], *, wants_gram: bool = False) -> None:
         self.name = name
         self.shape = tuple(shape)
         self.wants_gram = wants_gram
-        self.sums: dict[tuple[int, ...], Tensor] = {}
-        self.counts: dict[tuple[int, ...], Tensor] = {}
+        self.sums: dict[Key, Tensor] = {}
+        self.counts: dict[Key, Tensor] = {}
         self.gram: Tensor | None = None
         self.ops: set[str] = set()
         self.num_uses = 0
@@ -55,38 +62,33 @@ class ParameterStatistics:
         """
         self.num_uses += 1
         self._accumulate(self.sums, placement, values)
+        # Rows that are given to a part of an axis are counted once for the part, not for each element of it.
+        for part, size in zip(placement.part, placement.shape, strict=True):
+            if part != slice(0, size):
+                counts = counts / (part.stop - part.start)
         self._accumulate(self.counts, placement, counts)
 
-    def _accumulate(self, into: dict[tuple[int, ...], Tensor], placement: Placement, values: Tensor) -> None:
-        spread = self._in_parameter_axes(placement, values)
+    def _accumulate(self, into: dict[Key, Tensor], placement: Placement, values: Tensor) -> None:
+        spread = _in_parameter_axes(placement, values)
         term_shape = tuple(
             size if spread.shape[axis] > 1 or part != slice(0, size) else 1
-            for axis, (size, part) in enumerate(zip(self.shape, placement.part, strict=True))
+            for axis, (size, part) in enumerate(zip(placement.shape, placement.part, strict=True))
         )
         index = tuple(part if size > 1 else slice(None) for size, part in zip(term_shape, placement.part, strict=True))
-        if term_shape not in into:
-            into[term_shape] = torch.zeros(term_shape, dtype=torch.float64, device=spread.device)
-        into[term_shape][index] += spread.to(into[term_shape].device)
-
-    def _in_parameter_axes(self, placement: Placement, values: Tensor) -> Tensor:
-        repeated = [k for k, run in enumerate(placement.axes) if not run and values.shape[k] > 1]
-        if repeated:
-            values = values.sum(repeated, keepdim=True)
-        order: list[int] = []
-        sizes: list[int] = []
-        for axis, run in enumerate(placement.axes):
-            for k in run:
-                order.append(k)
-                part = placement.part[k]
-                sizes.append(part.stop - part.start if values.shape[axis] > 1 else 1)
-        rest = [k for k in range(len(self.shape)) if k not in order]
-        order += rest
-        back = sorted(range(len(order)), key=order.__getitem__)
-        return values.reshape(*sizes, *(1,) * len(rest)).permute(back)
+        key = (placement.shape, term_shape)
+        if key not in into:
+            into[key] = torch.zeros(term_shape, dtype=torch.float64, device=spread.device)
+        into[key][index] += spread.to(into[key].device)
 
     def add_gram(self, placement: Placement, gram: Tensor) -> None:
-        """Add Σ x·xᵀ of a linear weight, or of the expert that the view is of."""
+        """Add Σ x·xᵀ of a linear weight, or of the expert that the view is of; of a part of the rows it is no whole."""
         leading = [k for k, size in enumerate(self.shape[:-2]) if size > 1]
+        whole = placement.shape == self.shape and all(
+            placement.part[k] == slice(0, self.shape[k]) for k in range(max(0, len(self.shape) - 2), len(self.shape))
+        )
+        if not whole:
+            self.wants_gram, self.gram = False, None
+            return
         if self.gram is None:
             lead = tuple(self.shape[k] for k in leading)
             self.gram = torch.zeros(*lead, *gram.shape[-2:], dtype=torch.float64, device=gram.device)
@@ -94,32 +96,83 @@ class ParameterStatistics:
 
     def dump(self) -> dict[str, np.ndarray]:
         """Return everything that was summed, by a key that `fill` takes."""
-        found = {"sums " + _text(shape): value.cpu().numpy() for shape, value in self.sums.items()}
-        found |= {"counts " + _text(shape): value.cpu().numpy() for shape, value in self.counts.items()}
+        found = {f"sums {_text(key)}": value.cpu().numpy() for key, value in self.sums.items()}
+        found |= {f"counts {_text(key)}": value.cpu().numpy() for key, value in self.counts.items()}
         if self.gram is not None:
             found["gram"] = self.gram.cpu().numpy()
         return found | {f"op {op}": np.zeros(0) for op in self.ops}
 
     def fill(self, key: str, value: np.ndarray) -> None:
         """Take up what `dump` gave."""
-        if key == "gram":
+        kind, _, rest = key.partition(" ")
+        if kind == "gram":
             self.gram = torch.from_numpy(value)
-        elif key.startswith("op "):
-            self.ops.add(key[3:])
+        elif kind == "op":
+            self.ops.add(rest)
         else:
-            into = self.sums if key.startswith("sums ") else self.counts
-            into[tuple(value.shape)] = torch.from_numpy(value)
+            shape = tuple(int(size) for size in rest.partition(" ")[0].split("x") if size)
+            (self.sums if kind == "sums" else self.counts)[shape, tuple(value.shape)] = torch.from_numpy(value)
 
     def finish(self) -> Terms:
         """Return the sums as NumPy arrays; those on an accelerator are fetched."""
-        shapes = sorted(self.sums, reverse=True)
-        counts = sorted(self.counts, reverse=True)
         return Terms(
-            sums=tuple(self.sums[shape].cpu().numpy() for shape in shapes),
-            counts=tuple(self.counts[shape].cpu().numpy() for shape in counts),
+            sums=self._terms(self.sums),
+            counts=self._terms(self.counts, shared=True),
             gram=None if self.gram is None else self.gram.cpu().numpy(),
         )
 
+    def _terms(self, sums: dict[Key, Tensor], *, shared: bool = False) -> tuple[np.ndarray, ...]:
+        """Return one array for each way of use, in the parameter's own axes.
 
-def _text(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
+        `shared`: what an axis stands for is shared out among its elements rather than repeated, so that totals stay.
+        """
+        found: dict[tuple[int, ...], np.ndarray] = {}
+        for key in sorted(sums, reverse=True):
+            own = sums[key].cpu().numpy()
+            term = _joined(own, key[0], self.shape)
+            if shared:
+                term = term * (own.size / term.size)
+            found[term.shape] = found[term.shape] + term if term.shape in found else term
+        return tuple(found[shape] for shape in sorted(found, reverse=True))
+
+
+def _in_parameter_axes(placement: Placement, values: Tensor) -> Tensor:
+    """Return values that broadcast to a view with their axes in the order of the parameter's."""
+    repeated = [k for k, run in enumerate(placement.axes) if not run and values.shape[k] > 1]
+    if repeated:
+        values = values.sum(repeated, keepdim=True)
+    order: list[int] = []
+    sizes: list[int] = []
+    for axis, run in enumerate(placement.axes):
+        for k in run:
+            order.append(k)
+            part = placement.part[k]
+            sizes.append(part.stop - part.start if values.shape[axis] > 1 else 1)
+    rest = [k for k in range(len(placement.shape)) if k not in order]
+    order += rest
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return values.reshape(*sizes, *(1,) * len(rest)).permute(back)
+
+
+def _joined(term: np.ndarray, split: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """Return a sum over split axes in the axes of the parameter; an axis along which nothing varies stays 1."""
+    if split == shape:
+        return term
+    full, axis = [], 0
+    spread = list(term.shape)
+    for size in shape:
+        stop, covered = axis, 1
+        while covered < size or (stop == axis and stop < len(split)):
+            covered *= split[stop]
+            stop += 1
+        if any(term.shape[k] > 1 for k in range(axis, stop)):
+            spread[axis:stop] = split[axis:stop]
+            full.append(size)
+        else:
+            full.append(1)
+        axis = stop
+    return np.ascontiguousarray(np.broadcast_to(term, tuple(spread))).reshape(full)
+
+
+def _text(key: Key) -> str:
+    return " ".join("x".join(map(str, shape)) for shape in key)

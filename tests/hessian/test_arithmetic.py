@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sculpt.hessian import moments
-from sculpt.hessian.conversions import Step, _by_element_numbers, collapse, pull_back
+from sculpt.hessian.conversions import Step, _by_element_numbers, collapse, num_rows, pull_back
 from sculpt.hessian.placement import locate
 from sculpt.hessian.row_weights import RowWeights
 from sculpt.hessian.statistics import ParameterStatistics
@@ -27,6 +27,9 @@ VIEWS = {
     "experts flattened": lambda w: w.reshape(-1, w.shape[-1]),
     "with an axis more": lambda w: w.unsqueeze(1),
     "columns": lambda w: w[..., 1:3],
+    "rows by head": lambda w: w[1].unflatten(0, (2, 3)),
+    "heads first, transposed": lambda w: w[0].unflatten(0, (3, 2)).transpose(1, 2),
+    "one head": lambda w: w.unflatten(1, (2, 3))[:, 1],
 }
 
 
@@ -34,18 +37,18 @@ VIEWS = {
 def test_a_view_is_found_in_its_parameter(name: str) -> None:
     weight = torch.arange(3 * 6 * 4).reshape(3, 6, 4)
     view = VIEWS[name](weight)
-    placement = locate(weight.shape, view.shape, view.stride(), view.storage_offset())
+    placement = locate(tuple(weight.shape), tuple(view.shape), view.stride(), view.storage_offset())
     assert placement is not None
-    part = weight[placement.part]
+    part = weight.reshape(placement.shape)[placement.part]
     order = [axis for run in placement.axes for axis in run]
-    rest = [axis for axis in range(3) if axis not in order]
+    rest = [axis for axis in range(part.ndim) if axis not in order]
     assert torch.equal(part.permute(*order, *rest).reshape(view.shape), view)
 
 
 def test_every_second_row_is_no_box() -> None:
     weight = torch.zeros(6, 4)
     view = weight[::2]
-    assert locate(weight.shape, view.shape, view.stride(), view.storage_offset()) is None
+    assert locate(tuple(weight.shape), tuple(view.shape), view.stride(), view.storage_offset()) is None
 
 
 def test_sums_of_parts_add_up_to_the_parameter() -> None:
@@ -56,7 +59,7 @@ def test_sums_of_parts_add_up_to_the_parameter() -> None:
     for expert in (0, 2, 0):
         view = weight[expert].T
         values = generator.random((4, 1))
-        placement = locate(weight.shape, view.shape, view.stride(), view.storage_offset())
+        placement = locate(tuple(weight.shape), tuple(view.shape), view.stride(), view.storage_offset())
         assert placement is not None
         statistics.add(placement, torch.from_numpy(values), torch.ones(1, 1, dtype=torch.float64))
         expected[expert] += values.T
@@ -64,6 +67,33 @@ def test_sums_of_parts_add_up_to_the_parameter() -> None:
     assert [term.shape for term in terms.sums] == [(3, 1, 4)]
     np.testing.assert_array_equal(np.broadcast_to(terms.sums[0], expected.shape), expected)
     assert terms.counts[0].reshape(-1).tolist() == [2, 0, 1]
+
+
+def test_heads_with_inputs_of_their_own_join_to_rows() -> None:
+    weight = torch.zeros(6, 4)
+    statistics = ParameterStatistics("w", weight.shape)
+    heads = weight.unflatten(0, (2, 3)).transpose(1, 2)  # (heads, in, out)
+    placement = locate((6, 4), tuple(heads.shape), heads.stride(), 0)
+    assert placement is not None
+    values = torch.arange(8, dtype=torch.float64).reshape(2, 4, 1)
+    statistics.add(placement, values, torch.full((2, 1, 1), 5, dtype=torch.float64))
+    terms = statistics.finish()
+    assert [term.tolist() for term in terms.sums] == [[[0, 1, 2, 3]] * 3 + [[4, 5, 6, 7]] * 3]
+    assert num_rows(terms) == 10
+
+
+def test_a_part_of_the_rows_counts_its_inputs_once() -> None:
+    weight = torch.zeros(6, 4)
+    statistics = ParameterStatistics("w", weight.shape)
+    for start, stop, value in ((0, 2, 1.0), (2, 6, 3.0)):
+        view = weight[start:stop]
+        placement = locate((6, 4), tuple(view.shape), view.stride(), view.storage_offset())
+        assert placement is not None
+        sums = torch.full((1, 4), value, dtype=torch.float64)
+        statistics.add(placement, sums, torch.full((1, 1), 7, dtype=torch.float64))
+    terms = statistics.finish()
+    assert [term.tolist() for term in terms.sums] == [[[1.0] * 4] * 2 + [[3.0] * 4] * 4]
+    assert num_rows(terms) == 14
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
