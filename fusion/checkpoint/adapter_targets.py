@@ -73,7 +73,7 @@ class _Resolver:
         if info is not None:
             return Parameter(shape=info.shape, places=(Place(tensor=name),))
         try:
-            return self._names.parameters.get(name)
+            return self._names.find(name)
         except (CheckpointError, ImportError):
             return None  # the checkpoint's own names are all there is
 

@@ -88,24 +88,22 @@ class ModelNames:
         """Return the groups of a convolution."""
         return self._model.get_submodule(module).groups
 
+    def find(self, name: str) -> Parameter | None:
+        """Return a parameter by its name in the model, or by one that transformers renames on loading."""
+        known = self.parameters
+        return known.get(name) or known.get(self._rename(name)[0])
+
     @cached_property
     def parameters(self) -> Mapping[str, Parameter]:
         """Parameter name to the tensors that make it; those that no tensor makes are left out."""
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+        from transformers.core_model_loading import dot_natural_key
 
-        model, tensors = self._model, self._checkpoint.tensors
-        mapping = get_model_conversion_mapping(model)
-        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-        by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
-        state = model.state_dict()
+        tensors, state = self._checkpoint.tensors, self._state
+        by_pattern = {pattern: entry for entry in self._rules[1] for pattern in entry.source_patterns}
         found: dict[str, Parameter] = {}
         collected: dict[str, tuple[Any, dict[str, list[str]]]] = {}
         for name in sorted(tensors, key=dot_natural_key):
-            target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
-            if target not in state and name in state:
-                target, pattern = name, None
+            target, pattern = self._rename(name)
             if target not in state:
                 continue
             if pattern is None:
@@ -118,6 +116,28 @@ class ModelNames:
             if places:
                 found[target] = Parameter(shape=tuple(state[target].shape), places=places)
         return found
+
+    @cached_property
+    def _state(self) -> Mapping[str, Any]:
+        return self._model.state_dict()
+
+    @cached_property
+    def _rules(self) -> tuple[list[Any], list[Any]]:
+        """Renamings and converters of the model."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        mapping = get_model_conversion_mapping(self._model)
+        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        return renamings, [entry for entry in mapping if isinstance(entry, WeightConverter)]
+
+    def _rename(self, name: str) -> tuple[str, str | None]:
+        """Return the model's name of a checkpoint's tensor, and the converter's pattern that it matched."""
+        from transformers.core_model_loading import rename_source_key
+
+        state = self._state
+        found = rename_source_key(name, *self._rules, self._model.base_model_prefix, state)  # pyright: ignore[reportArgumentType]
+        return (name, None) if found[0] not in state and name in state else found
 
     def _places(self, converter: Any, sources: Mapping[str, list[str]]) -> Iterator[Place]:
         """Yield the parts of a parameter that is stacked from experts, joined from tensors, or both."""

@@ -306,6 +306,32 @@ def test_an_output_that_the_base_ties_is_not_merged_into_the_embeddings(tmp_path
         open_checkpoint(adapter, base)
 
 
+def test_old_and_new_names_of_a_model_find_each_other(tmp_path):
+    base, adapter, _ = make_pair(tmp_path, *CASES["llava"])
+    expected = {name: values(open_checkpoint(adapter, base), name) for name in Checkpoint(base).tensors}
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(base)
+    renamed = Path(shutil.copytree(base, tmp_path / "renamed", ignore=shutil.ignore_patterns("*safetensors*")))
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, renamed / "model.safetensors")
+
+    def to_old_names(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            module = name.removeprefix("base_model.model.").removeprefix("model.")
+            module = module.replace("language_model.", "language_model.model.")
+            tensors[f"base_model.model.{module}"] = tensors.pop(name)
+
+    edit_weights(adapter, to_old_names)
+    for folder in (base, renamed):
+        tuned = open_checkpoint(adapter, folder)
+        for name, value in expected.items():
+            new = name if folder == base else to_new_name(name)
+            assert np.array_equal(values(tuned, new), value), new
+
+
+def to_new_name(name: str) -> str:
+    name = name.replace("language_model.lm_head", "lm_head").replace("language_model.model.", "model.language_model.")
+    return name if name.startswith(("lm_head", "model.")) else f"model.{name}"
+
+
 def test_an_attention_module_of_torch_is_refused(tmp_path):
     base, adapter, _ = make_pair(tmp_path, Convolutions, {"target_modules": ["attention"]})
     with pytest.raises(CheckpointError, match="`MultiheadAttention` `attention`"):
