@@ -61,10 +61,24 @@ class Merging:
     normalize: bool = False
     by_number: bool = False
 
+    @property
+    def sole(self) -> int | None:
+        """The model that alone has a part in the result, if there is one: a weight of 0 takes the others out."""
+        parts = [k for k, weight in enumerate(self.weights) if weight != 0]
+        counts = len(self.weights) > 1 and self.election == "unweighted"  # then all have a vote
+        return parts[0] if len(parts) == 1 and not counts else None
+
+    @property
+    def sole_factor(self) -> float | None:
+        """By what the delta of the sole model is multiplied, or None."""
+        if self.sole is None:
+            return None
+        return 1.0 if self.normalize and not self.by_number else self.weights[self.sole]
+
     def merge(self, deltas: Sequence[Any]) -> tuple[Any, list[Any]]:
         """Return the merged delta, shape (n,), and where each model had a part in it."""
         xp = array_namespace(deltas[0])
-        parts = [delta != 0 for delta in deltas]
+        parts = [(delta != 0) & (weight != 0) for delta, weight in zip(deltas, self.weights, strict=True)]
         divisor: Any = sum(self.weights)
         if self.election is not None:
             parts = agreeing(deltas, self.weights, self.election)

@@ -62,7 +62,7 @@ class Breadcrumbs(Method):
     @property
     def identity(self) -> Literal["base", "tuned"] | None:
         """The base where nothing is kept, the tuned model where all is."""
-        return identity_of(self.scale, as_tuple(self.weights), as_tuple(self.density), normalize=self.normalize)
+        return identity_of(self.scale, self.merging, as_tuple(self.density))
 
     @property
     def merging(self) -> Merging:

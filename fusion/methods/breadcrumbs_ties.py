@@ -54,9 +54,19 @@ class BreadcrumbsTies(Method):
         one_of("rescale", self.rescale, get_args(Rescale))
 
     @property
+    def merging(self) -> Merging:
+        """How the models' deltas become one."""
+        return Merging(
+            weights=as_tuple(self.weights),
+            election=self.election,
+            normalize=self.normalize,
+            by_number=self.election == "unweighted",
+        )
+
+    @property
     def identity(self) -> Literal["base", "tuned"] | None:
         """The base where nothing is kept, the tuned model where all is."""
-        return identity_of(self.scale, as_tuple(self.weights), as_tuple(self.density), normalize=self.normalize)
+        return identity_of(self.scale, self.merging, as_tuple(self.density))
 
     def reduce(self, num_elements: int) -> Reduction:
         """Find the magnitudes between which deltas are kept."""
@@ -65,10 +75,4 @@ class BreadcrumbsTies(Method):
             return scaling((0.0,) * len(weights))
         densities, gammas = (spread(o, getattr(self, o), len(weights)) for o in ("density", "gamma"))
         counts = [band(num_elements, density, gamma) for density, gamma in zip(densities, gammas, strict=True)]
-        merging = Merging(
-            weights=weights,
-            election=self.election,
-            normalize=self.normalize,
-            by_number=self.election == "unweighted",
-        )
-        return (yield from trimming(counts, num_elements, merging, self.scale, self.rescale))
+        return (yield from trimming(counts, num_elements, self.merging, self.scale, self.rescale))

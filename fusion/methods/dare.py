@@ -22,6 +22,7 @@ from ..tile import Tile
 from .checks import as_tuple, at_least_zero, each, finite, fraction, one_of, spread
 from .method import Fused, Map, Method, Pass, PerModel, Reduction
 from .task_arithmetic import add_scaled, identity_of, scaling
+from .trim import merge_kept
 
 Rescale = Literal["probability", "l1", "none"]
 
@@ -59,16 +60,7 @@ def drop_and_merge(
     tile: Tile, keeps: tuple[float, ...], factors: tuple[float, ...], merging: Merging, scale: float
 ) -> Fused:
     """Return `base + scale·merged` of the survivors times their factors; the base's bits where none has a part."""
-    xp = array_namespace(tile.base)
-    sparse = [factor * delta for factor, delta in zip(factors, survivors(tile, keeps), strict=True)]
-    merged, parts = merging.merge(sparse)
-    kept = parts[0]
-    for part in parts[1:]:
-        kept = kept | part
-    values = xp.where(kept, tile.base + scale * merged, tile.base)
-    if len(parts) == 1 and factors[0] * scale * (1.0 if merging.normalize else merging.weights[0]) == 1:
-        values = xp.where(kept, tile.tuned[0], tile.base)
-    return Fused(values=values, kept=kept)
+    return merge_kept(tile, survivors(tile, keeps), factors, merging, scale)
 
 
 def factors_of(rescale: Rescale, keeps: tuple[float, ...]):

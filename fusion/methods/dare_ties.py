@@ -18,6 +18,7 @@ from .checks import as_tuple, at_least_zero, each, finite, fraction, one_of, spr
 from .dare import Rescale, drop_and_merge, factors_of
 from .method import Map, Method, PerModel, Reduction
 from .task_arithmetic import add_scaled
+from .trim import identity_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,26 +56,25 @@ class DareTies(Method):
         one_of("rescale", self.rescale, get_args(Rescale))
 
     @property
+    def merging(self) -> Merging:
+        """How the models' deltas become one."""
+        return Merging(
+            weights=as_tuple(self.weights),
+            election=self.election,
+            normalize=self.normalize,
+            by_number=self.election == "unweighted",
+        )
+
+    @property
     def identity(self) -> Literal["base", "tuned"] | None:
         """The base where nothing is added; the tuned model where it is alone, whole and added once."""
-        weights, sparsity = as_tuple(self.weights), as_tuple(self.sparsity)
-        if self.scale == 0 or not any(weights) or min(sparsity) == 1:
-            return "base"
-        whole = self.scale == 1 and len(weights) == 1 and (self.normalize or weights[0] == 1)
-        return "tuned" if whole and max(sparsity) == 0 else None
+        return identity_of(self.scale, self.merging, tuple(1 - p for p in as_tuple(self.sparsity)))
 
     def reduce(self, num_elements: int) -> Reduction:  # noqa: ARG002 (only `l1` looks at the tensor)
         """Return the map; sum the deltas first where they are rescaled to their L1 norm."""
         yield from ()
         if self.identity == "base":
             return Map(function=add_scaled, arguments=(0.0,))
-        weights = as_tuple(self.weights)
-        keeps = tuple(1 - p for p in spread("sparsity", self.sparsity, len(weights)))
+        keeps = tuple(1 - p for p in spread("sparsity", self.sparsity, len(self.merging.weights)))
         factors = yield from factors_of(self.rescale, keeps)
-        merging = Merging(
-            weights=weights,
-            election=self.election,
-            normalize=self.normalize,
-            by_number=self.election == "unweighted",
-        )
-        return Map(function=drop_and_merge, arguments=(keeps, factors, merging, self.scale))
+        return Map(function=drop_and_merge, arguments=(keeps, factors, self.merging, self.scale))

@@ -69,7 +69,7 @@ def prune_and_merge(
     deltas = pruned(tile, keeps, by_probability=factors is None)
     if factors is None and all(density == 1 for density, _ in keeps):
         factors = (1.0,) * len(keeps)
-    return merge_kept(tile, deltas, factors or (1.0,) * len(keeps), merging, scale)
+    return merge_kept(tile, deltas, factors, merging, scale)
 
 
 def check_window(density: PerModel, epsilon: PerModel) -> None:
@@ -129,9 +129,19 @@ class Della(Method):
         one_of("rescale", self.rescale, get_args(Rescale))
 
     @property
+    def merging(self) -> Merging:
+        """How the models' deltas become one."""
+        return Merging(
+            weights=as_tuple(self.weights),
+            election=self.election,
+            normalize=self.normalize,
+            by_number=self.election == "unweighted",
+        )
+
+    @property
     def identity(self) -> Literal["base", "tuned"] | None:
         """The base where nothing is kept, the tuned model where all is."""
-        return identity_of(self.scale, as_tuple(self.weights), as_tuple(self.density), normalize=self.normalize)
+        return identity_of(self.scale, self.merging, as_tuple(self.density))
 
     def grain(self, shape: tuple[int, ...], curvature: Curvature | None) -> int:  # noqa: ARG002
         """Return a row's length: ranks are within it."""
@@ -143,10 +153,4 @@ class Della(Method):
         if self.identity == "base":
             return scaling((0.0,) * len(weights))
         options = [spread(o, getattr(self, o), len(weights)) for o in ("density", "epsilon")]
-        merging = Merging(
-            weights=weights,
-            election=self.election,
-            normalize=self.normalize,
-            by_number=self.election == "unweighted",
-        )
-        return (yield from pruning(tuple(zip(*options, strict=True)), merging, self.scale, self.rescale))
+        return (yield from pruning(tuple(zip(*options, strict=True)), self.merging, self.scale, self.rescale))

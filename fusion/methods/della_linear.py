@@ -55,9 +55,14 @@ class DellaLinear(Method):
         one_of("rescale", self.rescale, get_args(Rescale))
 
     @property
+    def merging(self) -> Merging:
+        """How the models' deltas become one."""
+        return Merging(weights=as_tuple(self.weights), normalize=self.normalize)
+
+    @property
     def identity(self) -> Literal["base", "tuned"] | None:
         """The base where nothing is kept, the tuned model where all is."""
-        return identity_of(self.scale, as_tuple(self.weights), as_tuple(self.density), normalize=self.normalize)
+        return identity_of(self.scale, self.merging, as_tuple(self.density))
 
     def grain(self, shape: tuple[int, ...], curvature: Curvature | None) -> int:  # noqa: ARG002
         """Return a row's length: ranks are within it."""
@@ -69,5 +74,4 @@ class DellaLinear(Method):
         if self.identity == "base":
             return scaling((0.0,) * len(weights))
         options = [spread(o, getattr(self, o), len(weights)) for o in ("density", "epsilon")]
-        merging = Merging(weights=weights, normalize=self.normalize)
-        return (yield from pruning(tuple(zip(*options, strict=True)), merging, self.scale, self.rescale))
+        return (yield from pruning(tuple(zip(*options, strict=True)), self.merging, self.scale, self.rescale))

@@ -51,9 +51,14 @@ class Magnitude(Method):
         one_of("scope", self.scope, get_args(Scope))
 
     @property
+    def merging(self) -> Merging:
+        """How the models' deltas become one."""
+        return Merging(weights=as_tuple(self.weights), normalize=self.normalize)
+
+    @property
     def identity(self) -> Literal["base", "tuned"] | None:
         """The base where nothing is kept, the tuned model where all is."""
-        return identity_of(self.scale, as_tuple(self.weights), as_tuple(self.density), normalize=self.normalize)
+        return identity_of(self.scale, self.merging, as_tuple(self.density))
 
     def reduce(self, num_elements: int) -> Reduction:
         """Find the smallest magnitude that is kept."""
@@ -62,5 +67,4 @@ class Magnitude(Method):
             return scaling((0.0,) * len(weights))
         densities = spread("density", self.density, len(weights))
         counts = [(int(density * num_elements), 0) for density in densities]
-        merging = Merging(weights=weights, normalize=self.normalize)
-        return (yield from trimming(counts, num_elements, merging, self.scale, self.rescale))
+        return (yield from trimming(counts, num_elements, self.merging, self.scale, self.rescale))

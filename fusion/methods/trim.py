@@ -41,22 +41,28 @@ def l1_kept(tile: Tile, ranges: tuple[Range, ...]) -> Any:
     return xp.stack([block_sums(row) for row in (*sizes, *kept)])
 
 
-def merge_kept(tile: Tile, deltas: Sequence[Any], factors: Sequence[float], merging: Merging, scale: float) -> Fused:
+def merge_kept(
+    tile: Tile, deltas: Sequence[Any], factors: Sequence[float] | None, merging: Merging, scale: float
+) -> Fused:
     """Return `base + scale·merged` of kept deltas times their factors; the base's bits where none has a part.
 
-    Of one model whose deltas are taken as they are, the kept have the tuned model's bits.
+    Where one model alone has a part, and its deltas are taken as they are, the kept have its bits.
 
     Args:
         deltas: One array a model, zero where it is dropped.
+        factors: One a model, or None for deltas that have been rescaled one by one.
     """
     xp = array_namespace(tile.base)
-    merged, parts = merging.merge([factor * delta for factor, delta in zip(factors, deltas, strict=True)])
+    if factors is not None:
+        deltas = [factor * delta for factor, delta in zip(factors, deltas, strict=True)]
+    merged, parts = merging.merge(deltas)
     kept = parts[0]
     for part in parts[1:]:
         kept = kept | part
     values = xp.where(kept, tile.base + scale * merged, tile.base)
-    if len(parts) == 1 and factors[0] * scale * (1.0 if merging.normalize else merging.weights[0]) == 1:
-        values = xp.where(kept, tile.tuned[0], tile.base)
+    sole, factor = merging.sole, merging.sole_factor
+    if factors is not None and sole is not None and factor is not None and factors[sole] * scale * factor == 1:
+        values = xp.where(kept, tile.tuned[sole], tile.base)
     return Fused(values=values, kept=kept)
 
 
@@ -89,14 +95,12 @@ def trimming(
     return Map(function=trim_and_merge, arguments=(ranges, factors, merging, scale))
 
 
-def identity_of(
-    scale: float, weights: tuple[float, ...], density: tuple[float, ...], *, normalize: bool
-) -> Literal["base", "tuned"] | None:
+def identity_of(scale: float, merging: Merging, density: tuple[float, ...]) -> Literal["base", "tuned"] | None:
     """Return the input that is left as it is where a fraction `density` of the deltas is kept and none is rescaled."""
-    if scale == 0 or not any(weights) or max(density) == 0:
+    if scale == 0 or not any(merging.weights) or max(density) == 0:
         return "base"
-    whole = min(density) == 1 and len(weights) == 1 and scale * (1.0 if normalize else weights[0]) == 1
-    return "tuned" if whole else None
+    factor = merging.sole_factor if merging.sole == 0 else None
+    return "tuned" if min(density) == 1 and factor is not None and scale * factor == 1 else None
 
 
 __all__ = ["NOTHING", "Rescale", "identity_of", "magnitudes", "merge_kept", "trim_and_merge", "trimming"]
