@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-COMPILED_FROM = 1 << 22  # multiplications; below, NumPy is done before Numba is imported
+COMPILED_FROM = 1 << 24  # multiplications of a whole product; below, NumPy is done before Numba is imported
 KERNEL_COLUMNS = 1024  # a run of float64 sums that stays in the first-level cache
 
 
@@ -41,8 +41,7 @@ class LowRank:
     def delta(self, start: int, stop: int) -> np.ndarray:
         """Return elements `start … stop − 1` of the flattened δ, float32."""
         out = np.empty(stop - start, np.float32)
-        rank = self.left.shape[2]
-        multiply = _compiled() if (stop - start) * rank >= COMPILED_FROM else _multiply
+        multiply = _compiled() if self.left.size * self.shape[2] >= COMPILED_FROM else _multiply
         done = 0
         for expert, rows, columns in self._pieces(start, stop):
             count = (rows.stop - rows.start) * (columns.stop - columns.start)
