@@ -3,19 +3,57 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from ..evaluate.conftest import llama, save
-from .test_commands import sculpt
 
+Sculpt = Callable[..., "Done"]
 SUITE = """
 pretrained:
   prose: {scorer: perplexity, file: prose.jsonl}
 target:
   quiz: {scorer: multiple-choice, file: quiz.jsonl}
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What a command left behind."""
+
+    returncode: object
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def sculpt(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """Return what runs a command line in this process: importing torch again for each would take minutes."""
+    from sculpt.cli.app import main
+
+    def run(*arguments: str | Path, cwd: Path) -> Done:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["sculpt", *map(str, arguments)])
+        monkeypatch.setattr(os, "environ", os.environ.copy())
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        capfd.readouterr()
+        try:
+            with pytest.raises(SystemExit) as left:
+                main()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        told = capfd.readouterr()
+        return Done(returncode=left.value.code or 0, stdout=told.out, stderr=told.err)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +69,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_json_holds_each_task_and_the_means(home: Path) -> None:
+def test_json_holds_each_task_and_the_means(sculpt: Sculpt, home: Path) -> None:
     done = sculpt("eval", "base", "--suite", "suite.yaml", "--device", "cpu", "--json", cwd=home)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -41,14 +79,14 @@ def test_json_holds_each_task_and_the_means(home: Path) -> None:
     assert found["tasks"][0]["figures"]["perplexity"] > 1
 
 
-def test_people_see_a_table(home: Path) -> None:
+def test_people_see_a_table(sculpt: Sculpt, home: Path) -> None:
     done = sculpt("eval", "base", "--suite", "suite.yaml", "--device", "cpu", cwd=home)
     assert done.stdout == ""
     for part in ("prose", "multiple-choice", "33.33", "H-score"):
         assert part in done.stderr
 
 
-def test_a_gate_that_is_passed_exits_0_and_one_that_is_not_exits_1(home: Path) -> None:
+def test_a_gate_that_is_passed_exits_0_and_one_that_is_not_exits_1(sculpt: Sculpt, home: Path) -> None:
     arguments = ("gate", "base", "--suite", "suite.yaml", "--device", "cpu", "--base", "base")
     passed = sculpt(*arguments, "--min", "h-score=0.9*base", "--min", "quiz=33", cwd=home)
     assert passed.returncode == 0, passed.stderr
@@ -67,7 +105,70 @@ def test_a_gate_that_is_passed_exits_0_and_one_that_is_not_exits_1(home: Path) -
         ("quiz", "error: `quiz` is no limit\n"),
     ],
 )
-def test_a_gate_that_cannot_be_judged_is_refused_before_a_model_is_loaded(limit: str, told: str, home: Path) -> None:
+def test_a_gate_that_cannot_be_judged_is_refused_before_a_model_is_loaded(
+    limit: str, told: str, sculpt: Sculpt, home: Path
+) -> None:
     done = sculpt("gate", "nowhere", "--suite", "suite.yaml", "--min", limit, cwd=home)
     assert done.returncode == 1
     assert done.stderr.startswith(told), done.stderr
+
+
+@pytest.fixture(scope="module")
+def tuned(home: Path) -> Path:
+    """The same model, moved by noise."""
+    import torch
+
+    model = llama(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.1
+    return save(model, home / "sft")
+
+
+def test_a_sweep_shows_its_points_and_writes_the_one_that_is_picked(sculpt: Sculpt, home: Path, tuned: Path) -> None:
+    arguments = ("sweep", "base", "sft", "--suite", "suite.yaml", "--device", "cpu", "--no-calibration")
+    done = sculpt(*arguments, "--gamma", "0:1:0.5", "--pick", "avg", "-o", "out", "--json", cwd=home)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [(p["family"], p["strength"]) for p in found["points"]][2:] == [("adadare", s) for s in (0.0, 0.5, 1.0)]
+    best = max(found["points"][2:], key=lambda p: p["measures"]["avg"])
+    assert found["picked"]["strength"] == best["strength"]
+    scored = json.loads(
+        sculpt("eval", "out/fused", "--suite", "suite.yaml", "--device", "cpu", "--json", cwd=home).stdout
+    )
+    assert scored["measures"] == best["measures"]
+    manifest = json.loads((home / "out/fused/sculpt-manifest.json").read_text())
+    assert manifest["options"]["gamma"] == best["strength"]
+    assert manifest["command"].startswith("sculpt sweep base sft")
+    assert (home / "out/sweep.csv").read_text().count("\n") == 6
+    for part in ("H-score against strength", "to set the weights"):
+        assert part in done.stderr
+    again = sculpt(*arguments, "--pick", "avg", "-o", "out", cwd=home)
+    assert again.returncode == 1
+    assert again.stderr.startswith("error: `out` holds a sweep")
+
+
+def test_a_pick_that_no_point_reaches_writes_no_model(sculpt: Sculpt, home: Path, tuned: Path) -> None:
+    done = sculpt(
+        *("sweep", "base", "sft", "--suite", "suite.yaml", "--device", "cpu", "--method", "task-arithmetic"),
+        *("--gamma", "0.5", "--pick", "quiz=100", "-o", "none"),
+        cwd=home,
+    )
+    assert done.returncode == 1
+    assert "error: no point of the sweep keeps `quiz=100`" in done.stderr
+    assert not (home / "none/fused").exists()
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; sys.argv = ['sculpt', *sys.argv[1:]]\n"
+        "from sculpt.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'numba', 'matplotlib', 'jinja2'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    for command in ("eval", "gate", "sweep", "bound"):
+        done = subprocess.run([sys.executable, "-c", script, command, "--help"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert f"sculpt {command}" in done.stdout

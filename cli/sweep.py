@@ -1,0 +1,238 @@
+"""`sculpt sweep`: which strength, by what the fused models score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .evaluate import ScoringOptions, SuiteFile, quiet_libraries
+from .flags import with_options
+from .fuse import command_line
+from .options import (
+    AsJson,
+    BasePath,
+    CalibrationOptions,
+    OutputOptions,
+    RunOptions,
+    SelectionOptions,
+    TunedPath,
+    settings_of,
+)
+
+if TYPE_CHECKING:
+    from ..evaluate.live_fuse import LiveFuse
+    from ..evaluate.suite import Suite
+    from ..evaluate.sweep import Point, Sweep
+
+HELP = """Score fused models of many strengths, and sparsities, without writing one; then choose and write the best.
+
+Calibration and reductions are done once; a point costs a pass over the weights in memory and an evaluation. What is
+scored has the bits that `sculpt fuse` would write. Any method's strength can be swept, several side by side.
+
+**Examples**
+
+    sculpt sweep base/ sft/ --suite suite.yaml --gamma 0.3:1.0:0.1
+
+    sculpt sweep base/ sft/ --suite suite.yaml --sparsity 0.8,0.9,0.95 --method adadare --method dare
+
+    sculpt sweep base/ sft/ --suite suite.yaml --gamma auto --pick h-score -o sweep/
+
+    sculpt sweep base/ sft/ --suite suite.yaml --pick 'target>=0.97*tuned' --per-block -o sweep/
+"""
+DEFAULT_GRID = "0.3:1.0:0.1"
+DEFAULT_PICK = ("h-score", "target", "pretrained")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridOptions:
+    """What is tried.
+
+    Attributes:
+        sparsity: Drop rates, such as 0.8,0.9,0.95, for methods that drop. Default: the method's own.
+        per_block: Try a γ for each block beside one for all, at the same expected distance to the base (AdaDARE-γ).
+        pick: Choose and write a model, by h-score, avg or a task; or target>=0.97*tuned, the best `pretrained` within.
+    """
+
+    gamma: Annotated[
+        str,
+        typer.Option(
+            "--gamma",
+            help="Strengths: start:stop:step, a list, or `auto` for a search by golden section.",
+            rich_help_panel="What is tried",
+        ),
+    ] = DEFAULT_GRID
+    sparsity: str | None = None
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            help="A method, with options as in `adadare:allocation=exact`; repeatable. Default: adadare.",
+            rich_help_panel="What is tried",
+        ),
+    ] = None
+    per_block: bool = False
+    pick: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRunOptions:
+    """How it is run.
+
+    Attributes:
+        seed: Of masks and calibration.
+        threads: CPU threads. Default: all cores.
+    """
+
+    seed: int = 0
+    threads: int | None = None
+
+
+def sweep(
+    base: BasePath,
+    tuned: TunedPath,
+    suite: SuiteFile,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for CSV, JSON, charts and, in `fused`, the model.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of an earlier sweep.")] = False,
+    json: AsJson = False,
+    *,
+    grid: GridOptions,
+    curvature: CalibrationOptions,
+    scoring: ScoringOptions,
+    selection: SelectionOptions,
+    run: SweepRunOptions,
+) -> None:
+    """Run a sweep, show it, and write what was asked for."""
+    quiet_libraries()
+    from ..api import default_output, prepare_fuse, statistics
+    from ..evaluate.choice import Pick
+    from ..evaluate.live_fuse import LiveFuse, held_curvature
+    from ..evaluate.strengths import Family, parse_grid
+    from ..evaluate.suite import read_suite
+    from ..evaluate.sweep import Grid, run_sweep
+    from .console import print_json, progress_bar, say
+
+    read = read_suite(suite)
+    known = read.measures()
+    pick = Pick.parse(grid.pick or next(name for name in DEFAULT_PICK if name in known), known)
+    wanted = Grid(
+        families=tuple(Family.parse(text) for text in grid.method or ["adadare"]),
+        strengths=None if grid.gamma == "auto" else parse_grid(grid.gamma),
+        sparsities=parse_grid(grid.sparsity) if grid.sparsity else (),
+        per_block=grid.per_block,
+    )
+    folder = output or (default_output(tuned).with_name(f"{tuned.resolve().name}-sweep") if grid.pick else None)
+    if folder is not None:
+        _refuse_results(folder, overwrite)
+    methods = [family.at(0.5) for family in wanted.families]
+    prepared = prepare_fuse(
+        base,
+        tuned,
+        output=None if folder is None else folder / "fused",
+        method=max(methods, key=lambda method: (method.uses_curvature, method.needs_gram)),
+        settings=settings_of(
+            OutputOptions(), selection, RunOptions(seed=run.seed, device=scoring.device, threads=run.threads)
+        ),
+        overwrite=overwrite or grid.pick is None,
+    )
+    with (
+        progress_bar("calibrating", unit="steps") as report,
+        statistics(prepared, curvature.calibration(scoring.device, run.seed), progress=report) as found,
+    ):
+        held, provenance = held_curvature(found), found.provenance
+    live = LiveFuse(prepared, held, device=scoring.device, dtype=scoring.dtype)
+    with progress_bar("sweeping", unit="points") as report:
+        swept = run_sweep(live, read, wanted, pick, batch_size=scoring.batch_size, progress=report)
+    content = {"suite": read.name, "seed": run.seed, "points": [point.as_json() for point in swept.points]}
+    show(swept, read)
+    if folder is not None:
+        _write_results(folder, swept, content)
+    if grid.pick:
+        best = swept.best(pick)
+        _write_model(live, best, provenance, overwrite)
+        say(f"{grid.pick}: {best.label} with strength {best.strength:.4g}, written to {prepared.output}")
+        content["picked"] = best.as_json()
+    if json:
+        print_json(content)
+
+
+def _refuse_results(folder: Path, overwrite: bool) -> None:
+    from ..fusion.errors import OutputError
+
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"`{folder}` is a file, not a folder")
+    if (folder / "sweep.json").exists() and not overwrite:
+        raise OutputError(f"`{folder}` holds a sweep", hint="`--overwrite` replaces it, `-o` names another folder")
+
+
+def _write_results(folder: Path, swept: Sweep, content: dict[str, object]) -> None:
+    """Write table and figures, and charts where matplotlib is installed."""
+    import json
+
+    from ..evaluate.charts import draw
+    from ..fusion.errors import ModelError
+    from .console import say
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sweep.csv").write_text(swept.as_csv(), encoding="utf-8")
+    try:
+        draw(swept, [folder / "sweep.png", folder / "sweep.svg"])
+    except ModelError as error:
+        say(f"note: {error.message}; {error.hint}")
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
+    (folder / "sweep.json").write_text(text + "\n", encoding="utf-8")
+    say(f"wrote table and figures to {folder}")
+
+
+def _write_model(live: LiveFuse, best: Point, provenance: dict[str, object] | None, overwrite: bool) -> None:
+    from .console import progress_bar
+
+    with progress_bar("fusing") as report:
+        live.write(
+            best.method,
+            best.blocks,
+            provenance=provenance,
+            command=command_line(),
+            overwrite=overwrite,
+            progress=report,
+        )
+
+
+def show(swept: Sweep, suite: Suite) -> None:
+    """Print every point, and the curves as a chart."""
+    from ..evaluate.charts import TITLES, by_strength, shown_measures, terminal_chart
+    from .console import console, say, table
+
+    measures = [name for name in ("target", "pretrained", "avg", "h-score") if name in swept.points[0].scores.measures]
+    rows = [[*_point(point), *(f"{point.scores.measures[name]:.2f}" for name in measures)] for point in swept.points]
+    table(f"sweep: {suite.name}", ["model", "strength", "dropped", "L1 distance", *measures], rows)
+    for measure in shown_measures(swept):
+        chart = terminal_chart(by_strength(swept, measure), x="strength")
+        say("")
+        say(f"{TITLES[measure]} against strength")
+        console.print(chart, markup=False, highlight=False, soft_wrap=True)
+    fuse = sum(point.fuse_seconds for point in swept.tried) / len(swept.tried)
+    score = sum(point.score_seconds for point in swept.tried) / len(swept.tried)
+    say(f"a point took {fuse:.2f} s to set the weights and {score:.2f} s to score them")
+
+
+def _point(point: Point) -> list[str]:
+    if point.is_reference:
+        return [point.family, "–", "–", f"{point.distance.l1:.4g}"]
+    return [point.label, f"{point.strength:.3f}", f"{point.distance.sparsity:.2%}", f"{point.distance.l1:.4g}"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add `sweep`."""
+    groups: dict[str, tuple[type, str]] = {
+        "grid": (GridOptions, "What is tried"),
+        "curvature": (CalibrationOptions, "Curvature"),
+        "scoring": (ScoringOptions, "Scoring"),
+        "selection": (SelectionOptions, "Selection and disagreements"),
+        "run": (SweepRunOptions, "Run"),
+    }
+    app.command("sweep", help=HELP)(with_options(**groups)(sweep))

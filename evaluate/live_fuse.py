@@ -1,0 +1,182 @@
+"""A pair of checkpoints behind one running model: any method's result is set in place and scored, nothing is written.
+
+The model's weights are those that `sculpt fuse` would write with the same method, bit for bit: it is the same loop,
+into memory. Calibration and the methods' reductions are done once for all strengths.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..api import Statistics
+from ..fusion.backend import Backend
+from ..fusion.curvature import Curvature
+from ..fusion.fuse import Prepared, execute, prepare_plan
+from ..fusion.in_memory import FusedTensors, RememberingBackend, fuse_in_memory
+from ..fusion.manifest import Manifest
+from ..fusion.methods import Method
+from ..fusion.names import block_of
+from ..fusion.plan import Plan, make_plan
+from ..fusion.run import Progress
+from ..hessian.names import Recipe
+from ..hessian.skeleton import build
+from .live_model import LiveModel, load_model
+
+BlockStrengths = Mapping[str, float]  # block to γ
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """How far a fused model is from its base: realised, and for AdaDARE-γ its share of kept deltas."""
+
+    l1: float
+    sparsity: float
+
+
+class LiveFuse:
+    """Sets fused weights in a live model.
+
+    Attributes:
+        live: The model; its weights are the tuned model's at first.
+        seconds: Spent on fusing so far.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        curvature: Mapping[str, Curvature] | None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        backend: Backend | None = None,
+    ) -> None:
+        tuned = prepared.plan.tuned[0]
+        self.prepared = prepared
+        self.curvature = curvature
+        self.seconds = 0.0
+        self.backend = RememberingBackend(backend or prepared.backend())
+        self.live: LiveModel = load_model(tuned.folder or tuned.path.parent, device=device, dtype=dtype)
+        self._recipes = self._find_recipes()
+
+    def _find_recipes(self) -> tuple[Recipe, ...]:
+        """Return how output tensors become parameters: those of the side whose configuration the output has."""
+        plan, settings = self.prepared.plan, self.prepared.settings
+        side = plan.base if settings.config_from == "base" else plan.tuned[0]
+        skeleton = build(
+            side, auto_class=None, dtype=torch.float32, device=torch.device("cpu"), seed=0, trust_remote_code=False
+        )
+        return skeleton.names.recipes
+
+    def plan_of(self, method: Method, blocks: BlockStrengths | None = None) -> Plan:
+        """Return the plan of a fuse by this method, with a γ for each block where that is given."""
+        plan, settings = self.prepared.plan, self.prepared.settings
+        made = make_plan(
+            plan.base,
+            plan.tuned,
+            method=method,
+            selection=settings.selection,
+            policies=settings.policies,
+            config_from=settings.config_from,
+            dtype=settings.dtype,
+        )
+        return made if blocks is None else with_block_strengths(made, method, blocks)
+
+    def fused(self, method: Method, blocks: BlockStrengths | None = None) -> FusedTensors:
+        """Return the tensors that a fuse would write."""
+        start = time.perf_counter()
+        method = method.for_models(1)
+        found = fuse_in_memory(
+            self.plan_of(method, blocks),
+            method,
+            curvature=self.curvature,
+            seed=self.prepared.settings.seed,
+            backend=self.backend,
+            keep_nonfinite=self.prepared.settings.policies.on_nonfinite == "keep",
+        )
+        self.seconds += time.perf_counter() - start
+        return found
+
+    def set(self, method: Method, blocks: BlockStrengths | None = None) -> Distance:
+        """Give the live model the weights of a fuse."""
+        found = self.fused(method, blocks)
+        start = time.perf_counter()
+        self._place(found.tensors)
+        self.seconds += time.perf_counter() - start
+        fused = [record for record in found.records.values() if record.kept is not None]
+        elements = sum(record.num_fused for record in fused)
+        return Distance(
+            l1=sum(record.distance_l1 or 0.0 for record in fused),
+            sparsity=1 - sum(record.kept or 0 for record in fused) / elements if elements else 0.0,
+        )
+
+    def write(
+        self,
+        method: Method,
+        blocks: BlockStrengths | None = None,
+        *,
+        provenance: Mapping[str, Any] | None,
+        command: str | None = None,
+        overwrite: bool = False,
+        progress: Progress = lambda _done, _total, _name: None,
+    ) -> Manifest:
+        """Write the weights of a fuse as an ordinary fuse does; return its manifest.
+
+        Args:
+            provenance: Where the curvature came from.
+        """
+        settings, method = self.prepared.settings, method.for_models(1)
+        prepared = prepare_plan(
+            self.plan_of(method, blocks), output=self.prepared.output, method=method, settings=settings
+        )
+        return execute(
+            prepared,
+            curvature=self.curvature if method.uses_curvature else None,
+            provenance=provenance if method.uses_curvature else None,
+            command=command,
+            overwrite=overwrite,
+            progress=progress,
+        )
+
+    @torch.no_grad()
+    def _place(self, tensors: Mapping[str, np.ndarray]) -> None:
+        model: Any = self.live.model
+        named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+        for recipe in self._recipes:
+            sources = {name: as_torch(tensors[name]) for name in recipe.source_names}
+            for target, value in recipe.make(sources).items():
+                if target in named:
+                    named[target].copy_(value)
+
+
+def held_curvature(found: Statistics) -> Mapping[str, Curvature] | None:
+    """Return all the curvature of a fuse at once: a sweep needs it again and again."""
+    if found.curvature is None or isinstance(found.curvature, Mapping):
+        return found.curvature
+    held: dict[str, Curvature] = {}
+    for block in found.curvature:
+        held.update(block)
+    return held
+
+
+def with_block_strengths(plan: Plan, method: Method, blocks: BlockStrengths) -> Plan:
+    """Return the plan with each fused tensor's γ set to its block's."""
+    steps = tuple(
+        replace(step, method=replace(method, gamma=blocks[block_of(step.name)]))  # pyright: ignore[reportCallIssue]
+        if step.action == "fuse" and block_of(step.name) in blocks
+        else step
+        for step in plan.steps
+    )
+    return replace(plan, steps=steps)
+
+
+def as_torch(array: np.ndarray) -> torch.Tensor:
+    """Return an array as a tensor over the same memory."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

@@ -1,0 +1,99 @@
+"""Which option of a method is its strength, which its sparsity; and grids of both as they are typed."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any, get_type_hints
+
+from ..fusion.errors import MethodError
+from ..fusion.methods import METHODS, AdaDare, Method
+
+MAX_GRID = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A method whose strength can be swept: everything but strength and sparsity is set.
+
+    Attributes:
+        text: As it was typed, `adadare:allocation=exact`.
+    """
+
+    text: str
+    method: Method
+
+    @classmethod
+    def parse(cls, text: str) -> Family:
+        """Return the family of `dare` or `adadare:allocation=exact,scope=block`.
+
+        Raises:
+            MethodError: No such method or option, or a method that has no strength.
+        """
+        name, _, options = text.partition(":")
+        method = METHODS.get(name)
+        if method is None or _strength_field(method) is None:
+            known = ", ".join(name for name, found in METHODS.items() if _strength_field(found))
+            raise MethodError(f"`{name}` has no strength to sweep", hint=f"those that have: {known}")
+        hints = get_type_hints(method)
+        fields = {field.name: hints[field.name] for field in dataclasses.fields(method)}
+        values: dict[str, Any] = {}
+        for option in filter(None, options.split(",")):
+            key, _, value = option.partition("=")
+            key = key.strip().replace("-", "_")
+            if key not in fields or not value:
+                raise MethodError(f"`{option}` is no option of {method.title}", hint=f"it has {', '.join(fields)}")
+            values[key] = _value(value.strip(), fields[key])
+        return cls(text=text, method=method(**values))
+
+    @property
+    def takes_sparsity(self) -> bool:
+        """Whether the method drops a fraction that can be chosen."""
+        return _sparsity_field(type(self.method)) is not None
+
+    def at(self, strength: float, sparsity: float | None = None) -> Method:
+        """Return the method with a strength, and a sparsity where it takes one."""
+        values: dict[str, Any] = {str(_strength_field(type(self.method))): strength}
+        field = _sparsity_field(type(self.method))
+        if sparsity is not None and field is not None:
+            values[field] = sparsity if field == "sparsity" else float(1 - Decimal(str(sparsity)))
+        return dataclasses.replace(self.method, **values)
+
+
+def _strength_field(method: type[Method]) -> str | None:
+    fields = {field.name for field in dataclasses.fields(method)}
+    if issubclass(method, AdaDare):
+        return "gamma"
+    return "scale" if "scale" in fields and method.min_models <= 1 else None
+
+
+def _sparsity_field(method: type[Method]) -> str | None:
+    fields = {field.name for field in dataclasses.fields(method)}
+    return next((name for name in ("sparsity", "density") if name in fields), None)
+
+
+def _value(text: str, hint: object) -> Any:
+    if hint is bool:
+        return text.lower() in ("true", "yes", "1")
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def parse_grid(text: str) -> tuple[float, ...]:
+    """Return the numbers of `0.3:1.0:0.1`, both ends included, or of `0.5` and `0.3,0.5,0.7`.
+
+    Raises:
+        MethodError: It reads otherwise, or has too many numbers.
+    """
+    try:
+        if ":" not in text:
+            return tuple(float(Decimal(part.strip())) for part in text.split(","))
+        start, stop, step = (Decimal(part.strip()) for part in text.split(":"))
+    except (InvalidOperation, ValueError) as error:
+        raise MethodError(f"`{text}` is no grid", hint="0.3:1.0:0.1 and 0.3,0.5,0.7 are") from error
+    if step <= 0 or stop < start or (stop - start) / step >= MAX_GRID:
+        raise MethodError(f"`{text}` is no grid", hint="start:stop:step with start <= stop and a step above 0")
+    return tuple(float(start + step * k) for k in range(int((stop - start) / step) + 1))

@@ -1,0 +1,255 @@
+"""Strengths and sparsities tried on a running model: what each scores, and which is best."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..fusion.methods import AdaDare, Method, TaskArithmetic
+from .choice import Pick, golden_section, least_that_holds
+from .evaluate import SuiteScores, score_suite
+from .live_fuse import Distance, LiveFuse
+from .per_block import BlockLoss, block_losses, block_strengths
+from .strengths import Family
+from .suite import Suite
+
+Progress = Callable[[int, int, str], None]
+TOLERANCE = 0.02  # of the strength that `auto` finds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One fused model of a sweep.
+
+    Attributes:
+        family: As it was typed; `base` and `tuned` for the two that everything is compared with.
+        strength: γ or λ; with blocks, the γ̄ whose expected distance theirs have together.
+        blocks: A γ for each block, or None.
+        method: What fuses it; of `base` and `tuned` as well.
+        fuse_seconds, score_seconds: What it took.
+    """
+
+    family: str
+    strength: float
+    sparsity: float | None
+    blocks: Mapping[str, float] | None
+    method: Method
+    scores: SuiteScores
+    distance: Distance
+    fuse_seconds: float
+    score_seconds: float
+
+    @property
+    def label(self) -> str:
+        """What tells its curve from others: `adadare p=0.9, γ per block`."""
+        sparsity = "" if self.sparsity is None else f" p={self.sparsity:g}"
+        return f"{self.family}{sparsity}{', γ per block' if self.blocks is not None else ''}"
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is the base or the fine-tune itself."""
+        return self.family in ("base", "tuned")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the point as plain values."""
+        return {
+            "family": self.family,
+            "strength": self.strength,
+            "sparsity": self.sparsity,
+            "blocks": None if self.blocks is None else dict(self.blocks),
+            "method": self.method.name,
+            "options": self.method.options(),
+            "distance_l1": self.distance.l1,
+            "realised_sparsity": self.distance.sparsity,
+            "fuse_seconds": self.fuse_seconds,
+            "score_seconds": self.score_seconds,
+            **self.scores.as_json(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What is tried.
+
+    Attributes:
+        strengths: None searches for the best one.
+        sparsities: For the methods that take one; empty for their own default.
+        per_block: Try a γ for each block too, beside one for all, where the method is AdaDARE-γ.
+    """
+
+    families: tuple[Family, ...]
+    strengths: tuple[float, ...] | None
+    sparsities: tuple[float, ...] = ()
+    per_block: bool = False
+    low: float = 0.0
+    high: float = 1.0
+
+    def curves(self) -> list[tuple[Family, float | None, bool]]:
+        """Return family, sparsity and whether each block has its own γ, one a curve."""
+        found: list[tuple[Family, float | None, bool]] = []
+        for family in self.families:
+            sparsities: Sequence[float | None] = self.sparsities if family.takes_sparsity else (None,)
+            for sparsity in sparsities or (_own_sparsity(family.method),):
+                found.append((family, sparsity, False))
+                if self.per_block and isinstance(family.method, AdaDare):
+                    found.append((family, sparsity, True))
+        return found
+
+
+def _own_sparsity(method: Method) -> float | None:
+    value = getattr(method, "sparsity", None)
+    density = getattr(method, "density", None)
+    return value if isinstance(value, float) else (1 - density if isinstance(density, float) else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """All points, the base and the tuned model first."""
+
+    points: tuple[Point, ...]
+
+    @property
+    def tried(self) -> tuple[Point, ...]:
+        """The fused ones."""
+        return tuple(point for point in self.points if not point.is_reference)
+
+    @property
+    def references(self) -> dict[str, Mapping[str, float]]:
+        """Measures of the base and of the tuned model."""
+        return {point.family: point.scores.measures for point in self.points if point.is_reference}
+
+    def best(self, pick: Pick) -> Point:
+        """Return the point that is chosen.
+
+        Raises:
+            MethodError: None keeps the limit.
+        """
+        return pick.best(self.tried, lambda point: point.scores.measures, self.references)
+
+    def as_csv(self) -> str:
+        """Return a table with one line a point."""
+        measures = list(self.points[0].scores.measures)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["method", "strength", "sparsity", "per_block", "realised_sparsity", "distance_l1", *measures])
+        for point in self.points:
+            writer.writerow(
+                [
+                    point.family,
+                    point.strength,
+                    "" if point.sparsity is None else point.sparsity,
+                    int(point.blocks is not None),
+                    f"{point.distance.sparsity:.6g}",
+                    f"{point.distance.l1:.6g}",
+                    *(f"{point.scores.measures[name]:.6g}" for name in measures),
+                ]
+            )
+        return text.getvalue()
+
+
+def run_sweep(
+    live: LiveFuse,
+    suite: Suite,
+    grid: Grid,
+    pick: Pick,
+    *,
+    batch_size: int | None = None,
+    tolerance: float = TOLERANCE,
+    progress: Progress = lambda _done, _total, _what: None,
+) -> Sweep:
+    """Return the scores of every point of the grid, or of those at which the best strength was sought.
+
+    Args:
+        pick: What the search for a strength goes by.
+        progress: Told the points done, and how many there will be (of a search: so far).
+    """
+    return _Sweeper(live, suite, grid, pick, batch_size=batch_size, tolerance=tolerance, progress=progress).run()
+
+
+class _Sweeper:
+    def __init__(
+        self,
+        live: LiveFuse,
+        suite: Suite,
+        grid: Grid,
+        pick: Pick,
+        *,
+        batch_size: int | None,
+        tolerance: float,
+        progress: Progress,
+    ) -> None:
+        self.live, self.suite, self.grid, self.pick = live, suite, grid, pick
+        self.batch_size, self.tolerance, self.progress = batch_size, tolerance, progress
+        self.points: list[Point] = []
+        self.losses: dict[Method, dict[str, BlockLoss]] = {}
+        curves = grid.curves()
+        self.total = 2 + len(curves) * len(grid.strengths or (0,))
+
+    def run(self) -> Sweep:
+        for name, scale in (("base", 0.0), ("tuned", 1.0)):
+            self._score(name, scale, None, TaskArithmetic(scale=scale), None)
+        for family, sparsity, per_block in self.grid.curves():
+            if self.grid.strengths is None:
+                self._search(family, sparsity, per_block)
+            for strength in self.grid.strengths or ():
+                self._try(family, strength, sparsity, per_block)
+        self.progress(len(self.points), len(self.points), "")
+        return Sweep(points=tuple(self.points))
+
+    def _search(self, family: Family, sparsity: float | None, per_block: bool) -> None:
+        """Try strengths until the best is known within the tolerance."""
+        references = {point.family: point.scores.measures for point in self.points if point.is_reference}
+
+        def measures(strength: float) -> Mapping[str, float]:
+            self.total = max(self.total, len(self.points) + 1)
+            return self._try(family, strength, sparsity, per_block).scores.measures
+
+        low, high = self.grid.low, self.grid.high
+        if self.pick.limit is None:
+            golden_section(lambda strength: measures(strength)[self.pick.measure], low, high, self.tolerance)
+        else:
+            least_that_holds(lambda at: self.pick.holds(measures(at), references), low, high, self.tolerance)
+
+    def _try(self, family: Family, strength: float, sparsity: float | None, per_block: bool) -> Point:
+        method = family.at(strength, sparsity).for_models(1)
+        blocks = block_strengths(self._losses(method), strength) if per_block else None
+        return self._score(family.text, strength, sparsity, method, blocks)
+
+    def _losses(self, method: Method) -> dict[str, BlockLoss]:
+        assert isinstance(method, AdaDare)
+        without = replace(method, gamma=0.5, eta=None, eta_relative=None)
+        if without not in self.losses:
+            at_half, at_one = (self.live.fused(replace(without, gamma=gamma)).records for gamma in (0.5, 1.0))
+            self.losses[without] = block_losses(without, at_half, at_one)
+        return self.losses[without]
+
+    def _score(
+        self,
+        family: str,
+        strength: float,
+        sparsity: float | None,
+        method: Method,
+        blocks: Mapping[str, float] | None,
+    ) -> Point:
+        self.progress(len(self.points), self.total, f"{family} {strength:.3g}")
+        before = self.live.seconds
+        distance = self.live.set(method, blocks)
+        start = time.perf_counter()
+        scores = score_suite(self.live.live, self.suite, batch_size=self.batch_size)
+        point = Point(
+            family=family,
+            strength=strength,
+            sparsity=sparsity,
+            blocks=blocks,
+            method=method,
+            scores=scores,
+            distance=distance,
+            fuse_seconds=self.live.seconds - before,
+            score_seconds=time.perf_counter() - start,
+        )
+        self.points.append(point)
+        return point
