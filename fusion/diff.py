@@ -91,8 +91,7 @@ def diff(
     same = [
         (info, b.tensors[matched[name]])
         for name, info in a.tensors.items()
-        if name in matched
-        and _same_form(info, b.tensors[matched[name]])
+        if name in matched and _same_form(info, b.tensors[matched[name]])
     ]
     total, done, found = sum(info.nbytes for info, _ in same), 0, []
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
