@@ -363,3 +363,22 @@ def test_the_fingerprint_tells_adapters_and_bases_apart(pair, editable):
     edit_config(adapter, lora_alpha=7)
     assert open_checkpoint(adapter, base).fingerprint != before
     assert Checkpoint(base).fingerprint != before
+
+
+def test_factors_in_a_torch_file_or_in_half_precision_are_read(pair, tmp_path):
+    base, adapter = pair
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    rounded = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+    folders = {}
+    for name, content in (("bin", tensors), ("half", rounded), ("rounded", {k: v.float() for k, v in rounded.items()})):
+        folders[name] = Path(shutil.copytree(adapter, tmp_path / name))
+        if name == "bin":
+            (folders[name] / "adapter_model.safetensors").unlink()
+            torch.save(content, folders[name] / "adapter_model.bin")
+        else:
+            save_file(content, folders[name] / "adapter_model.safetensors")
+    opened = {name: open_checkpoint(folder, base) for name, folder in folders.items()}
+    expected = open_checkpoint(adapter, base)
+    for name in expected.tensors:
+        assert np.array_equal(values(opened["bin"], name), values(expected, name))
+        assert np.array_equal(values(opened["half"], name), values(opened["rounded"], name))
