@@ -6,43 +6,26 @@ watched parameter are let through.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from . import moments
+from . import elementwise, moments
+from .rule_parts import Rule, counts_of, record_bias, total_of
 
 if TYPE_CHECKING:
     from .recorder import Recorder, Use
 
 aten = torch.ops.aten
-Rule = Callable[["Recorder", Any, Sequence[Any], dict[str, Any]], Any]
-
-
-def _counts(value: float, ndim: int, device: torch.device) -> Tensor:
-    return torch.full((1,) * ndim, value, dtype=torch.float64, device=device)
-
-
-def _total(weights: Tensor | None, count: int) -> float:
-    return float(count) if weights is None else float(weights.double().sum())
-
-
-def _bias(recorder: Recorder, bias: Tensor | None, count: float) -> None:
-    """Record a bias: its input is 1, once a row."""
-    use = recorder.use_of(bias)
-    if bias is None or use is None:
-        return
-    values = _counts(count, bias.ndim, bias.device)
-    use.statistics.add(use.placement, values, values)
 
 
 def _linear(recorder: Recorder, use: Use, rows: Tensor, weights: Tensor | None, input_axis: int) -> None:
     """Record a matrix whose axis `input_axis` meets the columns of `rows`."""
     sums = recorder.column_squares(rows, weights)
     values = sums.unsqueeze(1 - input_axis)
-    use.statistics.add(use.placement, values, _counts(_total(weights, len(rows)), 2, values.device))
+    use.statistics.add(use.placement, values, counts_of(total_of(weights, len(rows)), 2, values.device))
     if use.statistics.wants_gram:
         use.statistics.add_gram(use.placement, moments.gram(rows, weights))
 
@@ -70,7 +53,7 @@ def _addmm(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str,
     bias, left, right = args[:3]
     weights = _product(recorder, left, right)
     if bias.ndim == 1:
-        _bias(recorder, bias, _total(weights, len(left)))
+        record_bias(recorder, bias, total_of(weights, len(left)))
     return func(*args, **kwargs)
 
 
@@ -84,7 +67,7 @@ def _linear_op(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[
     rows = inputs.reshape(-1, inputs.shape[-1])
     weights = _product(recorder, rows, weight.T)
     if len(args) > 2 and args[2] is not None:
-        _bias(recorder, args[2], _total(weights, len(rows)))
+        record_bias(recorder, args[2], total_of(weights, len(rows)))
     return func(*args, **kwargs)
 
 
@@ -98,11 +81,11 @@ def _bmm(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, A
         if use.placement.axes[0]:
             weights = recorder.rows.of_rows(count)
             sums = torch.stack([moments.column_squares(rows, weights) for rows in inputs])
-            counts = _counts(_total(weights, count), 3, sums.device).expand(batch, 1, 1)
+            counts = counts_of(total_of(weights, count), 3, sums.device).expand(batch, 1, 1)
         else:
             weights = recorder.rows.of_rows(batch * count)
             sums = moments.column_squares(inputs.reshape(-1, width), weights).unsqueeze(0)
-            counts = _counts(_total(weights, batch * count), 3, sums.device)
+            counts = counts_of(total_of(weights, batch * count), 3, sums.device)
         use.statistics.add(use.placement, sums.unsqueeze(3 - axis), counts)
         if use.statistics.wants_gram:
             grams = [moments.gram(rows, None if not use.placement.axes[0] else weights) for rows in inputs]
@@ -136,7 +119,7 @@ def _convolution(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dic
         padded = weights.numel() - float(weights.double().sum())
         positions -= padded / stride[0]
         inputs = inputs * weights.to(inputs)
-    _bias(recorder, bias, positions)
+    record_bias(recorder, bias, positions)
     use = recorder.use_of(weight)
     if use is None or transposed:
         if use is not None:
@@ -155,7 +138,7 @@ def _convolution(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dic
         values = per_group.repeat_interleave(weight.shape[0] // groups, 0)
     else:
         values = sums.unsqueeze(0)
-    use.statistics.add(use.placement, values, _counts(positions, weight.ndim, values.device))
+    use.statistics.add(use.placement, values, counts_of(positions, weight.ndim, values.device))
     return out
 
 
@@ -175,104 +158,6 @@ def _embedding(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[
     return func(*args, **kwargs)
 
 
-def _norm(recorder: Recorder, weight: Tensor | None, bias: Tensor | None, normalised: Tensor) -> None:
-    """Record the weight and bias of a norm over the last axes, from the normalised inputs."""
-    given = weight if weight is not None else bias
-    if given is None:
-        return
-    shape = given.shape
-    weights = recorder.rows.of_tensor(normalised.shape)
-    rows = normalised.numel() // max(1, shape.numel())
-    count = float(rows) if weights is None else float(weights.double().sum()) * (rows / weights.numel())
-    use = recorder.use_of(weight)
-    if use is not None:
-        sums = moments.elementwise_squares(normalised, shape, weights)
-        use.statistics.add(use.placement, sums, _counts(count, len(shape), sums.device))
-    _bias(recorder, bias, count)
-
-
-def _layer_norm(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    inputs, shape, weight, bias, eps = args
-    out = func(*args, **kwargs)
-    _norm(recorder, weight, bias, _normalised(inputs, len(shape), eps, center=True))
-    return out
-
-
-def _rms_norm(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    inputs, shape, weight = args[:3]
-    eps = args[3] if len(args) > 3 else kwargs.get("eps")
-    eps = torch.finfo(inputs.dtype).eps if eps is None else eps
-    _norm(recorder, weight, None, _normalised(inputs, len(shape), eps, center=False))
-    return func(*args, **kwargs)
-
-
-def _normalised(inputs: Tensor, num_axes: int, eps: float, *, center: bool) -> Tensor:
-    x = moments.wide(inputs)
-    axes = list(range(x.ndim - num_axes, x.ndim))
-    if center:
-        x = x - x.mean(axes, keepdim=True)
-    return x * (x.square().mean(axes, keepdim=True) + eps).rsqrt()
-
-
-def _group_norm(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    inputs, weight, bias, batch, channels, _, groups, eps = args
-    x = _normalised(inputs.reshape(batch, groups, -1), 1, eps, center=True)
-    _norm(recorder, weight, bias, x.reshape(batch, channels, -1).transpose(1, 2))
-    return func(*args, **kwargs)
-
-
-def _batch_norm(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    inputs, weight, bias, mean, var = args[:5]
-    eps = next(arg for arg in reversed(args) if isinstance(arg, float))
-    x = moments.wide(inputs).transpose(1, -1)
-    x = (x - moments.wide(mean)) * (moments.wide(var) + eps).rsqrt()
-    _norm(recorder, weight, bias, x)
-    return func(*args, **kwargs)
-
-
-def _is_vector(tensor: Tensor) -> bool:
-    return tensor.ndim > 0 and sum(size > 1 for size in tensor.shape) <= 1
-
-
-def _mul(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Record a vector that multiplies element by element: the weight of a norm, a layer's scale."""
-    for weight, inputs in ((args[0], args[1]), (args[1], args[0])):
-        use = recorder.use_of(weight)
-        if use is None or recorder.use_of(inputs) is not None:
-            continue
-        if not _is_vector(weight) or not isinstance(inputs, Tensor) or inputs.ndim == 0:
-            use.statistics.ops.add("mul")
-            continue
-        inputs = inputs.expand(torch.broadcast_shapes(inputs.shape, weight.shape))
-        weights = recorder.rows.of_tensor(inputs.shape)
-        sums = moments.elementwise_squares(inputs, weight.shape, weights)
-        rows = inputs.numel() // weight.numel()
-        count = float(rows) if weights is None else float(weights.double().sum()) * (rows / weights.numel())
-        use.statistics.add(use.placement, sums, _counts(count, weight.ndim, sums.device))
-    return func(*args, **kwargs)
-
-
-def _add(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Record a vector that is added, a bias; a constant added to a weight, as in Gemma's norms, gives that weight."""
-    out = None
-    for bias, inputs in ((args[0], args[1]), (args[1], args[0])):
-        use = recorder.use_of(bias)
-        if use is None or recorder.use_of(inputs) is not None:
-            continue
-        if not isinstance(inputs, Tensor) or inputs.ndim == 0:
-            out = func(*args, **kwargs)
-            recorder.copied(use, out)
-        elif _is_vector(bias) and (bias.ndim == 1 or len(use.statistics.shape) == 1) and inputs.ndim > 1:
-            inputs = inputs.expand(torch.broadcast_shapes(inputs.shape, bias.shape))
-            weights = recorder.rows.of_tensor(inputs.shape)
-            rows = inputs.numel() // bias.numel()
-            count = float(rows) if weights is None else float(weights.double().sum()) * (rows / weights.numel())
-            _bias(recorder, bias, count)
-        else:
-            use.statistics.ops.add("add")
-    return func(*args, **kwargs) if out is None else out
-
-
 def _copy(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     out = func(*args, **kwargs)
     use = recorder.use_of(args[0])
@@ -290,20 +175,20 @@ RULES: dict[Any, Rule] = {
     aten.baddbmm.default: _bmm,
     aten.convolution.default: _convolution,
     aten.embedding.default: _embedding,
-    aten.native_layer_norm.default: _layer_norm,
-    aten.native_group_norm.default: _group_norm,
-    aten.native_batch_norm.default: _batch_norm,
-    aten.cudnn_batch_norm.default: _batch_norm,
-    aten._native_batch_norm_legit_no_training.default: _batch_norm,
-    aten.mul.Tensor: _mul,
-    aten.mul_.Tensor: _mul,
-    aten.add.Tensor: _add,
-    aten.add_.Tensor: _add,
+    aten.native_layer_norm.default: elementwise.layer_norm,
+    aten.native_group_norm.default: elementwise.group_norm,
+    aten.native_batch_norm.default: elementwise.batch_norm,
+    aten.cudnn_batch_norm.default: elementwise.batch_norm,
+    aten._native_batch_norm_legit_no_training.default: elementwise.batch_norm,
+    aten.mul.Tensor: elementwise.mul,
+    aten.mul_.Tensor: elementwise.mul,
+    aten.add.Tensor: elementwise.add,
+    aten.add_.Tensor: elementwise.add,
     aten._to_copy.default: _copy,
     aten.clone.default: _copy,
 }
 # Newer torch only.
-for _name, _rule in (("_grouped_mm", _grouped_mm), ("_fused_rms_norm", _rms_norm)):
+for _name, _rule in (("_grouped_mm", _grouped_mm), ("_fused_rms_norm", elementwise.rms_norm)):
     if hasattr(aten, _name):
         RULES[getattr(aten, _name).default] = _rule
 

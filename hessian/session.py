@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..fusion.checkpoint import open_checkpoint
 from ..fusion.curvature import Curvature
-from ..fusion.device import torch_device
 from ..fusion.errors import ModelError
 from . import skeleton
 from .activations import Activations
@@ -22,6 +20,7 @@ from .batching import Batch, make_batches, sizes_in
 from .calibration import CalibrationOptions, Progress
 from .changed import changed_tensors
 from .collector import Collector
+from .devices import activation_budget, compute_dtype, pick_device
 from .diagonal import Provenance
 from .encoding import Encoder
 from .forward import Forward
@@ -30,6 +29,7 @@ from .recorder import Recorder
 from .rows import open_rows
 from .sampling import digest_of, draw_samples
 from .statistics import ParameterStatistics
+from .stopping import all_passed, final_parameter
 from .tape import Tape
 from .units import Unit, find_units
 from .weights import Weights
@@ -51,19 +51,6 @@ class CalibratedBlock:
     name: str
     curvatures: Mapping[str, Curvature]
     weights: Mapping[str, np.ndarray]
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device of a name; `auto` is an accelerator where there is one.
-
-    Raises:
-        DeviceError: torch does not know it, or it is not there.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    return torch_device(name)
 
 
 def is_mixture(config: Any) -> bool:
@@ -96,7 +83,7 @@ class Session:
         self.journal: Journal | None = None
         self.checkpoint = open_checkpoint(checkpoint, options.only_changed)
         self.device = pick_device(options.device)
-        self.dtype = skeleton.compute_dtype(options.dtype, self.checkpoint, self.device)
+        self.dtype = compute_dtype(options.dtype, self.checkpoint, self.device)
         self.wanted = (
             changed_tensors(self.checkpoint, options.only_changed)
             if options.only_changed is not None
@@ -130,7 +117,7 @@ class Session:
     def _prepare(self, keep_weights: bool) -> None:
         self.units = find_units(self.model)
         self.recorder = Recorder()
-        self.activations = Activations(_budget(self.options.memory))
+        self.activations = Activations(activation_budget(self.options.memory))
         self.activations.is_weight = self.recorder.is_watched
         self.recorder.activations = self.activations
         self._sources = {target: r.source_names for r in self.skeleton.names.recipes for target in r.targets}
@@ -192,7 +179,9 @@ class Session:
             self.progress(min(len(forward.passed), total), total, unit.name)
             if block is not None:
                 yield block
-            if self._all_passed(forward):
+            # With all tensors wanted, a forward is not cut short: what looks passed may be a loop's first round.
+            is_partial = self.options.only_changed is not None
+            if is_partial and all_passed(self.units, forward.passed, self.weights.statistics()):
                 break
         block = self._block("", everything=True)
         self.progress(total, total, "calibrate")
@@ -231,31 +220,7 @@ class Session:
         return done, {name: entry for name, entry in by_name.items() if name in unfinished}
 
     def _before(self, unit: Unit) -> None:
-        """Let the forward end at the model's output head if nothing is wanted after it."""
-        self.recorder.final = None
-        head = self.model.get_output_embeddings() if hasattr(self.model, "get_output_embeddings") else None
-        if head is not unit.module or getattr(head, "bias", None) is not None:
-            return
-        statistics = self.weights.statistics()
-        own = {id(statistics[name]) for name in unit.parameters if name in statistics}
-        later = [
-            name
-            for other in self.units[unit.index + 1 :]
-            for name in other.parameters
-            if name in statistics and id(statistics[name]) not in own
-        ]
-        weight = statistics.get(f"{unit.name}.weight")
-        if not later and weight is not None:
-            self.recorder.final = weight
-
-    def _all_passed(self, forward: Forward) -> bool:
-        if self.options.only_changed is None:
-            return False
-        statistics = self.weights.statistics()
-        return all(
-            unit.index in forward.passed or not any(name in statistics for name in unit.parameters)
-            for unit in self.units
-        )
+        self.recorder.final = final_parameter(self.model, self.units, unit, self.weights.statistics())
 
     def provenance(self) -> Provenance:
         """Return where the statistics come from."""
@@ -286,11 +251,3 @@ def _versions() -> tuple[tuple[str, str], ...]:
 
 def _silent(_done: int, _total: int, _what: str) -> None:
     pass
-
-
-def _budget(memory: int | None) -> int:
-    if memory is not None:
-        return memory
-    import psutil
-
-    return psutil.virtual_memory().available // 2

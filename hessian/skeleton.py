@@ -106,22 +106,6 @@ def _remote_class(folder: Path, config: Any, auto_class: str | None) -> Any:
     return get_class_from_dynamic_module(auto_map[name], str(folder), local_files_only=True)
 
 
-def compute_dtype(name: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
-    """Return the dtype of the forward: float32 on a CPU, on an accelerator the dtype of most of the weights."""
-    import torch
-
-    if name == "auto":
-        sizes: dict[str, int] = {}
-        for info in checkpoint.tensors.values():
-            if info.stored.fusible:
-                sizes[info.stored.torch] = sizes.get(info.stored.torch, 0) + info.nbytes
-        name = "float32" if device.type == "cpu" or not sizes else max(sizes, key=lambda key: (sizes[key], key))
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ModelError(f"`{name}` is no dtype to compute in", hint="float32, bfloat16, float16 or auto")
-    return dtype
-
-
 def build(
     checkpoint: Checkpoint,
     *,

@@ -1,0 +1,45 @@
+"""Where a calibration runs: device, dtype of the forward, memory for activations."""
+
+from __future__ import annotations
+
+import torch
+
+from ..fusion.checkpoint import Checkpoint
+from ..fusion.device import torch_device
+from ..fusion.errors import ModelError
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of a name; `auto` is an accelerator where there is one.
+
+    Raises:
+        DeviceError: torch does not know it, or it is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return torch_device(name)
+
+
+def compute_dtype(name: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    """Return the dtype of the forward: float32 on a CPU, on an accelerator the dtype of most of the weights."""
+    if name == "auto":
+        sizes: dict[str, int] = {}
+        for info in checkpoint.tensors.values():
+            if info.stored.fusible:
+                sizes[info.stored.torch] = sizes.get(info.stored.torch, 0) + info.nbytes
+        name = "float32" if device.type == "cpu" or not sizes else max(sizes, key=lambda key: (sizes[key], key))
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ModelError(f"`{name}` is no dtype to compute in", hint="float32, bfloat16, float16 or auto")
+    return dtype
+
+
+def activation_budget(memory: int | None) -> int:
+    """Return the bytes that activations may take: what was asked for, or half of what is free."""
+    if memory is not None:
+        return memory
+    import psutil
+
+    return psutil.virtual_memory().available // 2

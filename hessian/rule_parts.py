@@ -1,0 +1,33 @@
+"""What rules share: counts of rows, and biases, whose input is 1 once a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .recorder import Recorder
+
+Rule = Callable[["Recorder", Any, Sequence[Any], dict[str, Any]], Any]
+
+
+def counts_of(value: float, ndim: int, device: torch.device) -> Tensor:
+    """Return a count as a tensor that broadcasts to `ndim` axes."""
+    return torch.full((1,) * ndim, value, dtype=torch.float64, device=device)
+
+
+def total_of(weights: Tensor | None, count: int) -> float:
+    """Return how many rows count, of `count` rows with these weights."""
+    return float(count) if weights is None else float(weights.double().sum())
+
+
+def record_bias(recorder: Recorder, bias: Tensor | None, count: float) -> None:
+    """Record a bias: its input is 1, once a row."""
+    use = recorder.use_of(bias)
+    if bias is None or use is None:
+        return
+    values = counts_of(count, bias.ndim, bias.device)
+    use.statistics.add(use.placement, values, values)
