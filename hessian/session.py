@@ -31,6 +31,7 @@ from .sampling import digest_of, draw_samples
 from .statistics import ParameterStatistics
 from .stopping import all_passed, final_parameter
 from .tape import Tape
+from .texts import num_positions
 from .units import Unit, find_units
 from .weights import Weights
 
@@ -144,7 +145,7 @@ class Session:
             self.options.batch_size,
             may_pad=not is_mixture(self.model.config),
             sizes=sizes_in(self.model.config),
-            max_length=getattr(self.model.config.get_text_config(), "max_position_embeddings", None),
+            max_length=num_positions(self.model),
         )
 
     def _statistics_of(self, name: str, shape: tuple[int, ...]) -> ParameterStatistics | None:

@@ -159,7 +159,17 @@ def _on_meta(cls: Any, config: Any, dtype: torch.dtype) -> Any:
             stack.enter_context(context)
         model = cls(config)
         patch_output_recorders(model)
+    _keep_wide(model, dtype)
     return model
+
+
+def _keep_wide(model: Any, dtype: torch.dtype) -> None:
+    """Give parameters that the model wants in float32 whatever the rest is in that dtype."""
+    for pattern, wide in model._get_dtype_plan(dtype).items():
+        wanted = re.compile(pattern.replace("*", ".*"))
+        for name, parameter in model.named_parameters():
+            if wanted.search(name):
+                parameter.data = parameter.data.to(wide)
 
 
 def _fill_the_rest(model: Any, names: NameMap, device: torch.device, seed: int) -> None:

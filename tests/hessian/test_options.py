@@ -178,6 +178,16 @@ def test_a_checkpoint_in_bfloat16_runs_in_float32(tmp_path: Path) -> None:
     )
 
 
+def test_what_a_model_wants_in_float32_is_in_float32(tmp_path: Path) -> None:
+    folder, data = zoo.settle(zoo.TEXT["t5"], tmp_path)
+    with Session(folder, CalibrationOptions(data=data, dtype="float16")) as session:
+        dtypes = {name: parameter.dtype for name, parameter in session.model.named_parameters()}
+        found = [block for block in session.blocks()]
+    assert {dtype for name, dtype in dtypes.items() if ".wo." in name} == {torch.float32}
+    assert {dtype for name, dtype in dtypes.items() if ".wo." not in name} == {torch.float16}
+    assert found
+
+
 def test_infinite_activations_are_refused_by_name(tmp_path: Path) -> None:
     folder, data = zoo.settle(zoo.TEXT["llama"], tmp_path)
     tensors = load_file(folder / "model.safetensors")
