@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from . import bound, calibrate, demo, evaluate, fuse, inspect, lora, merge, sweep, verify
+from . import bound, calibrate, demo, evaluate, fuse, inspect, lora, merge, report, sweep, verify
 
 app = typer.Typer(
     name="sculpt",
@@ -23,7 +23,7 @@ app = typer.Typer(
     help="Repair a fine-tuned model that forgot, with no retraining: checkpoint surgery on safetensors.",
     epilog="Start with `sculpt fuse base/ sft/`, or see it all at work with `sculpt demo`.",
 )
-for family in (fuse, merge, lora, calibrate, bound, evaluate, sweep, inspect, verify, demo):
+for family in (fuse, merge, lora, calibrate, bound, evaluate, sweep, report, inspect, verify, demo):
     family.register(app)
 
 

@@ -1,0 +1,185 @@
+"""The page about a fused model: what it tells, that it needs nothing else, how it looks."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from sculpt.api import fuse
+from sculpt.evaluate.report import block_rows, heat_maps, make_report, score_table
+from sculpt.fusion.errors import CheckpointError, DataError
+from sculpt.fusion.manifest import Manifest
+from sculpt.fusion.methods import AdaDare, Method, TaskArithmetic
+
+MakePair = Callable[..., tuple[Path, Path]]
+
+
+@pytest.fixture
+def fused(make_pair: MakePair, tmp_path: Path) -> Callable[..., Path]:
+    """Return a maker of fused models."""
+
+    def make(method: Method) -> Path:
+        base, tuned = make_pair()
+        output = tmp_path / "sft-fused"
+        fuse(base, tuned, output=output, method=method, calibration=False)
+        return output
+
+    return make
+
+
+class Page(HTMLParser):
+    """Collects text, tags that were left open, and whatever would be fetched."""
+
+    VOID = frozenset({"meta", "br", "wbr", "img", "link", "hr", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text, self.open, self.fetched = "", [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [value for key, value in attrs if key in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.text += data
+
+
+def test_the_page_tells_what_the_manifest_holds(fused: Callable[..., Path]) -> None:
+    folder = fused(AdaDare(gamma=0.5, eta_relative=0.05))
+    manifest = Manifest.read(folder)
+    page = Page(make_report(folder))
+    assert page.open == []
+    for part in (
+        "sft-fused",
+        "AdaDARE-γ",
+        f"{manifest.realised_sparsity():.2%}",
+        "model.layers.1",
+        manifest.inputs[0].fingerprint,
+        manifest.outputs[0].digest,
+        "none: H = I",
+        "eta relative 0.05",
+        "10 of 10",
+    ):
+        assert part in page.text, part
+    for record in manifest.tensors:
+        assert record.name in page.text
+    bound = min(r.figures["gamma_bound"] for r in manifest.fused if r.name.startswith("model.layers.0"))
+    assert f"{bound:.4g}" in page.text
+
+
+def test_the_page_needs_nothing_else(fused: Callable[..., Path]) -> None:
+    text = make_report(fused(TaskArithmetic(scale=0.5)))
+    assert Page(text).fetched == []
+    assert not re.search(r"https?:|url\(|@import|<script", text)
+
+
+def test_names_in_a_manifest_cannot_add_to_the_page(fused: Callable[..., Path]) -> None:
+    folder = fused(TaskArithmetic(scale=0.5))
+    file = folder / "sculpt-manifest.json"
+    content = json.loads(file.read_text())
+    content["command"] = "<script>alert(1)</script>"
+    content["tensors"][1]["name"] = "model.layers.0.<b>bold</b>.weight"
+    file.write_text(json.dumps(content))
+    text = make_report(folder)
+    assert "<script" not in text
+    assert "<b>bold" not in text
+    assert "&lt;b&gt;" in text
+
+
+def test_a_heat_map_has_a_cell_for_each_tensor_of_a_layer(fused: Callable[..., Path]) -> None:
+    manifest = Manifest.read(fused(AdaDare()))
+    sparsity, size, injected = heat_maps(manifest.fused)
+    assert [number for number, _ in sparsity.rows] == ["0", "1"]
+    assert "mlp.up_proj.weight" in sparsity.kinds
+    place = sparsity.kinds.index("mlp.up_proj.weight")
+    record = next(r for r in manifest.fused if r.name == "model.layers.1.mlp.up_proj.weight")
+    cells = {heat.title: heat.rows[1][1][place] for heat in (sparsity, size, injected)}
+    assert cells[sparsity.title].text == f"{100 * record.realised_sparsity:.1f}"
+    assert float(cells[size.title].text) == pytest.approx(record.delta_l1 / record.num_fused, rel=0.05)
+    assert float(cells[injected.title].text) == pytest.approx(record.distance_l1 / record.num_fused, rel=0.05)
+    for heat in (sparsity, size, injected):
+        shades = [cell.shade for _, cells in heat.rows for cell in cells if cell]
+        assert min(shades) == 0
+        assert max(shades) == 1
+
+
+def test_block_rows_add_up_to_the_manifest(fused: Callable[..., Path]) -> None:
+    manifest = Manifest.read(fused(AdaDare(eta_relative=0.05)))
+    rows = block_rows(manifest.fused)
+    assert [row.name for row in rows] == ["model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm"]
+    assert sum(row.num_elements for row in rows) == sum(record.num_fused for record in manifest.fused)
+    assert sum(row.distance_l1 for row in rows) == pytest.approx(sum(r.distance_l1 or 0 for r in manifest.fused))
+    assert all(row.gamma is not None and row.gamma[1] <= 0.5 for row in rows)
+
+
+def test_scores_of_several_models_stand_side_by_side(fused: Callable[..., Path], tmp_path: Path) -> None:
+    files = []
+    for model, measures in (("base", {"prose": 41.25, "avg": 30}), ("fused", {"prose": 40.5, "tags": 55.75})):
+        files.append(tmp_path / f"{model}.json")
+        files[-1].write_text(json.dumps({"model": model, "measures": measures}))
+    found = score_table(files)
+    assert found is not None
+    assert found.models == ("base", "fused")
+    assert found.rows == (("prose", (41.25, 40.5)), ("avg", (30, None)), ("tags", (None, 55.75)))
+    text = Page(make_report(fused(AdaDare()), scores=files)).text
+    assert "55.75" in text
+    (tmp_path / "bad.json").write_text("[]")
+    with pytest.raises(DataError, match="holds no scores"):
+        score_table([tmp_path / "bad.json"])
+
+
+def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds no `sculpt-manifest\.json`"):
+        make_report(tmp_path)
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def browse(page: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    assert CHROMIUM is not None
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    return subprocess.run(
+        [*command, f"--user-data-dir={page.parent / 'profile'}", *arguments, page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+    )
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_fits_a_desktop_and_a_phone(width: int, fused: Callable[..., Path], tmp_path: Path) -> None:
+    """In a frame of that width: the page itself must not scroll sideways, whatever its tables do."""
+    (tmp_path / "report.html").write_text(make_report(fused(AdaDare(eta_relative=0.05))), encoding="utf-8")
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f"""<!doctype html><iframe id=f src=report.html width={width} height=900></iframe><p id=p>waiting</p>
+        <script>f.onload = () => {{ const d = f.contentDocument.documentElement;
+        const cells = d.querySelectorAll('.heat td').length;
+        p.textContent = `scrolls ${{d.scrollWidth}} of ${{d.clientWidth}}, ${{cells}} cells`; }}</script>"""
+    )
+    shown = browse(frame, "--allow-file-access-from-files", "--virtual-time-budget=4000", "--dump-dom").stdout
+    found = re.search(r"scrolls (\d+) of (\d+), (\d+) cells", shown)
+    assert found is not None
+    assert int(found[1]) <= int(found[2]) <= width
+    assert int(found[3]) > 20
+    picture = tmp_path / "page.png"
+    browse(tmp_path / "report.html", f"--window-size={max(width, 500)},1600", f"--screenshot={picture}")
+    data = picture.read_bytes()
+    assert struct.unpack(">II", data[16:24])[0] >= width
+    assert len(data) > 20_000  # no blank page
