@@ -182,10 +182,23 @@ def test_what_a_model_wants_in_float32_is_in_float32(tmp_path: Path) -> None:
     folder, data = zoo.settle(zoo.TEXT["t5"], tmp_path)
     with Session(folder, CalibrationOptions(data=data, dtype="float16")) as session:
         dtypes = {name: parameter.dtype for name, parameter in session.model.named_parameters()}
-        found = [block for block in session.blocks()]
+        found = list(session.blocks())
     assert {dtype for name, dtype in dtypes.items() if ".wo." in name} == {torch.float32}
     assert {dtype for name, dtype in dtypes.items() if ".wo." not in name} == {torch.float16}
     assert found
+
+
+def test_shards_and_torch_files_give_the_same_bits(tmp_path: Path) -> None:
+    folder, data = zoo.settle(zoo.TEXT["mixtral"], tmp_path)
+    sharded, _ = zoo.settle(zoo.TEXT["mixtral"], tmp_path / "sharded", max_shard_size="30KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    old = tmp_path / "old"
+    shutil.copytree(folder, old)
+    torch.save(load_file(folder / "model.safetensors"), old / "pytorch_model.bin")
+    (old / "model.safetensors").unlink()
+    whole = calibrate(folder, data=data)
+    assert same(calibrate(sharded, data=data), whole)
+    assert same(calibrate(old, data=data), whole)
 
 
 def test_infinite_activations_are_refused_by_name(tmp_path: Path) -> None:
