@@ -136,9 +136,14 @@ class Manifest:
         }
 
     def write(self, folder: Path) -> None:
-        """Write `sculpt-manifest.json`, keys sorted: the same run gives the same bytes."""
-        text = json.dumps(self.as_json(), indent=1, sort_keys=True, ensure_ascii=False)
-        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        """Write `sculpt-manifest.json`, keys sorted, a line a tensor: the same run gives the same bytes."""
+        content = self.as_json()
+        line = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
+        tensors = ",\n  ".join(line(record) for record in content.pop("tensors"))
+        head = json.dumps({**content, "tensors": []}, indent=1, sort_keys=True, ensure_ascii=False)
+        before, empty, after = head.rpartition('"tensors": []')
+        text = f"{before}{empty[:-1]}\n  {tensors}\n ]{after}\n" if tensors else head + "\n"
+        (folder / MANIFEST).write_text(text, encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:

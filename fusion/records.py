@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any
 
@@ -90,7 +90,8 @@ class TensorRecord:
 
     def as_json(self) -> dict[str, Any]:
         """Return the record as plain values, the realised sparsity included."""
-        return {**asdict(self), "shape": list(self.shape), "realised_sparsity": self.realised_sparsity}
+        plain = {"shape": list(self.shape), "figures": dict(self.figures), "realised_sparsity": self.realised_sparsity}
+        return {**vars(self), **plain}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TensorRecord:

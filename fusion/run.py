@@ -39,15 +39,17 @@ def _size(unit: Unit) -> int:
 def _batches(all_units: Iterable[Unit]) -> Iterator[list[Unit]]:
     """Put consecutive small units together; a large one comes alone. The order stays: it is that of the files."""
     batch: list[Unit] = []
+    filled = 0
     for unit in all_units:
-        large = _size(unit) >= BATCH
-        if batch and (large or sum(map(_size, batch)) >= BATCH or len(batch) >= 256):
+        size = _size(unit)
+        if batch and (max(size, filled) >= BATCH or len(batch) >= 256):
             yield batch
-            batch = []
-        if large:
+            batch, filled = [], 0
+        if size >= BATCH:
             yield [unit]
         else:
             batch.append(unit)
+            filled += size
     if batch:
         yield batch
 

@@ -40,11 +40,14 @@ def exact_total(blocks: Sequence[np.ndarray]) -> np.ndarray:
     Args:
         blocks: One (rows, num_blocks) array a tile.
     """
-    joined = np.concatenate(blocks, axis=1)
-    return np.array([_fsum(row) for row in joined])
+    joined = np.concatenate(blocks, axis=1) if len(blocks) > 1 else blocks[0]
+    if joined.shape[1] == 1:
+        return joined[:, 0]
+    return np.array([_fsum(row) for row in joined.tolist()])
 
 
-def _fsum(row: np.ndarray) -> float:
-    if not np.isfinite(row).all():
-        return float(row.sum())
-    return math.fsum(row)
+def _fsum(row: list[float]) -> float:
+    try:
+        return math.fsum(row)
+    except (OverflowError, ValueError):  # infinities, of both signs perhaps
+        return math.nan

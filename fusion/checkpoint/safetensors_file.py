@@ -19,6 +19,7 @@ from ..errors import CheckpointError
 from .tensor_info import TensorInfo
 
 MAX_HEADER_BYTES = 100_000_000
+MIN_RELEASED = 1 << 20  # the pages of smaller tensors are left to the system
 
 
 def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -126,7 +127,7 @@ class SafetensorsFile:
 
     def release(self, info: TensorInfo) -> None:
         """Let go of the memory pages of a tensor that has been used; they stay in the page cache."""
-        if self._map is None or not hasattr(self._map, "madvise"):
+        if self._map is None or info.nbytes < MIN_RELEASED or not hasattr(self._map, "madvise"):
             return
         first = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE
         last = (info.offset + info.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE

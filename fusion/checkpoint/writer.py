@@ -27,6 +27,7 @@ from .rooms import Room, Rooms
 
 JOURNAL = "journal.jsonl"
 SYNC_BYTES = 1 << 28  # of a file are written before the disk is asked to keep up
+_LINE = json.JSONEncoder(sort_keys=True).encode
 OWN_MARK = "sculpt-manifest.json"  # only a folder that holds it is ever replaced
 
 
@@ -150,8 +151,9 @@ class CheckpointWriter:
         return {entry["name"]: entry for entry in entries[1:]}
 
     def _append(self, entry: Mapping[str, Any]) -> None:
+        line = _LINE(entry) + "\n"
         with self._lock:
-            self._journal.write(json.dumps(entry, sort_keys=True) + "\n")
+            self._journal.write(line)
             self._journal.flush()
 
     @contextmanager

@@ -30,6 +30,6 @@ KERNELS: dict[Callable[..., Any], Callable[..., np.ndarray]] = {
 def kernel_for(function: Callable[..., Any], tile: RawTile, out: np.ndarray | None = None):
     """Return the kernel that computes what `function` defines, or None where there is none for such a tile."""
     arrays = (tile.base, *tile.tuned) if out is None else (tile.base, *tile.tuned, out)
-    if len(tile.tuned) != 1 or any(array.dtype.name not in TAKEN_FOR for array in arrays):
+    if len(tile.tuned) != 1 or any(array.dtype not in TAKEN_FOR for array in arrays):
         return None
     return KERNELS.get(function)

@@ -37,7 +37,10 @@ class Pointer(NamedTuple):
     @classmethod
     def to(cls, array: np.ndarray) -> Pointer:
         """Point to the first element of a contiguous array."""
-        return cls(array.__array_interface__["data"][0], array.dtype.name)
+        return cls(array.__array_interface__["data"][0], _NAMES[array.dtype])
+
+
+_NAMES = {np.dtype(found): np.dtype(found).name for found in ("f4", "f8", "u2", "i2", "u4", "i4", "u8", "i8")}
 
 
 def _user_cache() -> Path:

@@ -6,20 +6,22 @@ import threading
 from typing import final
 
 import numpy as np
+from ml_dtypes import bfloat16
 
 from ..sums import BLOCK
 from ..tile import RawTile
 from .native import Pointer
 
 LANES = 256
-TAKEN_FOR = {"bfloat16": "uint16", "float16": "int16", "float32": "float32"}  # Numba knows neither of the first two
+# Numba knows neither bfloat16 nor, on the CPU, float16.
+TAKEN_FOR = {np.dtype(bfloat16): "uint16", np.dtype("f2"): "int16", np.dtype("f4"): "float32"}
 
 _ONES = np.ones(BLOCK, np.float32)
 
 
 def seen(array: np.ndarray) -> Pointer:
     """Return stored elements as kernels take them."""
-    return Pointer(array.__array_interface__["data"][0], TAKEN_FOR[array.dtype.name])
+    return Pointer(array.__array_interface__["data"][0], TAKEN_FOR[array.dtype])
 
 
 def num_blocks(tile: RawTile) -> int:
