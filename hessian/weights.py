@@ -82,6 +82,7 @@ class Weights:
         self._slots: dict[str, _Slot] = {}
         self._by_key: dict[int, _Slot] = {}
         self._make_slots(skeleton, statistics_of)
+        self._statistics = {name: slot.statistics for name, slot in self._slots.items() if slot.statistics is not None}
         for unit in units:
             for slot in self._slots_of(unit.parameters):
                 slot.users += 1
@@ -219,7 +220,7 @@ class Weights:
 
     def statistics(self) -> Mapping[str, ParameterStatistics]:
         """Return the statistics of each parameter, by every name that it has."""
-        return {name: slot.statistics for name, slot in self._slots.items() if slot.statistics is not None}
+        return self._statistics
 
     def pinned(self) -> set[str]:
         """Return the names of parameters that stay to the end."""
