@@ -267,6 +267,7 @@ def _fingerprint(prepared: Prepared, provenance: Mapping[str, Any] | None) -> st
         "inputs": [checkpoint.fingerprint for checkpoint in (plan.base, *plan.tuned)],
         "method": prepared.method.name,
         "options": prepared.method.options(),
+        "own": {step.name: [step.method.name, step.method.options()] for step in plan.steps if step.method},
         "settings": prepared.settings.recorded(),
         "tiles": prepared.settings.tile_elements,
         "curvature": provenance,

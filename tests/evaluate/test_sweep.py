@@ -107,6 +107,21 @@ def test_blocks_with_a_strength_of_their_own_are_written_as_they_were_scored(liv
     assert not torch.equal(scored["model.layers.1.mlp.up_proj.weight"], base["model.layers.1.mlp.up_proj.weight"])
 
 
+def test_an_interrupted_write_is_not_resumed_with_other_block_strengths(live: LiveFuse) -> None:
+    first, second = ({"model.layers.0": gamma, "model.layers.1": gamma} for gamma in (0.9, 0.1))
+
+    def interrupt(_done: int, _total: int, _name: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        live.write(AdaDare(gamma=0.5), first, provenance=None, overwrite=True, progress=interrupt)
+    live.write(AdaDare(gamma=0.5), second, provenance=None, overwrite=True)
+    written = parameters(load_model(live.prepared.output, device="cpu").model)
+    live.set(AdaDare(gamma=0.5), second)
+    scored = parameters(live.live.model)
+    assert all(torch.equal(scored[name], written[name]) for name in scored)
+
+
 def test_reductions_are_made_once_for_all_strengths(live: LiveFuse) -> None:
     live.set(AdaDare(gamma=0.31, sparsity=0.77))
     before = live.backend.num_passes
