@@ -72,7 +72,7 @@ class KernelBackend(Backend):
         """Return the pass's rows for a tile."""
         kernel = self._kernel_for(wanted.function, tile)
         if kernel is None:
-            return np.concatenate([self._definitions.run_pass(piece, wanted) for piece in _pieces(tile)], axis=1)
+            return wanted.join([self._definitions.run_pass(piece, wanted) for piece in _pieces(tile)])
         return kernel(tile, *wanted.arguments)
 
     def run_map(self, tile: RawTile, wanted: Map, out: np.ndarray) -> np.ndarray:

@@ -101,6 +101,12 @@ def digit_counts(
     return xp.concat([xp.stack(rows), beside], axis=1)
 
 
+def _joined(pieces: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the counts of several pieces as those of one tile."""
+    counts = sum(piece[:, :-1] for piece in pieces)
+    return np.concatenate([counts, pieces[0][:, -1:]], axis=1)
+
+
 def _total(tiles: Sequence[np.ndarray]) -> tuple[np.ndarray, int]:
     counts = np.zeros(tiles[0][:, :-1].shape, np.int64)
     for tile in tiles:
@@ -134,7 +140,7 @@ def find_cuts(
     found, num_bits, last = 0, DIGIT, np.zeros((0, 0))
     while found < num_bits:
         call = (scores, arguments, tuple(searches), found, 0)
-        last, num_bits = yield Pass(function=digit_counts, arguments=call, combine=_total)
+        last, num_bits = yield Pass(function=digit_counts, arguments=call, combine=_total, join=_joined)
         digit = min(DIGIT, num_bits - found)
         searches = [_descend(s, last[i, : 1 << digit], digit, from_top=True) for i, s in enumerate(searches)]
         found += digit
@@ -159,7 +165,7 @@ def _find_places(
     place_bits, found, several = max(1, (num_elements - 1).bit_length()), 0, False
     while found < place_bits:
         call = (scores, arguments, tuple(searches), found, place_bits)
-        counts, _ = yield Pass(function=digit_counts, arguments=call, combine=_total)
+        counts, _ = yield Pass(function=digit_counts, arguments=call, combine=_total, join=_joined)
         digit = min(DIGIT, place_bits - found)
         searches = [_descend(s, counts[i, : 1 << digit], digit, from_top=False) for i, s in enumerate(searches)]
         found += digit

@@ -22,6 +22,7 @@ from .sce import Sce
 from .slerp import Slerp
 from .tailor import Tailor
 from .task_arithmetic import TaskArithmetic
+from .ties import Ties
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -47,6 +48,7 @@ METHODS: dict[str, type[Method]] = {
         Slerp,
         Tailor,
         TaskArithmetic,
+        Ties,
     )
 }
 
@@ -74,4 +76,5 @@ __all__ = [
     "Slerp",
     "Tailor",
     "TaskArithmetic",
+    "Ties",
 ]

@@ -17,6 +17,11 @@ from ..tile import Tile
 from .checks import spread
 
 
+def join_blocks(pieces: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the block sums of consecutive pieces as those of one tile."""
+    return np.concatenate(pieces, axis=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pass:
     """One look at every element before any is changed.
@@ -25,11 +30,13 @@ class Pass:
         function: `function(tile, *arguments)` returns a (rows, num_blocks) array of block sums. A module-level
             function: the CPU kernel that stands in for it is found by its identity.
         combine: Turns the arrays of all tiles, in order, into what `Method.reduce` is sent.
+        join: Turns the arrays of consecutive pieces of a tile into that of the tile.
     """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...] = ()
     combine: Callable[[Sequence[np.ndarray]], Any] = exact_total
+    join: Callable[[Sequence[np.ndarray]], np.ndarray] = join_blocks
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

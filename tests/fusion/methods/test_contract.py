@@ -33,6 +33,7 @@ from sculpt.fusion.methods import (
     Slerp,
     Tailor,
     TaskArithmetic,
+    Ties,
 )
 
 Fuse = Callable[..., np.ndarray]
@@ -79,6 +80,9 @@ CASES: list[tuple[Method, int, Method | None]] = [
     (Tailor(sparsity=0.8, block_size=32), 1, Tailor(sparsity=1)),
     (TaskArithmetic(scale=0.3), 1, TaskArithmetic(scale=0)),
     (TaskArithmetic(weights=(0.6, 0.6), normalize=True), 2, TaskArithmetic(weights=0)),
+    (Ties(density=0.3), 3, Ties(scale=0)),
+    (Ties(density=(0.4, 0.2), weights=(1, 0.5), election="unweighted", scale=0.7), 2, Ties(weights=0)),
+    (Ties(density=0.3), 1, Ties(density=0)),
 ]
 IDS = [f"{i}-{method.name}" for i, (method, _, _) in enumerate(CASES)]
 every = pytest.mark.parametrize(("method", "num_tuned", "nothing"), CASES, ids=IDS)
