@@ -23,8 +23,20 @@ app = typer.Typer(
     help="Repair a fine-tuned model that forgot, with no retraining: checkpoint surgery on safetensors.",
     epilog="Start with `sculpt fuse base/ sft/`, or see it all at work with `sculpt demo`.",
 )
-for family in (fuse, merge, lora, calibrate, bound, evaluate, sweep, report, inspect, verify, demo):
-    family.register(app)
+FAMILIES = {
+    "Repair": (fuse, calibrate, demo),
+    "Choose a strength": (bound, evaluate, sweep),
+    "Look and check": (inspect, verify, report),
+    "Merge several": (merge, lora),
+}
+OTHER_METHODS = "Fuse by another method"
+for panel, families in FAMILIES.items():
+    for family in families:
+        before = len(app.registered_commands), len(app.registered_groups)
+        family.register(app)
+        for command in (*app.registered_commands[before[0] :], *app.registered_groups[before[1] :]):
+            other = family is fuse and command.name != "fuse"
+            command.rich_help_panel = OTHER_METHODS if other else panel
 
 
 class Interrupted(BaseException):
