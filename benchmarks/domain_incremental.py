@@ -1,0 +1,308 @@
+"""Fixed against learned merging coefficients, where domains come one after another.
+
+    python benchmarks/domain_incremental.py --seeds 3
+
+SmolLM2-135M-Instruct (from the package index, as for `sculpt demo`) names the part of speech of a word in its sentence.
+The domains are four genres of the Brown corpus; each has a LoRA adapter of its own on the last layers, trained on that
+genre alone. They are merged by task arithmetic, TIES and DARE-TIES with one fixed weight of 1, 3 or 5 for all, as PEFT
+defines it, and with coefficients that are learned on a buffer of a few samples a genre, b at most 1, 3 or 5.
+
+Two tables, as in the source (Coleman, Quarantiello, Hurtado, Lomonaco): the mean accuracy over the four genres after
+the last one, mean ± deviation over the seeds (of training order, buffer and DARE); and for one setting what is known
+after each experience. Sentences of training, buffer and test come from different files.
+
+All layers below the adapted ones are frozen in every run, so their output is computed once a sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from sculpt.demo.brown import BROWN, parse, read_files, split_files
+from sculpt.demo.fetch import default_cache, fetch
+from sculpt.demo.models import smollm2
+from sculpt.fusion.checkpoint import Checkpoint, open_checkpoint
+from sculpt.learn.buffer import LabelledSample, batches
+from sculpt.learn.continual import learn_continually
+from sculpt.learn.merged_model import MergedModel
+from sculpt.learn.parts import Rule
+from sculpt.learn.training import Learning, learn, predictions, score
+from torch import Tensor, nn
+
+DOMAINS = {"press": "abc", "learned": "j", "belles lettres": "g", "fiction": "klmnp"}
+# The first letters of Brown's tags; ` noun` and so on are one token each for SmolLM2.
+CLASSES = {
+    "noun": ("nn", "np", "nr"),
+    "verb": ("vb", "be", "hv", "do", "md"),
+    "adjective": ("jj",),
+    "adverb": ("rb", "ql", "wrb"),
+    "pronoun": ("pp", "pn", "wp"),
+    "preposition": ("in",),
+    "article": ("at",),
+    "conjunction": ("cc", "cs"),
+}
+MAX_WORDS = 10
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+FIXED = BOUNDS = (1.0, 3.0, 5.0)
+METHODS = ("task-arithmetic", "ties", "dare-ties")
+
+
+def class_of(tag: str) -> str | None:
+    return next((name for name, starts in CLASSES.items() if tag.startswith(starts)), None)
+
+
+def draw(files: dict[str, str], names: Sequence[str], genres: str, count: int, seed: int) -> list[tuple[str, str]]:
+    """Return prompts with answers, the classes in equal parts."""
+    generator = random.Random(seed)
+    by_class: dict[str, list[str]] = {name: [] for name in CLASSES}
+    for sentence in (s for name in sorted(names) if name[1] in genres for s in parse(files[name])):
+        if not 4 <= len(sentence) <= MAX_WORDS:
+            continue
+        word, tag = sentence[generator.randrange(len(sentence))]
+        name = class_of(tag)
+        if name is not None and word.isalpha():
+            text = " ".join(w for w, _ in sentence)
+            by_class[name].append(f'{text}\nHere "{word}" is a kind of')
+    found = []
+    for name, prompts in by_class.items():
+        generator.shuffle(prompts)
+        found += [(prompt, f" {name}") for prompt in prompts[: -(-count // len(CLASSES))]]
+    generator.shuffle(found)
+    return found[:count]
+
+
+def samples_of(tokenizer: Any, examples: Sequence[tuple[str, str]], domain: str) -> list[LabelledSample]:
+    found = []
+    for prompt, answer in examples:
+        start, end = tokenizer(prompt).input_ids, tokenizer(answer, add_special_tokens=False).input_ids
+        found.append(LabelledSample(ids=(*start, *end), labels=(*(-100 for _ in start), *end), domain=domain))
+    return found
+
+
+class Passing(nn.Module):
+    """Stands for a layer whose work is done."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_states
+
+
+class Prefix(nn.Module):
+    """Stands for the embeddings: returns what the frozen layers make of a row, computed once."""
+
+    def __init__(self, known: dict[tuple[int, ...], Tensor]) -> None:
+        super().__init__()
+        self.known = known
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        rows = [self.known[key_of(row)] for row in input_ids]
+        return nn.utils.rnn.pad_sequence([row.float() for row in rows], batch_first=True)
+
+
+def key_of(row: Tensor) -> tuple[int, ...]:
+    """Return a row's tokens without its padding, which is 0, a token that no sentence has."""
+    ids = row.tolist()
+    while ids[-1] == 0:
+        ids.pop()
+    return tuple(ids)
+
+
+@torch.no_grad()
+def run_prefix(model: Any, samples: Sequence[LabelledSample], first: int) -> dict[tuple[int, ...], Tensor]:
+    """Return the input of layer `first` for every sample."""
+    caught: list[Tensor] = []
+    handle = model.model.layers[first].register_forward_pre_hook(lambda _m, args: caught.append(args[0]))
+    whole = model.model.layers
+    model.model.layers = whole[: first + 1]
+    known = {}
+    ordered = sorted(samples, key=lambda sample: len(sample.ids))
+    for batch in batches(ordered, 32):
+        model.model(**batch.inputs, use_cache=False)
+        for row, mask, hidden in zip(
+            batch.inputs["input_ids"], batch.inputs["attention_mask"], caught.pop(), strict=True
+        ):
+            known[key_of(row)] = hidden[: int(mask.sum())].to(torch.float16)
+    handle.remove()
+    model.model.layers = whole
+    return known
+
+
+def shorten(model: Any, known: dict[tuple[int, ...], Tensor], first: int) -> None:
+    """Let the model begin at layer `first`; its parameters keep their names."""
+    model.model.embed_tokens = Prefix(known)
+    for i in range(first):
+        model.model.layers[i] = Passing()
+
+
+def train_adapter(
+    base: Path,
+    known: dict[tuple[int, ...], Tensor],
+    samples: Sequence[LabelledSample],
+    folder: Path,
+    args: Any,
+    seed: int,
+) -> Path:
+    """Train a LoRA on the last layers, AdamW with a linear decay, and save it."""
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+    last = list(range(len(model.model.layers) - args.layers, len(model.model.layers)))
+    shorten(model, known, last[0])
+    config = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules=LINEAR, layers_to_transform=last)
+    tuned = get_peft_model(model, config)
+    parameters = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, weight_decay=0.0)
+    generator = random.Random(seed)
+    for step in range(args.train_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = args.learning_rate * (1 - step / args.train_steps)
+        (batch,) = batches(generator.sample(samples, args.batch), args.batch)
+        logits, labels, _ = predictions(model, batch)
+        nn.functional.cross_entropy(logits, labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    tuned.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+def accuracy(merged: MergedModel, test: Sequence[LabelledSample]) -> dict[str, float]:
+    return {d: 100 * score(merged, [s for s in test if s.domain == d]).accuracy for d in DOMAINS}
+
+
+def run_seed(args: Any, seed: int, base: Path, data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Train, merge in every way, and score; one seed."""
+    opened = Checkpoint(base)
+    generator = random.Random(seed)
+    buffer = [s for d in DOMAINS for s in generator.sample(data["buffer"][d], args.buffer)]
+    adapters = [
+        open_checkpoint(
+            train_adapter(base, data["known"], data["train"][d], folder / f"{seed}-{d}", args, seed), opened
+        )
+        for d in DOMAINS
+    ]
+    results: dict[str, Any] = {}
+
+    def note(name: str, merged: MergedModel) -> None:
+        results[name] = accuracy(merged, data["test"])
+        mean = statistics.mean(results[name].values())
+        print(f"seed {seed} {time.monotonic() - data['start']:6.0f} s  {name:32} {mean:5.1f}", flush=True)
+
+    for method in METHODS:
+        merged = MergedModel(opened, Rule(method=method, density=args.density, seed=seed))  # pyright: ignore[reportArgumentType]
+        shorten(merged.model, data["known"], data["first"])
+        if method == METHODS[0]:
+            note("base", merged)
+            merged.use(adapters)
+            for k, domain in enumerate(DOMAINS):
+                merged.set([float(i == k) for i in range(len(adapters))])
+                note(f"adapter of {domain}", merged)
+        for weight in FIXED:
+            merged.use(adapters)
+            merged.set([weight] * len(adapters))
+            note(f"{method} fixed {weight:g}", merged)
+        for bound in BOUNDS:
+            learning = Learning(b_max=bound, steps=args.steps, learning_rate=args.step_size)
+            if method == "ties" and bound == 3 and seed == 0:
+                known = learn_continually(merged, adapters, buffer, learning, test=data["test"])
+                results["experiences"] = [experience.as_json() for experience in known]
+                found = known[-1].coefficients
+            else:
+                found = learn(merged, adapters, buffer, learning).coefficients
+            note(f"{method} adaptive {bound:g}", merged)
+            results[f"{method} adaptive {bound:g} coefficients"] = found.as_json()
+    return results
+
+
+def prepare(args: Any, base: Path, cache: Path) -> dict[str, Any]:
+    """Draw the samples, and run the frozen layers over all of them."""
+    import transformers
+
+    files = read_files(fetch(BROWN, cache))
+    split = split_files(files)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base, local_files_only=True)
+    train, pool, test = {}, {}, []
+    for domain, genres in DOMAINS.items():
+        train[domain] = samples_of(tokenizer, draw(files, split["train"], genres, args.train, 1), domain)
+        pool[domain] = samples_of(tokenizer, draw(files, split["validation"], genres, 4 * args.buffer, 2), domain)
+        test += samples_of(tokenizer, draw(files, split["test"], genres, args.test, 3), domain)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+    first = len(model.model.layers) - args.layers
+    everything = [*(s for group in (*train.values(), *pool.values()) for s in group), *test]
+    known = run_prefix(model.eval(), everything, first)
+    return {"train": train, "buffer": pool, "test": test, "known": known, "first": first}
+
+
+def show(results: Sequence[dict[str, Any]]) -> None:
+    """Print the two tables."""
+
+    def cell(name: str) -> str:
+        means = [statistics.mean(found[name].values()) for found in results]
+        return f"{statistics.mean(means):5.1f} ± {statistics.stdev(means) if len(means) > 1 else 0:.1f}"
+
+    print("\nMean accuracy over the four genres, percent, after the last; mean ± deviation over seeds")
+    print(f"base {cell('base')}; adapters alone " + ", ".join(cell(f"adapter of {d}") for d in DOMAINS))
+    columns = [f"{kind} {value:g}" for kind, values in (("fixed", FIXED), ("adaptive", BOUNDS)) for value in values]
+    print(f"{'':16} | " + " | ".join(f"{column:12}" for column in columns))
+    for method in METHODS:
+        print(f"{method:16} | " + " | ".join(f"{cell(f'{method} {column}'):12}" for column in columns))
+    print("\nTIES, adaptive, b at most 3, seed 0: coefficients and accuracy after each experience")
+    for experience in results[0]["experiences"]:
+        alpha = " ".join(f"{weight:.2f}" for weight in experience["coefficients"]["alpha"])
+        scores = ", ".join(f"{d} {100 * found['accuracy']:.1f}" for d, found in experience["scores"].items())
+        print(f"+ {experience['domain']:14} α {alpha:20} b {experience['coefficients']['b']:.2f} | {scores}")
+    spread = [
+        abs(
+            max(found[f"{m} adaptive {b:g} coefficients"]["alpha"])
+            - min(found[f"{m} adaptive {b:g} coefficients"]["alpha"])
+        )
+        for found, m, b in product(results, METHODS, BOUNDS)
+    ]
+    print(f"\nlargest α − smallest α of a run: {min(spread):.2f} to {max(spread):.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=2, help="how many of the last layers are adapted")
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--train", type=int, default=80, help="sentences a genre")
+    parser.add_argument("--test", type=int, default=40)
+    parser.add_argument("--buffer", type=int, default=4, help="sentences a genre")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--train-steps", type=int, default=25)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--steps", type=int, default=20, help="of learning coefficients")
+    parser.add_argument("--step-size", type=float, default=0.3)
+    parser.add_argument("--density", type=float, default=0.2, help="of TIES and DARE-TIES")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    start = time.monotonic()
+    base = smollm2(default_cache())
+    data = {**prepare(args, base, default_cache()), "start": start}
+    print(f"frozen layers over {len(data['known'])} sentences: {time.monotonic() - start:.0f} s", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        results = [run_seed(args, seed, base, data, Path(folder)) for seed in range(args.seeds)]
+    show(results)
+    if args.json is not None:
+        args.json.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()
