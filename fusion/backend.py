@@ -70,14 +70,14 @@ class KernelBackend(Backend):
 
     def run_pass(self, tile: RawTile, wanted: Pass) -> np.ndarray:
         """Return the pass's rows for a tile."""
-        kernel = self._kernel_for(wanted.function, tile)
+        kernel = self._kernel_for(wanted.function, wanted.arguments, tile)
         if kernel is None:
             return wanted.join([self._definitions.run_pass(piece, wanted) for piece in _pieces(tile)])
         return kernel(tile, *wanted.arguments)
 
     def run_map(self, tile: RawTile, wanted: Map, out: np.ndarray) -> np.ndarray:
         """Fuse a tile."""
-        kernel = self._kernel_for(wanted.function, tile, out)
+        kernel = self._kernel_for(wanted.function, wanted.arguments, tile, out)
         if kernel is None:
             rows = []
             for piece in _pieces(tile):

@@ -9,15 +9,20 @@ from typing import Any
 import numpy as np
 
 from .. import budget as budget_definition
+from .. import ranks as ranks_definition
 from ..methods import adadare as adadare_method
 from ..methods import dare as dare_method
 from ..methods import task_arithmetic as task_arithmetic_method
+from ..methods import trim as trim_method
 from ..tile import RawTile
-from . import adadare, budget, dare, task_arithmetic
+from . import adadare, budget, dare, merge, ranks, task_arithmetic
 from .tiles import TAKEN_FOR
 
+Function = Callable[..., Any]
+Kernels = dict[Function, Callable[..., np.ndarray]]
+
 # By the definition that a kernel stands in for. A pass takes (tile, *arguments), a map (tile, out, *arguments).
-KERNELS: dict[Callable[..., Any], Callable[..., np.ndarray]] = {
+FOR_ONE_MODEL: Kernels = {
     budget_definition.l1_sums: budget.l1_sums,
     adadare_method.score_sums: adadare.score_sums,
     adadare_method.clipped_sums: adadare.clipped_sums,
@@ -25,11 +30,20 @@ KERNELS: dict[Callable[..., Any], Callable[..., np.ndarray]] = {
     dare_method.drop_and_rescale: dare.drop_and_rescale,
     task_arithmetic_method.add_scaled: task_arithmetic.add_scaled,
 }
+FOR_ANY_NUMBER: Kernels = {
+    ranks_definition.digit_counts: ranks.digit_counts,
+    dare_method.drop_and_merge: merge.drop_and_merge,
+    task_arithmetic_method.add_weighted: merge.add_weighted,
+    trim_method.trim_and_merge: merge.trim_and_merge,
+}
 
 
-def kernel_for(function: Callable[..., Any], tile: RawTile, out: np.ndarray | None = None):
+def kernel_for(function: Function, arguments: tuple[Any, ...], tile: RawTile, out: np.ndarray | None = None):
     """Return the kernel that computes what `function` defines, or None where there is none for such a tile."""
     arrays = (tile.base, *tile.tuned) if out is None else (tile.base, *tile.tuned, out)
-    if len(tile.tuned) != 1 or any(array.dtype not in TAKEN_FOR for array in arrays):
+    if any(array.dtype not in TAKEN_FOR for array in arrays):
         return None
-    return KERNELS.get(function)
+    if function is ranks_definition.digit_counts and arguments[0] is not trim_method.magnitudes:
+        return None  # other scores than magnitudes
+    found = FOR_ANY_NUMBER.get(function)
+    return FOR_ONE_MODEL.get(function) if found is None and len(tile.tuned) == 1 else found

@@ -43,8 +43,14 @@ class _Scratch(threading.local):
     def __init__(self) -> None:
         self._blocks = np.empty((8, BLOCK), np.float32)
         self._lanes = np.empty(LANES, np.float64)
+        self._rows = np.empty(0, np.float32)
         self.blocks = [Pointer.to(block) for block in self._blocks]
         self.lanes = Pointer.to(self._lanes)
+
+    def rows(self, count: int) -> np.ndarray:
+        if self._rows.size < count:
+            self._rows = np.empty(count, np.float32)
+        return self._rows
 
 
 _scratch = _Scratch()
@@ -53,3 +59,14 @@ _scratch = _Scratch()
 def scratch(count: int) -> list[Pointer]:
     """Return room for `count` blocks of float32, and for the lanes of a sum."""
     return [*_scratch.blocks[:count], _scratch.lanes]
+
+
+def scratch_words() -> Pointer:
+    """Return room for a block of uint32."""
+    return Pointer(_scratch.blocks[0].address, "uint32")
+
+
+def scratch_rows(num_rows: int, length: int) -> list[Pointer]:
+    """Return room for rows of float32, one after the other."""
+    address = Pointer.to(_scratch.rows(num_rows * length)).address
+    return [Pointer(address + 4 * length * k, "float32") for k in range(num_rows)]

@@ -1,0 +1,143 @@
+"""The kernels that keep some deltas of each model and merge them: of `fusion.methods.trim`, `.dare` and others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..elect import Merging
+from ..methods.trim import Range
+from ..sums import BLOCK
+from ..tile import RawTile
+from .native import Kernel, Pointer
+from .tiles import num_blocks, scratch, scratch_rows, seen
+
+_TRIM_ONE = Kernel("merge", "trim_one")
+_TRIM_INTO = Kernel("merge", "trim_into")
+_DROP_INTO = Kernel("merge", "drop_into")
+_MERGE = Kernel("merge", "merge")
+_ELECTIONS = {None: 0, "weighted": 1, "unweighted": 2}
+_PIECE = 16 * BLOCK  # elements of which all models' deltas fit the cache
+_EVERYWHERE = 2
+
+# Puts what is kept of model k into a row, and adds its magnitudes to another.
+Sparsify = Callable[[RawTile, int, Pointer, Pointer], None]
+
+
+def _limits(limits: Range) -> tuple[float, int, float, int]:
+    """Return a range as a kernel takes it: with the first place that is not selected."""
+    least, most = limits
+    return float(least.value), least.place + 1, float(most.value), most.place + 1
+
+
+def _is_whole(merging: Merging, factors: Sequence[float], scale: float) -> bool:
+    """Return whether one model alone has a part, and its deltas are taken as they are; as `merge_kept` decides."""
+    sole, factor = merging.sole, merging.sole_factor
+    return sole is not None and factor is not None and factors[sole] * scale * factor == 1
+
+
+def trim_and_merge(
+    tile: RawTile,
+    out: np.ndarray,
+    ranges: tuple[Range, ...],
+    factors: tuple[float, ...],
+    merging: Merging,
+    scale: float,
+) -> np.ndarray:
+    """Merge the deltas whose magnitude is within range; return the figures."""
+    tuned, *others = tile.tuned
+    if others:
+
+        def sparsify(piece: RawTile, k: int, row: Pointer, magnitudes: Pointer) -> None:
+            arrays = seen(piece.base), seen(piece.tuned[k])
+            limits = _limits(ranges[k])
+            _TRIM_INTO(*arrays, len(piece.base), piece.start, *limits, float(factors[k]), k == 0, row, magnitudes)
+
+        return _merge(tile, out, sparsify, merging, scale, whole=_is_whole(merging, factors, scale))
+    blocks, weight = num_blocks(tile), float(merging.weights[0])
+    rows = np.empty((6, blocks))
+    divisor = (1.0 if merging.by_number else weight) if merging.normalize else 1.0
+    _TRIM_ONE(
+        *(seen(tile.base), seen(tuned), seen(out), len(out), tile.start),
+        *_limits(ranges[0]),
+        *(float(factors[0]), weight, divisor or 1.0, _ELECTIONS[merging.election]),
+        *(float(scale), _is_whole(merging, factors, scale)),
+        *scratch(2),
+        *(rows, blocks),
+    )
+    return rows
+
+
+def drop_and_merge(
+    tile: RawTile,
+    out: np.ndarray,
+    keeps: tuple[float, ...],
+    factors: tuple[float, ...],
+    merging: Merging,
+    scale: float,
+) -> np.ndarray:
+    """Merge the deltas that each model's own draws keep; return the figures."""
+
+    def sparsify(piece: RawTile, k: int, row: Pointer, magnitudes: Pointer) -> None:
+        arrays, key = (seen(piece.base), seen(piece.tuned[k])), piece.keys[k]
+        place = len(piece.base), piece.start, key.low, key.high
+        _DROP_INTO(*arrays, *place, float(keeps[k]), float(factors[k]), k == 0, row, magnitudes)
+
+    return _merge(tile, out, sparsify, merging, scale, whole=_is_whole(merging, factors, scale))
+
+
+def add_weighted(tile: RawTile, out: np.ndarray, coefficients: tuple[float, ...]) -> np.ndarray:
+    """Write `base + Σ_k c_k·δ_k` into `out`; return the figures."""
+
+    def sparsify(piece: RawTile, k: int, row: Pointer, magnitudes: Pointer) -> None:
+        place = len(piece.base), piece.start, 0, 0
+        _DROP_INTO(seen(piece.base), seen(piece.tuned[k]), *place, 1.0, 1.0, k == 0, row, magnitudes)
+
+    used = [k for k, coefficient in enumerate(coefficients) if coefficient != 0]
+    merging = Merging(weights=tuple(coefficients[k] for k in used))
+    whole = _EVERYWHERE if merging.weights == (1.0,) else False
+    return _merge(tile, out, sparsify, merging, 1.0, whole=whole, used=used)
+
+
+def _merge(
+    tile: RawTile,
+    out: np.ndarray,
+    sparsify: Sparsify,
+    merging: Merging,
+    scale: float,
+    *,
+    whole: int,
+    used: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Sparsify and merge piece by piece.
+
+    Args:
+        whole: Whether what has a part takes the bits of the sole model, or all elements do (`_EVERYWHERE`).
+        used: The models that `merging` is about, if not all.
+    """
+    blocks = num_blocks(tile)
+    used = range(len(tile.tuned)) if used is None else used
+    rows = np.empty((6, blocks))
+    weights = np.array(merging.weights, np.float32)
+    shares = np.ones_like(weights) if merging.by_number else weights
+    total = sum(merging.weights)
+    normalize = merging.normalize and (merging.election is not None or total != 0)
+    sole = used[merging.sole] if whole and merging.sole is not None else 0
+    for first in range(0, len(out), _PIECE):
+        part = slice(first, first + _PIECE)
+        tuned = tuple(array[part] for array in tile.tuned)
+        piece = replace(tile, start=tile.start + first, base=tile.base[part], tuned=tuned)
+        count = len(piece.base)
+        *kept, unused, magnitudes = scratch_rows(len(used) + 2, count)
+        for k in range(len(tuned)):
+            sparsify(piece, k, kept[used.index(k)] if k in used else unused, magnitudes)
+        _MERGE(
+            *(seen(piece.base), seen(tuned[sole]), seen(out[part]), count),
+            *((kept or [unused])[0], len(used), weights, shares),
+            *(_ELECTIONS[merging.election], normalize, float(total), float(scale), whole, magnitudes),
+            *scratch(6),
+            *(Pointer(Pointer.to(rows).address + 8 * (first // BLOCK), "float64"), blocks),
+        )
+    return rows

@@ -1,0 +1,57 @@
+"""The kernels of `fusion.ranks` for scores that are magnitudes of deltas."""
+
+from __future__ import annotations
+
+from .blocks import SIZE
+from .elements import bits_of, decoded, i32, u32, u64
+
+WAYS = u64(4)  # counts are kept this many times over, so that equal neighbours do not wait for each other
+
+
+def score_digits(base, tuned, count, rest, shift, mask, prefix, bits, counts):
+    """Count, of the magnitudes whose bits above `rest` are `prefix`, each value of the digit at `shift`.
+
+    Args:
+        rest: 32 or more where no bits are known.
+        mask: The largest value of a digit.
+        counts: `WAYS` times `mask + 1` numbers, zero at first.
+    """
+    known, rest, shift, mask, bins = rest < u64(32), u32(rest), u32(shift), u32(mask), u64(mask + u64(1))
+    wanted = u32(prefix)
+    for at in range(u64(0), count, SIZE):
+        size = min(SIZE, count - at)
+        for i in range(size):
+            bits[i] = bits_of(abs(decoded(tuned[at + i]) - decoded(base[at + i])))
+        if known:
+            for i in range(size):
+                if u32(bits[i] >> rest) == wanted:
+                    counts[(i % WAYS) * bins + u64(u32(bits[i] >> shift) & mask)] += i32(1)
+        else:
+            for i in range(size):
+                counts[(i % WAYS) * bins + u64(u32(bits[i] >> shift) & mask)] += i32(1)
+
+
+def place_digits(base, tuned, count, start, value, rest, shift, mask, prefix, counts):
+    """Count, of the places above `rest` with `prefix` where the magnitude has bits `value`, each value of their digit.
+
+    Args:
+        counts: `mask + 1` numbers, zero at first.
+    """
+    value = u32(value)
+    for at in range(u64(0), count, SIZE):
+        size = min(SIZE, count - at)
+        first = start + at
+        last = first + size - u64(1)
+        if (last >> rest) < prefix or (first >> rest) > prefix:
+            continue
+        if (first >> shift) == (last >> shift):
+            number = i32(0)
+            for i in range(size):
+                equal = bits_of(abs(decoded(tuned[at + i]) - decoded(base[at + i]))) == value
+                number = i32(number + i32(equal))
+            counts[(first >> shift) & mask] += number
+        else:
+            for i in range(size):
+                equal = bits_of(abs(decoded(tuned[at + i]) - decoded(base[at + i]))) == value
+                if equal and ((first + i) >> rest) == prefix:
+                    counts[((first + i) >> shift) & mask] += i32(1)
