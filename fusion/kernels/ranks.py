@@ -13,7 +13,7 @@ from .tiles import scratch_words, seen
 
 _SCORE_DIGITS = Kernel("ranks", "score_digits")
 _PLACE_DIGITS = Kernel("ranks", "place_digits")
-_WAYS = 4
+_WAYS, _OTHERS = 4, 16  # as in the source
 _SCORE_BITS = 32
 
 
@@ -31,11 +31,12 @@ def digit_counts(
     count, base = len(tile.base), seen(tile.base)
     for row, search in zip(rows, searches, strict=True):
         tuned = seen(tile.tuned[search.stream])
-        counts = np.zeros((_WAYS, 1 << digit), np.int32)
+        counts = np.zeros((_WAYS << digit) + _OTHERS, np.int32)
         if place_bits:
             place = (tile.start, search.value, rest, shift, mask, search.prefix)
             _PLACE_DIGITS(base, tuned, count, *place, counts)
+            row[: 1 << digit] = counts[: 1 << digit]
         else:
             _SCORE_DIGITS(base, tuned, count, rest, shift, mask, search.prefix, scratch_words(), counts)
-        row[: 1 << digit] = counts.sum(axis=0)
+            row[: 1 << digit] = counts[: _WAYS << digit].reshape(_WAYS, -1).sum(axis=0)
     return rows

@@ -6,29 +6,31 @@ from .blocks import SIZE
 from .elements import bits_of, decoded, i32, u32, u64
 
 WAYS = u64(4)  # counts are kept this many times over, so that equal neighbours do not wait for each other
+OTHERS = u64(16)
 
 
-def score_digits(base, tuned, count, rest, shift, mask, prefix, bits, counts):
+def score_digits(base, tuned, count, rest, shift, mask, prefix, bins, counts):
     """Count, of the magnitudes whose bits above `rest` are `prefix`, each value of the digit at `shift`.
+
+    Without a branch: the others are counted too, beyond the digits.
 
     Args:
         rest: 32 or more where no bits are known.
         mask: The largest value of a digit.
-        counts: `WAYS` times `mask + 1` numbers, zero at first.
+        bins: Room for a block.
+        counts: `WAYS` times `mask + 1` numbers and `OTHERS` more, zero at first.
     """
-    known, rest, shift, mask, bins = rest < u64(32), u32(rest), u32(shift), u32(mask), u64(mask + u64(1))
-    wanted = u32(prefix)
+    known, rest, shift, mask, wanted = rest < u64(32), u32(rest), u32(shift), u32(mask), u32(prefix)
+    values = u32(mask + u32(1))
+    others = u32(values * u32(WAYS))
     for at in range(u64(0), count, SIZE):
         size = min(SIZE, count - at)
         for i in range(size):
-            bits[i] = bits_of(abs(decoded(tuned[at + i]) - decoded(base[at + i])))
-        if known:
-            for i in range(size):
-                if u32(bits[i] >> rest) == wanted:
-                    counts[(i % WAYS) * bins + u64(u32(bits[i] >> shift) & mask)] += i32(1)
-        else:
-            for i in range(size):
-                counts[(i % WAYS) * bins + u64(u32(bits[i] >> shift) & mask)] += i32(1)
+            bits = bits_of(abs(decoded(tuned[at + i]) - decoded(base[at + i])))
+            digit = u32(u32(u32(bits >> shift) & mask) + u32(u32(u32(i) % u32(WAYS)) * values))
+            bins[i] = digit if (not known) | (u32(bits >> rest) == wanted) else u32(others + u32(u32(i) % u32(OTHERS)))
+        for i in range(size):
+            counts[u64(bins[i])] += i32(1)
 
 
 def place_digits(base, tuned, count, start, value, rest, shift, mask, prefix, counts):
