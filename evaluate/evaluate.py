@@ -119,7 +119,7 @@ def score_suite(
     for number, (side, name, task) in enumerate(tasks):
         progress(number, len(tasks), name)
         if isinstance(task, Harness):
-            scored = score_by_harness(task, model, batch_size=size)
+            scored = score_by_harness(task, model, batch_size=size, folder=suite.folder)
         else:
             job = Job(
                 model=model,

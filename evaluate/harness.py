@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ..fusion.errors import DataError, ModelError
@@ -10,7 +11,7 @@ from .scorers import Scored
 from .suite import Harness
 
 
-def score_by_harness(task: Harness, model: LiveModel, *, batch_size: int) -> Scored:
+def score_by_harness(task: Harness, model: LiveModel, *, batch_size: int, folder: Path) -> Scored:
     """Return what lm-evaluation-harness makes of the live model on one of its tasks.
 
     Raises:
@@ -20,6 +21,7 @@ def score_by_harness(task: Harness, model: LiveModel, *, batch_size: int) -> Sco
     try:
         import lm_eval  # pyright: ignore[reportMissingImports]
         from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+        from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ModelError(
             "`scorer: lm-eval` needs lm-evaluation-harness", hint="`pip install 'checkpoint-sculpt[lm-eval]'`"
@@ -29,7 +31,12 @@ def score_by_harness(task: Harness, model: LiveModel, *, batch_size: int) -> Sco
     wrapped = HFLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=batch_size)
     try:
         results: Any = lm_eval.simple_evaluate(
-            model=wrapped, tasks=[task.task], num_fewshot=task.num_fewshot, limit=task.limit, bootstrap_iters=0
+            model=wrapped,
+            tasks=[task.task],
+            num_fewshot=task.num_fewshot,
+            limit=task.limit,
+            bootstrap_iters=0,
+            task_manager=TaskManager(include_path=str(folder / task.include) if task.include else None),
         )
     except KeyError as error:
         raise DataError(f"lm-evaluation-harness has no task `{task.task}`") from error
@@ -40,6 +47,6 @@ def score_by_harness(task: Harness, model: LiveModel, *, batch_size: int) -> Sco
         raise DataError(f"`{task.task}` of lm-evaluation-harness has no `{task.metric}`", hint=f"it has {known}")
     return Scored(
         score=100 * metrics[task.metric],
-        num_rows=results["n-samples"][task.task]["effective"],
+        num_rows=sum(counts["effective"] for counts in results["n-samples"].values()),
         figures={name: value for name, value in metrics.items() if not name.endswith("_stderr")},
     )

@@ -111,11 +111,13 @@ class Harness(_Schema):
     Attributes:
         task: Its name there.
         metric: The one that counts, as a fraction; `acc_norm`, for instance.
+        include: A folder of tasks of one's own, relative to the suite.
     """
 
     scorer: Literal["lm-eval"]
     task: str
     metric: str = "acc"
+    include: Path | None = None
     num_fewshot: int | None = Field(default=None, ge=0)
     limit: PositiveInt | None = None
 

@@ -269,6 +269,45 @@ def test_a_missing_library_is_named_with_what_installs_it(
     assert "pip install 'checkpoint-sculpt[" in caught.value.hint
 
 
+@pytest.mark.filterwarnings("default")  # the library's own are not ours to mend
+def test_captions_are_scored_by_cocos_cider(model, rows_file, suite_file) -> None:
+    pytest.importorskip("pycocoevalcap")
+    prompts = ["The cat", "A longer prompt", "x"]
+    written = [greedy(model, prompt, 8) for prompt in prompts]
+    right = [["some other caption here", text + "."] for text in written]
+    for name, references in (("right", right), ("wrong", [["nothing of the kind", "at all"]] * 3)):
+        rows_file(f"{name}.jsonl", *({"prompt": p, "references": r} for p, r in zip(prompts, references, strict=True)))
+    task = "scorer: caption, max_new_tokens: 8, stop: []"
+    good, bad = (one_task(model, suite_file(f"target: {{c: {{{task}, file: {n}.jsonl}}}}")) for n in ("right", "wrong"))
+    assert good.score > bad.score == 0
+
+
+@pytest.mark.filterwarnings("default")  # the library's own are not ours to mend
+def test_a_task_of_the_harness_agrees_with_our_own_scorer(model, tmp_path: Path, rows_file, suite_file) -> None:
+    pytest.importorskip("lm_eval")
+    rows = [{"prompt": f"Q{k} is", "choices": [" a", " bb", "  c"], "answer": k % 3} for k in range(6)]
+    file = rows_file("rows.jsonl", *rows)
+    (tmp_path / "quiz.yaml").write_text(f"""
+task: tiny_quiz
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{prompt}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{answer}}}}"
+target_delimiter: ""
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+""")
+    suite = suite_file("""
+pretrained: {harness: {scorer: lm-eval, task: tiny_quiz, include: .}}
+target: {own: {scorer: multiple-choice, file: rows.jsonl}}
+""")
+    theirs, ours = score_suite(model, read_suite(suite)).tasks
+    assert theirs.score == pytest.approx(ours.score)
+    assert theirs.num_rows == ours.num_rows == 6
+
+
 def test_outputs_that_are_not_finite_are_refused(pair: Pair) -> None:
     broken = load_model(pair.base, device="cpu")
     with torch.no_grad():
