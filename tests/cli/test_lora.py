@@ -174,7 +174,7 @@ def runnable(tmp_path: Path) -> tuple[Path, Path, Path]:
     return tmp_path / "base", one, write_adapter(tmp_path / "two", 2, {Q: (32, 32)})
 
 
-@pytest.mark.parametrize("method", ["task-arithmetic", "dare-ties"])
+@pytest.mark.parametrize("method", ["task-arithmetic", "ties", "dare-ties"])
 def test_adaptive_weights_are_those_of_the_output(method, runnable, buffer, tmp_path):
     base, one, two = runnable
     options = ["--weights", "adaptive", "--buffer", buffer, "--steps", "3", "--b-max", "3", "--method", method]
