@@ -31,8 +31,8 @@ def terminal_chart(series: Series, *, x: str, width: int = WIDTH, height: int = 
     lines = [f"{labels.get(k, ''):>{gutter}} │{''.join(row)}" for k, row in enumerate(grid)]
     lines.append(" " * gutter + " └" + "─" * width)
     lines.append(" " * (gutter + 2) + f"{left:<8.3g}{x:^{width - 16}}{right:>8.3g}")
-    legend = [f"{mark} {name}" for mark, name in zip(MARKS * (1 + len(series) // len(MARKS)), series, strict=False)]
-    return "\n".join([*lines, "   ".join(legend)])
+    marks = zip(MARKS * (1 + len(series) // len(MARKS)), series, strict=False)
+    return "\n".join([*lines, *(f"{' ' * (gutter + 2)}{mark} {name}" for mark, name in marks)])
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -83,13 +83,17 @@ def draw(sweep: Sweep, files: Sequence[Path]) -> None:
     measures = shown_measures(sweep)
     drop_rates = by_sparsity(sweep, measures[-1])
     columns = len(measures) + bool(drop_rates)
-    figure: Any = Figure(figsize=(4.2 * columns, 3.6), layout="constrained")
+    lines = len(by_strength(sweep, measures[0])) + 2
+    figure: Any = Figure(figsize=(4.2 * columns, 3.4 + 0.2 * -(-lines // columns)), layout="constrained")
     for place, measure in enumerate(measures):
         axes = figure.add_subplot(1, columns, place + 1)
         _lines(axes, by_strength(sweep, measure), "strength γ or λ", TITLES[measure])
         for name, style in (("base", ":"), ("tuned", "--")):
             axes.axhline(sweep.references[name][measure], color="0.5", linestyle=style, linewidth=1, label=name)
-        axes.legend(fontsize="x-small")
+        if place == 0:
+            figure.legend(
+                *axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize="small"
+            )
     if drop_rates:
         axes = figure.add_subplot(1, columns, columns)
         _lines(axes, drop_rates, "drop rate p, best strength", TITLES[measures[-1]])
