@@ -25,14 +25,20 @@ Scores = Callable[..., Sequence[Any]]  # of a tile and arguments: non-negative, 
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """Where a selection ends: all above `value` are in it, and those equal to it up to `place`."""
+    """Where a selection ends: all above `value` are in it, and those equal to it up to `place`.
+
+    Attributes:
+        wide: Whether scores are compared in float64, since some are.
+    """
 
     value: float
     place: int
+    wide: bool = False
 
     def selects(self, scores: Any, start: int) -> Any:
         """Return which of the scores of elements `start …` are selected; bool, shape (n,)."""
         xp = array_namespace(scores)
+        scores = xp.astype(scores, xp.float64) if self.wide else scores
         places = xp.arange(start, start + scores.shape[0], dtype=xp.int64, device=scores.device)
         return (scores > self.value) | ((scores == self.value) & (places <= self.place))
 
@@ -59,13 +65,12 @@ class _Search:
     place: int | None = None
 
 
-def _bits_of(scores: Any) -> tuple[Any, int]:
-    """Return non-negative floats as integers of the same order, in int64, and how many bits they have."""
+def _bits_of(scores: Any, num_bits: int) -> Any:
+    """Return non-negative floats as integers of the same order, in int64."""
     xp = array_namespace(scores)
-    wide = scores.dtype == xp.float64
-    if is_torch_array(scores):
-        return xp.astype(scores.view(xp.int64 if wide else xp.int32), xp.int64), 64 if wide else 32
-    return scores.view(np.int64 if wide else np.int32).astype(np.int64), 64 if wide else 32
+    if num_bits == 64:
+        return xp.astype(scores, xp.float64).view(xp.int64)
+    return xp.astype(scores.view(xp.int32), xp.int64)
 
 
 def _count(values: Any) -> Any:
@@ -75,43 +80,51 @@ def _count(values: Any) -> Any:
 
 
 def digit_counts(
-    tile: Tile, scores: Scores, arguments: tuple[Any, ...], searches: tuple[_Search, ...], found: int, place_bits: int
+    tile: Tile,
+    scores: Scores,
+    arguments: tuple[Any, ...],
+    searches: tuple[_Search, ...],
+    found: int,
+    score_bits: int,
+    place_bits: int,
 ) -> Any:
     """Return how often each search's next digit has each value, (searches, BINS), and the bits of a score beside.
 
     Args:
         found: How many leading bits are known.
+        score_bits: 64 to compare scores in float64, 32 in float32.
         place_bits: 0 while scores are searched; then how many bits a place has.
     """
     streams = scores(tile, *arguments)
     xp = array_namespace(streams[0])
-    rows, num_bits = [], 0
+    stored_bits = 64 if streams[0].dtype == xp.float64 else 32
+    rest = (place_bits or score_bits) - found
+    rows = []
     for search in searches:
-        bits, num_bits = _bits_of(streams[search.stream])
+        if stored_bits > score_bits:  # in vain: the search begins again
+            rows.append(xp.zeros(BINS, dtype=xp.int32, device=streams[0].device))
+            continue
+        bits = _bits_of(streams[search.stream], score_bits)
         if place_bits:
             places = xp.arange(tile.start, tile.start + bits.shape[0], dtype=xp.int64, device=bits.device)
-            bits, num_bits = places[bits == search.value], place_bits
-        known = min(found, num_bits)
-        rest = num_bits - known
+            bits = places[bits == search.value]
         if found:
             bits = bits[(bits >> rest) == search.prefix]
         digit = min(DIGIT, rest)
         rows.append(_count((bits >> (rest - digit)) & ((1 << digit) - 1)))
-    beside = xp.full((len(rows), 1), num_bits, dtype=xp.int32, device=rows[0].device)
+    beside = xp.full((len(rows), 1), stored_bits, dtype=xp.int32, device=rows[0].device)
     return xp.concat([xp.stack(rows), beside], axis=1)
 
 
 def _joined(pieces: Sequence[np.ndarray]) -> np.ndarray:
     """Return the counts of several pieces as those of one tile."""
-    counts = sum(piece[:, :-1] for piece in pieces)
+    counts = np.stack([piece[:, :-1] for piece in pieces]).sum(axis=0, dtype=np.int32)
     return np.concatenate([counts, pieces[0][:, -1:]], axis=1)
 
 
 def _total(tiles: Sequence[np.ndarray]) -> tuple[np.ndarray, int]:
-    counts = np.zeros(tiles[0][:, :-1].shape, np.int64)
-    for tile in tiles:
-        counts += tile[:, :-1]
-    return counts, int(tiles[0][0, -1])
+    counts = np.stack([tile[:, :-1] for tile in tiles]).sum(axis=0, dtype=np.int64)
+    return counts, max(int(tile[0, -1]) for tile in tiles)
 
 
 def _descend(search: _Search, counts: np.ndarray, digit: int, *, from_top: bool) -> _Search:
@@ -137,10 +150,13 @@ def find_cuts(
     if not open_cuts:
         return cuts
     searches = [_Search(stream=wanted[i][0], wanted=wanted[i][1]) for i in open_cuts]
-    found, num_bits, last = 0, DIGIT, np.zeros((0, 0))
+    found, num_bits, last = 0, 32, np.zeros((0, 0))
     while found < num_bits:
-        call = (scores, arguments, tuple(searches), found, 0)
-        last, num_bits = yield Pass(function=digit_counts, arguments=call, combine=_total, join=_joined)
+        call = (scores, arguments, tuple(searches), found, num_bits, 0)
+        last, widest = yield Pass(function=digit_counts, arguments=call, combine=_total, join=_joined)
+        if widest > num_bits:  # some tensor is stored in float64: once more, with all in float64
+            num_bits = widest
+            continue
         digit = min(DIGIT, num_bits - found)
         searches = [_descend(s, last[i, : 1 << digit], digit, from_top=True) for i, s in enumerate(searches)]
         found += digit
@@ -149,22 +165,22 @@ def find_cuts(
     searches = [replace(search, value=search.prefix, prefix=0) for search in searches]
     partial = [i for i, search in enumerate(searches) if search.wanted < ties[i]]
     if partial:
-        tied = yield from _find_places(scores, arguments, [searches[i] for i in partial], num_elements)
+        tied = yield from _find_places(scores, arguments, [searches[i] for i in partial], num_bits, num_elements)
         for i, search in zip(partial, tied, strict=True):
             searches[i] = search
     for i, search in zip(open_cuts, searches, strict=True):
         place = num_elements if search.place is None else search.place
-        cuts[i] = Cut(value=_float(search.value, num_bits), place=place)
+        cuts[i] = Cut(value=_float(search.value, num_bits), place=place, wide=num_bits == 64)
     return cuts
 
 
 def _find_places(
-    scores: Scores, arguments: tuple[Any, ...], searches: list[_Search], num_elements: int
+    scores: Scores, arguments: tuple[Any, ...], searches: list[_Search], score_bits: int, num_elements: int
 ) -> Generator[Pass, Any, list[_Search]]:
     """Return the searches with the place of the last tie that is to be selected."""
     place_bits, found, several = max(1, (num_elements - 1).bit_length()), 0, False
     while found < place_bits:
-        call = (scores, arguments, tuple(searches), found, place_bits)
+        call = (scores, arguments, tuple(searches), found, score_bits, place_bits)
         counts, _ = yield Pass(function=digit_counts, arguments=call, combine=_total, join=_joined)
         digit = min(DIGIT, place_bits - found)
         searches = [_descend(s, counts[i, : 1 << digit], digit, from_top=False) for i, s in enumerate(searches)]

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import budget as budget_definition
-from .. import ranks as ranks_definition
+from ..budget import l1_sums
 from ..methods import adadare as adadare_method
 from ..methods import dare as dare_method
 from ..methods import task_arithmetic as task_arithmetic_method
 from ..methods import trim as trim_method
+from ..ranks import digit_counts
 from ..tile import RawTile
 from . import adadare, budget, dare, merge, ranks, task_arithmetic
 from .tiles import TAKEN_FOR
@@ -23,7 +23,7 @@ Kernels = dict[Function, Callable[..., np.ndarray]]
 
 # By the definition that a kernel stands in for. A pass takes (tile, *arguments), a map (tile, out, *arguments).
 FOR_ONE_MODEL: Kernels = {
-    budget_definition.l1_sums: budget.l1_sums,
+    l1_sums: budget.l1_sums,
     adadare_method.score_sums: adadare.score_sums,
     adadare_method.clipped_sums: adadare.clipped_sums,
     adadare_method.drop_and_rescale: adadare.drop_and_rescale,
@@ -31,7 +31,7 @@ FOR_ONE_MODEL: Kernels = {
     task_arithmetic_method.add_scaled: task_arithmetic.add_scaled,
 }
 FOR_ANY_NUMBER: Kernels = {
-    ranks_definition.digit_counts: ranks.digit_counts,
+    digit_counts: ranks.digit_counts,
     dare_method.drop_and_merge: merge.drop_and_merge,
     task_arithmetic_method.add_weighted: merge.add_weighted,
     trim_method.trim_and_merge: merge.trim_and_merge,
@@ -43,7 +43,9 @@ def kernel_for(function: Function, arguments: tuple[Any, ...], tile: RawTile, ou
     arrays = (tile.base, *tile.tuned) if out is None else (tile.base, *tile.tuned, out)
     if any(array.dtype not in TAKEN_FOR for array in arrays):
         return None
-    if function is ranks_definition.digit_counts and arguments[0] is not trim_method.magnitudes:
-        return None  # other scores than magnitudes
+    if function is digit_counts and not ranks.counts(*arguments):
+        return None
+    if function is trim_method.trim_and_merge and any(cut.wide for limits in arguments[0] for cut in limits):
+        return None
     found = FOR_ANY_NUMBER.get(function)
     return FOR_ONE_MODEL.get(function) if found is None and len(tile.tuned) == 1 else found

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..methods.trim import magnitudes
 from ..ranks import BINS, DIGIT
 from ..tile import RawTile
 from .native import Kernel
@@ -14,20 +15,28 @@ from .tiles import scratch_words, seen
 _SCORE_DIGITS = Kernel("ranks", "score_digits")
 _PLACE_DIGITS = Kernel("ranks", "place_digits")
 _WAYS, _OTHERS = 4, 16  # as in the source
-_SCORE_BITS = 32
+
+
+def counts(scores: Any, _arguments: Any, _searches: Any, _found: int, score_bits: int, _place_bits: int) -> bool:
+    """Return whether the kernel stands in for the definition: for magnitudes that are compared in float32."""
+    return scores is magnitudes and score_bits == 32
 
 
 def digit_counts(
-    tile: RawTile, _scores: Any, arguments: tuple[Any, ...], searches: tuple[Any, ...], found: int, place_bits: int
+    tile: RawTile,
+    _scores: Any,
+    _arguments: tuple[()],
+    searches: tuple[Any, ...],
+    found: int,
+    score_bits: int,
+    place_bits: int,
 ) -> np.ndarray:
-    """Return how often each search's next digit has each value, and the bits of a score or place beside."""
-    assert not arguments
-    num_bits = place_bits or _SCORE_BITS
-    rest = num_bits - min(found, num_bits)
+    """Return how often each search's next digit has each value, and the bits of a score beside."""
+    rest = (place_bits or score_bits) - found
     digit = min(DIGIT, rest)
     shift, mask = rest - digit, (1 << digit) - 1
     rows = np.zeros((len(searches), BINS + 1), np.int32)
-    rows[:, -1] = num_bits
+    rows[:, -1] = score_bits
     count, base = len(tile.base), seen(tile.base)
     for row, search in zip(rows, searches, strict=True):
         tuned = seen(tile.tuned[search.stream])
