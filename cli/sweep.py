@@ -24,8 +24,8 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..evaluate.live_fuse import LiveFuse
+    from ..evaluate.points import Point, Sweep
     from ..evaluate.suite import Suite
-    from ..evaluate.sweep import Point, Sweep
 
 HELP = """Score fused models of many strengths, and sparsities, without writing one; then choose and write the best.
 

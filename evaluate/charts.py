@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..fusion.errors import ModelError
-from .sweep import Point, Sweep
+from .points import Point, Sweep
 
 Series = Mapping[str, Sequence[tuple[float, float]]]
 WIDTH, HEIGHT = 64, 14

@@ -2,73 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..fusion.methods import AdaDare, Method, TaskArithmetic
 from .choice import Pick, golden_section, least_that_holds
-from .evaluate import SuiteScores, score_suite
-from .live_fuse import Distance, LiveFuse
+from .evaluate import score_suite
+from .live_fuse import LiveFuse
 from .per_block import BlockLoss, block_losses, block_strengths
+from .points import Point, Sweep
 from .strengths import Family
 from .suite import Suite
 
 Progress = Callable[[int, int, str], None]
 TOLERANCE = 0.02  # of the strength that `auto` finds
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One fused model of a sweep.
-
-    Attributes:
-        family: As it was typed; `base` and `tuned` for the two that everything is compared with.
-        strength: γ or λ; with blocks, the γ̄ whose expected distance theirs have together.
-        blocks: A γ for each block, or None.
-        method: What fuses it; of `base` and `tuned` as well.
-        fuse_seconds, score_seconds: What it took.
-    """
-
-    family: str
-    strength: float
-    sparsity: float | None
-    blocks: Mapping[str, float] | None
-    method: Method
-    scores: SuiteScores
-    distance: Distance
-    fuse_seconds: float
-    score_seconds: float
-
-    @property
-    def label(self) -> str:
-        """What tells its curve from others: `adadare p=0.9, γ per block`."""
-        sparsity = "" if self.sparsity is None else f" p={self.sparsity:g}"
-        return f"{self.family}{sparsity}{', γ per block' if self.blocks is not None else ''}"
-
-    @property
-    def is_reference(self) -> bool:
-        """Whether it is the base or the fine-tune itself."""
-        return self.family in ("base", "tuned")
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the point as plain values."""
-        return {
-            "family": self.family,
-            "strength": self.strength,
-            "sparsity": self.sparsity,
-            "blocks": None if self.blocks is None else dict(self.blocks),
-            "method": self.method.name,
-            "options": self.method.options(),
-            "distance_l1": self.distance.l1,
-            "realised_sparsity": self.distance.sparsity,
-            "fuse_seconds": self.fuse_seconds,
-            "score_seconds": self.score_seconds,
-            **self.scores.as_json(),
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,51 +52,6 @@ def _own_sparsity(method: Method) -> float | None:
     value = getattr(method, "sparsity", None)
     density = getattr(method, "density", None)
     return value if isinstance(value, float) else (1 - density if isinstance(density, float) else None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """All points, the base and the tuned model first."""
-
-    points: tuple[Point, ...]
-
-    @property
-    def tried(self) -> tuple[Point, ...]:
-        """The fused ones."""
-        return tuple(point for point in self.points if not point.is_reference)
-
-    @property
-    def references(self) -> dict[str, Mapping[str, float]]:
-        """Measures of the base and of the tuned model."""
-        return {point.family: point.scores.measures for point in self.points if point.is_reference}
-
-    def best(self, pick: Pick) -> Point:
-        """Return the point that is chosen.
-
-        Raises:
-            MethodError: None keeps the limit.
-        """
-        return pick.best(self.tried, lambda point: point.scores.measures, self.references)
-
-    def as_csv(self) -> str:
-        """Return a table with one line a point."""
-        measures = list(self.points[0].scores.measures)
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["method", "strength", "sparsity", "per_block", "realised_sparsity", "distance_l1", *measures])
-        for point in self.points:
-            writer.writerow(
-                [
-                    point.family,
-                    point.strength,
-                    "" if point.sparsity is None else point.sparsity,
-                    int(point.blocks is not None),
-                    f"{point.distance.sparsity:.6g}",
-                    f"{point.distance.l1:.6g}",
-                    *(f"{point.scores.measures[name]:.6g}" for name in measures),
-                ]
-            )
-        return text.getvalue()
 
 
 def run_sweep(

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from sculpt.api import fuse
-from sculpt.evaluate.report import block_rows, heat_maps, make_report, score_table
+from sculpt.evaluate.heat_map import heat_maps
+from sculpt.evaluate.report import block_rows, make_report, score_table
 from sculpt.fusion.errors import CheckpointError, DataError
 from sculpt.fusion.manifest import Manifest
 from sculpt.fusion.methods import AdaDare, Method, TaskArithmetic

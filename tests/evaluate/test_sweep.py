@@ -17,9 +17,10 @@ from sculpt.evaluate.evaluate import SuiteScores, TaskScore, evaluate
 from sculpt.evaluate.live_fuse import Distance, LiveFuse
 from sculpt.evaluate.live_model import load_model
 from sculpt.evaluate.per_block import BlockLoss, block_losses, block_strengths
+from sculpt.evaluate.points import Point, Sweep
 from sculpt.evaluate.strengths import Family, parse_grid
 from sculpt.evaluate.suite import read_suite
-from sculpt.evaluate.sweep import Grid, Point, Sweep, run_sweep
+from sculpt.evaluate.sweep import Grid, run_sweep
 from sculpt.fusion.curvature import Curvature
 from sculpt.fusion.errors import MethodError, ModelError
 from sculpt.fusion.fuse import Settings

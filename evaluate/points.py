@@ -1,0 +1,109 @@
+"""What a sweep found: a point for each fused model, and all of them as a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..fusion.methods import Method
+from .choice import Pick
+from .evaluate import SuiteScores
+from .live_fuse import Distance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One fused model of a sweep.
+
+    Attributes:
+        family: As it was typed; `base` and `tuned` for the two that everything is compared with.
+        strength: γ or λ; with blocks, the γ̄ whose expected distance theirs have together.
+        blocks: A γ for each block, or None.
+        method: What fuses it; of `base` and `tuned` as well.
+        fuse_seconds, score_seconds: What it took.
+    """
+
+    family: str
+    strength: float
+    sparsity: float | None
+    blocks: Mapping[str, float] | None
+    method: Method
+    scores: SuiteScores
+    distance: Distance
+    fuse_seconds: float
+    score_seconds: float
+
+    @property
+    def label(self) -> str:
+        """What tells its curve from others: `adadare p=0.9, γ per block`."""
+        sparsity = "" if self.sparsity is None else f" p={self.sparsity:g}"
+        return f"{self.family}{sparsity}{', γ per block' if self.blocks is not None else ''}"
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is the base or the fine-tune itself."""
+        return self.family in ("base", "tuned")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the point as plain values."""
+        return {
+            "family": self.family,
+            "strength": self.strength,
+            "sparsity": self.sparsity,
+            "blocks": None if self.blocks is None else dict(self.blocks),
+            "method": self.method.name,
+            "options": self.method.options(),
+            "distance_l1": self.distance.l1,
+            "realised_sparsity": self.distance.sparsity,
+            "fuse_seconds": self.fuse_seconds,
+            "score_seconds": self.score_seconds,
+            **self.scores.as_json(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """All points, the base and the tuned model first."""
+
+    points: tuple[Point, ...]
+
+    @property
+    def tried(self) -> tuple[Point, ...]:
+        """The fused ones."""
+        return tuple(point for point in self.points if not point.is_reference)
+
+    @property
+    def references(self) -> dict[str, Mapping[str, float]]:
+        """Measures of the base and of the tuned model."""
+        return {point.family: point.scores.measures for point in self.points if point.is_reference}
+
+    def best(self, pick: Pick) -> Point:
+        """Return the point that is chosen.
+
+        Raises:
+            MethodError: None keeps the limit.
+        """
+        return pick.best(self.tried, lambda point: point.scores.measures, self.references)
+
+    def as_csv(self) -> str:
+        """Return a table with one line a point."""
+        measures = list(self.points[0].scores.measures)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["method", "strength", "sparsity", "per_block", "realised_sparsity", "distance_l1", *measures])
+        for point in self.points:
+            writer.writerow(
+                [
+                    point.family,
+                    point.strength,
+                    "" if point.sparsity is None else point.sparsity,
+                    int(point.blocks is not None),
+                    f"{point.distance.sparsity:.6g}",
+                    f"{point.distance.l1:.6g}",
+                    *(f"{point.scores.measures[name]:.6g}" for name in measures),
+                ]
+            )
+        return text.getvalue()
