@@ -124,11 +124,13 @@ class RunOptions:
         seed: Of the random masks; an element's draw depends on seed, tensor name and place alone.
         device: auto, cpu, cuda, cuda:1, mps …; the result is the same.
         threads: CPU threads. Default: all cores.
+        memory: Budget for what is worked on at once, such as 64MB; tensors of any size are cut to fit.
     """
 
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
+    memory: str | None = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, from headers alone, and stop.", rich_help_panel="Run")
     ] = False
@@ -158,4 +160,5 @@ def settings_of(output: OutputOptions, selection: SelectionOptions, run: RunOpti
         digest=output.digest,
         device=run.device,
         threads=run.threads,
+        memory=parse_size(run.memory) if run.memory else None,
     )

@@ -43,6 +43,7 @@ class Settings:
         max_shard_bytes: Size limit of an output file, or None for the base's shards.
         config_from: Whose names, shapes, configuration and tokenizer the output has.
         digest: Of input and output files in the manifest: xxh3-128 (fast), blake3 or sha256 (cryptographic).
+        memory: Bytes that may be worked on at once; a tensor of any size is cut into as many tiles as it needs.
         tile_elements: Elements that are worked on at once; no bit of the output depends on it.
         recipe: What a recipe says beyond these settings, for the manifest.
     """
@@ -56,12 +57,13 @@ class Settings:
     digest: str = "xxh3-128"
     device: str = "auto"
     threads: int | None = None
+    memory: int | None = None
     tile_elements: int | None = None
     recipe: Mapping[str, Any] | None = None
 
     def recorded(self) -> dict[str, Any]:
         """Return what the manifest holds: all that can change the output, and the digest."""
-        free = ("device", "threads", "tile_elements")
+        free = ("device", "threads", "memory", "tile_elements")
         return {key: value for key, value in asdict(self).items() if key not in free}
 
 
@@ -111,6 +113,7 @@ class Prepared:
             threads=settings.threads,
             tile_elements=settings.tile_elements,
             num_elements=sum(step.num_fused for step in self.plan.steps),
+            memory=settings.memory,
         )
 
 
