@@ -18,7 +18,7 @@ from .sums import BLOCK
 from .tile import RawTile, Tile
 
 DEFINITION_TILE = 1 << 14  # elements whose float64 sums stay in the second-level cache
-KERNEL_TILE = 1 << 20
+KERNEL_TILE = 1 << 21
 TORCH_TILE = 1 << 22
 TORCH_BYTES = 160  # an element's, at the height of a definition: its float32 forms, hash words and float64 sums
 MIN_KERNEL_ELEMENTS = 1 << 23  # fewer are fused by NumPy while Numba would still be loading

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..dtypes import DTYPES
 from ..errors import CheckpointError
+from .pages import drop
 from .tensor_info import TensorInfo
 
 MAX_HEADER_BYTES = 100_000_000
@@ -127,9 +128,5 @@ class SafetensorsFile:
 
     def release(self, info: TensorInfo) -> None:
         """Let go of the memory pages of a tensor that has been used; they stay in the page cache."""
-        if self._map is None or info.nbytes < MIN_RELEASED or not hasattr(self._map, "madvise"):
-            return
-        first = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE
-        last = (info.offset + info.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if last > first:
-            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+        if self._map is not None and info.nbytes >= MIN_RELEASED:
+            drop(self.content(), info.offset, info.offset + info.nbytes)
