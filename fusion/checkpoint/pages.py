@@ -20,18 +20,9 @@ def _madvise() -> Any:
     return found
 
 
-def _advise(content: np.ndarray, start: int, stop: int, advice: str) -> None:
-    call, value = _madvise(), getattr(mmap, advice, None)
-    if call is not None and value is not None and stop > start:
-        call(content.__array_interface__["data"][0] + start, stop - start, value)
-
-
 def drop(content: np.ndarray, start: int, stop: int) -> None:
     """Let go of the whole pages within `start … stop` of a map; they stay in the page cache."""
-    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    _advise(content, first, stop // mmap.PAGESIZE * mmap.PAGESIZE, "MADV_DONTNEED")
-
-
-def read_ahead(content: np.ndarray, start: int, stop: int) -> None:
-    """Have the pages of `start … stop` of a map brought into the page cache in the background."""
-    _advise(content, start // mmap.PAGESIZE * mmap.PAGESIZE, stop, "MADV_WILLNEED")
+    first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
+    call, advice = _madvise(), getattr(mmap, "MADV_DONTNEED", None)
+    if call is not None and advice is not None and last > first:
+        call(content.__array_interface__["data"][0] + first, last - first, advice)
