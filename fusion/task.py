@@ -161,6 +161,8 @@ class TensorTask:
         with self.context.writer.room(self.step.name, span.start, span.stop, self.dtype) as out:
             rows = self._copy(span, out) if wanted is None else self._map(span, wanted, out)
             digest = xxhash.xxh3_128_digest(as_bytes(out))
+        for checkpoint, info in self._inputs:
+            checkpoint.release_part(info.name, span.start, min(span.stop, info.num_elements))
         return digest if wanted is None else (rows, digest)
 
     def _map(self, span: Span, wanted: Map, out: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import xxhash
 
 from ..errors import CheckpointError
 from .bytes_of import as_bytes
+from .pages import drop
 from .safetensors_file import SafetensorsFile
 from .tensor_info import TensorInfo
 from .torch_file import TorchFile
@@ -172,6 +173,13 @@ class Checkpoint:
         info = self.tensors[name]
         self._files[info.file].release(info)
 
+    def release_part(self, name: str, start: int, stop: int) -> None:
+        """Let go of the pages of elements `start:stop`, where they are mapped from a file."""
+        info = self.tensors[name]
+        file = self._files[info.file]
+        if isinstance(file, SafetensorsFile):
+            file.release(info, start, stop)
+
     @cached_property
     def fingerprint(self) -> str:
         """A digest of names, dtypes, shapes and three samples of each tensor's bytes.
@@ -197,6 +205,8 @@ class Checkpoint:
             for start in sorted({0, last // 2, last}):
                 piece = self.raw(name, start, min(start + length, info.num_elements))
                 digest.update(as_bytes(piece))
+        for content in self.mapped().values():
+            drop(content, 0, len(content))  # a sample may have mapped 2 MB around it
         return f"xxh3-128:{digest.hexdigest()}"
 
 

@@ -128,7 +128,9 @@ class SafetensorsFile:
         """Return all bytes of the file, as a view."""
         return np.frombuffer(self._mapped(), np.uint8)
 
-    def release(self, info: TensorInfo) -> None:
-        """Let go of the memory pages of a tensor that has been used; they stay in the page cache."""
-        if self._map is not None and info.nbytes >= MIN_RELEASED:
-            drop(self.content(), info.offset, info.offset + info.nbytes)
+    def release(self, info: TensorInfo, start: int = 0, stop: int | None = None) -> None:
+        """Let go of the memory pages of elements that have been used; they stay in the page cache."""
+        itemsize = info.nbytes // max(1, info.num_elements)
+        first, last = start * itemsize, info.nbytes if stop is None else stop * itemsize
+        if self._map is not None and last - first >= MIN_RELEASED:
+            drop(self.content(), info.offset + first, info.offset + last)
