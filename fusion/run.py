@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, final
 
@@ -14,6 +16,7 @@ from .records import TensorRecord
 from .task import Context, TensorTask, stages
 
 BATCH = 1 << 18  # units smaller than this run whole in one task, several to a task
+TINY = 1 << 15  # units smaller than this are more Python than arithmetic: threads would fight for the interpreter
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, tensor
 
 Unit = list[TensorTask]
@@ -37,12 +40,15 @@ def _size(unit: Unit) -> int:
 
 
 def _batches(all_units: Iterable[Unit]) -> Iterator[list[Unit]]:
-    """Put consecutive small units together; a large one comes alone. The order stays: it is that of the files."""
+    """Put consecutive small units together, and tiny ones; a large one comes alone.
+
+    The order stays: it is that of the files.
+    """
     batch: list[Unit] = []
-    filled = 0
+    filled, tiny = 0, False
     for unit in all_units:
         size = _size(unit)
-        if batch and (max(size, filled) >= BATCH or len(batch) >= 256):
+        if batch and (max(size, filled) >= BATCH or len(batch) >= 256 or tiny != (size < TINY)):
             yield batch
             batch, filled = [], 0
         if size >= BATCH:
@@ -50,6 +56,7 @@ def _batches(all_units: Iterable[Unit]) -> Iterator[list[Unit]]:
         else:
             batch.append(unit)
             filled += size
+            tiny = size < TINY
     if batch:
         yield batch
 
@@ -72,7 +79,7 @@ def _run_whole(batch: list[Unit]) -> list[TensorRecord]:
 class _Spread:
     """A large unit whose spans run on all threads."""
 
-    def __init__(self, unit: Unit, submit: Callable[..., Future[Any]]) -> None:
+    def __init__(self, unit: Unit, submit: Callable[..., None]) -> None:
         self._stages = stages(unit)
         self._submit = submit
         self._results: list[Any] = []
@@ -97,6 +104,19 @@ class _Spread:
         return self.advance() if not self._missing else None
 
 
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Pause the search for reference cycles: nothing here makes any, and 50,000 tensors are many objects to search."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_without_collector()
 def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[str, TensorRecord]:
     """Fuse or copy every step into the writer; return a record for each output tensor.
 
@@ -110,20 +130,29 @@ def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[
     finished: SimpleQueue[tuple[Any, int, Future[Any]]] = SimpleQueue()
     outstanding = 0
 
+    def note(ready: Iterable[TensorRecord]) -> None:
+        nonlocal done
+        for record in ready:
+            context.writer.finish(record.name, {"record": record.as_json()})
+            records[record.name] = record
+            done += by_name[record.name].bytes_read
+            progress(done, total, record.name)
+
     with ThreadPoolExecutor(threads) as pool:
 
-        def submit(owner: Any, index: int, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        def submit(owner: Any, index: int, function: Callable[..., Any], *arguments: Any) -> None:
             nonlocal outstanding
             outstanding += 1
             future = pool.submit(function, *arguments)
             future.add_done_callback(lambda found: finished.put((owner, index, found)))
-            return future
 
         def start(batch: list[Unit]) -> None:
             if len(batch) == 1 and _size(batch[0]) >= BATCH:
                 _Spread(batch[0], submit).advance()
-            else:
+            elif _size(batch[0]) >= TINY:
                 submit(None, 0, _run_whole, batch)
+            else:
+                note(_run_whole(batch))
 
         waiting = _batches(units([step for step in steps if step.name not in records], context))
         try:
@@ -135,11 +164,7 @@ def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[
                 owner, index, future = finished.get()
                 outstanding -= 1
                 ready = future.result() if owner is None else owner.receive(index, future.result())
-                for record in ready or ():
-                    context.writer.finish(record.name, {"record": record.as_json()})
-                    records[record.name] = record
-                    done += by_name[record.name].bytes_read
-                    progress(done, total, record.name)
+                note(ready or ())
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise

@@ -14,6 +14,7 @@ import xxhash
 from .backend import Backend
 from .checkpoint import Checkpoint, TensorInfo
 from .checkpoint.bytes_of import as_bytes
+from .checkpoint.safetensors_file import MIN_RELEASED
 from .checkpoint.writer import CheckpointWriter
 from .curvature import Curvature
 from .dtypes import DTYPES
@@ -22,7 +23,7 @@ from .input_digests import InputDigests
 from .methods import Method
 from .methods.method import Map, Pass
 from .plan import Plan, Step
-from .random import SEGMENT, tensor_key
+from .random import SEGMENT, Key, tensor_key
 from .records import TensorRecord
 from .sums import exact_total
 from .tile import RawTile, RootCurvature, root_curvature
@@ -95,6 +96,9 @@ class TensorTask:
         self.fused_spans = spans(0, step.num_fused, size, self.grain)
         self._prepared: tuple[Any] | None = None
         self._preparing = threading.Lock()
+        self._keys: dict[int, tuple[Key, ...]] = {}
+        self._seen = False  # by the digests of the input files
+        self._only_tile: RawTile | None = None  # of a tensor that has one
         self.copied_spans = spans(step.num_fused, step.num_elements, size)
 
     @cached_property
@@ -130,21 +134,25 @@ class TensorTask:
 
     def _stored(self, span: Span) -> list[np.ndarray]:
         arrays = [checkpoint.raw(info.name, span.start, span.stop) for checkpoint, info in self._inputs]
-        for array in arrays:
-            self.context.inputs.see(array)
+        if not self._seen:
+            for array in arrays:
+                self.context.inputs.see(array)
         return arrays
 
     def _tile(self, span: Span) -> RawTile:
+        if self._only_tile is not None:
+            return self._only_tile
         arrays = self._stored(span)
         if self._set_aside:
             bad = _nonfinite(arrays)
             arrays = [np.where(bad, np.zeros((), array.dtype), array) for array in arrays]
         segment = span.start // SEGMENT
-        keys = tuple(
-            tensor_key(self.context.seed, self.step.key, segment=segment, stream=stream)
-            for stream in range(len(arrays) - 1)
-        )
-        return RawTile(
+        keys = self._keys.get(segment)
+        if keys is None:
+            seed, name = self.context.seed, self.step.key
+            keys = tuple(tensor_key(seed, name, segment=segment, stream=k) for k in range(len(arrays) - 1))
+            self._keys[segment] = keys
+        tile = RawTile(
             start=span.start,
             base=arrays[0],
             tuned=tuple(arrays[1:]),
@@ -153,6 +161,9 @@ class TensorTask:
             grain=self.grain,
             prepared=self._prepare(),
         )
+        if len(self.fused_spans) == 1:
+            self._only_tile = tile
+        return tile
 
     def run(self, wanted: Pass | Map | None, span: Span) -> Any:
         """Run a pass or a map over a span, or copy it."""
@@ -161,8 +172,9 @@ class TensorTask:
         with self.context.writer.room(self.step.name, span.start, span.stop, self.dtype) as out:
             rows = self._copy(span, out) if wanted is None else self._map(span, wanted, out)
             digest = xxhash.xxh3_128_digest(as_bytes(out))
-        for checkpoint, info in self._inputs:
-            checkpoint.release_part(info.name, span.start, min(span.stop, info.num_elements))
+        if out.nbytes >= MIN_RELEASED:
+            for checkpoint, info in self._inputs:
+                checkpoint.release_part(info.name, span.start, min(span.stop, info.num_elements))
         return digest if wanted is None else (rows, digest)
 
     def _map(self, span: Span, wanted: Map, out: np.ndarray) -> np.ndarray:
@@ -187,6 +199,10 @@ class TensorTask:
         with np.errstate(all="ignore"):
             out[:] = data
 
+    def note_seen(self) -> None:
+        """Note that every element has been looked at once."""
+        self._seen = True
+
     def is_sound(self, totals: np.ndarray) -> bool:
         """Return whether the figures are finite; False asks for another run, non-finite elements now set aside.
 
@@ -204,6 +220,7 @@ class TensorTask:
             found += count
         if found and not self._set_aside:
             self._set_aside = True
+            self._only_tile = None
             return False
         raise MethodError(
             f"`{self.step.name}` overflows {DTYPES[self.step.dtype].torch}",
@@ -212,7 +229,7 @@ class TensorTask:
 
     def release(self) -> None:
         """Let go of the input pages and of what was prepared."""
-        self._prepared = None
+        self._prepared = self._only_tile = None
         for checkpoint, info in self._inputs:
             checkpoint.release(info.name)
 
@@ -245,7 +262,10 @@ def stages(unit: Sequence[TensorTask]) -> Stages:
         reduction = method.reduce(sum(task.step.num_fused for task in fused))
         wanted = _advance(reduction, None, fused[0])
         while isinstance(wanted, Pass):
-            wanted = _advance(reduction, wanted.combine((yield wanted, work)), fused[0])
+            results = yield wanted, work
+            for task in fused:
+                task.note_seen()
+            wanted = _advance(reduction, wanted.combine(results), fused[0])
         results = yield wanted, work
         rows: dict[str, list[np.ndarray]] = {task.step.name: [] for task in fused}
         for (task, _), (span_rows, _) in zip(work, results, strict=True):

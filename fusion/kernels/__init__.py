@@ -16,7 +16,7 @@ from ..methods import trim as trim_method
 from ..ranks import digit_counts
 from ..tile import RawTile
 from . import adadare, budget, dare, merge, ranks, task_arithmetic
-from .tiles import TAKEN_FOR
+from .native import TAKEN_FOR
 
 Function = Callable[..., Any]
 Kernels = dict[Function, Callable[..., np.ndarray]]

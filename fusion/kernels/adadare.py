@@ -5,20 +5,20 @@ from __future__ import annotations
 import numpy as np
 
 from ..tile import RawTile
-from .native import Kernel
-from .tiles import num_blocks, root_of, scratch, seen
+from .native import Kernel, address
+from .tiles import num_blocks, root_of, scratch
 
-_SCORE_SUMS = Kernel("adadare", "score_sums")
-_CLIPPED_SUMS = Kernel("adadare", "clipped_sums")
-_DROP_AND_RESCALE = Kernel("adadare", "drop_and_rescale")
+_SCORE_SUMS = Kernel("adadare", "score_sums", "u Fuu u FFD Du")
+_CLIPPED_SUMS = Kernel("adadare", "clipped_sums", "u Fuu uf FFD Du")
+_DROP_AND_RESCALE = Kernel("adadare", "drop_and_rescale", "u Fuu uuuff FFFD Du")
 
 
 def score_sums(tile: RawTile) -> np.ndarray:
     """Return block sums of s, s², the number of non-zero s, and block maxima of s."""
     blocks = num_blocks(tile)
     rows = np.empty((4, blocks))
-    count, inputs = len(tile.base), (seen(tile.base), seen(tile.tuned[0]))
-    _SCORE_SUMS(*inputs, count, *root_of(tile), tile.start, *scratch(2), rows, blocks)
+    inputs = tile.base, tile.tuned[0]
+    _SCORE_SUMS(inputs, len(tile.base), *root_of(tile), tile.start, *scratch(2), address(rows), blocks)
     return rows
 
 
@@ -26,8 +26,8 @@ def clipped_sums(tile: RawTile, c: float) -> np.ndarray:
     """Return block sums over `c·s >= 1`: their number, their s and their s²."""
     blocks = num_blocks(tile)
     rows = np.empty((3, blocks))
-    count, inputs = len(tile.base), (seen(tile.base), seen(tile.tuned[0]))
-    _CLIPPED_SUMS(*inputs, count, *root_of(tile), tile.start, float(c), *scratch(2), rows, blocks)
+    inputs = tile.base, tile.tuned[0]
+    _CLIPPED_SUMS(inputs, len(tile.base), *root_of(tile), tile.start, c, *scratch(2), address(rows), blocks)
     return rows
 
 
@@ -35,7 +35,7 @@ def drop_and_rescale(tile: RawTile, out: np.ndarray, c: float, gamma: float) -> 
     """Write `base + γ·δ/q` where kept, else the base, into `out`; return the figures."""
     blocks = num_blocks(tile)
     rows = np.empty((6, blocks))
-    arrays = seen(tile.base), seen(tile.tuned[0]), seen(out)
     place = (*root_of(tile), tile.start, tile.keys[0].low, tile.keys[0].high)
-    _DROP_AND_RESCALE(*arrays, len(out), *place, float(c), float(gamma), *scratch(3), rows, blocks)
+    arrays = tile.base, tile.tuned[0], out
+    _DROP_AND_RESCALE(arrays, len(out), *place, c, gamma, *scratch(3), address(rows), blocks)
     return rows

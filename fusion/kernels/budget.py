@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from ..tile import RawTile
-from .native import Kernel
-from .tiles import num_blocks, scratch, seen
+from .native import Kernel, address
+from .tiles import num_blocks, scratch
 
-_L1_SUMS = Kernel("budget", "l1_sums")
+_L1_SUMS = Kernel("budget", "l1_sums", "u FFD Du")
 
 
 def l1_sums(tile: RawTile) -> np.ndarray:
     """Return block sums of |δ| and of |base|."""
     blocks = num_blocks(tile)
     rows = np.empty((2, blocks))
-    _L1_SUMS(seen(tile.base), seen(tile.tuned[0]), len(tile.base), *scratch(2), rows, blocks)
+    _L1_SUMS((tile.base, tile.tuned[0]), len(tile.base), *scratch(2), address(rows), blocks)
     return rows

@@ -5,18 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from ..tile import RawTile
-from .native import Kernel
-from .tiles import num_blocks, scratch, seen
+from .native import Kernel, address
+from .tiles import num_blocks, scratch
 
-_DROP_AND_RESCALE = Kernel("dare", "drop_and_rescale")
+_DROP_AND_RESCALE = Kernel("dare", "drop_and_rescale", "u uuuff FFD Du")
 
 
 def drop_and_rescale(tile: RawTile, out: np.ndarray, keep: float, scale: float) -> np.ndarray:
     """Write `base + scale/keep·δ` where kept, else the base, into `out`; return the figures."""
     blocks = num_blocks(tile)
     rows = np.empty((6, blocks))
-    arrays, key = (seen(tile.base), seen(tile.tuned[0]), seen(out)), tile.keys[0]
-    _DROP_AND_RESCALE(
-        *arrays, len(out), tile.start, key.low, key.high, float(keep), scale / keep, *scratch(2), rows, blocks
-    )
+    arrays, key = (tile.base, tile.tuned[0], out), tile.keys[0]
+    place = len(out), tile.start, key.low, key.high
+    _DROP_AND_RESCALE(arrays, *place, keep, scale / keep, *scratch(2), address(rows), blocks)
     return rows

@@ -11,19 +11,19 @@ from ..elect import Merging
 from ..methods.trim import Range
 from ..sums import BLOCK
 from ..tile import RawTile
-from .native import Kernel, Pointer
-from .tiles import num_blocks, scratch, scratch_rows, seen
+from .native import Kernel, address
+from .tiles import num_blocks, scratch, scratch_rows
 
-_TRIM_ONE = Kernel("merge", "trim_one")
-_TRIM_INTO = Kernel("merge", "trim_into")
-_DROP_INTO = Kernel("merge", "drop_into")
-_MERGE = Kernel("merge", "merge")
+_TRIM_ONE = Kernel("merge", "trim_one", "uu fufu fffu fu FFD Du")
+_TRIM_INTO = Kernel("merge", "trim_into", "uu fufu fu FF")
+_DROP_INTO = Kernel("merge", "drop_into", "u uuu ffu FF")
+_MERGE = Kernel("merge", "merge", "uFu FF uuffu F FFFFFFD Du")
 _ELECTIONS = {None: 0, "weighted": 1, "unweighted": 2}
 _PIECE = 16 * BLOCK  # elements of which all models' deltas fit the cache
 _EVERYWHERE = 2
 
 # Puts what is kept of model k into a row, and adds its magnitudes to another.
-Sparsify = Callable[[RawTile, int, Pointer, Pointer], None]
+Sparsify = Callable[[RawTile, int, int, int], None]
 
 
 def _limits(limits: Range) -> tuple[float, int, float, int]:
@@ -50,22 +50,22 @@ def trim_and_merge(
     tuned, *others = tile.tuned
     if others:
 
-        def sparsify(piece: RawTile, k: int, row: Pointer, magnitudes: Pointer) -> None:
-            arrays = seen(piece.base), seen(piece.tuned[k])
-            limits = _limits(ranges[k])
-            _TRIM_INTO(*arrays, len(piece.base), piece.start, *limits, float(factors[k]), k == 0, row, magnitudes)
+        def sparsify(piece: RawTile, k: int, row: int, magnitudes: int) -> None:
+            place, limits = (len(piece.base), piece.start), _limits(ranges[k])
+            _TRIM_INTO((piece.base, piece.tuned[k]), *place, *limits, factors[k], k == 0, row, magnitudes)
 
         return _merge(tile, out, sparsify, merging, scale, whole=_is_whole(merging, factors, scale))
     blocks, weight = num_blocks(tile), float(merging.weights[0])
     rows = np.empty((6, blocks))
     divisor = (1.0 if merging.by_number else weight) if merging.normalize else 1.0
     _TRIM_ONE(
-        *(seen(tile.base), seen(tuned), seen(out), len(out), tile.start),
+        (tile.base, tuned, out),
+        *(len(out), tile.start),
         *_limits(ranges[0]),
-        *(float(factors[0]), weight, divisor or 1.0, _ELECTIONS[merging.election]),
-        *(float(scale), _is_whole(merging, factors, scale)),
+        *(factors[0], weight, divisor or 1.0, _ELECTIONS[merging.election]),
+        *(scale, _is_whole(merging, factors, scale)),
         *scratch(2),
-        *(rows, blocks),
+        *(address(rows), blocks),
     )
     return rows
 
@@ -80,10 +80,10 @@ def drop_and_merge(
 ) -> np.ndarray:
     """Merge the deltas that each model's own draws keep; return the figures."""
 
-    def sparsify(piece: RawTile, k: int, row: Pointer, magnitudes: Pointer) -> None:
-        arrays, key = (seen(piece.base), seen(piece.tuned[k])), piece.keys[k]
+    def sparsify(piece: RawTile, k: int, row: int, magnitudes: int) -> None:
+        key = piece.keys[k]
         place = len(piece.base), piece.start, key.low, key.high
-        _DROP_INTO(*arrays, *place, float(keeps[k]), float(factors[k]), k == 0, row, magnitudes)
+        _DROP_INTO((piece.base, piece.tuned[k]), *place, keeps[k], factors[k], k == 0, row, magnitudes)
 
     return _merge(tile, out, sparsify, merging, scale, whole=_is_whole(merging, factors, scale))
 
@@ -91,9 +91,9 @@ def drop_and_merge(
 def add_weighted(tile: RawTile, out: np.ndarray, coefficients: tuple[float, ...]) -> np.ndarray:
     """Write `base + Σ_k c_k·δ_k` into `out`; return the figures."""
 
-    def sparsify(piece: RawTile, k: int, row: Pointer, magnitudes: Pointer) -> None:
+    def sparsify(piece: RawTile, k: int, row: int, magnitudes: int) -> None:
         place = len(piece.base), piece.start, 0, 0
-        _DROP_INTO(seen(piece.base), seen(piece.tuned[k]), *place, 1.0, 1.0, k == 0, row, magnitudes)
+        _DROP_INTO((piece.base, piece.tuned[k]), *place, 1.0, 1.0, k == 0, row, magnitudes)
 
     used = [k for k, coefficient in enumerate(coefficients) if coefficient != 0]
     merging = Merging(weights=tuple(coefficients[k] for k in used))
@@ -134,10 +134,10 @@ def _merge(
         for k in range(len(tuned)):
             sparsify(piece, k, kept[used.index(k)] if k in used else unused, magnitudes)
         _MERGE(
-            *(seen(piece.base), seen(tuned[sole]), seen(out[part]), count),
-            *((kept or [unused])[0], len(used), weights, shares),
-            *(_ELECTIONS[merging.election], normalize, float(total), float(scale), whole, magnitudes),
+            (piece.base, tuned[sole], out[part]),
+            *(count, (kept or [unused])[0], len(used), address(weights), address(shares)),
+            *(_ELECTIONS[merging.election], normalize, total, scale, whole, magnitudes),
             *scratch(6),
-            *(Pointer(Pointer.to(rows).address + 8 * (first // BLOCK), "float64"), blocks),
+            *(address(rows) + 8 * (first // BLOCK), blocks),
         )
     return rows

@@ -11,36 +11,32 @@ import os
 import re
 import sys
 import threading
+from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import llvmlite
 import llvmlite.binding as llvm
 import numpy as np
+from ml_dtypes import bfloat16
 
 SOURCE = Path(__file__).parent / "source"
 CONSTANTS = ("random.py", "sums.py", "tile.py")  # of `fusion`: numbers that are compiled in
 SYMBOL = "sculpt_kernel"
 
+# What Numba takes a stored dtype for: it knows neither bfloat16 nor, on the CPU, float16.
+TAKEN_FOR = {np.dtype(bfloat16): "uint16", np.dtype("f2"): "int16", np.dtype("f4"): "float32"}
+POINTED = {"F": "float32", "D": "float64", "I": "int32", "W": "uint32"}
+
 _lock = threading.RLock()
 _engines: list[Any] = []  # they own the code
 
 
-class Pointer(NamedTuple):
-    """The address of an array that someone keeps alive, and its dtype's name."""
-
-    address: int
-    dtype: str
-
-    @classmethod
-    def to(cls, array: np.ndarray) -> Pointer:
-        """Point to the first element of a contiguous array."""
-        return cls(array.__array_interface__["data"][0], _NAMES[array.dtype])
-
-
-_NAMES = {np.dtype(found): np.dtype(found).name for found in ("f4", "f8", "u2", "i2", "u4", "i4", "u8", "i8")}
+def address(array: np.ndarray) -> int:
+    """Return where an array's elements begin."""
+    return array.__array_interface__["data"][0]
 
 
 def _user_cache() -> Path:
@@ -106,38 +102,35 @@ def _compile(module: str, name: str, types: tuple[str, ...]) -> bytes:
 
 @final
 class Kernel:
-    """A function of `source`, called with arrays or pointers, whole numbers (uint64) and floats (float64).
+    """A function of `source`, compiled for each combination of stored dtypes. It runs without the GIL.
 
-    It is compiled for each combination of the arrays' dtypes. The GIL is not held while it runs.
+    Args:
+        signature: What follows the stored arrays: `u` a whole number (uint64), `f` a float (float64), `F`, `D`, `I`
+            and `W` the address of float32, float64, int32 and uint32 numbers.
     """
 
-    def __init__(self, module: str, name: str) -> None:
+    def __init__(self, module: str, name: str, signature: str) -> None:
         self._module = module
         self._name = name
-        self._functions: dict[tuple[str, ...], Any] = {}
+        self._signature = signature.replace(" ", "")
+        self._functions: dict[tuple[np.dtype, ...], Any] = {}
 
-    def __call__(self, *arguments: np.ndarray | Pointer | int | float) -> None:
-        """Run it."""
-        values, types = [], []
-        for argument in arguments:
-            if isinstance(argument, np.ndarray):
-                argument = Pointer.to(argument)
-            if isinstance(argument, Pointer):
-                values.append(argument.address)
-                types.append(argument.dtype)
-            else:
-                values.append(argument)
-                types.append("f" if isinstance(argument, float) else "u")
-        key = tuple(types)
+    def __call__(self, stored: Sequence[np.ndarray], *rest: float) -> None:
+        """Run it on contiguous stored arrays; of other arrays `rest` holds addresses."""
+        key = tuple([array.dtype for array in stored])
         function = self._functions.get(key)
         if function is None:
-            function = self._function(key)
-        function(*values)
+            function = self._load(key)
+        function(*[address(array) for array in stored], *rest)
 
-    def _function(self, types: tuple[str, ...]) -> Any:
+    def _load(self, dtypes: tuple[np.dtype, ...]) -> Any:
         with _lock:
-            if types not in self._functions:
-                file = _folder() / f"{self._module}.{self._name}-{'.'.join(types)}.o"
+            if dtypes not in self._functions:
+                types = (
+                    *(TAKEN_FOR[dtype] for dtype in dtypes),
+                    *(POINTED.get(kind, kind) for kind in self._signature),
+                )
+                file = _folder() / f"{self._module}.{self._name}-{'.'.join(types[: len(dtypes)])}.o"
                 code = _kept(file)
                 if code is None:
                     code = _compile(self._module, self._name, types)
@@ -148,5 +141,5 @@ class Kernel:
                 _engines.append(engine)
                 scalars = {"u": ctypes.c_uint64, "f": ctypes.c_double}
                 kinds = [scalars.get(found, ctypes.c_void_p) for found in types]
-                self._functions[types] = ctypes.CFUNCTYPE(None, *kinds)(engine.get_function_address(SYMBOL))
-            return self._functions[types]
+                self._functions[dtypes] = ctypes.CFUNCTYPE(None, *kinds)(engine.get_function_address(SYMBOL))
+            return self._functions[dtypes]

@@ -9,11 +9,11 @@ import numpy as np
 from ..methods.trim import magnitudes
 from ..ranks import BINS, DIGIT
 from ..tile import RawTile
-from .native import Kernel
-from .tiles import scratch_words, seen
+from .native import Kernel, address
+from .tiles import scratch_words
 
-_SCORE_DIGITS = Kernel("ranks", "score_digits")
-_PLACE_DIGITS = Kernel("ranks", "place_digits")
+_SCORE_DIGITS = Kernel("ranks", "score_digits", "u uuuu WI")
+_PLACE_DIGITS = Kernel("ranks", "place_digits", "uu uuuuu I")
 _WAYS, _OTHERS = 4, 16  # as in the source
 
 
@@ -37,15 +37,15 @@ def digit_counts(
     shift, mask = rest - digit, (1 << digit) - 1
     rows = np.zeros((len(searches), BINS + 1), np.int32)
     rows[:, -1] = score_bits
-    count, base = len(tile.base), seen(tile.base)
+    count = len(tile.base)
     for row, search in zip(rows, searches, strict=True):
-        tuned = seen(tile.tuned[search.stream])
+        inputs = tile.base, tile.tuned[search.stream]
         counts = np.zeros((_WAYS << digit) + _OTHERS, np.int32)
         if place_bits:
             place = (tile.start, search.value, rest, shift, mask, search.prefix)
-            _PLACE_DIGITS(base, tuned, count, *place, counts)
+            _PLACE_DIGITS(inputs, count, *place, address(counts))
             row[: 1 << digit] = counts[: 1 << digit]
         else:
-            _SCORE_DIGITS(base, tuned, count, rest, shift, mask, search.prefix, scratch_words(), counts)
+            _SCORE_DIGITS(inputs, count, rest, shift, mask, search.prefix, scratch_words(), address(counts))
             row[: 1 << digit] = counts[: _WAYS << digit].reshape(_WAYS, -1).sum(axis=0)
     return rows

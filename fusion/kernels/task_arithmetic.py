@@ -5,16 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from ..tile import RawTile
-from .native import Kernel
-from .tiles import num_blocks, scratch, seen
+from .native import Kernel, address
+from .tiles import num_blocks, scratch
 
-_ADD_SCALED = Kernel("task_arithmetic", "add_scaled")
+_ADD_SCALED = Kernel("task_arithmetic", "add_scaled", "uf FFD Du")
 
 
 def add_scaled(tile: RawTile, out: np.ndarray, scale: float) -> np.ndarray:
     """Write `base + scale·δ` into `out`; return the figures."""
     blocks = num_blocks(tile)
     rows = np.empty((6, blocks))
-    arrays = seen(tile.base), seen(tile.tuned[0]), seen(out)
-    _ADD_SCALED(*arrays, len(out), float(scale), *scratch(2), rows, blocks)
+    _ADD_SCALED((tile.base, tile.tuned[0], out), len(out), scale, *scratch(2), address(rows), blocks)
     return rows

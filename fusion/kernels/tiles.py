@@ -1,4 +1,4 @@
-"""What kernels are given of a tile."""
+"""What kernels are given of a tile, beside its stored elements."""
 
 from __future__ import annotations
 
@@ -6,22 +6,15 @@ import threading
 from typing import final
 
 import numpy as np
-from ml_dtypes import bfloat16
 
 from ..sums import BLOCK
 from ..tile import RawTile
-from .native import Pointer
+from .native import address
 
 LANES = 256
-# Numba knows neither bfloat16 nor, on the CPU, float16.
-TAKEN_FOR = {np.dtype(bfloat16): "uint16", np.dtype("f2"): "int16", np.dtype("f4"): "float32"}
 
 _ONES = np.ones(BLOCK, np.float32)
-
-
-def seen(array: np.ndarray) -> Pointer:
-    """Return stored elements as kernels take them."""
-    return Pointer(array.__array_interface__["data"][0], TAKEN_FOR[array.dtype])
+_ROOT_OF_ONES = address(_ONES), 1 << 40, BLOCK
 
 
 def num_blocks(tile: RawTile) -> int:
@@ -29,11 +22,11 @@ def num_blocks(tile: RawTile) -> int:
     return -(-len(tile.base) // BLOCK)
 
 
-def root_of(tile: RawTile) -> tuple[np.ndarray, int, int]:
-    """Return `sqrt(H)` as (values, repeat, inner); ones for `H = I`."""
+def root_of(tile: RawTile) -> tuple[int, int, int]:
+    """Return `sqrt(H)` as (address of values, repeat, inner), signature `F u u`; ones for `H = I`."""
     if tile.root is None:
-        return _ONES, 1 << 40, BLOCK
-    return tile.root.values, tile.root.repeat, tile.root.inner
+        return _ROOT_OF_ONES
+    return address(tile.root.values), tile.root.repeat, tile.root.inner
 
 
 @final
@@ -44,29 +37,29 @@ class _Scratch(threading.local):
         self._blocks = np.empty((8, BLOCK), np.float32)
         self._lanes = np.empty(LANES, np.float64)
         self._rows = np.empty(0, np.float32)
-        self.blocks = [Pointer.to(block) for block in self._blocks]
-        self.lanes = Pointer.to(self._lanes)
+        self.blocks = [address(block) for block in self._blocks]
+        self.lanes = address(self._lanes)
 
-    def rows(self, count: int) -> np.ndarray:
+    def rows(self, count: int) -> int:
         if self._rows.size < count:
             self._rows = np.empty(count, np.float32)
-        return self._rows
+        return address(self._rows)
 
 
 _scratch = _Scratch()
 
 
-def scratch(count: int) -> list[Pointer]:
-    """Return room for `count` blocks of float32, and for the lanes of a sum."""
+def scratch(count: int) -> list[int]:
+    """Return room for `count` blocks of float32, and for the lanes of a sum; signature `F … D`."""
     return [*_scratch.blocks[:count], _scratch.lanes]
 
 
-def scratch_words() -> Pointer:
-    """Return room for a block of uint32."""
-    return Pointer(_scratch.blocks[0].address, "uint32")
+def scratch_words() -> int:
+    """Return room for a block of uint32; signature `W`."""
+    return _scratch.blocks[0]
 
 
-def scratch_rows(num_rows: int, length: int) -> list[Pointer]:
-    """Return room for rows of float32, one after the other."""
-    address = Pointer.to(_scratch.rows(num_rows * length)).address
-    return [Pointer(address + 4 * length * k, "float32") for k in range(num_rows)]
+def scratch_rows(num_rows: int, length: int) -> list[int]:
+    """Return room for rows of float32, one after the other; signature `F …`."""
+    first = _scratch.rows(num_rows * length)
+    return [first + 4 * length * k for k in range(num_rows)]

@@ -168,11 +168,11 @@ def test_kernels_are_loaded_without_numba_once_they_have_been_compiled(tmp_path:
 def test_a_cache_that_cannot_be_written_or_is_damaged_does_no_harm(tmp_path: Path) -> None:
     script = (
         "import numpy as np\n"
-        "from sculpt.fusion.kernels.native import Kernel, _folder\n"
-        "x, rows = np.arange(4096, dtype=np.float32), np.empty(2)\n"
-        "room = [np.empty(4096, np.float32), np.empty(4096, np.float32), np.empty(256)]\n"
-        "Kernel('budget', 'l1_sums')(x, x + 1, 4096, *room, rows, 1)\n"
-        "assert rows[0] == 4096\n"
+        "from sculpt.fusion.kernels import budget\n"
+        "from sculpt.fusion.kernels.native import _folder\n"
+        "from sculpt.fusion.tile import RawTile\n"
+        "x = np.arange(4096, dtype=np.float32)\n"
+        "assert budget.l1_sums(RawTile(start=0, base=x, tuned=(x + 1,), keys=(), root=None))[0] == 4096\n"
         "for file in _folder().glob('*.o'): file.write_bytes(file.read_bytes()[:-1])\n"
     )
     for home in (tmp_path / "cache", tmp_path / "cache", tmp_path / "file"):
