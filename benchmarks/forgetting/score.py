@@ -1,0 +1,83 @@
+"""What a checkpoint scores: the target task by teacher forcing, general text by foretelling it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from data import GENERAL, general, target
+from sculpt.demo.score import BATCH_ROWS, load_model
+from sculpt.demo.task import Row, batches, encode_example
+from sculpt.demo.train import answer_logits
+from train import base, tokenizer
+
+# Strengths are chosen by the target and by prose; other domains are scored at the end, and choose nothing.
+SOURCES = {"validation": ("prose",), "test": GENERAL}
+
+
+@cache
+def rows_of(task: str, split: str) -> dict[str, list[Row]]:
+    words = tokenizer()
+    found = {"target": [encode_example(example, words) for example in target(task).examples[split]]}
+    return found | {name: general(name, split, words) for name in SOURCES[split]}
+
+
+def score(folder: Path, task: str, split: str) -> dict[str, float]:
+    """Return accuracy (percent) and perplexity of each source, and the seconds."""
+    start = time.monotonic()
+    model = load_model(folder, dtype=torch.float32, device="cpu")
+    figures: dict[str, float] = {}
+    for name, rows in rows_of(task, split).items():
+        figures[f"{name} accuracy"], figures[f"{name} perplexity"] = measure(model, rows)
+    return {**figures, "seconds": time.monotonic() - start}
+
+
+@torch.inference_mode()
+def measure(model: Any, rows: list[Row]) -> tuple[float, float]:
+    """Return the percentage of right answers, each of whose tokens is ranked first, and the perplexity of a token."""
+    num_right = num_answers = num_tokens = 0
+    loss = 0.0
+    for batch in batches(rows, BATCH_ROWS):
+        logits, tokens, answer = answer_logits(model, batch)
+        right = torch.ones(batch.num_answers, dtype=torch.bool)
+        right[answer[logits.argmax(-1) != tokens]] = False
+        num_right += int(right.sum())
+        num_answers += batch.num_answers
+        loss += torch.nn.functional.cross_entropy(logits, tokens, reduction="sum").item()
+        num_tokens += len(tokens)
+    return 100 * num_right / num_answers, math.exp(loss / num_tokens)
+
+
+class Scores:
+    """A file of JSON lines, one a score; several processes may add to it."""
+
+    def __init__(self, work: Path) -> None:
+        self.file = work / "scores.jsonl"
+
+    def all(self) -> list[dict[str, Any]]:
+        if not self.file.exists():
+            return []
+        return [json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines()]
+
+    def find(self, **wanted: Any) -> dict[str, Any] | None:
+        return next((row for row in self.all() if all(row.get(key) == value for key, value in wanted.items())), None)
+
+    def add(self, row: dict[str, Any]) -> dict[str, Any]:
+        line = (json.dumps(row) + "\n").encode()
+        opened = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            os.write(opened, line)
+        finally:
+            os.close(opened)
+        return row
+
+    def base(self, task: str, split: str) -> dict[str, Any]:
+        """Return the base's score."""
+        key = {"task": task, "arm": "base", "split": split}
+        return self.find(**key) or self.add({**key, **score(base(), task, split)})

@@ -1,0 +1,73 @@
+"""The fine-tunes that forget, of all weights or of a LoRA adapter: two minutes each, kept by task, kind and seed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from data import target
+from sculpt.demo.fetch import default_cache
+from sculpt.demo.models import new_folder, save_checkpoint, smollm2
+from sculpt.demo.score import load_model
+from sculpt.demo.task import encode_example
+from sculpt.demo.train import Training, fine_tune
+
+KINDS = ("full", "lora")
+STEPS = 64
+LEARNING_RATE = {
+    ("tagging", "full"): 3e-4,
+    ("tagging", "lora"): 2e-3,
+    ("pronouncing", "full"): 4e-4,
+    ("pronouncing", "lora"): 2e-3,
+}
+RANK, ALPHA = 16, 32
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+REPORT = "training.json"
+
+
+def base() -> Path:
+    return smollm2(default_cache())
+
+
+def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(base(), local_files_only=True)
+
+
+def tuned_folder(work: Path, task: str, kind: str, seed: int) -> Path:
+    return work / "tuned" / f"{task}-{kind}-{seed}"
+
+
+def train(work: Path, task: str, kind: str, seed: int) -> Path:
+    """Return the fine-tune's folder, a checkpoint in bfloat16 or a PEFT adapter; trained unless it is there."""
+    folder = tuned_folder(work, task, kind, seed)
+    if folder.exists():
+        return folder
+    words, goal = tokenizer(), target(task)
+    rows = [encode_example(example, words) for example in goal.examples["train"]]
+    torch.manual_seed(seed)
+    model = load_model(base(), dtype=torch.float32, device="cpu")
+    adapter = with_adapter(model) if kind == "lora" else None
+    training = Training(
+        steps=STEPS, batch_size=goal.batch_size, learning_rate=LEARNING_RATE[task, kind], max_minutes=None, seed=seed
+    )
+    report = fine_tune(model, rows, training, compute=torch.float32)
+    with new_folder(folder) as building:
+        if adapter is None:
+            save_checkpoint(model, words, building)
+        else:
+            adapter.save_pretrained(building, save_embedding_layers=False)
+        said = {**asdict(training), **asdict(report)}
+        (building / REPORT).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    return folder
+
+
+def with_adapter(model: Any) -> Any:
+    """Put a LoRA on every linear layer of the model, in place, and freeze the rest; return PEFT's model."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=LINEAR, task_type="CAUSAL_LM"))
