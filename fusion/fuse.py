@@ -25,9 +25,11 @@ from .input_digests import InputDigests
 from .manifest import DIGESTS, FileRecord, Manifest, installed_version, make_manifest
 from .methods import Method
 from .plan import Plan, Policies, Selection, Side, make_plan
+from .protector import Protector
 from .run import Progress, run
 from .staged import run_as_measured
 from .task import Context
+from .two_sided import Protection
 
 PROCESS_BYTES = 120_000_000  # the interpreter with NumPy, measured
 BYTES_PER_ELEMENT = 100  # of a tile: its float32 and float64 intermediates
@@ -46,6 +48,7 @@ class Settings:
         memory: Bytes that may be worked on at once; a tensor of any size is cut into as many tiles as it needs.
         tile_elements: Elements that are worked on at once; no bit of the output depends on it.
         recipe: What a recipe says beyond these settings, for the manifest.
+        protection: How the base is held where general data go, by two-sided curvature; or None.
     """
 
     seed: int = 0
@@ -60,6 +63,7 @@ class Settings:
     memory: int | None = None
     tile_elements: int | None = None
     recipe: Mapping[str, Any] | None = None
+    protection: Protection | None = None
 
     def recorded(self) -> dict[str, Any]:
         """Return what the manifest holds: all that can change the output, and the digest."""
@@ -105,6 +109,13 @@ class Prepared:
             mapped=min(backend.threads * largest, self.plan.bytes_read),
         )
 
+    def protector(self) -> Protector | None:
+        """Return what mixes the deltas before the method sees them, if the base is protected."""
+        if self.settings.protection is None:
+            return None
+        device = self.settings.device
+        return Protector(self.settings.protection, device="cpu" if device == "auto" else device)
+
     def backend(self) -> Backend:
         """Return what the run computes with."""
         settings = self.settings
@@ -133,6 +144,8 @@ def prepare(
     """
     settings = settings or Settings()
     method = method.for_models(len(tuned))
+    if settings.protection is not None and len(tuned) != 1:
+        raise MethodError(f"`--protect` takes one tuned model, got {len(tuned)}")
     refuse_output(output, [base, *tuned], overwrite=overwrite)
     opened = open_checkpoint(base)
     plan = make_plan(
@@ -235,6 +248,7 @@ def execute(
             writer=writer,
             inputs=inputs,
             keep_nonfinite=settings.policies.on_nonfinite == "keep",
+            protector=prepared.protector(),
         )
         if curvature is None or isinstance(curvature, Mapping):
             records = run(plan.steps, context, progress=progress)

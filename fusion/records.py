@@ -25,6 +25,8 @@ class TensorRecord:
         distance_l1, distance_l2: Norms of the stored result minus the base.
         options: Of the method, where a recipe gave the tensor its own; else None, and the run's hold.
         measured: Whether it was fused with measured curvature, not with H = I.
+        protected: How its delta was mixed by two-sided curvature: `full`, `block:N`, `diagonal`, or `interpolation`
+            where neither side has statistics; None without.
         figures: What the method's reduction learned, such as the expected loss.
         digest: xxh3-128 over the xxh3-128 of each written piece.
     """
@@ -43,6 +45,7 @@ class TensorRecord:
     distance_l2: float | None
     figures: Mapping[str, float] = field(default_factory=dict)
     measured: bool = False
+    protected: str | None = None
     options: Mapping[str, Any] | None = None
     digest: str = ""
 
@@ -60,6 +63,7 @@ class TensorRecord:
         digest: str,
         *,
         measured: bool = False,
+        protected: str | None = None,
     ) -> TensorRecord:
         """Build the record from the totals of `methods.method.measure`."""
         norms: dict[str, Any] = dict.fromkeys(
@@ -83,6 +87,7 @@ class TensorRecord:
             num_fused=step.num_fused,
             figures=dict(figures),
             measured=measured,
+            protected=protected,
             options=step.method.options() if step.method is not None and totals is not None else None,
             digest=digest,
             **norms,

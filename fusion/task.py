@@ -22,11 +22,14 @@ from .errors import MethodError, NonFiniteError
 from .input_digests import InputDigests
 from .methods import Method
 from .methods.method import Map, Pass
+from .per_element import PerElement
 from .plan import Plan, Step
+from .protector import Protector
 from .random import SEGMENT, Key, tensor_key
 from .records import TensorRecord
 from .sums import exact_total
-from .tile import RawTile, RootCurvature, root_curvature
+from .tile import RawTile, root_curvature
+from .two_sided import score_curvature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,7 @@ class Context:
     writer: CheckpointWriter
     inputs: InputDigests
     keep_nonfinite: bool
+    protector: Protector | None = None
 
 
 def _is_nonfinite(array: np.ndarray) -> np.ndarray:
@@ -109,19 +113,26 @@ class TensorTask:
 
     @property
     def _curvature(self) -> Curvature | None:
-        if not self.method.uses_curvature or not self.context.curvature:
-            return None
-        return self.context.curvature.get(self.step.curvature)
+        wanted = self.method.uses_curvature or self.context.protector is not None
+        return self.context.curvature.get(self.step.curvature) if wanted and self.context.curvature else None
 
     @property
     def is_measured(self) -> bool:
         """Whether the tensor is fused with measured curvature, not with H = I."""
         return self.step.action == "fuse" and self._curvature is not None
 
+    @property
+    def protected(self) -> str | None:
+        """How the delta is mixed by two-sided curvature, if it is."""
+        protector = self.context.protector
+        return protector.form(self._curvature) if protector is not None and self.step.action == "fuse" else None
+
     @cached_property
-    def _root(self) -> RootCurvature | None:
+    def _root(self) -> PerElement | None:
         curvature = self._curvature
-        if curvature is None or not curvature.terms:
+        if curvature is not None and self.context.protector is not None:
+            curvature = score_curvature(curvature, self.context.protector.protection)
+        if curvature is None or not curvature.terms or not self.method.uses_curvature:
             return None
         return root_curvature(self.step.name, curvature, self._inputs[0][1].shape)
 
@@ -139,13 +150,30 @@ class TensorTask:
                 self.context.inputs.see(array)
         return arrays
 
+    def _finite(self, span: Span) -> list[np.ndarray]:
+        """Return base and tuned elements; where non-finite ones are computed apart, with 0 in their place."""
+        arrays = self._stored(span)
+        if not self._set_aside:
+            return arrays
+        bad = _nonfinite(arrays)
+        return [np.where(bad, np.zeros((), array.dtype), array) for array in arrays]
+
+    def _protected(self, span: Span, protector: Protector) -> list[np.ndarray]:
+        """Return base and tuned elements, the delta mixed by two-sided curvature."""
+
+        def read(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+            base, tuned = self._finite(Span(start=start, stop=stop))
+            return base, tuned
+
+        name, shape = self.step.name, self._inputs[0][1].shape
+        tuned = protector.tuned(name, shape, self._curvature, span.start, span.stop, read)
+        return [read(span.start, span.stop)[0], tuned]
+
     def _tile(self, span: Span) -> RawTile:
         if self._only_tile is not None:
             return self._only_tile
-        arrays = self._stored(span)
-        if self._set_aside:
-            bad = _nonfinite(arrays)
-            arrays = [np.where(bad, np.zeros((), array.dtype), array) for array in arrays]
+        protector = self.context.protector
+        arrays = self._finite(span) if protector is None else self._protected(span, protector)
         segment = span.start // SEGMENT
         keys = self._keys.get(segment)
         if keys is None:
@@ -220,7 +248,7 @@ class TensorTask:
             found += count
         if found and not self._set_aside:
             self._set_aside = True
-            self._only_tile = None
+            self._let_go()
             return False
         raise MethodError(
             f"`{self.step.name}` overflows {DTYPES[self.step.dtype].torch}",
@@ -229,9 +257,15 @@ class TensorTask:
 
     def release(self) -> None:
         """Let go of the input pages and of what was prepared."""
-        self._prepared = self._only_tile = None
+        self._prepared = None
+        self._let_go()
         for checkpoint, info in self._inputs:
             checkpoint.release(info.name)
+
+    def _let_go(self) -> None:
+        self._only_tile = None
+        if self.context.protector is not None:
+            self.context.protector.release(self.step.name)
 
     def still_written(self, digest: str) -> bool:
         """Return whether the output holds the bytes that an interrupted run noted as finished."""
@@ -291,6 +325,7 @@ def stages(unit: Sequence[TensorTask]) -> Stages:
             figures if t in fused else {},
             digests[t.step.name].hexdigest(),
             measured=t.is_measured,
+            protected=t.protected,
         )
         for t in unit
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,45 +11,14 @@ from array_api_compat import array_namespace
 
 from .curvature import Curvature
 from .errors import CurvatureError
+from .per_element import PerElement, per_element
 from .random import Key, random_words
 
 TWO_32 = 4294967296.0
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RootCurvature:
-    """`sqrt(H)` of a tensor in its smallest form: element `i` has `values[(i // (repeat·inner))·inner + i % inner]`.
-
-    Attributes:
-        values: float32, shape (outer·inner,).
-        repeat: How many consecutive runs of `inner` elements share their values.
-        inner: Length of a run.
-    """
-
-    values: np.ndarray
-    repeat: int
-    inner: int
-
-    def expand(self, start: int, count: int) -> np.ndarray:
-        """Return the values of elements `start … start + count − 1`, shape (count,)."""
-        index = np.arange(start, start + count, dtype=np.int64)
-        return self.values[index // (self.repeat * self.inner) * self.inner + index % self.inner]
-
-
-def _outer_repeat_inner(shape: tuple[int, ...], term: tuple[int, ...]) -> tuple[int, int, int] | None:
-    """Return (outer, repeat, inner) with which `term` broadcasts to `shape`, or None if it takes more than one gap."""
-    own = [t == s for t, s in zip(term, shape, strict=True)]
-    gap = [i for i, same in enumerate(own) if not same]
-    if not gap:
-        return 1, 1, prod(shape)
-    first, last = gap[0], gap[-1] + 1
-    if any(own[i] and shape[i] != 1 for i in range(first, last)):
-        return None
-    return prod(shape[:first]), prod(shape[first:last]), prod(shape[last:])
-
-
-def root_curvature(name: str, curvature: Curvature, shape: tuple[int, ...]) -> RootCurvature:
-    """Return `sqrt(2·Σ terms + 1)` for a tensor of this shape, computed in float64 and rounded to float32.
+def sum_of_squares(name: str, curvature: Curvature, shape: tuple[int, ...]) -> np.ndarray:
+    """Return `Σ terms` as an array that broadcasts to a tensor of this shape, float64.
 
     A grown vocabulary has more rows in the statistics than are fused: only the first `shape[0]` rows count.
 
@@ -68,12 +36,16 @@ def root_curvature(name: str, curvature: Curvature, shape: tuple[int, ...]) -> R
         if not (np.isfinite(cut).all() and (cut >= 0).all()):
             raise CurvatureError(f"the statistics of `{name}` hold a negative or non-finite sum of squares")
         total = total + cut
-    root = np.sqrt(2.0 * total + 1.0).astype(np.float32)
-    layout = _outer_repeat_inner(shape, root.shape)
-    if layout is None:
-        root = np.ascontiguousarray(np.broadcast_to(root, shape))
-        layout = 1, 1, prod(shape)
-    return RootCurvature(values=root.reshape(-1), repeat=layout[1], inner=layout[2])
+    return total
+
+
+def root_curvature(name: str, curvature: Curvature, shape: tuple[int, ...]) -> PerElement:
+    """Return `sqrt(2·Σ terms + 1)` for a tensor of this shape, computed in float64 and rounded to float32.
+
+    Raises:
+        CurvatureError: The statistics do not fit the tensor.
+    """
+    return per_element(np.sqrt(2.0 * sum_of_squares(name, curvature, shape) + 1.0), shape)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,7 +65,7 @@ class RawTile:
     base: np.ndarray
     tuned: tuple[np.ndarray, ...]
     keys: tuple[Key, ...]
-    root: RootCurvature | None
+    root: PerElement | None
     grain: int = 1
     prepared: Any = None
 

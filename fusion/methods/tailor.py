@@ -24,7 +24,7 @@ from array_api_compat import array_namespace
 
 from ..curvature import Curvature
 from ..errors import MethodError
-from ..inverse_factor import Rows, rows_of
+from ..inverse_factor import InverseFactors, inverse_factors
 from ..tile import Tile
 from .checks import fraction, one_of
 from .method import Fused, Map, Method, Reduction
@@ -97,12 +97,13 @@ def tailored(base: Any, tuned: Any, diagonal: Any, factor: Any, method: Tailor) 
 def tailor(tile: Tile, method: Tailor) -> Fused:
     """Return a whole tensor with its deltas chosen and compensated; the base's bits where one was taken back."""
     xp = array_namespace(tile.base)
-    layout: Rows = tile.prepared
+    prepared: InverseFactors = tile.prepared
+    layout = prepared.layout
     base, tuned = layout.split(tile.base), layout.split(tile.tuned[0])
     found = []
     for k in range(layout.stack):
-        diagonal = xp.asarray(layout.diagonals[k], device=base.device)
-        factor = None if layout.factors is None else xp.asarray(layout.factors[k], device=base.device)
+        diagonal = xp.asarray(prepared.diagonals[k], device=base.device)
+        factor = None if prepared.factors is None else xp.asarray(prepared.factors[k], device=base.device)
         found.append(tailored(base[k], tuned[k], diagonal, factor, method))
     return Fused(
         values=layout.join(xp.stack([fused for fused, _ in found])),
@@ -148,9 +149,9 @@ class Tailor(Method):
         """Return the size of the tensor: the choice within a block runs over all its rows."""
         return max(1, prod(shape))
 
-    def prepare(self, name: str, shape: tuple[int, ...], curvature: Curvature | None) -> Rows | None:
+    def prepare(self, name: str, shape: tuple[int, ...], curvature: Curvature | None) -> InverseFactors | None:
         """Factorise the inverse Hessian."""
-        return None if self.identity else rows_of(name, shape, curvature)
+        return None if self.identity else inverse_factors(name, shape, curvature)
 
     def reduce(self, num_elements: int) -> Reduction:  # noqa: ARG002 (the whole tensor is one tile)
         """Return the map at once."""

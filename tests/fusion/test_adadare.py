@@ -11,8 +11,9 @@ from sculpt.fusion.backend import NumpyBackend
 from sculpt.fusion.errors import MethodError
 from sculpt.fusion.methods import AdaDare, Dare
 from sculpt.fusion.methods.method import Map, Method, Pass
+from sculpt.fusion.per_element import PerElement
 from sculpt.fusion.random import tensor_key
-from sculpt.fusion.tile import RawTile, RootCurvature
+from sculpt.fusion.tile import RawTile
 
 ROWS, COLUMNS = 60, 80
 N = ROWS * COLUMNS
@@ -32,7 +33,7 @@ def heavy_tailed(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def tile(base: np.ndarray, tuned: np.ndarray, h: np.ndarray | None, seed: int = 0) -> RawTile:
     root = None
     if h is not None:
-        root = RootCurvature(values=np.sqrt(h).astype(np.float32), repeat=len(base) // len(h), inner=len(h))
+        root = PerElement(values=np.sqrt(h).astype(np.float32), repeat=len(base) // len(h), inner=len(h))
     return RawTile(start=0, base=base, tuned=(tuned,), keys=(tensor_key(seed, "w"),), root=root)
 
 

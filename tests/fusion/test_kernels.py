@@ -16,9 +16,10 @@ from sculpt.fusion.elect import Merging
 from sculpt.fusion.kernels import kernel_for
 from sculpt.fusion.methods import METHODS, Magnitude, Method, Ties, adadare, dare, task_arithmetic, trim
 from sculpt.fusion.methods.method import Map, Pass
+from sculpt.fusion.per_element import PerElement
 from sculpt.fusion.random import Key
 from sculpt.fusion.ranks import EVERYTHING, NOTHING, Cut
-from sculpt.fusion.tile import RawTile, RootCurvature
+from sculpt.fusion.tile import RawTile
 
 BFLOAT16, FLOAT16, FLOAT32 = (np.dtype(found) for found in (ml_dtypes.bfloat16, np.float16, np.float32))
 SIZES = (1, 4095, 4096, 4097, 100_000)
@@ -55,7 +56,7 @@ def make_tile(
         repeat, inner = layout
         outer = -(-(start + size) // (repeat * inner))
         values = np.exp(rng.standard_normal(outer * inner)).astype(np.float32) + 1
-        root = RootCurvature(values=values, repeat=repeat, inner=inner)
+        root = PerElement(values=values, repeat=repeat, inner=inner)
     keys = tuple(Key(low=2**32 - 999 * k, high=0xDEADBEEF + k) for k in range(1, num_models + 1))
     return RawTile(start=start, base=base, tuned=tuple(tuned), keys=keys, root=root)
 

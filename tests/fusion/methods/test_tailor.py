@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sculpt.fusion.curvature import Curvature
 from sculpt.fusion.errors import CurvatureError, MethodError
-from sculpt.fusion.inverse_factor import inverse_factor, rows_of
+from sculpt.fusion.inverse_factor import inverse_factor, inverse_factors
 from sculpt.fusion.methods import Tailor
 
 Fuse = Callable[..., np.ndarray]
@@ -134,4 +134,4 @@ def test_a_hessian_that_no_damping_saves_is_refused_by_name() -> None:
 
 def test_a_hessian_of_another_width_is_refused() -> None:
     with pytest.raises(CurvatureError, match="does not fit"):
-        rows_of("w", (4, 6), Curvature(terms=(np.ones((1, 5)),), num_tokens=1, gram=np.eye(5)))
+        inverse_factors("w", (4, 6), Curvature(terms=(np.ones((1, 5)),), num_tokens=1, gram=np.eye(5)))

@@ -1,0 +1,81 @@
+"""The densities of an adapter as a picture: a letter chart's series, and a PNG like Fig. 5 of LoRASculpt."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.writer import os_error
+from ..errors import ModelError
+from .density import AdapterDensity, LayerDensity
+
+Series = dict[str, list[tuple[float, float]]]
+
+
+def place_of(name: str) -> tuple[int, str]:
+    """Return which block a module lies in, and its kind: its name without the block's number."""
+    numbers = re.findall(r"(?<=\.)\d+(?=\.)", name)
+    return (int(numbers[0]) if numbers else 0), name.rpartition(".")[2]
+
+
+def by_kind(density: AdapterDensity) -> dict[str, list[tuple[int, LayerDensity]]]:
+    """Return the modules of each kind, in the order of their blocks."""
+    found: dict[str, list[tuple[int, LayerDensity]]] = {}
+    for layer in density.layers:
+        block, kind = place_of(layer.name)
+        found.setdefault(kind, []).append((block, layer))
+    return {kind: sorted(members, key=lambda member: member[0]) for kind, members in found.items()}
+
+
+def series_of(density: AdapterDensity) -> Series:
+    """Return the density of B·A in percent against the block, a line for each kind, and what is expected."""
+    members = [member for line in by_kind(density).values() for member in line]
+    found: Series = {"expected": [(block, 100 * layer.expected) for block, layer in members]}
+    return found | {
+        kind: [(block, 100 * layer.density) for block, layer in line] for kind, line in by_kind(density).items()
+    }
+
+
+def draw_density(density: AdapterDensity, file: Path) -> None:
+    """Write the picture: each kind's B·A with its expectation and bound, and the factors below.
+
+    Raises:
+        ModelError: matplotlib is not installed.
+        OutputError: The file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ModelError(
+            "a picture as a file needs matplotlib", hint="`pip install 'checkpoint-sculpt[plots]'`"
+        ) from error
+    kinds = by_kind(density)
+    columns = min(4, len(kinds))
+    rows = -(-len(kinds) // columns)
+    figure: Any = Figure(figsize=(3.2 * columns + 0.6, 2.6 * rows + 0.8), layout="constrained")
+    for place, (kind, line) in enumerate(kinds.items()):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        blocks = [block for block, _ in line]
+        expected = [100 * layer.expected for _, layer in line]
+        low = [100 * max(0.0, layer.expected - layer.bound) for _, layer in line]
+        high = [100 * min(1.0, layer.expected + layer.bound) for _, layer in line]
+        axes.fill_between(blocks, low, high, color="0.85", label="bound")
+        axes.plot(blocks, expected, color="0.4", linestyle="--", label="expected")
+        axes.plot(blocks, [100 * layer.density for _, layer in line], marker="o", markersize=3, label="B·A")
+        for name, style in (("density_a", ":"), ("density_b", "-.")):
+            label = name[-1].upper()
+            axes.plot(blocks, [100 * getattr(layer, name) for _, layer in line], linestyle=style, label=label)
+        axes.set_title(kind, fontsize="medium")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        if place == 0:
+            figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
+    figure.supxlabel("block", fontsize="medium")
+    figure.supylabel("non-zeros in %", fontsize="medium")
+    try:
+        figure.savefig(file, dpi=150)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError):
+            raise os_error(error, file) from error
+        raise ModelError(f"`{file}` cannot be drawn: {error}") from error

@@ -1,0 +1,94 @@
+"""One-shot pruning of an adapter after training: the largest entries of each A and each B, the rest zero.
+
+Figure 1 of LoRASculpt (Liang et al., CVPR 2025, arXiv:2503.16843): what a trained LoRA loses by it, and what the base's
+abilities gain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint.adapter_config import ADAPTER_CONFIG
+from ..checkpoint.reader import read_json
+from ..errors import MethodError
+from ..methods.tailor import largest
+from .density import AdapterDensity, adapter_density
+from .pairs import LoneAdapter
+from .write import refuse_folder, write_adapter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruned:
+    """What was pruned.
+
+    Attributes:
+        kept_squares: Part of Σ‖A‖² + Σ‖B‖² that is left.
+        before, after: Density of all B·A.
+    """
+
+    output: Path
+    density: float
+    kept_squares: float
+    before: float
+    after: float
+    layers: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**asdict(self), "output": str(self.output)}
+
+
+def check_density(density: float) -> None:
+    """Raise MethodError for a density outside (0, 1]."""
+    if not 0 < density <= 1:
+        raise MethodError(f"the density must lie above 0 and not above 1, got {density:g}")
+
+
+def num_kept(density: float, num_elements: int, name: str) -> int:
+    """Return `floor(density·N)`, how many entries of a factor are kept.
+
+    Raises:
+        MethodError: It is none, so that the module would be switched off.
+    """
+    count = int(density * num_elements)
+    if count == 0:
+        raise MethodError(f"a density of {density:g} keeps none of the {num_elements} entries of `{name}`")
+    return count
+
+
+def prune_adapter(folder: Path, *, output: Path, density: float, overwrite: bool = False) -> Pruned:
+    """Write an adapter with the `floor(density·N)` largest entries of each factor; of equal ones the first.
+
+    Magnitudes of DoRA, biases and modules that were saved whole stay as they are.
+
+    Raises:
+        SculptError: The folder is no adapter, the density is out of range, or the output may not be written.
+    """
+    check_density(density)
+    adapter = LoneAdapter(folder)
+    refuse_folder(output, [folder], overwrite=overwrite)
+    tensors = {name: adapter.read(name) for name in adapter.names}
+    before = adapter_density(folder)
+    kept = whole = 0.0
+    for name in (name for pair in adapter.pairs for name in (pair.a, pair.b)):
+        factor = tensors[name]
+        magnitude = np.abs(factor.astype(np.float32))
+        chosen = largest(magnitude, num_kept(density, factor.size, name))
+        tensors[name] = np.where(chosen, factor, np.zeros((), factor.dtype))
+        squares = np.square(magnitude, dtype=np.float64)
+        kept, whole = kept + float(squares[chosen].sum()), whole + float(squares.sum())
+    record = {"made by": "sculpt lora-prune", "adapter": str(folder), "density": density}
+    write_adapter(output, tensors, read_json(folder / ADAPTER_CONFIG), record)
+    after: AdapterDensity = adapter_density(output)
+    return Pruned(
+        output=output,
+        density=density,
+        kept_squares=kept / whole if whole else 1.0,
+        before=before.density,
+        after=after.density,
+        layers=len(after.layers),
+    )

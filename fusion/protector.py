@@ -1,0 +1,176 @@
+"""The tuned side of a protected fuse: each tensor's delta, mixed by two-sided curvature before the method sees it."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from math import prod
+from typing import Any, final
+
+import numpy as np
+
+from .curvature import Curvature
+from .device import torch_device
+from .per_element import PerElement, per_element
+from .row_layout import row_layout
+from .two_sided import Protection, check_gram, fractions, mixing_matrix
+
+CHUNK = 1 << 22  # elements that are multiplied at once: fixed, so that no bit depends on tiles or threads
+HELD = 4  # tensors and matrices that are kept until they are released
+
+Read = Callable[[int, int], tuple[np.ndarray, np.ndarray]]  # start, stop -> base and tuned elements
+
+
+@final
+class Protector:
+    """Gives `W_pre + δ·A·(A + λ·G)⁻¹` in place of the tuned tensors; any thread may ask.
+
+    A diagonal works on any run of elements. With matrices a tensor is made whole, one at a time, and a few are held in
+    float32 until they are released.
+
+    Args:
+        device: Where matrices are factorised and multiplied, as torch names it.
+    """
+
+    def __init__(self, protection: Protection, *, device: str = "cpu") -> None:
+        self.protection = protection
+        self._device = device
+        self._lock = threading.Lock()
+        self._whole: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._fractions: OrderedDict[str, PerElement] = OrderedDict()
+        self._mixings: OrderedDict[tuple[int, int, int], tuple[Any, Any, Any]] = OrderedDict()
+
+    def form(self, curvature: Curvature | None) -> str:
+        """Return what a tensor is mixed by: the form that was asked for, or what its statistics allow."""
+        general = None if curvature is None else curvature.general
+        if curvature is None or general is None or not (curvature.num_tokens or general.num_tokens):
+            return "interpolation"
+        if self.protection.needs_gram and self._grams(curvature) is not None:
+            return self.protection.curvature
+        return "diagonal"
+
+    def tuned(
+        self, name: str, shape: tuple[int, ...], curvature: Curvature | None, start: int, stop: int, read: Read
+    ) -> np.ndarray:
+        """Return elements `start … stop − 1` of the protected tensor, float32, or float64 where an input is.
+
+        Raises:
+            CurvatureError: The statistics do not fit the tensor.
+            MethodError: The matrices cannot be factorised.
+        """
+        if self.protection.weight == 0:
+            return read(start, stop)[1]
+        if self.form(curvature) in ("interpolation", "diagonal"):
+            return self._by_element(name, shape, curvature, start, stop, read)
+        assert curvature is not None
+        with self._lock:
+            if name not in self._whole:
+                _make_room(self._whole)
+                self._whole[name] = self._make_whole(name, shape, curvature, read)
+            return self._whole[name][start:stop]
+
+    def release(self, name: str) -> None:
+        """Let go of a tensor."""
+        with self._lock:
+            self._whole.pop(name, None)
+            self._fractions.pop(name, None)
+
+    def _by_element(
+        self, name: str, shape: tuple[int, ...], curvature: Curvature | None, start: int, stop: int, read: Read
+    ) -> np.ndarray:
+        with self._lock:
+            if name not in self._fractions:
+                _make_room(self._fractions)
+                known = curvature or Curvature(terms=(), num_tokens=0)
+                self._fractions[name] = per_element(fractions(name, known, shape, self.protection), shape)
+            kept = self._fractions[name]
+        base, tuned = (_widened(array) for array in _alike(*read(start, stop)))
+        part = kept.expand(start, stop - start)
+        return np.where(part == 1, tuned, base + part * (tuned - base))
+
+    def _grams(self, curvature: Curvature) -> tuple[np.ndarray | None, np.ndarray | None] | None:
+        """Return Σ x·xᵀ of the target and of general data, None for a side that saw nothing; None if one is lacking."""
+        general = curvature.general
+        assert general is not None
+        found = []
+        for side in (curvature, general):
+            if side.num_tokens and side.gram is None:
+                return None
+            found.append(side.gram)
+        return found[0], found[1]
+
+    def _make_whole(self, name: str, shape: tuple[int, ...], curvature: Curvature, read: Read) -> np.ndarray:
+        import torch
+
+        device = torch_device(self._device)
+        known = curvature if curvature.gram is not None else curvature.general
+        assert known is not None
+        layout = row_layout(name, shape, known)
+        rows = prod(shape) // (layout.stack * layout.width)
+        step = max(1, CHUNK // layout.width) if layout.is_in_order else rows
+        whole: np.ndarray | None = None
+        flat = None if layout.is_in_order else [layout.split(_widened(a)) for a in _alike(*read(0, prod(shape)))]
+        for k in range(layout.stack):
+            mixing: Any = None
+            for row in range(0, rows, step):
+                count = min(step, rows - row)
+                first = (k * rows + row) * layout.width
+                if flat is None:
+                    pair = [_widened(array) for array in _alike(*read(first, first + count * layout.width))]
+                    base, tuned = (array.reshape(count, layout.width) for array in pair)
+                else:
+                    base, tuned = (array[k] for array in flat)
+                if mixing is None:
+                    mixing = self._mixing(name, curvature, k, layout.width).to(torch.from_numpy(base[:0]).dtype)
+                delta = torch.from_numpy(np.ascontiguousarray(tuned - base)).to(device)
+                if whole is None:
+                    whole = np.empty(prod(shape), base.dtype)
+                whole[first : first + base.size] = (base + (delta @ mixing).cpu().numpy()).reshape(-1)
+        assert whole is not None
+        return whole if flat is None else layout.join(whole.reshape(layout.stack, rows, layout.width))
+
+    def _mixing(self, name: str, curvature: Curvature, k: int, width: int) -> Any:
+        """Return the matrix of the k-th of the stacked matrices; shared by tensors that see the same inputs."""
+        import torch
+
+        device = torch_device(self._device)
+        device = torch.device("cpu") if device.type == "mps" else device  # no float64 there
+        grams = self._grams(curvature)
+        assert grams is not None
+        assert curvature.general is not None
+        key = (id(grams[0]), id(grams[1]), k)
+        if key not in self._mixings:
+            matrices, means = [], []
+            for gram, side in zip(grams, (curvature, curvature.general), strict=True):
+                if gram is None:
+                    matrices.append(torch.zeros(width, width, dtype=torch.float64, device=device))
+                    means.append(0.0)
+                    continue
+                check_gram(name, gram)
+                one = gram[k] if gram.ndim == 3 else gram
+                diagonal = np.diagonal(gram, axis1=-2, axis2=-1)
+                matrices.append(torch.from_numpy(one.astype(np.float64)).to(device) / side.num_tokens)
+                means.append(float(diagonal.mean(dtype=np.float64)) / side.num_tokens)
+            mixing = mixing_matrix(
+                name, *matrices, self.protection, mean_target=means[0], mean_general=means[1]
+            ).float()
+            _make_room(self._mixings, 2)
+            self._mixings[key] = (mixing.to(torch_device(self._device)), *grams)  # held, so that ids stay theirs
+        return self._mixings[key][0]
+
+
+def _make_room(held: OrderedDict[Any, Any], limit: int = HELD) -> None:
+    while len(held) >= limit:
+        held.popitem(last=False)
+
+
+def _alike(base: np.ndarray, tuned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both in float64 if one is."""
+    if np.float64 in (base.dtype, tuned.dtype):
+        return base.astype(np.float64), tuned.astype(np.float64)
+    return base, tuned
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    return array if array.dtype == np.float64 else array.astype(np.float32)
