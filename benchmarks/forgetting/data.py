@@ -50,10 +50,14 @@ SPLITS = ("validation", "test")
 GENERAL = ("prose", "docs", "facts")
 PROTECTION = ("default", "fiction", "software")
 NUM_TARGET = {
-    "tagging": {"train": 2400, "validation": 60, "test": 120},
-    "pronouncing": {"train": 3000, "validation": 120, "test": 240},
+    "tagging": {"train": 2400, "validation": 40, "test": 120},
+    "pronouncing": {"train": 3000, "validation": 80, "test": 240},
 }
-NUM_GENERAL = {"validation": 16, "test": 32}  # pieces of a source
+NUM_GENERAL = {  # pieces of a source: test, validation
+    "prose": (32, 12),
+    "docs": (12, 0),
+    "facts": (64, 0),
+}
 GENERAL_TOKENS = 128  # of a piece
 PROTECTION_CHARACTERS = 600  # of a piece, some 140 tokens
 FACTS = ("history", "literature", "science", "trivia", "sports", "movies", "money", "politics", "food", "computers")
@@ -114,9 +118,8 @@ def general(name: str, split: str, tokenizer: Any) -> list[Row]:
         rows = [encode_example(example, tokenizer) for example in questions()]
     else:
         rows = [encode_prose(text, tokenizer, GENERAL_TOKENS) for text in scored_texts(name)]
-    test = NUM_GENERAL["test"] * (3 if name == "facts" else 1)  # they are short
-    end = test + NUM_GENERAL["validation"] * (3 if name == "facts" else 1)
-    return rows[:test] if split == "test" else rows[test:end]
+    test, validation = NUM_GENERAL[name]
+    return rows[:test] if split == "test" else rows[test : test + validation]
 
 
 def scored_texts(name: str) -> list[str]:

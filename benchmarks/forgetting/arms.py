@@ -1,0 +1,115 @@
+"""The arms: commands of `sculpt`, each with the strengths that it may take.
+
+`{s}` is the strength. Files are made when an arm names them, and kept: `{target-128}`, as many training examples of
+the target task; `{default-128}`, `{fiction-128}`, `{software-128}`, pieces of general text; `{hessian-target-128}`,
+diagonal statistics of the fine-tune on those examples; `{full-target-128}`, `{full-default-128}`, full moments of
+the fine-tune and of the base.
+
+Left out, because they are other arms bit for bit: AdaDARE-γ at sparsity 0 is interpolation, top-k by magnitude is TIES.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GAMMAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)  # of a tenth of the deltas that was not rescaled
+LAMBDAS = (0.1, 0.3, 1.0, 3.0, 10.0)
+SPARSITIES = (0.5, 0.9, 0.99)
+SAMPLES = (8, 32, 128, 512)
+SOME = 128  # samples of either side, unless their number is what is studied
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A way to fuse.
+
+    Attributes:
+        command: Arguments of `sculpt` without models and output; None is an arm that is still to be written.
+        grid: Strengths, of which validation chooses one; empty where there is nothing to choose.
+        start: The strength that is tried first.
+        curve: Score every strength on test too, beside the chosen one.
+    """
+
+    name: str
+    command: str | None
+    grid: tuple[float, ...] = ()
+    start: float = 0.0
+    curve: bool = False
+
+
+def two_sided(
+    curvature: str = "full", *, target: str = f"target-{SOME}", protect: str = f"default-{SOME}", more: str = ""
+) -> str:
+    """Return the command of a two-sided fuse; its strength is λ."""
+    return (
+        f"fuse --data {{{target}}} --protect {{{protect}}} --samples {max(SAMPLES)} --protect-weight {{s}} "
+        f"--curvature {curvature} --gamma 1 {more or '--sparsity 0'}"
+    )
+
+
+def _classical() -> list[Arm]:
+    hessian = f"--hessian {{hessian-target-{SOME}}}"
+    arms = [
+        Arm(name="fine-tune", command="task-arithmetic --scale 1"),
+        Arm(name="interpolation", command="task-arithmetic --scale {s}", grid=GAMMAS, start=0.6, curve=True),
+        Arm(name="dare 0.9", command="dare --sparsity 0.9 --scale {s}", grid=GAMMAS, start=0.6),
+    ]
+    for allocation in ("closed-form", "exact"):
+        for sparsity in SPARSITIES:
+            arms.append(
+                Arm(
+                    name=f"adadare {allocation} {sparsity}",
+                    command=f"fuse {hessian} --allocation {allocation} --sparsity {sparsity} --gamma {{s}}",
+                    grid=GAMMAS,
+                    start=0.6,
+                )
+            )
+    arms += [
+        Arm(name="ties 0.1", command="ties --density 0.1 --scale {s}", grid=SCALES, start=1.4),
+        Arm(name="saliency 0.1", command=f"saliency {hessian} --density 0.1 --scale {{s}}", grid=SCALES, start=1.0),
+        Arm(
+            name="tailor", command=f"tailor --data {{target-{SOME}}} --sparsity {{s}}", grid=(0.5, 0.7, 0.9), start=0.9
+        ),
+    ]
+    return arms
+
+
+def _two_sided() -> list[Arm]:
+    arms = [
+        _tuned("two-sided full", two_sided(), curve=True),
+        _tuned("two-sided block:512", two_sided("block:512"), curve=True),
+        _tuned("two-sided diagonal", two_sided("diagonal"), curve=True),
+        Arm(
+            name="two-sided full default text",
+            command=two_sided().replace(f"{{default-{SOME}}}", "default"),
+            grid=(1.0,),
+        ),
+    ]
+    arms += [
+        _tuned(f"two-sided full {text}", two_sided(protect=f"{text}-{SOME}"), curve=True)
+        for text in ("fiction", "software")
+    ]
+    arms += [
+        _tuned(f"two-sided full {allocation} {p}", two_sided(more=f"--sparsity {p} --allocation {allocation}"))
+        for allocation in ("closed-form", "exact")
+        for p in SPARSITIES
+    ]
+    counts = [count for count in SAMPLES if count != SOME]
+    arms += [_tuned(f"two-sided full target-{n}", two_sided(target=f"target-{n}")) for n in counts]
+    arms += [_tuned(f"two-sided full default-{n}", two_sided(protect=f"default-{n}")) for n in counts]
+    return arms
+
+
+def _tuned(name: str, command: str | None, *, curve: bool = False) -> Arm:
+    return Arm(name=name, command=command, grid=LAMBDAS, start=1.0, curve=curve)
+
+
+def _to_be_written() -> list[Arm]:
+    names = ("both through both", "sequential", "combined drop 0.9", "low-rank 16")
+    return [_tuned(f"two-sided {name}", None) for name in names]
+
+
+CLASSICAL = _classical()
+TWO_SIDED = _two_sided()
+ARMS = {arm.name: arm for arm in (*CLASSICAL, *TWO_SIDED, *_to_be_written())}

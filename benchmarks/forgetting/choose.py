@@ -1,0 +1,69 @@
+"""Strengths by validation: the H-score of target accuracy and retention of general prose, by climbing along a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from arms import Arm
+from fuse import fuse_and_score
+from score import Scores
+from sculpt.evaluate.scores import h_score
+
+
+def retention(row: Mapping[str, Any], base: Mapping[str, Any], source: str = "prose") -> float:
+    """Return 100·(the base's perplexity)/(this perplexity): 100 is the base, less is forgetting."""
+    return 100 * base[f"{source} perplexity"] / row[f"{source} perplexity"]
+
+
+def h_of(row: Mapping[str, Any], base: Mapping[str, Any]) -> float:
+    """Return the harmonic mean of target accuracy and retention of prose, both in percent."""
+    return h_score([retention(row, base)], [row["target accuracy"]])
+
+
+def climb(grid: Sequence[float], start: float, value: Callable[[float], float]) -> float:
+    """Return a strength whose neighbours on the grid are both worse; the best of all if there is one peak."""
+    place = min(range(len(grid)), key=lambda k: abs(grid[k] - start))
+    while True:
+        near = [k for k in (place, place - 1, place + 1) if 0 <= k < len(grid)]
+        best = max(near, key=lambda k: value(grid[k]))
+        if best == place:
+            return grid[place]
+        place = best
+
+
+def best_strength(rows: Sequence[dict[str, Any]], base: Mapping[str, Any], arm: str, tuned: Mapping[str, Any]) -> Any:
+    """Return the strength of the best validation score that an arm has, None where none is known."""
+    known = [r for r in rows if r["arm"] == arm and r["split"] == "validation" and tuned.items() <= r.items()]
+    return max(known, key=lambda row: h_of(row, base))["strength"] if known else None
+
+
+def run_arm(work: Path, arm: Arm, task: str, kind: str, seed: int) -> None:
+    """Find the arm's strength on validation, and score it on test; whatever is known is not done again."""
+    scores, tuned = Scores(work), {"task": task, "kind": kind, "seed": seed}
+
+    def scored(strength: float | None, split: str) -> dict[str, Any]:
+        key = {**tuned, "arm": arm.name, "strength": strength, "split": split}
+        known = scores.find(**key)
+        if known is None:
+            known = scores.add({**key, **fuse_and_score(work, arm, task, kind, seed, strength, split)})
+            print(_line(known), flush=True)
+        return known
+
+    if not arm.grid:
+        scored(None, "test")
+        return
+    base = scores.base(task, "validation")
+    before = best_strength(scores.all(), base, arm.name, {"task": task, "kind": kind})  # of another seed
+    chosen = climb(arm.grid, arm.start if before is None else before, lambda s: h_of(scored(s, "validation"), base))
+    for strength in arm.grid if arm.curve else (chosen,):
+        scored(strength, "test")
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    name = f"{row['task']} {row['kind']} {row['seed']} {row['arm']} {row['strength'] or ''}"
+    return (
+        f"{name:62} {row['split']:10} target {row['target accuracy']:5.1f} prose {row['prose perplexity']:6.2f} "
+        f"{row['prose accuracy']:5.2f}  fuse {row['fuse seconds']:.0f} s, score {row['seconds']:.0f} s"
+    )

@@ -1,0 +1,88 @@
+"""Run an arm's command, after making the files that it names."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import monotonic
+
+from arms import Arm
+from data import protection, target, write_samples
+from score import score
+from train import base, tuned_folder
+
+
+class ArmError(Exception):
+    """A command of sculpt failed; what it said."""
+
+
+class Files(dict[str, str]):
+    """The files that commands name in braces, by `{kind-side-count}`, for one fine-tune."""
+
+    def __init__(self, work: Path, task: str, kind: str, seed: int, **known: str) -> None:
+        super().__init__(known)
+        self.work, self.task = work, task
+        self.tuned = tuned_folder(work, task, kind, seed)
+
+    def __missing__(self, key: str) -> str:
+        *statistics, side, count = key.split("-")
+        found = self.statistics(statistics[0], side, count) if statistics else self.samples(side, int(count))
+        return str(found)
+
+    def samples(self, side: str, count: int) -> Path:
+        file = self.work / "samples" / f"{self.task if side == 'target' else 'general'}-{side}-{count}.jsonl"
+        if not file.exists():
+            texts = [e.text for e in target(self.task).examples["train"]] if side == "target" else protection(side)
+            write_samples(texts[:count], file)
+        return file
+
+    def statistics(self, kind: str, side: str, count: str) -> Path:
+        """Measure the fine-tune on target examples, or the base on general text."""
+        model = self.tuned if side == "target" else base()
+        file = self.work / "statistics" / f"{model.name}-{kind}-{side}-{count}.safetensors"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            options = ["--full", "*"] if kind == "full" else []
+            if (model / "adapter_config.json").exists():
+                options += ["--only-changed", str(base())]
+            data = self[f"{side}-{count}"]
+            sculpt("calibrate", model, "--data", data, "--samples", count, *options, "-o", file)
+        return file
+
+
+def sculpt(*arguments: object) -> None:
+    """Run a command of sculpt.
+
+    Raises:
+        ArmError: It failed.
+    """
+    command = [sys.executable, "-m", "sculpt", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ArmError(f"`sculpt {shlex.join(command[3:])}`: {done.stderr.strip()[-1000:]}")
+
+
+@contextmanager
+def fused(work: Path, arm: Arm, task: str, kind: str, seed: int, strength: float | None) -> Iterator[Path]:
+    """Yield the folder of an arm's model; it is removed after use."""
+    files = Files(work, task, kind, seed, s=f"{strength}")
+    assert arm.command is not None
+    command, *options = shlex.split(arm.command.format_map(files))
+    with TemporaryDirectory(dir=work) as folder:
+        output = Path(folder) / "fused"
+        sculpt(command, base(), files.tuned, *options, "--seed", seed, "-o", output)
+        yield output
+
+
+def fuse_and_score(
+    work: Path, arm: Arm, task: str, kind: str, seed: int, strength: float | None, split: str
+) -> dict[str, float]:
+    start = monotonic()
+    with fused(work, arm, task, kind, seed, strength) as folder:
+        fuse_seconds = monotonic() - start
+        return {**score(folder, task, split), "fuse seconds": fuse_seconds}

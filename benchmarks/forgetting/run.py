@@ -1,0 +1,84 @@
+"""How much a repaired fine-tune keeps of both sides: each method at its best strength, on fine-tunes that forgot.
+
+    python benchmarks/forgetting/run.py train --task tagging --kind full --seed 0
+    python benchmarks/forgetting/run.py score --task tagging --kind full --seed 0 --arm 'ada*'
+    python benchmarks/forgetting/run.py table
+
+Without `--task`, `--kind`, `--seed` and `--arm` each takes all there are. What is known is not done again: any piece
+may be run at any time, killed and repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from fnmatch import fnmatch
+from itertools import product
+from pathlib import Path
+
+from arms import ARMS
+from choose import run_arm
+from data import SPLITS, TASKS
+from fuse import ArmError
+from score import Scores
+from table import markdown
+from train import KINDS, train, tuned_folder
+
+SEEDS = (0, 1, 2)
+
+
+def score_arms(work: Path, task: str, kind: str, seed: int, pattern: str) -> int:
+    """Score every arm whose name fits; return how many failed."""
+    failed = 0
+    if not tuned_folder(work, task, kind, seed).exists():
+        print(f"{task} {kind} {seed} is not trained yet", file=sys.stderr)
+        return 1
+    for split in SPLITS:
+        Scores(work).base(task, split)
+    for arm in ARMS.values():
+        if fnmatch(arm.name, pattern) and arm.command is not None:
+            try:
+                run_arm(work, arm, task, kind, seed)
+            except ArmError as error:
+                failed += 1
+                print(f"{task} {kind} {seed} {arm.name}: {error}", file=sys.stderr, flush=True)
+    return failed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "score", "table", "arms"))
+    parser.add_argument("--work", type=Path, default=Path("forgetting-work"), help="folder of all that is made")
+    parser.add_argument("--task", choices=TASKS)
+    parser.add_argument("--kind", choices=KINDS)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--arm", default="*", help="a glob over the names that `arms` lists")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    seeds = SEEDS if args.seed is None else (args.seed,)
+    pairs = list(product((args.task,) if args.task else TASKS, (args.kind,) if args.kind else KINDS))
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.what == "arms":
+        for arm in ARMS.values():
+            print(f"{arm.name:32} {arm.command or 'still to be written'}")
+        return
+    if args.what == "table":
+        titles = {pair: f"{pair[0]}, {'all weights' if pair[1] == 'full' else 'LoRA'}" for pair in pairs}
+        print(markdown(Scores(args.work).all(), pairs, titles, args.arm))
+        return
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    failed = 0
+    for seed, (task, kind) in product(seeds, pairs):
+        if args.what == "train":
+            print(train(args.work, task, kind, seed), flush=True)
+        else:
+            failed += score_arms(args.work, task, kind, seed, args.arm)
+    sys.exit(min(failed, 1))
+
+
+if __name__ == "__main__":
+    main()

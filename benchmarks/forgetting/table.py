@@ -1,0 +1,98 @@
+"""Markdown tables of what was scored on test: mean ± deviation over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatch
+from typing import Any
+
+from arms import ARMS
+from choose import best_strength, h_of, retention
+
+Row = dict[str, Any]
+
+
+class Table:
+    """The test scores of one task and kind, with those of base and fine-tune to compare with."""
+
+    def __init__(self, rows: Sequence[Row], task: str, kind: str) -> None:
+        mine = [row for row in rows if row["task"] == task]
+        self.base = {row["split"]: row for row in mine if row["arm"] == "base"}
+        self.rows = [row for row in mine if row.get("kind") == kind]
+        self.tests = [row for row in self.rows if row["split"] == "test"]
+        self.tuned = {row["seed"]: row for row in self.tests if row["arm"] == "fine-tune"}
+        self.columns: dict[str, Callable[[Row], float]] = {
+            "target acc": lambda row: row["target accuracy"],
+            "gain kept %": self.gain_kept,
+            "prose ppl": lambda row: row["prose perplexity"],
+            "prose acc": lambda row: row["prose accuracy"],
+            "docs acc": lambda row: row["docs accuracy"],
+            "facts acc": lambda row: row["facts accuracy"],
+            "retention %": lambda row: retention(row, self.base["test"]),
+            "H-score": lambda row: h_of(row, self.base["test"]),
+        }
+
+    def gain_kept(self, row: Row) -> float:
+        """Return how much of what the fine-tune of this seed gained is kept, in percent."""
+        start = self.base["test"]["target accuracy"]
+        end = self.tuned.get(row.get("seed"))
+        return 100 * (row["target accuracy"] - start) / (end["target accuracy"] - start) if end else float("nan")
+
+    def chosen(self, pattern: str) -> Iterator[tuple[str, str, list[Row]]]:
+        """Yield arm, strengths, and the test score at each seed's strength, that validation chose."""
+        if "test" in self.base and fnmatch("base", pattern):
+            yield "base", "", [self.base["test"]]
+        for arm in ARMS.values():
+            if not fnmatch(arm.name, pattern):
+                continue
+            found = [row for row in self.tests if row["arm"] == arm.name and row["strength"] == self._strength(row)]
+            if found:
+                strengths = ", ".join(dict.fromkeys(f"{r['strength']:g}" for r in found if r["strength"] is not None))
+                yield arm.name, strengths, sorted(found, key=lambda row: row["seed"])
+
+    def _strength(self, row: Row) -> float | None:
+        if not ARMS[row["arm"]].grid:
+            return None
+        return best_strength(self.rows, self.base["validation"], row["arm"], {"seed": row["seed"]})
+
+    def curves(self, pattern: str) -> Iterator[tuple[str, str, list[Row]]]:
+        """Yield arm, strength, and the test scores of all seeds at it, for every strength."""
+        for arm in ARMS.values():
+            found = [row for row in self.tests if row["arm"] == arm.name]
+            for strength in arm.grid if arm.curve and fnmatch(arm.name, pattern) else ():
+                at = [row for row in found if row["strength"] == strength]
+                if at:
+                    yield arm.name, f"{strength:g}", at
+
+    def lines(self, entries: Iterable[tuple[str, str, list[Row]]]) -> Iterator[str]:
+        heads = ["arm", "strength", *self.columns, "seeds", "fuse s"]
+        yield f"| {' | '.join(heads)} |"
+        yield "|---|---|" + "---:|" * (len(heads) - 2)
+        for name, strengths, rows in entries:
+            cells = [_mean(map(value, rows)) for value in self.columns.values()]
+            seconds = [row["fuse seconds"] for row in rows if "fuse seconds" in row]
+            cost = f"{statistics.mean(seconds):.0f}" if seconds else ""
+            yield f"| {name} | {strengths} | {' | '.join(cells)} | {len(rows)} | {cost} |"
+
+
+def _mean(values: Iterable[float]) -> str:
+    known = list(values)
+    spread = f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.1f}{spread}"
+
+
+def markdown(
+    rows: Sequence[Row], pairs: Iterable[tuple[str, str]], titles: Mapping[tuple[str, str], str], pattern: str
+) -> str:
+    """Return a table of the chosen strengths and one of the curves for each task and kind that was scored."""
+    parts: list[str] = []
+    for pair in pairs:
+        table = Table(rows, *pair)
+        if not table.tests:
+            continue
+        parts += [f"### {titles[pair]}", "", *table.lines(table.chosen(pattern)), ""]
+        curves = list(table.curves(pattern))
+        if curves:
+            parts += [f"{titles[pair]}: every strength, on test", "", *table.lines(curves), ""]
+    return "\n".join(parts)
