@@ -41,9 +41,9 @@ class Arm:
 def two_sided(
     curvature: str = "full", *, target: str = f"target-{SOME}", protect: str = f"default-{SOME}", more: str = ""
 ) -> str:
-    """Return the command of a two-sided fuse; its strength is λ."""
+    """Return the command of a two-sided fuse from full statistics of both sides; its strength is λ."""
     return (
-        f"fuse --data {{{target}}} --protect {{{protect}}} --samples {max(SAMPLES)} --protect-weight {{s}} "
+        f"fuse --hessian {{full-{target}}} --protect {{full-{protect}}} --protect-weight {{s}} "
         f"--curvature {curvature} --gamma 1 {more or '--sparsity 0'}"
     )
 
@@ -69,7 +69,10 @@ def _classical() -> list[Arm]:
         Arm(name="ties 0.1", command="ties --density 0.1 --scale {s}", grid=SCALES, start=1.4),
         Arm(name="saliency 0.1", command=f"saliency {hessian} --density 0.1 --scale {{s}}", grid=SCALES, start=1.0),
         Arm(
-            name="tailor", command=f"tailor --data {{target-{SOME}}} --sparsity {{s}}", grid=(0.5, 0.7, 0.9), start=0.9
+            name="tailor",
+            command=f"tailor --hessian {{full-target-{SOME}}} --sparsity {{s}}",
+            grid=(0.5, 0.7, 0.9),
+            start=0.9,
         ),
     ]
     return arms
@@ -82,7 +85,7 @@ def _two_sided() -> list[Arm]:
         _tuned("two-sided diagonal", two_sided("diagonal"), curve=True),
         Arm(
             name="two-sided full default text",
-            command=two_sided().replace(f"{{default-{SOME}}}", "default"),
+            command=two_sided().replace(f"{{full-default-{SOME}}}", "default"),
             grid=(1.0,),
         ),
     ]
@@ -93,6 +96,12 @@ def _two_sided() -> list[Arm]:
     arms += [
         _tuned(f"two-sided full {allocation} {p}", two_sided(more=f"--sparsity {p} --allocation {allocation}"))
         for allocation in ("closed-form", "exact")
+        for p in SPARSITIES
+    ]
+    arms += [
+        _tuned(
+            f"two-sided combined drop {p}", two_sided(more=f"--sparsity {p} --allocation exact --protect-scores both")
+        )
         for p in SPARSITIES
     ]
     counts = [count for count in SAMPLES if count != SOME]
@@ -106,7 +115,7 @@ def _tuned(name: str, command: str | None, *, curve: bool = False) -> Arm:
 
 
 def _to_be_written() -> list[Arm]:
-    names = ("both through both", "sequential", "combined drop 0.9", "low-rank 16")
+    names = ("both through both", "sequential", "low-rank 16")
     return [_tuned(f"two-sided {name}", None) for name in names]
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from arms import ARMS
 from choose import run_arm
 from data import SPLITS, TASKS
-from fuse import ArmError
+from fuse import ArmError, Files
 from score import Scores
 from table import markdown
 from train import KINDS, train, tuned_folder
@@ -43,6 +43,7 @@ def score_arms(work: Path, task: str, kind: str, seed: int, pattern: str) -> int
             except ArmError as error:
                 failed += 1
                 print(f"{task} {kind} {seed} {arm.name}: {error}", file=sys.stderr, flush=True)
+    Files(work, task, kind, seed).remove_full()
     return failed
 
 
