@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import Calibration, fuse
+    from .api import fuse
     from .fusion.checkpoint import Checkpoint, open_checkpoint
     from .fusion.curvature import Curvature
     from .fusion.diff import diff
@@ -24,19 +24,22 @@ if TYPE_CHECKING:
     from .fusion.manifest import Manifest
     from .fusion.methods import AdaDare, Dare, TaskArithmetic
     from .fusion.plan import Policies, Selection
+    from .fusion.two_sided import Protection
     from .fusion.verify import verify
     from .hessian import calibrate
     from .hessian.diagonal import DiagonalHessian
+    from .measuring import Calibration
 
 _PLACES = {
     "AdaDare": ".fusion.methods",
-    "Calibration": ".api",
+    "Calibration": ".measuring",
     "Checkpoint": ".fusion.checkpoint",
     "Curvature": ".fusion.curvature",
     "Dare": ".fusion.methods",
     "DiagonalHessian": ".hessian.diagonal",
     "Manifest": ".fusion.manifest",
     "Policies": ".fusion.plan",
+    "Protection": ".fusion.two_sided",
     "SculptError": ".fusion.errors",
     "Selection": ".fusion.plan",
     "Settings": ".fusion.fuse",
@@ -59,6 +62,7 @@ __all__ = [
     "DiagonalHessian",
     "Manifest",
     "Policies",
+    "Protection",
     "SculptError",
     "Selection",
     "Settings",

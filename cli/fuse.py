@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from .options import (
     CalibrationOptions,
     ConfigName,
     OutputOptions,
+    ProtectOptions,
     RunOptions,
     SelectionOptions,
     TunedPath,
@@ -25,8 +27,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..api import Calibration
     from ..fusion.fuse import Prepared
+    from ..measuring import Calibration
 
 EXAMPLES = {
     "fuse": [
@@ -34,6 +36,7 @@ EXAMPLES = {
         "sculpt fuse base/ sft/ --hessian hessian.safetensors -o fused/",
         "sculpt fuse base/ sft/ --data train.jsonl --allocation exact",
         "sculpt fuse base/ sft/ --no-calibration --include 'model.layers.*' --dry-run",
+        "sculpt fuse base/ sft/ --data train.jsonl --protect default --protect-weight 1",
         "sculpt fuse base/ sft/ --config adadare-lora --gamma 0.6",
     ],
     "dare": ["sculpt dare base/ sft/ --sparsity 0.9 --scale 1.0"],
@@ -62,7 +65,8 @@ def run_fuse(
     output: OutputOptions,
     selection: SelectionOptions,
     run: RunOptions,
-    curvature: CalibrationOptions,
+    measure: CalibrationOptions,
+    protect: ProtectOptions | None = None,
     config: str | None = None,
     given: Collection[str] = (),
     json: bool,
@@ -71,17 +75,23 @@ def run_fuse(
     from ..api import prepare_fuse
 
     settings = settings_of(output, selection, run)
+    protect = protect or ProtectOptions()
     if config is None:
+        settings = replace(settings, protection=protect.protection(given=given))
+        if settings.protection is not None and isinstance(method, AdaDare) and "gamma" not in given:
+            method = replace(method, gamma=1.0)  # what is to be held back is held back by the curvature
         prepared = prepare_fuse(
             base, tuned, output=output.output, method=method, settings=settings, overwrite=output.overwrite
         )
     else:
         from .recipes import prepare_named
 
-        prepared, curvature = prepare_named(config, base, tuned, method, settings, output, curvature, given)
+        prepared, measure, protect = prepare_named(
+            config, base, tuned, method, settings, output, measure, protect, given
+        )
     run_prepared(
         prepared,
-        curvature.calibration(run.device, prepared.settings.seed),
+        measure.calibration(run.device, prepared.settings.seed, protect),
         dry_run=run.dry_run,
         overwrite=output.overwrite,
         json=json,
@@ -90,8 +100,8 @@ def run_fuse(
 
 def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool, overwrite: bool, json: bool) -> None:
     """Calibrate where the method wants it, fuse, and show what was done; or show the plan."""
-    from ..api import statistics
     from ..fusion.fuse import execute
+    from ..measuring import SHIPPED, statistics
     from . import fuse_view
     from .console import print_json, progress_bar, say
 
@@ -100,9 +110,14 @@ def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool,
         return
     for note in prepared.plan.notes:
         say(f"note: {note}")
-    measures = prepared.method.uses_curvature and calibration.enabled and calibration.hessian is None
+    protects = prepared.settings.protection is not None
+    measures = (prepared.method.uses_curvature or protects) and calibration.enabled and calibration.hessian is None
     if measures:
         say(f"calibrating on {calibration.data or 'the text that ships with sculpt (--data names your own)'}")
+    if protects:
+        known = "the text that ships with sculpt" if calibration.protect == SHIPPED else calibration.protect
+        say(f"protecting the base on {known}")
+        measures = measures or calibration.of_general().hessian is None
     with (
         progress_bar("calibrating and fusing", unit="steps", hidden=not measures) as report_blocks,
         statistics(prepared, calibration, progress=report_blocks) as found,
@@ -143,7 +158,8 @@ def _command(method: type[Method]) -> Callable[..., None]:
     """Return the command of a method: one tuned model or several, with curvature or without."""
     groups: dict[str, tuple[type, str]] = {
         "method": (method, method.title),
-        **({"curvature": (CalibrationOptions, "Curvature")} if method.uses_curvature else {}),
+        **({"measure": (CalibrationOptions, "Curvature")} if method.uses_curvature else {}),
+        **({"protect": (ProtectOptions, "Protection")} if method is AdaDare else {}),
         "output": (OutputOptions, "Output"),
         "selection": (SelectionOptions, "Selection and disagreements"),
         "run": (RunOptions, "Run"),
@@ -159,7 +175,7 @@ def _command(method: type[Method]) -> Callable[..., None]:
             json: AsJson = False,
             **options: object,
         ) -> None:
-            options.setdefault("curvature", CalibrationOptions())
+            options.setdefault("measure", CalibrationOptions())
             run_fuse(base, [tuned], config=config, given=given_flags(ctx), json=json, **options)  # pyright: ignore[reportArgumentType]
 
         return with_options(**groups)(one)
@@ -172,7 +188,7 @@ def _command(method: type[Method]) -> Callable[..., None]:
         json: AsJson = False,
         **options: object,
     ) -> None:
-        options.setdefault("curvature", CalibrationOptions())
+        options.setdefault("measure", CalibrationOptions())
         run_fuse(base, tuned, config=config, given=given_flags(ctx), json=json, **options)  # pyright: ignore[reportArgumentType]
 
     return with_options(**groups)(many)

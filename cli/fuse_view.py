@@ -10,11 +10,11 @@ from ..fusion.names import block_of, kind_of, natural_key
 from .console import count, gigabytes, say, table
 
 if TYPE_CHECKING:
-    from ..api import Statistics
     from ..fusion.fuse import Prepared
     from ..fusion.manifest import Manifest
     from ..fusion.plan import Step
     from ..fusion.records import TensorRecord
+    from ..measuring import Statistics
 
 MAX_ROWS = 60
 

@@ -148,7 +148,7 @@ def merge_command(
         output=output,
         selection=selection,
         run=run,
-        curvature=CalibrationOptions(),
+        measure=CalibrationOptions(),
         json=json,
     )
 

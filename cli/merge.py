@@ -71,7 +71,7 @@ def merge_command(
     from ..fusion.recipe.several import in_order
     from .console import say
     from .fuse import run_prepared
-    from .options import CalibrationOptions
+    from .options import CalibrationOptions, ProtectOptions
     from .recipes import merged_calibration
 
     file = find_recipe(recipe)
@@ -94,7 +94,9 @@ def merge_command(
         prepared = prepare_recipe(found, output=target, near=file.parent, settings=settings, overwrite=overwrite)
         run_prepared(
             prepared,
-            merged_calibration(found, curvature).calibration(device, settings.seed),
+            merged_calibration(found, curvature).calibration(
+                device, settings.seed, ProtectOptions(protect=found.protect)
+            ),
             dry_run=print_plan,
             overwrite=overwrite,
             json=json,

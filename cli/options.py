@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from ..api import Calibration
     from ..fusion.fuse import Settings
+    from ..fusion.two_sided import Protection
+    from ..measuring import Calibration
 
 BasePath = Annotated[Path, typer.Argument(help="The checkpoint before fine-tuning: a folder or a weight file.")]
 TunedPath = Annotated[Path, typer.Argument(help="The fine-tuned checkpoint.")]
@@ -51,10 +53,11 @@ class CalibrationOptions:
         ),
     ] = False
 
-    def calibration(self, device: str, seed: int) -> Calibration:
+    def calibration(self, device: str, seed: int, protect: ProtectOptions | None = None) -> Calibration:
         """Return them as the library takes them."""
-        from ..api import Calibration
+        from ..measuring import SHIPPED, Calibration
 
+        protect = protect or ProtectOptions()
         return Calibration(
             hessian=self.hessian,
             data=self.data,
@@ -64,7 +67,53 @@ class CalibrationOptions:
             seed=seed,
             device=device,
             of_other_model=self.hessian_of_other_model,
+            protect=protect.protect or SHIPPED,
+            protect_samples=protect.protect_samples,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtectOptions:
+    """What the base is to stay good at: two-sided curvature.
+
+    Attributes:
+        protect: General samples that the base is to stay good on: data as for --data, `default` for the text that
+            ships, or the base's statistics from `sculpt calibrate BASE --full '*'`. The strength is then 1 unless
+            --gamma says otherwise.
+        protect_weight: λ: what an error on general inputs weighs against one on the target's. 0 keeps the fine-tune.
+        curvature: full, block:512 (that many neighbouring inputs), or diagonal: what the two sides are compared by.
+        protect_samples: How many general samples.
+        protect_ridge: Added to each side's matrices, as a fraction of their mean diagonal.
+        protect_scores: Whose inputs the drop probabilities go by.
+    """
+
+    protect: str | None = None
+    protect_weight: float = 1.0
+    curvature: str = "full"
+    protect_samples: int = 128
+    protect_ridge: float = 1e-3
+    protect_scores: Literal["target", "both"] = "target"
+
+    def protection(self, recipe: Protection | None = None, given: Collection[str] = ()) -> Protection | None:
+        """Return how the base is protected, if it is: by a recipe, with the flags that were given over it."""
+        from ..fusion.errors import MethodError
+        from ..fusion.two_sided import Protection
+
+        names = {
+            "protect_weight": "weight", "curvature": "curvature", "protect_ridge": "ridge", "protect_scores": "scores"
+        }  # fmt: skip
+        chosen = {field: getattr(self, flag) for flag, field in names.items() if flag in given}
+        if recipe is not None:
+            return replace(recipe, **chosen)
+        if self.protect is not None:
+            return Protection(**chosen)
+        idle = sorted({*names, "protect_samples"}.intersection(given))
+        if idle:
+            raise MethodError(
+                f"`--{idle[0].replace('_', '-')}` has no effect without `--protect`",
+                hint="`--protect default` protects the base on the text that ships",
+            )
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..fusion.errors import MethodError
-from .options import CalibrationOptions, OutputOptions
+from .options import CalibrationOptions, OutputOptions, ProtectOptions
 
 if TYPE_CHECKING:
     from ..fusion.fuse import Prepared, Settings
@@ -53,10 +53,11 @@ def prepare_named(
     method: Method,
     flags: Settings,
     output: OutputOptions,
-    curvature: CalibrationOptions,
+    measure: CalibrationOptions,
+    protect: ProtectOptions,
     given: Collection[str],
-) -> tuple[Prepared, CalibrationOptions]:
-    """Return the fuse of these models by a recipe, and where its curvature comes from.
+) -> tuple[Prepared, CalibrationOptions, ProtectOptions]:
+    """Return the fuse of these models by a recipe, and where the curvature of both sides comes from.
 
     Raises:
         MethodError: The recipe is for another command, or a flag is no option of its method.
@@ -83,7 +84,9 @@ def prepare_named(
         recipe,
         output=output.output or default_output(tuned[0]),
         near=find_recipe(config).parent,
-        settings=merged_settings(recipe, flags, given),
+        settings=replace(
+            merged_settings(recipe, flags, given), protection=protect.protection(recipe.run.protection, given)
+        ),
         overwrite=output.overwrite,
     )
-    return prepared, merged_calibration(recipe, curvature)
+    return prepared, merged_calibration(recipe, measure), replace(protect, protect=protect.protect or recipe.protect)

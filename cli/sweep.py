@@ -108,12 +108,13 @@ def sweep(
 ) -> None:
     """Run a sweep, show it, and write what was asked for."""
     quiet_libraries()
-    from ..api import default_output, prepare_fuse, statistics
+    from ..api import default_output, prepare_fuse
     from ..evaluate.choice import Pick
     from ..evaluate.live_fuse import LiveFuse, held_curvature
     from ..evaluate.strengths import Family, parse_grid
     from ..evaluate.suite import read_suite
     from ..evaluate.sweep import Grid, run_sweep
+    from ..measuring import statistics
     from .console import print_json, progress_bar, say
 
     read = read_suite(suite)

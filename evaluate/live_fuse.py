@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..api import Statistics
 from ..fusion.backend import Backend
 from ..fusion.curvature import Curvature
 from ..fusion.fuse import Prepared, execute, prepare_plan
@@ -26,6 +25,7 @@ from ..fusion.plan import Plan, make_plan
 from ..fusion.run import Progress
 from ..hessian.names import Recipe
 from ..hessian.skeleton import build
+from ..measuring import Statistics
 from .live_model import LiveModel, load_model
 
 BlockStrengths = Mapping[str, float]  # block to γ

@@ -144,8 +144,6 @@ def prepare(
     """
     settings = settings or Settings()
     method = method.for_models(len(tuned))
-    if settings.protection is not None and len(tuned) != 1:
-        raise MethodError(f"`--protect` takes one tuned model, got {len(tuned)}")
     refuse_output(output, [base, *tuned], overwrite=overwrite)
     opened = open_checkpoint(base)
     plan = make_plan(
@@ -175,6 +173,8 @@ def prepare_plan(
     """
     if settings.digest not in DIGESTS:
         raise MethodError(f"`--digest` must be one of {', '.join(DIGESTS)}, got `{settings.digest}`")
+    if settings.protection is not None and len(plan.tuned) != 1:
+        raise MethodError(f"`--protect` takes one tuned model, got {len(plan.tuned)}")
     if settings.device not in ("auto", "cpu"):
         torch_device(settings.device)
     outputs = [

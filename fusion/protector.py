@@ -153,7 +153,7 @@ class Protector:
                 matrices.append(torch.from_numpy(one.astype(np.float64)).to(device) / side.num_tokens)
                 means.append(float(diagonal.mean(dtype=np.float64)) / side.num_tokens)
             mixing = mixing_matrix(
-                name, *matrices, self.protection, mean_target=means[0], mean_general=means[1]
+                name, matrices[0], matrices[1], self.protection, mean_target=means[0], mean_general=means[1]
             ).float()
             _make_room(self._mixings, 2)
             self._mixings[key] = (mixing.to(torch_device(self._device)), *grams)  # held, so that ids stay theirs

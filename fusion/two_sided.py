@@ -71,23 +71,25 @@ def paired(
 ) -> dict[str, Curvature]:
     """Return the curvature of each tensor with both sides, keyed by the tuned model's names.
 
-    A side that has not reached a tensor has no part in it. Experts that are stored apart are counted by the tokens of
-    all of them, as stacked ones are: what an expert sees, and how often, then weighs alike.
+    A side that has not reached a tensor has no part in it.
 
     Args:
         target, general: By the names of the tuned model and of the base.
         base_names: The base's name of each tensor of the tuned model.
     """
-    ours, theirs = _with_shared_counts(target), _with_shared_counts(general)
-    found = {}
-    for name, base_name in base_names.items():
-        if name in ours or base_name in theirs:
-            own = ours.get(name, Curvature(terms=(), num_tokens=0))
-            found[name] = replace(own, general=theirs.get(base_name, Curvature(terms=(), num_tokens=0)))
-    return found
+    nothing = Curvature(terms=(), num_tokens=0)
+    return {
+        name: replace(target.get(name, nothing), general=general.get(base_name, nothing))
+        for name, base_name in base_names.items()
+        if name in target or base_name in general
+    }
 
 
-def _with_shared_counts(curvatures: Mapping[str, Curvature]) -> dict[str, Curvature]:
+def counted_together(curvatures: Mapping[str, Curvature]) -> dict[str, Curvature]:
+    """Return the statistics of a block with experts that are stored apart counted by the tokens of all of them.
+
+    As stacked ones are: what an expert sees, and how often, then weighs alike.
+    """
     totals: dict[str, int] = {}
     for name, curvature in curvatures.items():
         if EXPERT.search(name):

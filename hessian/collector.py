@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,7 @@ class Collector:
             found |= self._curvatures(recipe)
         if everything:
             self._join_twins(found)
-        return found, names
+        return _sharing_equal_grams(found), names
 
     def returned_to(self) -> str | None:
         """Return a tensor that was handed out and has been used again since, if there is one."""
@@ -124,6 +124,20 @@ class Collector:
         if ops:
             return f"used by `{'`, `'.join(ops)}`, which gives it no inputs of its own"
         return "never reached by the data"
+
+
+def _sharing_equal_grams(curvatures: dict[str, Curvature]) -> dict[str, Curvature]:
+    """Return the same with one array for equal Σ x·xᵀ: q, k and v see the same inputs, so do gate and up."""
+    kept: dict[tuple[object, ...], np.ndarray] = {}
+    found = {}
+    for name, curvature in curvatures.items():
+        gram = curvature.gram
+        if gram is not None:
+            first = kept.setdefault((gram.shape, np.diagonal(gram, axis1=-2, axis2=-1).tobytes()), gram)
+            if first is not gram and np.array_equal(first, gram):
+                curvature = replace(curvature, gram=first)
+        found[name] = curvature
+    return found
 
 
 def _curvature(name: str, terms: Terms) -> Curvature:

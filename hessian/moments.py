@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from math import prod
 
 import torch
 from torch import Tensor
@@ -34,18 +35,6 @@ def column_squares(rows: Tensor, weights: Tensor | None = None) -> Tensor:
         if weights is not None:
             piece *= weights[start : start + step].to(piece).unsqueeze(1)
         total += piece.sum(0)
-    return total
-
-
-def gram(rows: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Return Σ_t weights_t·x_t·x_tᵀ of an (n, d) matrix, of shape (d, d)."""
-    count, width = rows.shape
-    step = max(1, CHUNK_ELEMENTS // max(1, width))
-    total = torch.zeros(width, width, dtype=torch.float64, device=wide(rows[:0]).device)
-    for start in range(0, count, step):
-        piece = wide(rows[start : start + step])
-        left = piece if weights is None else piece * weights[start : start + step].to(piece).unsqueeze(1)
-        total.addmm_(left.T, piece)
     return total
 
 
@@ -89,6 +78,23 @@ def row_counts(indices: Tensor, num_rows: int, weights: Tensor | None = None) ->
     per_index = None if weights is None else wide(weights.expand(indices.shape)).reshape(-1)
     flat = flat.to(per_index.device) if per_index is not None else flat
     return torch.bincount(flat, per_index, minlength=num_rows).to(torch.float64).unsqueeze(1)
+
+
+def patch_rows(
+    x: Tensor,
+    kernel: Sequence[int],
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Return the unfolded patches of a convolution, of shape (batch·positions, channels, kernel positions)."""
+    x = torch.nn.functional.pad(x, [p for size in reversed(padding) for p in (size, size)])
+    space = len(kernel)
+    for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True), start=2):
+        x = x.unfold(axis, (k - 1) * d + 1, s)[..., ::d]
+    order = (0, *range(2, 2 + space), 1, *range(2 + space, 2 + 2 * space))
+    return x.permute(order).reshape(-1, x.shape[1], prod(kernel))
 
 
 def patch_squares(

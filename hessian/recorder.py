@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import rules
 from .activations import Activations
+from .gram import LastProduct, own_rows
 from .placement import Placement, compose, locate
 from .row_weights import RowWeights
 from .statistics import ParameterStatistics
@@ -40,6 +41,28 @@ class _Watched:
     shape: tuple[int, ...]
     statistics: ParameterStatistics
     outer: Placement | None
+
+
+@dataclass(eq=False)
+class _Inputs:
+    """The matrix of inputs that was summed last, and what was made of it."""
+
+    rows: Tensor
+    version: int
+    weights: Tensor | None
+    squares: Tensor | None = None
+    own: Tensor | None = None
+
+    def are(self, rows: Tensor, weights: Tensor | None) -> bool:
+        """Return whether these are the inputs at hand."""
+        return (
+            self.rows.data_ptr() == rows.data_ptr()
+            and self.rows.shape == rows.shape
+            and self.rows.stride() == rows.stride()
+            and self.rows.dtype == rows.dtype
+            and self.version == rows._version
+            and (self.weights is None) == (weights is None)
+        )
 
 
 class Stop(BaseException):
@@ -68,6 +91,7 @@ class Recorder(TorchDispatchMode):
         demand: Called with the key of an absent storage that an operation is about to use; returns the weight.
         activations: Told of each new tensor, and asked for those that are on disk.
         tape: Of the batch that is running, if what it does between units is kept.
+        last_product: Shared by the sums of x·xᵀ.
         final: What is given to this parameter ends the forward: nothing that follows is of use.
     """
 
@@ -80,7 +104,8 @@ class Recorder(TorchDispatchMode):
         self.final: ParameterStatistics | None = None
         self.tape: Tape | None = None
         self._watched: dict[int, _Watched] = {}
-        self._last: tuple[Tensor, int, Tensor | None, Tensor] | None = None
+        self.last_product = LastProduct()
+        self._last: _Inputs | None = None
 
     def watch(self, tensor: Tensor, statistics: ParameterStatistics) -> None:
         """Sum the inputs of a contiguous tensor from now on."""
@@ -119,25 +144,29 @@ class Recorder(TorchDispatchMode):
         self._watched[storage_key(copy)] = _Watched(storage, shape, use.statistics, outer)
 
     def column_squares(self, rows: Tensor, weights: Tensor | None) -> Tensor:
-        """Return Σ_t w_t·x_tj² of a matrix; that of the last one is remembered, as q, k and v see the same inputs."""
-        if self._last is not None:
-            seen, version, seen_weights, result = self._last
-            same = (
-                seen.data_ptr() == rows.data_ptr()
-                and seen.shape == rows.shape
-                and seen.stride() == rows.stride()
-                and seen.dtype == rows.dtype
-                and version == rows._version
-            )
-            if same and (seen_weights is None) == (weights is None):
-                return result
-        result = rules.moments.column_squares(rows, weights)
-        self._last = (rows, rows._version, weights, result)
-        return result
+        """Return Σ_t w_t·x_tj² of a matrix."""
+        inputs = self._remembered(rows, weights)
+        if inputs.squares is None:
+            inputs.squares = rules.moments.column_squares(rows, weights)
+        return inputs.squares
+
+    def own_rows(self, rows: Tensor, weights: Tensor | None) -> Tensor:
+        """Return the rows as sums of x·xᵀ take them."""
+        inputs = self._remembered(rows, weights)
+        if inputs.own is None:
+            inputs.own = own_rows(rows, weights)
+        return inputs.own
+
+    def _remembered(self, rows: Tensor, weights: Tensor | None) -> _Inputs:
+        """Return what is known of a matrix of inputs; that of the last is, as q, k and v see the same."""
+        if self._last is None or not self._last.are(rows, weights):
+            self._last = _Inputs(rows, rows._version, weights)
+        return self._last
 
     def forget_inputs(self) -> None:
         """Let go of the inputs that were summed last."""
         self._last = None
+        self.last_product.forget()
 
     def _with_loaded(self, value: Any) -> Any:
         if isinstance(value, Tensor):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import elementwise, moments
+from .gram import own_rows
 from .rule_parts import Rule, counts_of, record_bias, total_of
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def _linear(recorder: Recorder, use: Use, rows: Tensor, weights: Tensor | None, 
     values = sums.unsqueeze(1 - input_axis)
     use.statistics.add(use.placement, values, counts_of(total_of(weights, len(rows)), 2, values.device))
     if use.statistics.wants_gram:
-        use.statistics.add_gram(use.placement, moments.gram(rows, weights))
+        use.statistics.add_linear_gram(use.placement, recorder.own_rows(rows, weights))
 
 
 def _product(recorder: Recorder, left: Tensor, right: Tensor) -> Tensor | None:
@@ -88,10 +89,18 @@ def _bmm(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, A
             counts = counts_of(total_of(weights, batch * count), 3, sums.device)
         use.statistics.add(use.placement, sums.unsqueeze(3 - axis), counts)
         if use.statistics.wants_gram:
-            grams = [moments.gram(rows, None if not use.placement.axes[0] else weights) for rows in inputs]
-            stacked = torch.stack(grams) if use.placement.axes[0] else torch.stack(grams).sum(0)
-            use.statistics.add_gram(use.placement, stacked)
+            _add_batched_gram(use, inputs, weights)
     return func(*args, **kwargs)
+
+
+def _add_batched_gram(use: Use, inputs: Tensor, weights: Tensor | None) -> None:
+    """Add the inputs, (batch, count, width), of a stack of matrices, or of one that is repeated."""
+    statistics, part = use.statistics, use.placement.part[0]
+    if not use.placement.axes[0]:
+        statistics.add_linear_gram(use.placement, own_rows(inputs.reshape(-1, inputs.shape[-1]), weights))
+        return
+    for k, rows in enumerate(inputs):
+        statistics.add_stacked_gram(use.placement, part.start + k, own_rows(rows, weights))
 
 
 def _grouped_mm(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -103,9 +112,10 @@ def _grouped_mm(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict
         sums, counts = moments.grouped_column_squares(rows, limits)
         use.statistics.add(use.placement, sums.unsqueeze(2), counts.reshape(-1, 1, 1).to(sums.device))
         if use.statistics.wants_gram:
-            starts = [0, *limits[:-1]]
-            grams = [moments.gram(rows[a:b]) for a, b in zip(starts, limits, strict=True)]
-            use.statistics.add_gram(use.placement, torch.stack(grams))
+            first = use.placement.part[0].start
+            for k, (a, b) in enumerate(zip([0, *limits[:-1]], limits, strict=True)):
+                if b > a:
+                    use.statistics.add_stacked_gram(use.placement, first + k, own_rows(rows[a:b], None))
     return func(*args, **kwargs)
 
 
@@ -139,7 +149,30 @@ def _convolution(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dic
     else:
         values = sums.unsqueeze(0)
     use.statistics.add(use.placement, values, counts_of(positions, weight.ndim, values.device))
+    if use.statistics.wants_gram and use.placement.is_whole(use.statistics.shape):
+        _add_patch_gram(
+            use, inputs, weight, _each(stride, space), _each(padding, space), _each(dilation, space), groups
+        )
     return out
+
+
+def _add_patch_gram(
+    use: Use,
+    inputs: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> None:
+    """Add the patches that a convolution sees, one sample at a time; each group of channels has a matrix of its own."""
+    channels = weight.shape[1]
+    for sample in inputs.split(1):
+        patches = moments.patch_rows(sample, weight.shape[2:], stride=stride, padding=padding, dilation=dilation)
+        for k in range(groups):
+            rows = patches[:, k * channels : (k + 1) * channels].flatten(1)
+            index, stack = ((k,), (groups,)) if groups > 1 else ((), ())
+            use.statistics.add_gram(own_rows(rows, None), index=index, stack=stack)
 
 
 def _each(values: Sequence[int], count: int) -> list[int]:

@@ -78,18 +78,25 @@ class Session:
         progress: Progress | None = None,
         share: tuple[int, int] = (0, 1),
         keep_weights: bool = False,
+        wanted: frozenset[str] | None = None,
     ) -> None:
+        """Open model and data.
+
+        Args:
+            share: This process's place among all, and their number.
+            keep_weights: Hand the stored weights out with a block's statistics.
+            wanted: Names of the tensors to measure; None is all of them, or those that `only_changed` finds.
+        """
         self.options = options
         self.progress = progress or _silent
         self.journal: Journal | None = None
         self.checkpoint = open_checkpoint(checkpoint, options.only_changed)
         self.device = pick_device(options.device)
         self.dtype = compute_dtype(options.dtype, self.checkpoint, self.device)
-        self.wanted = (
-            changed_tensors(self.checkpoint, options.only_changed)
-            if options.only_changed is not None
-            else frozenset(self.checkpoint.tensors)
-        )
+        self._is_partial = wanted is not None or options.only_changed is not None
+        self.wanted = frozenset(self.checkpoint.tensors) if wanted is None else wanted
+        if options.only_changed is not None:
+            self.wanted &= changed_tensors(self.checkpoint, options.only_changed)
         self.skeleton = skeleton.build(
             self.checkpoint,
             auto_class=options.auto_class,
@@ -153,7 +160,7 @@ class Session:
         if not self.wanted.intersection(sources):
             return None
         wants_gram = any(fnmatchcase(source, glob) for source in sources for glob in self.options.full)
-        return ParameterStatistics(name, shape, wants_gram=wants_gram)
+        return ParameterStatistics(name, shape, wants_gram=wants_gram, last=self.recorder.last_product)
 
     def blocks(self, *, may_return: bool = False) -> Iterator[CalibratedBlock]:
         """Yield what is whole, unit by unit; what is used throughout, such as a tied embedding, comes last.
@@ -181,8 +188,7 @@ class Session:
             if block is not None:
                 yield block
             # With all tensors wanted, a forward is not cut short: what looks passed may be a loop's first round.
-            is_partial = self.options.only_changed is not None
-            if is_partial and all_passed(self.units, forward.passed, self.weights.statistics()):
+            if self._is_partial and all_passed(self.units, forward.passed, self.weights.statistics()):
                 break
         block = self._block("", everything=True)
         self.progress(total, total, "calibrate")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .gram import GramSum, LastProduct
 from .placement import Placement
 
 
@@ -31,17 +32,27 @@ class ParameterStatistics:
     (E, 1, d_in) as a stack of experts.
 
     Attributes:
+        wants_gram: Whether Σ x·xᵀ is summed too.
         ops: Operations that used it and gave it no inputs that could be summed.
         num_uses: How often inputs were summed.
     """
 
-    def __init__(self, name: str, shape: Sequence[int], *, wants_gram: bool = False) -> None:
+    def __init__(
+        self, name: str, shape: Sequence[int], *, wants_gram: bool = False, last: LastProduct | None = None
+    ) -> None:
+        """Begin at nothing.
+
+        Args:
+            last: Shared among parameters that may see the same inputs.
+        """
         self.name = name
         self.shape = tuple(shape)
         self.wants_gram = wants_gram
         self.sums: dict[Key, Tensor] = {}
         self.counts: dict[Key, Tensor] = {}
-        self.gram: Tensor | None = None
+        self._last = last or LastProduct()
+        self._grams: dict[tuple[int, ...], GramSum] = {}
+        self._stack: tuple[int, ...] = ()
         self.ops: set[str] = set()
         self.num_uses = 0
 
@@ -80,37 +91,79 @@ class ParameterStatistics:
             into[key] = torch.zeros(term_shape, dtype=torch.float64, device=spread.device)
         into[key][index] += spread.to(into[key].device)
 
-    def add_gram(self, placement: Placement, gram: Tensor) -> None:
-        """Add Σ x·xᵀ of a linear weight, or of the expert that the view is of; of a part of the rows it is no whole."""
-        leading = [k for k, size in enumerate(self.shape[:-2]) if size > 1]
-        whole = placement.shape == self.shape and all(
-            placement.part[k] == slice(0, self.shape[k]) for k in range(max(0, len(self.shape) - 2), len(self.shape))
-        )
-        if not whole:
-            self.wants_gram, self.gram = False, None
-            return
-        if self.gram is None:
-            lead = tuple(self.shape[k] for k in leading)
-            self.gram = torch.zeros(*lead, *gram.shape[-2:], dtype=torch.float64, device=gram.device)
-        self.gram[tuple(placement.part[k] for k in leading)] += gram
+    def add_gram(self, rows: Tensor, *, index: tuple[int, ...] = (), stack: tuple[int, ...] = ()) -> None:
+        """Add rows to Σ x·xᵀ of a weight, or of one of the matrices that it is a stack of.
+
+        Args:
+            rows: (n, width), owned and weighted: `gram.own_rows`.
+            index: Which of the stack, of shape `stack`.
+        """
+        self._stack = stack
+        if index not in self._grams:
+            self._grams[index] = GramSum(rows.shape[-1], self._last)
+        self._grams[index].add(rows)
+
+    def add_linear_gram(self, placement: Placement, rows: Tensor) -> None:
+        """Add rows to Σ x·xᵀ of a linear weight, or of the expert that the view is of; no part of a matrix has one."""
+        leading = [k for k in range(len(self.shape) - 2) if self.shape[k] > 1]
+        index = tuple(placement.part[k] for k in leading) if self._has_whole_matrices(placement) else None
+        if index is None or any(part.stop - part.start > 1 for part in index):
+            self._refuse_gram()
+        else:
+            stack = tuple(self.shape[k] for k in leading)
+            self.add_gram(rows, index=tuple(part.start for part in index), stack=stack)
+
+    def add_stacked_gram(self, placement: Placement, k: int, rows: Tensor) -> None:
+        """Add rows to Σ x·xᵀ of the k-th matrix of a stack; a view of parts of its matrices has none."""
+        if len(self.shape) == 3 and self._has_whole_matrices(placement):
+            self.add_gram(rows, index=(k,), stack=self.shape[:1])
+        else:
+            self._refuse_gram()
+
+    def _has_whole_matrices(self, placement: Placement) -> bool:
+        last = range(max(0, len(self.shape) - 2), len(self.shape))
+        return placement.shape == self.shape and all(placement.part[k] == slice(0, self.shape[k]) for k in last)
+
+    def _refuse_gram(self) -> None:
+        self.wants_gram = False
+        self._grams = {}
+
+    def _gram(self) -> np.ndarray | None:
+        """Return Σ x·xᵀ, (width, width) behind the axes of the stack; zero where nothing was seen."""
+        if not self._grams:
+            return None
+        if not self._stack:
+            return self._grams[()].total().cpu().numpy()
+        width = next(iter(self._grams.values())).width
+        whole = np.zeros((*self._stack, width, width))
+        for index, gram in self._grams.items():
+            whole[index] = gram.total().cpu().numpy()
+        return whole
+
+    def forget_gram(self) -> None:
+        """Let go of Σ x·xᵀ."""
+        self._grams = {}
 
     def dump(self) -> dict[str, np.ndarray]:
         """Return everything that was summed, by a key that `fill` takes."""
         found = {f"sums {_text(key)}": value.cpu().numpy() for key, value in self.sums.items()}
         found |= {f"counts {_text(key)}": value.cpu().numpy() for key, value in self.counts.items()}
-        if self.gram is not None:
-            found["gram"] = self.gram.cpu().numpy()
+        for index, gram in self._grams.items():
+            found[f"gram {_joined_text(self._stack)} {_joined_text(index)}"] = gram.total().cpu().numpy()
         return found | {f"op {op}": np.zeros(0) for op in self.ops}
 
     def fill(self, key: str, value: np.ndarray) -> None:
         """Take up what `dump` gave."""
         kind, _, rest = key.partition(" ")
         if kind == "gram":
-            self.gram = torch.from_numpy(value)
+            stack, _, index = rest.partition(" ")
+            gram = GramSum(value.shape[-1], self._last)
+            gram.start_from(torch.from_numpy(value))
+            self._stack, self._grams[_shape_of(index)] = _shape_of(stack), gram
         elif kind == "op":
             self.ops.add(rest)
         else:
-            shape = tuple(int(size) for size in rest.partition(" ")[0].split("x") if size)
+            shape = _shape_of(rest.partition(" ")[0])
             (self.sums if kind == "sums" else self.counts)[shape, tuple(value.shape)] = torch.from_numpy(value)
 
     def finish(self) -> Terms:
@@ -118,7 +171,7 @@ class ParameterStatistics:
         return Terms(
             sums=self._terms(self.sums),
             counts=self._terms(self.counts, shared=True),
-            gram=None if self.gram is None else self.gram.cpu().numpy(),
+            gram=self._gram(),
         )
 
     def _terms(self, sums: dict[Key, Tensor], *, shared: bool = False) -> tuple[np.ndarray, ...]:
@@ -175,4 +228,12 @@ def _joined(term: np.ndarray, split: tuple[int, ...], shape: tuple[int, ...]) ->
 
 
 def _text(key: Key) -> str:
-    return " ".join("x".join(map(str, shape)) for shape in key)
+    return " ".join(map(_joined_text, key))
+
+
+def _joined_text(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _shape_of(text: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in text.split("x") if size)

@@ -112,6 +112,8 @@ class Recipe:
         adjust: Makes a method's options of what the parameters gave.
         overrides: Options that win over all others.
         keep: Globs of tensors that are copied, and from where.
+        hessian, data: Statistics of the tuned model, or what to measure them on.
+        protect: What the base is to stay good at, where `run.protection` is set.
         content: The file's own words, for the manifest.
     """
 
@@ -130,6 +132,7 @@ class Recipe:
     run: RunSettings = field(default_factory=RunSettings)
     hessian: Path | None = None
     data: Path | None = None
+    protect: str | None = None
     content: Mapping[str, Any] = field(default_factory=dict)
 
     def named_models(self) -> list[ModelName]:

@@ -34,6 +34,7 @@ from ..errors import MethodError
 from ..fuse import Settings as RunSettings
 from ..methods import METHODS, Method
 from ..step import Policies, Selection, Side
+from ..two_sided import Protection
 from .document import Document, Place, did_you_mean
 from .recipe import ModelName, Parameter, Recipe, Source, Vocabulary
 from .setting import Case, Gradient, Setting
@@ -69,6 +70,14 @@ class _Policies(_Strict):
 class _Calibration(_Strict):
     hessian: str | None = None
     data: str | None = None
+    protect: str | None = None
+
+
+class _Protection(_Strict):
+    weight: float = 1.0
+    curvature: str = "full"
+    ridge: float = 1e-3
+    scores: Literal["target", "both"] = "target"
 
 
 class _Recipe(_Strict):
@@ -91,6 +100,7 @@ class _Recipe(_Strict):
     seed: int = 0
     policies: _Policies | None = None
     calibration: _Calibration | None = None
+    protection: _Protection | None = None
 
 
 def parameters_of(method: type[Method]) -> tuple[Parameter, ...]:
@@ -120,6 +130,13 @@ def _as(kind: type, name: str, value: Any) -> Any:
         return kind(value)
     except (TypeError, ValueError) as error:
         raise MethodError(f"{name} is a number, got `{value}`") from error
+
+
+def _protection(found: _Recipe) -> Protection | None:
+    """Return how the base is protected: where the recipe says how, or on what."""
+    if found.protection is None and (found.calibration is None or found.calibration.protect is None):
+        return None
+    return Protection(**(found.protection or _Protection()).model_dump())
 
 
 def _value(value: Any, document: Document, place: Place) -> Setting:
@@ -207,6 +224,7 @@ def read_own(document: Document) -> Recipe:
                 include=tuple(found.include or ()), exclude=tuple(found.exclude or ()), rest=found.rest
             ),
             policies=Policies(**policies.model_dump()),
+            protection=_protection(found),
         )
     except MethodError as error:
         raise document.error((), error.message, hint=error.hint) from error
@@ -227,5 +245,6 @@ def read_own(document: Document) -> Recipe:
         run=run,
         hessian=None if calibration.hessian is None else Path(calibration.hessian),
         data=None if calibration.data is None else Path(calibration.data),
+        protect=calibration.protect,
         content=document.content,
     )

@@ -18,7 +18,7 @@ from sculpt.fusion.fuse import Settings, execute, prepare
 from sculpt.fusion.manifest import Manifest
 from sculpt.fusion.methods import AdaDare, Dare, TaskArithmetic
 from sculpt.fusion.protector import Protector
-from sculpt.fusion.two_sided import Protection, paired
+from sculpt.fusion.two_sided import Protection, counted_together, paired
 
 
 def seen(x: np.ndarray, *, gram: bool = True) -> Curvature:
@@ -208,7 +208,8 @@ def test_experts_stored_apart_are_weighed_as_when_stacked() -> None:
     def curvatures(facts: dict[str, tuple[int, float]]) -> dict[str, Curvature]:
         return {n: Curvature(terms=(np.full((1, 2), s),), num_tokens=t) for n, (t, s) in facts.items()}
 
-    found = paired(curvatures(base), curvatures({names[0]: (5, 1.0)}), {name: name for name in names})
+    sides = (counted_together(curvatures(facts)) for facts in (base, {names[0]: (5, 1.0)}))
+    found = paired(*sides, {name: name for name in names})
     assert [found[name].num_tokens for name in names] == [40, 40]
     general = [found[name].general for name in names]
     assert [side.num_tokens for side in general if side is not None] == [5, 0]

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sculpt.hessian import moments
 from sculpt.hessian.conversions import Step, _by_element_numbers, collapse, num_rows, pull_back
+from sculpt.hessian.gram import GramSum, LastProduct, own_rows
 from sculpt.hessian.placement import locate
 from sculpt.hessian.row_weights import RowWeights
 from sculpt.hessian.statistics import ParameterStatistics
@@ -104,9 +105,11 @@ def test_sums_of_squares_are_float64_whatever_the_dtype(dtype: torch.dtype, monk
     monkeypatch.setattr(moments, "CHUNK_ELEMENTS", 50)
     assert torch.allclose(moments.column_squares(x), expected, rtol=1e-14)
     weights = torch.arange(1000) % 3
-    np.testing.assert_allclose(
-        moments.gram(x, weights), (x.double() * weights.unsqueeze(1)).T @ x.double(), rtol=1e-9, atol=1e-6
-    )
+    total = GramSum(7, LastProduct())
+    for piece, own in zip(x.split(90), weights.split(90), strict=True):
+        total.add(own_rows(piece, own))
+    wanted = (x.double() * weights.unsqueeze(1)).T @ x.double()
+    np.testing.assert_allclose(total.total(), wanted, rtol=1e-6, atol=1e-6 * float(wanted.diagonal().mean()))
 
 
 @settings(max_examples=40, deadline=None)
@@ -184,3 +187,17 @@ def test_constant_axes_collapse() -> None:
     array = np.broadcast_to(np.arange(4.0), (3, 4))
     assert collapse(array).shape == (1, 4)
     assert collapse(np.arange(12.0).reshape(3, 4)).shape == (3, 4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 2), st.integers(1, 3), st.integers(1, 3), st.integers(0, 2), st.integers(1, 2), st.integers(0, 99)
+)
+def test_patch_rows_are_those_of_unfold(
+    batch: int, kernel: int, stride: int, padding: int, dilation: int, seed: int
+) -> None:
+    x = torch.randn(batch, 3, 9, 8, generator=torch.Generator().manual_seed(seed))
+    unfolded = torch.nn.functional.unfold(x, kernel, dilation, padding, stride)
+    sizes = [(k,) * 2 for k in (kernel, stride, padding, dilation)]
+    rows = moments.patch_rows(x, sizes[0], stride=sizes[1], padding=sizes[2], dilation=sizes[3])
+    assert torch.equal(rows.flatten(1), unfolded.transpose(1, 2).reshape(-1, unfolded.shape[1]))

@@ -1,0 +1,212 @@
+"""A protected fuse, where two calibrations and the fuse run in step."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import sculpt
+import torch
+import transformers
+from sculpt.fusion.errors import CurvatureError, MethodError, SculptError
+from sculpt.measuring import Calibration
+
+Read = Callable[[Path], dict[str, np.ndarray]]
+
+
+def _zoo() -> ModuleType:
+    place = Path(__file__).parent / "hessian" / "zoo.py"
+    spec = importlib.util.spec_from_file_location("protect_zoo", place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+zoo = _zoo()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Path]]:
+    """Return a maker of a base, a fine-tune of it, and data for both sides, once an animal."""
+    made: dict[str, dict[str, Path]] = {}
+
+    def make(name: str) -> dict[str, Path]:
+        if name in made:
+            return made[name]
+        folder = tmp_path_factory.mktemp(name)
+        animal = zoo.ALL[name]
+        base, target = zoo.settle(animal, folder)
+        generator = torch.Generator().manual_seed(9)
+        general = folder / "general.jsonl"
+        general.write_text("\n".join(json.dumps(animal.rows(row, generator)) for row in range(8)))
+        model = getattr(transformers, animal.model).from_pretrained(base)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+        model.save_pretrained(folder / "sft")
+        made[name] = {"base": base, "tuned": folder / "sft", "target": target, "general": general}
+        return made[name]
+
+    return make
+
+
+def weights(folder: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in sorted(folder.glob("*.safetensors")))
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "mixtral", "qwen3-moe", "t5", "clip", "whisper", "llava"])
+def test_measured_in_step_or_before_gives_the_same_bytes(
+    name: str, models: Callable[[str], dict[str, Path]], tmp_path: Path, tensors_of: Read
+) -> None:
+    found = models(name)
+    pair = found["base"], found["tuned"]
+    within = sculpt.fuse(*pair, data=found["target"], protect=found["general"], output=tmp_path / "within")
+    files = {}
+    for side, data in (("tuned", "target"), ("base", "general")):
+        files[side] = tmp_path / f"{side}.safetensors"
+        sculpt.calibrate(found[side], data=found[data], output=files[side], full=["*"])
+    before = sculpt.fuse(*pair, hessian=files["tuned"], protect=files["base"], output=tmp_path / "before")
+    assert weights(tmp_path / "within") == weights(tmp_path / "before")
+    assert within.curvature is not None
+    assert before.curvature is not None
+    assert within.curvature["general"]["num_samples"] == 8
+    assert within.curvature["target"]["num_samples"] == before.curvature["target"]["num_samples"] == 6
+    forms = [record.protected for record in within.fused]
+    assert forms.count("full") > 3
+    assert "diagonal" in forms
+    for tensor, array in tensors_of(tmp_path / "within").items():
+        assert np.isfinite(array.astype(np.float32)).all(), tensor
+    getattr(transformers, zoo.ALL[name].model).from_pretrained(tmp_path / "within")
+
+
+@pytest.mark.parametrize("form", ["full", "block:8", "diagonal"])
+def test_weight_moves_from_the_fine_tune_to_the_base(
+    form: str, models: Callable[[str], dict[str, Path]], tmp_path: Path, tensors_of: Read
+) -> None:
+    found, distances = models("llama-tied"), []
+    base, tuned = tensors_of(found["base"]), tensors_of(found["tuned"])
+    for weight in (0.0, 0.1, 1.0, 10.0, 1e9):
+        out = tmp_path / f"{weight}"
+        sculpt.fuse(
+            found["base"],
+            found["tuned"],
+            output=out,
+            method=sculpt.AdaDare(sparsity=0, gamma=1),
+            protect=found["general"],
+            protection=sculpt.Protection(weight=weight, curvature=form),
+            data=found["target"],
+        )
+        fused = tensors_of(out)
+        distances.append(sum(float(np.square(fused[name] - base[name]).sum()) for name in base))
+    assert distances == sorted(distances, reverse=True)
+    assert distances[-1] < 1e-6 * distances[0]
+    first = tensors_of(tmp_path / "0.0")
+    assert all(np.array_equal(first[name], tuned[name]) for name in tuned)
+
+
+def test_protected_outputs_of_layers_are_nearer_to_the_base_on_general_data_than_an_interpolation(
+    models: Callable[[str], dict[str, Path]], tmp_path: Path, tensors_of: Read
+) -> None:
+    """The one layer that the theorem is about: the first, whose inputs no other layer moves."""
+    found = models("llama")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    grams = {
+        side: sculpt.calibrate(found[side], data=found[data], full=[name])[name].gram
+        for side, data in (("tuned", "target"), ("base", "general"))
+    }
+    only = sculpt.Settings(selection=sculpt.Selection(include=(name,), rest="tuned"))
+    sculpt.fuse(
+        found["base"], found["tuned"], output=tmp_path / "out", settings=only, data=found["target"],
+        method=sculpt.AdaDare(sparsity=0, gamma=1), protect=found["general"],
+        protection=sculpt.Protection(ridge=1e-6),
+    )  # fmt: skip
+    base, tuned, fused = (tensors_of(folder)[name].astype(np.float64) for folder in (
+        found["base"], found["tuned"], tmp_path / "out"
+    ))  # fmt: skip
+
+    def error(moved: np.ndarray, gram: np.ndarray | None) -> float:
+        assert gram is not None
+        return float(np.einsum("ij,jk,ik->", moved, gram / np.trace(gram), moved))
+
+    half = (base + tuned) / 2
+    for kept in (fused, half):
+        assert error(kept - base, grams["base"]) > 0
+    ours, plain = (error(kept - tuned, grams["tuned"]) + error(kept - base, grams["base"]) for kept in (fused, half))
+    assert ours < plain
+
+
+def test_statistics_of_another_model_or_without_matrices_are_refused(
+    models: Callable[[str], dict[str, Path]], tmp_path: Path
+) -> None:
+    found = models("llama-tied")
+    pair = found["base"], found["tuned"]
+    of_tuned = tmp_path / "tuned.safetensors"
+    sculpt.calibrate(found["tuned"], data=found["target"], output=of_tuned)
+    with pytest.raises(CurvatureError, match="not on the base"):
+        sculpt.fuse(*pair, data=found["target"], protect=of_tuned, output=tmp_path / "out")
+    with pytest.raises(CurvatureError, match="full Hessians, and the statistics of the tuned model hold"):
+        sculpt.fuse(*pair, hessian=of_tuned, protect=found["general"], output=tmp_path / "out")
+    diagonal = sculpt.Protection(curvature="diagonal")
+    sculpt.fuse(*pair, hessian=of_tuned, protect=found["general"], protection=diagonal, output=tmp_path / "diagonal")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("scope", ["block", "model"])
+def test_a_wider_scope_wants_files(scope: str, models: Callable[[str], dict[str, Path]], tmp_path: Path) -> None:
+    found = models("llama-tied")
+    method = sculpt.AdaDare(scope=scope)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(MethodError, match="held in memory"):
+        sculpt.fuse(
+            found["base"], found["tuned"], data=found["target"], protect=found["general"], method=method,
+            output=tmp_path / "out",
+        )  # fmt: skip
+
+
+def test_missing_general_data_leave_no_output(models: Callable[[str], dict[str, Path]], tmp_path: Path) -> None:
+    found = models("llama-tied")
+    with pytest.raises(SculptError, match=r"nothing\.jsonl"):
+        sculpt.fuse(
+            found["base"], found["tuned"], data=found["target"], protect=tmp_path / "nothing.jsonl",
+            output=tmp_path / "out",
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_an_adapter_is_protected_as_its_merged_model_is(
+    models: Callable[[str], dict[str, Path]], tmp_path: Path, tensors_of: Read
+) -> None:
+    import peft
+
+    found = models("llama")
+    model = transformers.LlamaForCausalLM.from_pretrained(found["base"])
+    torch.manual_seed(0)
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    tuned.save_pretrained(tmp_path / "adapter")
+    tuned.merge_and_unload().save_pretrained(tmp_path / "merged")
+    calibration = Calibration(data=found["target"], protect=found["general"])
+    settings = sculpt.Settings(protection=sculpt.Protection(), config_from="base")
+    outputs = []
+    for kind in ("adapter", "merged"):
+        manifest = sculpt.fuse(
+            found["base"], tmp_path / kind, output=tmp_path / f"{kind}-fused", calibration=calibration,
+            settings=settings, method=sculpt.AdaDare(sparsity=0, gamma=1),
+        )  # fmt: skip
+        outputs.append(tensors_of(tmp_path / f"{kind}-fused"))
+        forms = {record.name: record.protected for record in manifest.tensors}
+        assert forms["model.layers.0.self_attn.q_proj.weight"] == "full"
+    for name, array in outputs[0].items():
+        np.testing.assert_allclose(array, outputs[1][name], atol=2e-6)
