@@ -11,7 +11,7 @@ help:  ## Say what there is
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,demo,images,parquet]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,demo,images,parquet,plots,train]'
 	touch $@
 
 demo: .venv/ready  ## Fine-tune a real model, repair it, and compare: about six minutes

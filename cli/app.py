@@ -12,7 +12,21 @@ from typing import Annotated
 
 import typer
 
-from . import bound, calibrate, demo, evaluate, fuse, inspect, lora, merge, report, sweep, verify
+from . import (
+    bound,
+    calibrate,
+    demo,
+    evaluate,
+    fuse,
+    inspect,
+    lora,
+    lora_sparse,
+    lora_train,
+    merge,
+    report,
+    sweep,
+    verify,
+)
 
 app = typer.Typer(
     name="sculpt",
@@ -28,6 +42,7 @@ FAMILIES = {
     "Choose a strength": (bound, evaluate, sweep),
     "Look and check": (inspect, verify, report),
     "Merge several": (merge, lora),
+    "Train without forgetting": (lora_train, lora_sparse),
 }
 OTHER_METHODS = "Fuse by another method"
 for panel, families in FAMILIES.items():

@@ -3,12 +3,12 @@
     E[s_BA] = 1 − (1 − s_A·s_B)^r                                    (Theorem 3.1)
     P(|s_BA − E[s_BA]| ≥ t) ≤ 2·exp(−2t²·p·q/(r·(p + q)))            (Theorem 3.2)
 
-Liang et al., LoRASculpt, CVPR 2025 (arXiv:2503.16843), for A (r, q) and B (p, r) whose non-zeros lie anywhere with equal
-probability. What training keeps does not: it gathers in rows and columns that matter, and B·A is then denser or, more
-often, thinner than expected. "Density" is the fraction of non-zeros, which the paper calls sparsity.
+Liang et al., LoRASculpt, CVPR 2025 (arXiv:2503.16843), for A (r, q) and B (p, r) whose non-zeros lie anywhere with
+equal probability. What training keeps does not: it gathers in the rows and columns that matter, so B·A may lie beyond
+the bound. "Density" is the fraction of non-zeros, which the paper calls sparsity.
 
-An entry of B·A counts where any of its r terms is non-zero. A sum that cancels to an exact zero counts too: so the count is
-one of patterns, the same on every machine.
+An entry of B·A counts where any of its r terms is non-zero. A sum that cancels to an exact zero counts too: so the
+count is one of patterns, the same on every machine.
 """
 
 from __future__ import annotations

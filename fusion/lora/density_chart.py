@@ -32,9 +32,9 @@ def series_of(density: AdapterDensity) -> Series:
     """Return the density of B·A in percent against the block, a line for each kind, and what is expected."""
     members = [member for line in by_kind(density).values() for member in line]
     found: Series = {"expected": [(block, 100 * layer.expected) for block, layer in members]}
-    return found | {
-        kind: [(block, 100 * layer.density) for block, layer in line] for kind, line in by_kind(density).items()
-    }
+    for kind, line in by_kind(density).items():
+        found[kind] = [(block, 100 * layer.density) for block, layer in line]
+    return found
 
 
 def draw_density(density: AdapterDensity, file: Path) -> None:

@@ -77,7 +77,6 @@ class LoneAdapter:
         if a.shape[0] != b.shape[1]:
             raise CheckpointError(f"`{pair.name}` in `{self.folder}` has factors {list(b.shape)} and {list(a.shape)}")
         a = a.reshape(experts, len(a) // experts, -1)
-        b = b.reshape(len(b), a.shape[1], experts, -1)
         return a, np.ascontiguousarray(b.reshape(len(b), a.shape[1], experts).transpose(2, 0, 1))
 
     def _pairs(self) -> Iterator[Pair]:

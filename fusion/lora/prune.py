@@ -15,6 +15,7 @@ import numpy as np
 from ..checkpoint.adapter_config import ADAPTER_CONFIG
 from ..checkpoint.reader import read_json
 from ..errors import MethodError
+from ..methods.checks import fraction
 from ..methods.tailor import largest
 from .density import AdapterDensity, adapter_density
 from .pairs import LoneAdapter
@@ -44,8 +45,9 @@ class Pruned:
 
 def check_density(density: float) -> None:
     """Raise MethodError for a density outside (0, 1]."""
-    if not 0 < density <= 1:
-        raise MethodError(f"the density must lie above 0 and not above 1, got {density:g}")
+    fraction("the density", density)
+    if density == 0:
+        raise MethodError("a density of 0 leaves nothing of the adapter")
 
 
 def num_kept(density: float, num_elements: int, name: str) -> int:

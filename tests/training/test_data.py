@@ -1,0 +1,112 @@
+"""Only completions are labelled, whatever the template, with images or without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sculpt.fusion.errors import DataError
+from sculpt.hessian.encoding import Encoder
+from sculpt.hessian.rows import open_rows
+from sculpt.training.data import IGNORED, Examples, collate, with_other_completion
+
+from . import tiny  # noqa: TID251 (the tests' own folder)
+from .tiny import ids  # noqa: TID251
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.llama_folder(tmp_path_factory.mktemp("llama"))
+
+
+def examples(folder: Path, file: Path, *rows: dict[str, Any], model: Any = None, max_length: int = 64) -> Examples:
+    encoder = Encoder(folder, model or tiny.llama(), max_length=max_length)
+    return Examples(open_rows(tiny.write_rows(file, *rows)), encoder)
+
+
+def learned(features: dict[str, torch.Tensor]) -> tuple[list[int], list[int]]:
+    labels, tokens = features["labels"][0], features["input_ids"][0]
+    kept = labels != IGNORED
+    assert torch.equal(labels[kept], tokens[kept])
+    return tokens[~kept].tolist(), tokens[kept].tolist()
+
+
+USER, ANSWER = {"role": "user", "content": "a b"}, {"role": "assistant", "content": "c d"}
+CASES = {
+    "prompt": ({"prompt": "a b", "completion": " c d"}, "a b", "c d </s>"),
+    "first word in common": ({"prompt": "a b", "completion": " x d"}, "a b", "x d </s>"),
+    "empty prompt": ({"prompt": "", "completion": "c d"}, "", "c d </s>"),
+    "text": ({"text": "a b c"}, "", "a b c </s>"),
+    "messages": ({"messages": [USER, ANSWER]}, "user a b </s> assistant", "c d </s>"),
+    "several turns": (
+        {"messages": [USER, ANSWER, USER, ANSWER]},
+        "user a b </s> assistant c d </s> user a b </s> assistant",
+        "c d </s>",
+    ),
+    "lists of messages": ({"prompt": [USER], "completion": [ANSWER]}, "user a b </s> assistant", "c d </s>"),
+    "ids": ({"input_ids": ids("a b")}, "", "a b"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_to_be_predicted(case: str, folder: Path, tmp_path: Path) -> None:
+    row, before, after = CASES[case]
+    (found,) = examples(folder, tmp_path / "d.jsonl", row)
+    assert learned(found) == (ids(before), ids(after))
+
+
+def test_images_are_never_predicted(tmp_path: Path) -> None:
+    import transformers
+
+    folder = tiny.llava_folder(tmp_path / "llava")
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(folder)
+    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a b"}]}
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "c d"}]}
+    rows = [
+        {"image": tiny.picture(0), "messages": [user, answer]},
+        {"image": tiny.picture(1), "prompt": "a b", "completion": "c d"},
+        {"prompt": "a b", "completion": " e"},
+    ]
+    found = examples(folder, tmp_path / "d.jsonl", *rows, model=model)
+    for one in (found[0], found[1]):
+        before, after = learned(one)
+        assert before == ids("user <image> <image> <image> <image> a b </s> assistant")
+        assert after == ids("c d </s>")
+    batch = collate([found[k] for k in range(3)])
+    assert batch["pixel_values"].shape == (2, 3, 16, 16)
+    assert batch["labels"].shape == batch["input_ids"].shape == batch["attention_mask"].shape
+    assert batch["labels"][2].tolist()[2:4] == ids("e </s>")
+    assert (batch["labels"][2, 4:] == IGNORED).all()
+
+
+def test_samples_without_anything_to_predict_are_left_out_and_counted(
+    folder: Path, tmp_path: Path, caplog: Any
+) -> None:
+    rows = [{"prompt": "a b c d", "completion": " e"}, {"prompt": "a", "completion": " e"}]
+    found = examples(folder, tmp_path / "d.jsonl", *rows, max_length=4)
+    assert (len(found), found.left_out) == (1, 1)
+    assert "have nothing to predict" in caplog.text
+    with pytest.raises(DataError, match="gives nothing to predict within 4 tokens"):
+        examples(folder, tmp_path / "d.jsonl", rows[0], max_length=4)
+
+
+def test_running_text_is_cut_and_learned_whole(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "d.txt"
+    file.write_text("a b c d e f g")
+    found = Examples(open_rows(file), Encoder(folder, tiny.llama(), max_length=4))
+    assert [learned(found[k])[1] for k in range(2)] == [ids("a b c d"), ids("e f g")]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"messages": [USER]}, "not the assistant's"),
+        ({"messages": []}, "no list of messages"),
+        ({"prompt": [USER], "completion": []}, "no list of messages"),
+    ],
+)
+def test_rows_that_teach_nothing_are_refused(row: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        with_other_completion(row, "row 1")

@@ -1,0 +1,138 @@
+"""What a training is set to; no torch here, so that options can be checked and shown at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ..fusion.errors import MethodError
+from ..fusion.methods.checks import as_tuple, at_least_zero, fraction, one_of
+
+MethodName = Literal["lorasculpt", "lora", "dora", "l2", "orth"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Which adapter is trained, and what keeps it from forgetting.
+
+    Attributes:
+        method: `lorasculpt`; or, to compare with, plain `lora`, `dora`, `l2` (λ·Σ‖s·BA‖_F²) or `orth`
+            (λ·Σ‖(W/‖W‖)·Aᵀ‖_F²).
+        rank: r of every module.
+        lora_alpha: The LoRA's α; B·A is scaled by α/r. Default: twice the rank.
+        target_modules: Modules to adapt, by globs or the last parts of their names, separated by commas. Default: all
+            linear layers of the language model but the output.
+        density: Fraction of A's and of B's entries that LoRASculpt keeps, or two: of A, of B.
+        warmup_steps: Optimiser steps before LoRASculpt's masks are chosen.
+        alpha: Strength of LoRASculpt's regulariser in the language model.
+        beta: Strength of LoRASculpt's regulariser in the connector.
+        omega: How soon the regulariser's importance of a weight saturates.
+        guard: Modules that the regulariser is for, by globs or last parts of names. Default: those of q, k and v.
+        connector: Glob of a multimodal model's connector: adapted too, without masks, regularised by its L1 form.
+        strength: λ of l2 and orth. Default: 0.001.
+    """
+
+    method: MethodName = "lorasculpt"
+    rank: int = 32
+    lora_alpha: float | None = None
+    target_modules: str | None = None
+    density: tuple[float, ...] | float = 0.1
+    warmup_steps: int = 100
+    alpha: float = 1e-3
+    beta: float = 1e-5
+    omega: float = 1.0
+    guard: str | None = None
+    connector: str | None = None
+    strength: float | None = None
+
+    def __post_init__(self) -> None:
+        one_of("--method", self.method, get_args(MethodName))
+        at_least("--rank", self.rank, 1)
+        at_least("--warmup-steps", self.warmup_steps, 1)
+        for density in as_tuple(self.density):
+            fraction("--density", density)
+        for name in ("alpha", "beta", "omega", "strength", "lora_alpha"):
+            value = getattr(self, name)
+            if value is not None:
+                at_least_zero(f"--{name.replace('_', '-')}", value)
+        for name in ("lora_alpha", "omega"):
+            if getattr(self, name) == 0:
+                raise MethodError(f"--{name.replace('_', '-')} must be above 0")
+        self._refuse_idle()
+
+    def _refuse_idle(self) -> None:
+        """Raise MethodError for a setting that the method has no use for."""
+        default = {"density": 0.1, "warmup_steps": 100, "alpha": 1e-3, "beta": 1e-5, "omega": 1.0, "guard": None}
+        if self.method != "lorasculpt":
+            idle = [name for name, value in default.items() if getattr(self, name) not in (value, (value,))]
+        else:
+            idle = ["beta"] if self.connector is None and self.beta != 1e-5 else []
+        if self.strength is not None and self.method not in ("l2", "orth"):
+            idle.append("strength")
+        if idle:
+            flags = " and ".join(f"`--{name.replace('_', '-')}`" for name in idle)
+            raise MethodError(
+                f"{flags} would have no effect on `--method {self.method}`"
+                + (" without `--connector`" if idle == ["beta"] and self.method == "lorasculpt" else "")
+            )
+
+    @property
+    def scale_alpha(self) -> float:
+        """The LoRA's α."""
+        return 2 * self.rank if self.lora_alpha is None else self.lora_alpha
+
+    @property
+    def connectors(self) -> tuple[str, ...]:
+        """Globs of the connector."""
+        return split(self.connector)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how fast is trained.
+
+    Attributes:
+        epochs: Passes over the data.
+        max_steps: Optimiser steps, whatever the epochs. Default: as many as the epochs take.
+        learning_rate: At its peak; 3 % warm-up, then a cosine to zero.
+        batch_size: Samples that run together.
+        gradient_accumulation: Batches an optimiser step.
+        max_length: Longest sample, in tokens; longer ones are cut.
+        save_steps: Optimiser steps between the checkpoints that a killed run goes on from; 0 is none.
+        seed: Of the order of samples and of the adapter's start.
+        dtype: Of the base's weights: float32, bfloat16, float16, or auto: float32 on a CPU, else as stored. The
+            adapter is float32.
+        device: auto, cpu, cuda or mps; which of several is `CUDA_VISIBLE_DEVICES`'s to say.
+    """
+
+    epochs: float = 3.0
+    max_steps: int | None = None
+    learning_rate: float = 2e-4
+    batch_size: int = 16
+    gradient_accumulation: int = 1
+    max_length: int = 1024
+    save_steps: int = 100
+    seed: int = 0
+    dtype: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("gradient_accumulation", 1), ("max_length", 2), ("save_steps", 0)):
+            at_least(f"--{name.replace('_', '-')}", getattr(self, name), least)
+        if self.max_steps is not None:
+            at_least("--max-steps", self.max_steps, 1)
+        for flag, value in (("--epochs", self.epochs), ("--learning-rate", self.learning_rate)):
+            if not (math.isfinite(value) and value > 0):
+                raise MethodError(f"{flag} must be above 0, got {value:g}")
+
+
+def at_least(flag: str, value: int, least: int) -> None:
+    """Raise MethodError for a whole number that is too small."""
+    if value < least:
+        raise MethodError(f"{flag} must be at least {least}, got {value}")
+
+
+def split(text: str | None) -> tuple[str, ...]:
+    """Return the parts of a list that is separated by commas."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())

@@ -1,0 +1,319 @@
+"""Train an adapter of a base on a data file: a folder that is whole or not there, from a run that may be killed."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+import xxhash
+from transformers import TrainerCallback
+
+from ..fusion.checkpoint import Checkpoint
+from ..fusion.checkpoint.writer import os_error
+from ..fusion.errors import ModelError, OutputError
+from ..fusion.lora.write import refuse_folder, write_adapter
+from ..hessian.devices import compute_dtype, pick_device
+from ..hessian.encoding import Encoder
+from ..hessian.parallel import join
+from ..hessian.rows import open_rows
+from .callback import LoRASculptCallback
+from .data import Examples, collate
+from .model import load_base, their_deprecations, with_adapter
+from .settings import Method, Schedule, split
+from .terms import QKV, ConflictTerm, L2Term, OrthogonalTerm, Term
+from .trainer import add_term
+
+PLAN = "sculpt-training.json"  # in the folder of checkpoints: what is being trained
+WHOLE = "sculpt-whole"  # in a checkpoint: all of it was written
+LR_WARMUP = 0.03
+LOG_STEPS, LOGGED = 10, 20  # every ten steps, or so often that there are twenty
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What was trained.
+
+    Attributes:
+        steps: Optimiser steps in all; `resumed_from` of them in an earlier run.
+        num_samples: Of the data; `left_out` more had nothing to predict.
+        num_modules, num_parameters: Of the adapter.
+        seconds: Of this run's training.
+        density: Of all B·A at the end, or None where nothing is masked.
+        log: What the Trainer logged: `step`, `loss` and its parts (`loss_task`, `cmr`, `connector`, `l2`, `orth`),
+            `density`, and the time that the regulariser took.
+    """
+
+    output: Path
+    method: str
+    steps: int
+    resumed_from: int
+    num_samples: int
+    left_out: int
+    num_modules: int
+    num_parameters: int
+    seconds: float
+    density: float | None
+    log: tuple[dict[str, float], ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**asdict(self), "output": str(self.output), "log": list(self.log)}
+
+
+def train_adapter(
+    base: Path,
+    *,
+    data: Path,
+    output: Path,
+    method: Method | None = None,
+    schedule: Schedule | None = None,
+    resume: bool = True,
+    overwrite: bool = False,
+    progress: Progress = lambda _done, _total, _what: None,
+) -> Trained:
+    """Train a LoRA of `base` on the completions of `data` and write it to the folder `output`.
+
+    Until it is whole there is only `<output>.training`, with the Trainer's checkpoints; the same call goes on from the
+    last of them, to the same bits on a CPU as without the interruption.
+
+    Raises:
+        SculptError: Base, data or settings do not suit each other, the output exists, or the loss is not finite.
+    """
+    method, schedule = method or Method(), schedule or Schedule()
+    require_peft()
+    refuse_folder(output, [base], overwrite=overwrite)
+    process = join(schedule.device)
+    opened, rows = Checkpoint(base), open_rows(data)
+    device = pick_device(schedule.device)
+    if device.index is not None and ":" in schedule.device:
+        raise ModelError(
+            f"training takes no device by its number, as in `{schedule.device}`",
+            hint=f"`CUDA_VISIBLE_DEVICES={device.index}` shows one device only",
+        )
+    dtype = compute_dtype(schedule.dtype, opened, device)
+    model = load_base(opened, dtype=dtype)
+    model.config.use_cache = False
+    encoder = Encoder(opened.folder or base, model, max_length=schedule.max_length)
+    examples = Examples(rows, encoder, lambda done, total, _what: progress(done, total, "reading data"))
+    transformers.set_seed(schedule.seed)
+    tuned = with_adapter(model, method)
+    folder = output.with_name(output.name + ".training")
+    plan = {
+        "base": opened.fingerprint,
+        "data": digest_of_file(data),
+        "method": asdict(method),
+        "schedule": {key: value for key, value in asdict(schedule).items() if key not in ("device", "save_steps")},
+    }
+    checkpoint = _settle(folder, plan, resume=resume, writes=process.is_first)
+    trainer = _trainer(tuned, examples, method, schedule, folder, dtype=dtype, device=device)
+    watcher = _Watcher(progress)
+    trainer.add_callback(watcher)
+    start = time.monotonic()
+    with their_deprecations():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    masks = next((c for c in trainer.callback_handler.callbacks if isinstance(c, LoRASculptCallback)), None)
+    trained = Trained(
+        output=output,
+        method=method.method,
+        steps=trainer.state.global_step,
+        resumed_from=watcher.first,
+        num_samples=len(examples),
+        left_out=examples.left_out,
+        num_modules=sum(1 for name, _ in tuned.named_modules() if name.endswith(".lora_A")),
+        num_parameters=sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad),
+        seconds=time.monotonic() - start,
+        density=masks.sculptor.density() if masks is not None and masks.sculptor is not None else None,
+        log=tuple(entry for entry in trainer.state.log_history if "loss" in entry),
+    )
+    if process.is_first:
+        _write(tuned, output, {"made by": "sculpt lora-train", **plan, **trained.as_json()})
+        shutil.rmtree(folder, ignore_errors=True)
+    return trained
+
+
+def require_peft() -> None:
+    """Raise ModelError where PEFT is not installed."""
+    from importlib.util import find_spec
+
+    if find_spec("peft") is None:
+        raise ModelError("training an adapter needs PEFT", hint="`pip install 'checkpoint-sculpt[train]'`")
+
+
+def term_of(method: Method) -> Term | None:
+    """Return what a method adds to the loss."""
+    if method.method == "lorasculpt" and (method.alpha or method.beta):
+        return ConflictTerm(
+            alpha=method.alpha,
+            beta=method.beta,
+            omega=method.omega,
+            modules=split(method.guard) or QKV,
+            connector=method.connectors,
+        )
+    strength = 1e-3 if method.strength is None else method.strength
+    return {"l2": L2Term, "orth": OrthogonalTerm}[method.method](strength) if method.method in ("l2", "orth") else None
+
+
+def digest_of_file(path: Path) -> str:
+    """Return a digest of a data file, or the name of a data folder."""
+    if path.is_dir():
+        return str(path.resolve())
+    with path.open("rb") as stream:
+        digest = xxhash.xxh3_128()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return f"xxh3-128:{digest.hexdigest()}"
+
+
+def _settle(folder: Path, plan: dict[str, Any], *, resume: bool, writes: bool) -> Path | None:
+    """Make the folder of checkpoints, or return the last whole one of a run with the same plan."""
+    file = folder / PLAN
+    plan = json.loads(json.dumps(plan))  # as it reads back
+    if resume and file.is_file():
+        before = _read_plan(file)
+        if before != plan:
+            raise OutputError(
+                f"`{folder}` is of a run with other settings: {_difference(before, plan)}",
+                hint="`--no-resume` begins anew, `-o` names another output",
+            )
+        whole = [path for path in folder.glob("checkpoint-*") if (path / WHOLE).is_file()]
+        return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    if folder.exists() and not file.is_file():
+        raise OutputError(f"`{folder}` exists and is not of a training", hint="`-o` names another output")
+    if writes:
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            file.write_text(json.dumps(plan, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise os_error(error, folder) from error
+    return None
+
+
+def _read_plan(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # cut off while it was written: of no run that could be resumed
+
+
+def _difference(before: Any, after: dict[str, Any]) -> str:
+    for group in ("method", "schedule"):
+        for key, value in after[group].items():
+            if (then := before.get(group, {}).get(key)) != value:
+                return f"`--{key.replace('_', '-')}` was {then}, and is {value}"
+    return "the base or the data changed"
+
+
+def _trainer(
+    model: Any,
+    examples: Examples,
+    method: Method,
+    schedule: Schedule,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Any:
+    accelerated = device.type != "cpu"
+    a_step = schedule.batch_size * schedule.gradient_accumulation
+    steps = schedule.max_steps or math.ceil(schedule.epochs * len(examples) / a_step)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=schedule.epochs,
+        max_steps=schedule.max_steps or -1,
+        learning_rate=schedule.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=LR_WARMUP,
+        weight_decay=0.0,
+        optim="adamw_torch",
+        per_device_train_batch_size=schedule.batch_size,
+        gradient_accumulation_steps=schedule.gradient_accumulation,
+        # float16 needs its gradients scaled; bfloat16 does not, and the adapter is float32 in any case.
+        fp16=accelerated and dtype == torch.float16,
+        use_cpu=not accelerated,
+        save_strategy="steps" if schedule.save_steps else "no",
+        save_steps=max(1, schedule.save_steps),
+        save_total_limit=2,
+        logging_steps=max(1, min(LOG_STEPS, steps // LOGGED)),
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=accelerated,
+        label_names=["labels"],
+        seed=schedule.seed,
+        data_seed=schedule.seed,
+    )
+    if arguments.n_gpu > 1:  # several are for `accelerate launch`, not for DataParallel
+        arguments._n_gpu = 1
+    trainer: Any = transformers.Trainer(model=model, args=arguments, train_dataset=examples, data_collator=collate)
+    trainer.remove_callback(transformers.PrinterCallback)
+    if method.method == "lorasculpt":
+        trainer.add_callback(LoRASculptCallback(method.density, method.warmup_steps, method.connectors))
+    term = term_of(method)
+    if term is not None:
+        add_term(trainer, term)
+    return trainer
+
+
+class _Watcher(TrainerCallback):
+    """Tells how training goes, stops it where it has lost its way, and marks checkpoints that are whole."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._shown = ""
+        self.first = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        del args, control, kwargs
+        self.first = state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        del args, control, kwargs
+        self._progress(state.global_step, state.max_steps, self._shown)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        del args, control
+        logs = kwargs.get("logs") or {}
+        if "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise ModelError(f"the loss is {logs['loss']} at step {state.global_step}", hint="lower `--learning-rate`")
+        self._shown = " ".join(
+            f"{name} {logs[key]:.3g}"
+            for name, key in (("loss", "loss"), ("cmr", "cmr"), ("con", "connector"), ("BA", "density"))
+            if key in logs
+        )
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        del control, kwargs
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+
+
+def _write(tuned: Any, output: Path, record: dict[str, Any]) -> None:
+    """Write the adapter as PEFT would, whole or not at all."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    tensors: dict[str, np.ndarray] = {}
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"`{name}` is not finite after training", hint="lower `--learning-rate`")
+        tensors[name] = tensor.detach().float().cpu().numpy()
+    config = {
+        key: sorted(value) if isinstance(value, set) else value
+        for key, value in tuned.peft_config["default"].to_dict().items()
+    }
+    write_adapter(output, tensors, {**config, "inference_mode": True}, record)
