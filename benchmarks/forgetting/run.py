@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from fnmatch import fnmatch
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -22,14 +22,14 @@ from choose import run_arm
 from data import SPLITS, TASKS
 from fuse import ArmError, Files
 from score import Scores
-from table import markdown
+from table import fits, markdown
 from train import KINDS, train, tuned_folder
 
 SEEDS = (0, 1, 2)
 
 
-def score_arms(work: Path, task: str, kind: str, seed: int, pattern: str) -> int:
-    """Score every arm whose name fits; return how many failed."""
+def score_arms(work: Path, task: str, kind: str, seed: int, patterns: Sequence[str]) -> int:
+    """Score every arm whose name fits a pattern; return how many failed."""
     failed = 0
     if not tuned_folder(work, task, kind, seed).exists():
         print(f"{task} {kind} {seed} is not trained yet", file=sys.stderr)
@@ -37,7 +37,7 @@ def score_arms(work: Path, task: str, kind: str, seed: int, pattern: str) -> int
     for split in SPLITS:
         Scores(work).base(task, split)
     for arm in ARMS.values():
-        if fnmatch(arm.name, pattern) and arm.command is not None:
+        if fits(arm.name, patterns) and arm.command is not None:
             try:
                 run_arm(work, arm, task, kind, seed)
             except ArmError as error:
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS)
     parser.add_argument("--kind", choices=KINDS)
     parser.add_argument("--seed", type=int)
-    parser.add_argument("--arm", default="*", help="a glob over the names that `arms` lists")
+    parser.add_argument("--arm", nargs="+", default=["*"], help="globs over the names that `arms` lists")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     seeds = SEEDS if args.seed is None else (args.seed,)

@@ -13,6 +13,10 @@ from choose import best_strength, h_of, retention
 Row = dict[str, Any]
 
 
+def fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
 class Table:
     """The test scores of one task and kind, with those of base and fine-tune to compare with."""
 
@@ -35,16 +39,18 @@ class Table:
 
     def gain_kept(self, row: Row) -> float:
         """Return how much of what the fine-tune of this seed gained is kept, in percent."""
+        if row["arm"] == "base":
+            return 0.0
         start = self.base["test"]["target accuracy"]
         end = self.tuned.get(row.get("seed"))
         return 100 * (row["target accuracy"] - start) / (end["target accuracy"] - start) if end else float("nan")
 
-    def chosen(self, pattern: str) -> Iterator[tuple[str, str, list[Row]]]:
+    def chosen(self, patterns: Sequence[str]) -> Iterator[tuple[str, str, list[Row]]]:
         """Yield arm, strengths, and the test score at each seed's strength, that validation chose."""
-        if "test" in self.base and fnmatch("base", pattern):
+        if "test" in self.base and fits("base", patterns):
             yield "base", "", [self.base["test"]]
         for arm in ARMS.values():
-            if not fnmatch(arm.name, pattern):
+            if not fits(arm.name, patterns):
                 continue
             found = [row for row in self.tests if row["arm"] == arm.name and row["strength"] == self._strength(row)]
             if found:
@@ -56,11 +62,11 @@ class Table:
             return None
         return best_strength(self.rows, self.base["validation"], row["arm"], {"seed": row["seed"]})
 
-    def curves(self, pattern: str) -> Iterator[tuple[str, str, list[Row]]]:
+    def curves(self, patterns: Sequence[str]) -> Iterator[tuple[str, str, list[Row]]]:
         """Yield arm, strength, and the test scores of all seeds at it, for every strength."""
         for arm in ARMS.values():
             found = [row for row in self.tests if row["arm"] == arm.name]
-            for strength in arm.grid if arm.curve and fnmatch(arm.name, pattern) else ():
+            for strength in arm.grid if arm.curve and fits(arm.name, patterns) else ():
                 at = [row for row in found if row["strength"] == strength]
                 if at:
                     yield arm.name, f"{strength:g}", at
@@ -83,7 +89,10 @@ def _mean(values: Iterable[float]) -> str:
 
 
 def markdown(
-    rows: Sequence[Row], pairs: Iterable[tuple[str, str]], titles: Mapping[tuple[str, str], str], pattern: str
+    rows: Sequence[Row],
+    pairs: Iterable[tuple[str, str]],
+    titles: Mapping[tuple[str, str], str],
+    patterns: Sequence[str],
 ) -> str:
     """Return a table of the chosen strengths and one of the curves for each task and kind that was scored."""
     parts: list[str] = []
@@ -91,8 +100,8 @@ def markdown(
         table = Table(rows, *pair)
         if not table.tests:
             continue
-        parts += [f"### {titles[pair]}", "", *table.lines(table.chosen(pattern)), ""]
-        curves = list(table.curves(pattern))
+        parts += [f"### {titles[pair]}", "", *table.lines(table.chosen(patterns)), ""]
+        curves = list(table.curves(patterns))
         if curves:
             parts += [f"{titles[pair]}: every strength, on test", "", *table.lines(curves), ""]
     return "\n".join(parts)

@@ -19,9 +19,9 @@ KINDS = ("full", "lora")
 STEPS = 64
 LEARNING_RATE = {
     ("tagging", "full"): 1.5e-4,
-    ("tagging", "lora"): 3e-4,
+    ("tagging", "lora"): 5e-4,
     ("pronouncing", "full"): 3e-4,
-    ("pronouncing", "lora"): 4e-4,
+    ("pronouncing", "lora"): 6e-4,
 }
 RANK, ALPHA = 16, 32
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
