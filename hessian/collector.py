@@ -54,11 +54,12 @@ class Collector:
         ours, theirs = self.checkpoint.raw(first), self.checkpoint.raw(second)
         return np.array_equal(ours.view(np.uint8), theirs.view(np.uint8))
 
-    def settled(self, *, everything: bool = False) -> tuple[dict[str, Curvature], list[str]]:
+    def settled(self, *, everything: bool = False, once: bool = False) -> tuple[dict[str, Curvature], list[str]]:
         """Return the curvature of tensors that are whole by now, and the names of these and of those without any.
 
         Args:
             everything: The forward has ended. What was handed out and has changed since comes again.
+            once: What is handed out is not held any longer: Σ x·xᵀ is let go of.
 
         Raises:
             CurvatureError: A sum is not finite.
@@ -77,6 +78,8 @@ class Collector:
             self._given.append(_Given(recipe, self._uses(recipe)))
             names += recipe.source_names
             found |= self._curvatures(recipe)
+            if once:
+                self._forget_grams(recipe)
         if everything:
             self._join_twins(found)
         return _sharing_equal_grams(found), names
@@ -95,6 +98,12 @@ class Collector:
         terms = {t: statistics[t].finish() for t in recipe.targets if t in statistics and statistics[t].seen}
         moved = recipe.pull_back(terms)
         return {name: _curvature(name, own) for name, own in moved.items() if name in self.wanted}
+
+    def _forget_grams(self, recipe: Recipe) -> None:
+        statistics = self.weights.statistics()
+        for target in recipe.targets:
+            if target in statistics:
+                statistics[target].forget_gram()
 
     def _join_twins(self, found: dict[str, Curvature]) -> None:
         for first, second in self._twins:
@@ -146,4 +155,5 @@ def _curvature(name: str, terms: Terms) -> Curvature:
             f"the inputs of `{name}` hold NaN or infinity",
             hint="a wider `--dtype` may help; float16 overflows at 65504",
         )
-    return Curvature(terms=terms.sums, num_tokens=num_rows(terms), gram=terms.gram)
+    gram = None if terms.gram is None else terms.gram.astype(np.float32)
+    return Curvature(terms=terms.sums, num_tokens=num_rows(terms), gram=gram)

@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .gram_store import GramStore
 from .statistics import ParameterStatistics
 from .tape import Event, Handle, Tape
 
 STATE = "state.json"
+GRAMS = "grams.bin"
 
 
 class Journal:
@@ -78,6 +80,7 @@ class Journal:
         tapes: Mapping[int, Tape],
         finished: Mapping[str, ParameterStatistics],
         unfinished: Mapping[str, ParameterStatistics],
+        grams: GramStore | None,
     ) -> None:
         """Write the state after a unit.
 
@@ -85,6 +88,7 @@ class Journal:
             tapes: Of the batches that go on; their tensors have been kept.
             finished: Statistics of units that all batches have passed; written again only if they have changed.
             unfinished: Other statistics.
+            grams: Of finished statistics.
         """
         if any(tape.unsupported for tape in tapes.values()):
             return
@@ -102,6 +106,7 @@ class Journal:
             "passed": list(passed),
             "statistics": self._files,
             "open": self._write_statistics(f"open-{self._count}.npz", still) if still else None,
+            "grams": None if grams is None else grams.state(),
             "runs": {str(run): _described(tape) for run, tape in tapes.items()},
         }
         beside = self.folder / f"{STATE}.tmp"
@@ -116,7 +121,7 @@ class Journal:
         return name
 
     def _remove_unused(self, state: Mapping[str, Any]) -> None:
-        used = {STATE, state["open"], *state["statistics"].values()}
+        used = {STATE, GRAMS, state["open"], *state["statistics"].values()}
         used |= {place[0] for run in state["runs"].values() for place in run["tensors"]}
         for file in self.folder.iterdir():
             if file.name not in used:
@@ -132,6 +137,11 @@ class Journal:
                     parameter, _, rest = key.partition("|")
                     if self._files.get(parameter, open_file) == file:  # not what another file replaces
                         statistics[parameter].fill(rest, arrays[key])
+
+    def grams_state(self) -> dict[str, Any] | None:
+        """Return the state of the store of Σ x·xᵀ, as it was written with that which was opened."""
+        assert self._state is not None
+        return self._state["grams"]
 
     def tapes(self, device: torch.device) -> dict[int, Tape]:
         """Return the tape of each batch that was on its way, rewound."""

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from ..fusion.curvature import Curvature
 from ..fusion.errors import ModelError
+from ..fusion.names import block_of
 from .diagonal import add_curvature
+from .gram_store import GramStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,10 @@ def own_device(device: str) -> str:
 
 
 def add_up(
-    curvatures: Mapping[str, Curvature], why_missing: Mapping[str, str], processes: Processes
+    curvatures: Mapping[str, Curvature],
+    why_missing: Mapping[str, str],
+    processes: Processes,
+    store: GramStore | None = None,
 ) -> tuple[dict[str, Curvature], dict[str, str]]:
     """Return the statistics of all processes together, and why tensors have none in any of them."""
     if processes.count == 1:
@@ -70,14 +77,40 @@ def add_up(
     import torch.distributed as dist
 
     gathered: list[Any] = [None] * processes.count
-    dist.all_gather_object(gathered, (dict(curvatures), dict(why_missing)))
+    without = {name: replace(curvature, gram=None) for name, curvature in curvatures.items()}
+    dist.all_gather_object(gathered, (without, dict(why_missing)))
     total: dict[str, Curvature] = {}
     reasons: dict[str, str] = {}
     for found, missing in gathered:
         reasons |= {name: reason for name, reason in missing.items() if name not in reasons}
         for name, curvature in found.items():
             total[name] = add_curvature(total[name], curvature) if name in total else curvature
+    _add_grams(total, curvatures, processes, store)
     return total, {name: reason for name, reason in reasons.items() if name not in total}
+
+
+def _add_grams(
+    total: dict[str, Curvature], curvatures: Mapping[str, Curvature], processes: Processes, store: GramStore | None
+) -> None:
+    """Add up Σ x·xᵀ a block at a time: those of all blocks together would not fit."""
+    import torch.distributed as dist
+
+    blocks: dict[str, list[str]] = {}
+    for name in sorted(total):
+        blocks.setdefault(block_of(name), []).append(name)
+    for names in blocks.values():
+        own = {name: curvatures[name].gram for name in names if name in curvatures}
+        gathered: list[Any] = [None] * processes.count
+        dist.all_gather_object(gathered, own)  # tensors that share an array still do when it arrives
+        sums: dict[tuple[int, ...], np.ndarray] = {}
+        block = {}
+        for name in names:
+            grams = [found[name] for found in gathered if found.get(name) is not None]
+            key = tuple(map(id, grams))
+            if grams and key not in sums:
+                sums[key] = np.asarray(np.sum(grams, axis=0, dtype=np.float64), np.float32)
+            block[name] = replace(total[name], gram=sums.get(key))
+        total |= block if store is None else store.keep(block)
 
 
 def wait(processes: Processes) -> None:

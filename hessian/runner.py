@@ -10,9 +10,10 @@ from pathlib import Path
 from ..fusion.curvature import Curvature
 from .calibration import CalibrationOptions, Progress
 from .diagonal import DiagonalHessian
-from .journal import Journal
+from .journal import GRAMS, Journal
 from .parallel import Processes, add_up, join, own_device, wait
 from .session import Session
+from .statistics import ReturnError
 from .tape import LostError
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,10 @@ def run(
     options = replace(options, device=own_device(options.device))
     try:
         return _run(checkpoint, options, output, processes, resume=resume, progress=progress)
+    except ReturnError as error:
+        logger.warning("the model comes back to `%s`, so full matrices are held in memory, from the start anew", error)
+        shutil.rmtree(_journal_folder(output, processes), ignore_errors=True)
+        return _run(checkpoint, options, output, processes, resume=False, progress=progress, in_store=False)
     except LostError as error:
         logger.warning("the run that was killed cannot be gone on with, so it starts anew: %s", error)
         shutil.rmtree(_journal_folder(output, processes), ignore_errors=True)
@@ -51,20 +56,25 @@ def _run(
     *,
     resume: bool,
     progress: Progress | None,
+    in_store: bool = True,
 ) -> DiagonalHessian:
     with Session(checkpoint, options, progress=progress, share=(processes.rank, processes.count)) as session:
         provenance = session.provenance()
         if output is not None and resume:
             folder = _journal_folder(output, processes)
             session.journal = Journal(folder, {**asdict(provenance), "options": repr(options)})
+        if output is not None and in_store and options.full:
+            session.gram_file = _journal_folder(output, processes) / GRAMS
         curvatures: dict[str, Curvature] = {}
         for block in session.blocks(may_return=True):
             curvatures |= block.curvatures
-        total, why_missing = add_up(curvatures, session.collector.why_missing(curvatures), processes)
+        missing = session.collector.why_missing(curvatures)
+        total, why_missing = add_up(curvatures, missing, processes, session.grams)
         hessian = DiagonalHessian(curvatures=total, provenance=provenance, why_missing=why_missing)
         if output is not None and processes.is_first:
             hessian.save(output)
+            hessian = DiagonalHessian.load(output) if session.grams is not None else hessian  # the store goes
         wait(processes)
-        if session.journal is not None:
-            session.journal.discard()
+        if output is not None:
+            shutil.rmtree(_journal_folder(output, processes), ignore_errors=True)
     return hessian

@@ -24,6 +24,7 @@ from .devices import activation_budget, compute_dtype, pick_device
 from .diagonal import Provenance
 from .encoding import Encoder
 from .forward import Forward
+from .gram_store import GramStore
 from .journal import Journal
 from .recorder import Recorder
 from .rows import open_rows
@@ -68,6 +69,7 @@ class Session:
         activations: Tells how much was held.
         collector: Tells why tensors have no statistics.
         journal: Set before `blocks` to make the run resumable.
+        gram_file: Set before `blocks` to keep Σ x·xᵀ of finished tensors there, not in memory.
     """
 
     def __init__(
@@ -90,6 +92,8 @@ class Session:
         self.options = options
         self.progress = progress or _silent
         self.journal: Journal | None = None
+        self.gram_file: Path | None = None
+        self.grams: GramStore | None = None
         self.checkpoint = open_checkpoint(checkpoint, options.only_changed)
         self.device = pick_device(options.device)
         self.dtype = compute_dtype(options.dtype, self.checkpoint, self.device)
@@ -171,26 +175,27 @@ class Session:
         Raises:
             ModelError: The model fails, or comes back to a unit against `may_return`.
             CurvatureError: An activation is not finite.
+            ReturnError: It comes back to a unit whose Σ x·xᵀ is in the store.
         """
-        journal = self.journal
+        journal, once = self.journal, not may_return or self.gram_file is not None
         forward = Forward(self.model, self.units, self.weights, self.recorder, self.activations, self.device, journal)
         forward.before = self._before
         tapes = self._resume(forward)
         total = len(self.units)
         self.progress(len(forward.passed), total, "calibrate")
         for unit in forward.run(self._batches(), tapes):
-            if journal is not None:
-                journal.write(sorted(forward.passed), forward.tapes(), *self._settled())
             if not may_return:
                 self._check_not_returned(unit)
-            block = self._block(unit.name)
+            block = self._block(unit.name, once=once)
+            if journal is not None:
+                journal.write(sorted(forward.passed), forward.tapes(), *self._settled(), self.grams)
             self.progress(min(len(forward.passed), total), total, unit.name)
             if block is not None:
                 yield block
             # With all tensors wanted, a forward is not cut short: what looks passed may be a loop's first round.
             if self._is_partial and all_passed(self.units, forward.passed, self.weights.statistics()):
                 break
-        block = self._block("", everything=True)
+        block = self._block("", everything=True, once=once)
         self.progress(total, total, "calibrate")
         if block is not None:
             yield block
@@ -198,7 +203,10 @@ class Session:
     def _resume(self, forward: Forward) -> dict[int, Tape] | None:
         """Return the tapes of a run that was killed, with its statistics restored; None where there was none."""
         journal = self.journal
-        if journal is None or not journal.open():
+        resumes = journal is not None and journal.open()
+        if self.gram_file is not None:
+            self.grams = GramStore(self.gram_file, journal.grams_state() if journal is not None and resumes else None)
+        if journal is None or not resumes:
             return None
         journal.restore_statistics(self.weights.statistics())
         for index in journal.passed:
@@ -206,8 +214,10 @@ class Session:
         forward.passed.update(journal.passed)
         return journal.tapes(self.device)
 
-    def _block(self, name: str, *, everything: bool = False) -> CalibratedBlock | None:
-        found, names = self.collector.settled(everything=everything)
+    def _block(self, name: str, *, everything: bool = False, once: bool) -> CalibratedBlock | None:
+        found, names = self.collector.settled(everything=everything, once=once)
+        if self.grams is not None:
+            found = self.grams.keep(found)
         weights = self.weights.take_stored(names)
         return CalibratedBlock(name=name, curvatures=found, weights=weights) if found or weights else None
 

@@ -22,6 +22,10 @@ class Terms:
     gram: np.ndarray | None = None
 
 
+class ReturnError(Exception):
+    """A model came back to a parameter whose Σ x·xᵀ had been handed out as whole."""
+
+
 Key = tuple[tuple[int, ...], tuple[int, ...]]  # shape of the parameter, its axes split as its views do; of the sum
 
 
@@ -53,6 +57,7 @@ class ParameterStatistics:
         self._last = last or LastProduct()
         self._grams: dict[tuple[int, ...], GramSum] = {}
         self._stack: tuple[int, ...] = ()
+        self._is_given = False
         self.ops: set[str] = set()
         self.num_uses = 0
 
@@ -97,7 +102,12 @@ class ParameterStatistics:
         Args:
             rows: (n, width), owned and weighted: `gram.own_rows`.
             index: Which of the stack, of shape `stack`.
+
+        Raises:
+            ReturnError: It has been handed out as whole.
         """
+        if self._is_given:
+            raise ReturnError(self.name)
         self._stack = stack
         if index not in self._grams:
             self._grams[index] = GramSum(rows.shape[-1], self._last)
@@ -141,8 +151,8 @@ class ParameterStatistics:
         return whole
 
     def forget_gram(self) -> None:
-        """Let go of Σ x·xᵀ."""
-        self._grams = {}
+        """Let go of Σ x·xᵀ, which has been handed out whole."""
+        self._is_given, self._grams = self.wants_gram, {}
 
     def dump(self) -> dict[str, np.ndarray]:
         """Return everything that was summed, by a key that `fill` takes."""

@@ -7,11 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from safetensors import safe_open
 from sculpt.fusion.curvature import Curvature
 from sculpt.fusion.errors import CurvatureError
-from sculpt.hessian import DiagonalHessian, Provenance
+from sculpt.hessian import CalibrationOptions, DiagonalHessian, Provenance, calibrate
 from sculpt.hessian.report import report
+from sculpt.hessian.session import Session
+
+from . import zoo  # noqa: TID251 (the tests' own folder)
 
 
 def provenance(**given: object) -> Provenance:
@@ -143,3 +148,48 @@ def test_the_report_counts_dead_inputs_and_spread() -> None:
     low, high = np.percentile([3.0, 1.0, 9.0], [1, 99])
     assert linear.spread == pytest.approx(high / low)
     assert embedding.num_inputs == 15
+
+
+def test_tensors_that_see_the_same_share_one_matrix_in_the_file(tmp_path: Path) -> None:
+    gram = np.eye(3, dtype=np.float32)
+    one = Curvature(terms=(np.ones((1, 3)),), num_tokens=1, gram=gram)
+    DiagonalHessian(curvatures={"q": one, "k": one}, provenance=provenance()).save(tmp_path / "h.safetensors")
+    with safe_open(tmp_path / "h.safetensors", "np") as opened:
+        assert set(opened.keys()) == {"k", "q", "k#gram"}
+    loaded = DiagonalHessian.load(tmp_path / "h.safetensors")
+    assert loaded["q"].gram is loaded["k"].gram
+
+
+def test_matrices_of_finished_blocks_lie_on_disk_once(tmp_path: Path) -> None:
+    """Calibrating to a file holds no more than a block's matrices in memory."""
+    folder, data = zoo.settle(zoo.TEXT["llama"], tmp_path)
+    with Session(folder, CalibrationOptions(data=data, full=("*",))) as session:
+        session.gram_file = tmp_path / "grams.bin"
+        for block in session.blocks(may_return=True):
+            for name, curvature in block.curvatures.items():
+                assert curvature.gram is None or isinstance(curvature.gram.base, np.memmap), name
+                assert not any("gram" in key for key in session.weights.statistics()[name].dump()), name
+    written = calibrate(folder, data=data, full=["*"], output=tmp_path / "h.safetensors")
+    grams = {id(curvature.gram): curvature.gram for curvature in written.values() if curvature.gram is not None}
+    assert sum(gram.nbytes for gram in grams.values()) == (tmp_path / "grams.bin").stat().st_size
+    layer = [f"model.layers.0.self_attn.{kind}_proj.weight" for kind in "qkv"]
+    assert len({id(written[name].gram) for name in layer}) == 1
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_model_that_comes_back_to_a_block_is_measured_in_memory(tmp_path: Path) -> None:
+    config = transformers.AlbertConfig(
+        vocab_size=90, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
+        embedding_size=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.AlbertForMaskedLM(config).save_pretrained(tmp_path / "model")
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(json.dumps({"input_ids": list(range(k, k + 9))}) for k in range(5)))
+    written = calibrate(tmp_path / "model", data=data, full=["*"], output=tmp_path / "h.safetensors")
+    held = calibrate(tmp_path / "model", data=data, full=["*"])
+    for name, curvature in held.items():
+        assert (curvature.gram is None) == (written[name].gram is None)
+        if curvature.gram is not None:
+            assert np.array_equal(curvature.gram, written[name].gram)  # pyright: ignore[reportArgumentType]
+    assert not list(tmp_path.glob("*.partial"))

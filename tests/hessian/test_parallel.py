@@ -16,7 +16,7 @@ from . import zoo  # noqa: TID251 (the tests' own folder)
 SCRIPT = """
 import sys
 from sculpt.hessian import calibrate
-hessian = calibrate(sys.argv[1], data=sys.argv[2], output=sys.argv[3], device="cpu", seed=0)
+hessian = calibrate(sys.argv[1], data=sys.argv[2], output=sys.argv[3], device="cpu", seed=0, full=["*"])
 print(len(hessian), hessian.provenance.num_samples)
 """
 
@@ -36,7 +36,7 @@ def test_two_processes_give_the_statistics_of_one(name: str, tmp_path: Path) -> 
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    two, one = DiagonalHessian.load(target), calibrate(folder, data=data)
+    two, one = DiagonalHessian.load(target), calibrate(folder, data=data, full=["*"])
     assert set(two) == set(one)
     assert two.provenance == one.provenance
     assert two.why_missing == one.why_missing
@@ -44,4 +44,8 @@ def test_two_processes_give_the_statistics_of_one(name: str, tmp_path: Path) -> 
         assert two[tensor].num_tokens == one[tensor].num_tokens
         for own, other in zip(one[tensor].terms, two[tensor].terms, strict=True):
             np.testing.assert_allclose(own, other, rtol=1e-12, err_msg=tensor)
+        ours, theirs = one[tensor].gram, two[tensor].gram
+        assert (ours is None) == (theirs is None), tensor
+        if ours is not None:
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * float(ours.max()), err_msg=tensor)  # pyright: ignore[reportArgumentType, reportCallIssue]
     assert not list(tmp_path.glob("*.partial"))

@@ -24,20 +24,24 @@ def kill_after(units: int) -> object:
     return progress
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "gemma", "t5", "mixtral", "mamba", "llava", "whisper", "instruct-blip"])
-def test_a_killed_run_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
+ANIMALS = ["llama-tied", "gemma", "t5", "mixtral", "mamba", "llava", "whisper", "instruct-blip"]
+
+
+@pytest.mark.parametrize("full", [(), ("*",)], ids=["diagonal", "full"])
+@pytest.mark.parametrize("name", ANIMALS)
+def test_a_killed_run_gives_the_same_bytes(name: str, full: tuple[str, ...], tmp_path: Path) -> None:
     folder, data = zoo.settle(zoo.ALL[name], tmp_path)
     whole = tmp_path / "whole.safetensors"
     seen: list[int] = []
-    calibrate(folder, data=data, output=whole, progress=lambda _, total, __: seen.append(total))
+    calibrate(folder, data=data, output=whole, full=full, progress=lambda _, total, __: seen.append(total))
     target = tmp_path / "out.safetensors"
     for units in range(1, seen[-1] - 1):
         with pytest.raises(Killed):
-            calibrate(folder, data=data, output=target, progress=kill_after(units))
+            calibrate(folder, data=data, output=target, full=full, progress=kill_after(units))
         assert not target.exists()
         assert (tmp_path / "out.safetensors.partial/state.json").exists()
     resumed: list[int] = []
-    calibrate(folder, data=data, output=target, progress=lambda done, *_: resumed.append(done))
+    calibrate(folder, data=data, output=target, full=full, progress=lambda done, *_: resumed.append(done))
     assert target.read_bytes() == whole.read_bytes()
     assert resumed[1] > seen[-1] - 2
     assert not (tmp_path / "out.safetensors.partial").exists()

@@ -1,0 +1,84 @@
+"""Where Σ x·xᵀ of finished tensors goes while a calibration is under way: a file, so that memory stays a block's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..fusion.curvature import Curvature
+from ..fusion.errors import OutputError
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a matrix lies in the file."""
+
+    start: int
+    shape: tuple[int, ...]
+
+
+class GramStore:
+    """A file of float32 matrices, one copy for tensors that see the same inputs.
+
+    Args:
+        file: To be made, or to be gone on with.
+        state: What `state` returned when the run was interrupted; what was written after that is cut off.
+    """
+
+    def __init__(self, file: Path, state: Mapping[str, Any] | None = None) -> None:
+        self.file = file
+        self._end = 0 if state is None else int(state["end"])
+        self._places = {name: _Place(start, tuple(shape)) for name, start, shape in (state or {}).get("places", ())}
+        self._views: dict[_Place, np.ndarray] = {}
+        if file.exists():
+            with file.open("r+b") as stream:
+                stream.truncate(self._end)
+
+    def state(self) -> dict[str, Any]:
+        """Return what another store needs to go on with the file."""
+        places = [[name, place.start, list(place.shape)] for name, place in sorted(self._places.items())]
+        return {"end": self._end, "places": places}
+
+    def keep(self, curvatures: Mapping[str, Curvature]) -> dict[str, Curvature]:
+        """Write the matrices of a block; return its curvature with views of the file in their place.
+
+        A tensor that an earlier run has written, and that comes without its matrix, is given it.
+
+        Raises:
+            OutputError: The disk is full.
+        """
+        written: dict[int, _Place] = {}
+        found: dict[str, Curvature] = {}
+        for name, curvature in curvatures.items():
+            gram = curvature.gram
+            if gram is not None:
+                if id(gram) not in written:
+                    written[id(gram)] = self._write(gram)
+                self._places[name] = written[id(gram)]
+            found[name] = replace(curvature, gram=self._view(name))
+        return found
+
+    def _write(self, gram: np.ndarray) -> _Place:
+        place = _Place(self._end, gram.shape)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("r+b" if self.file.exists() else "w+b") as stream:
+                stream.seek(place.start)
+                stream.write(np.ascontiguousarray(gram, "<f4").data)
+        except OSError as error:
+            raise OutputError(f"cannot write `{self.file}`: {error.strerror or error}") from error
+        self._end += gram.size * 4
+        return place
+
+    def _view(self, name: str) -> np.ndarray | None:
+        place = self._places.get(name)
+        if place is None:
+            return None
+        if place not in self._views:
+            mapped = np.memmap(self.file, "<f4", "r", place.start, place.shape)
+            self._views[place] = mapped.view(np.ndarray)
+        return self._views[place]
