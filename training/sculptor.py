@@ -85,7 +85,7 @@ class Sculptor:
         self.layers = [layer for layer in every if not matches(layer.name, masking.connector)]
         self._every = every
         self._dropped: dict[str, Tensor] = {}
-        self._encoded: dict[str, str] | None = None
+        self._encoded: dict[str, str] = {}
 
     @property
     def masked(self) -> bool:
@@ -120,10 +120,11 @@ class Sculptor:
         return count / size
 
     def state_dict(self) -> dict[str, str]:
-        """Return the masks as text, one bit an entry, compressed; empty before the warm-up is over."""
-        if self._encoded is None or len(self._encoded) != len(self._dropped):
-            self._encoded = {key: _encode(whole(dropped)) for key, dropped in self._dropped.items()}
-        return self._encoded
+        """Return the masks as text, one bit an entry, compressed; empty before the warm-up is over.
+
+        No process waits for another here: a Trainer asks only the first.
+        """
+        return dict(self._encoded)
 
     def load_state_dict(self, state: Mapping[str, str]) -> None:
         """Take the masks of `state_dict`.
@@ -136,7 +137,7 @@ class Sculptor:
             odd = sorted(set(state) ^ set(known))[0]
             raise ModelError(f"the masks are of another model: `{odd}` is in one and not in the other")
         self._dropped = {key: _like(known[key], _decode(text, known[key], key)) for key, text in state.items()}
-        self._encoded = None
+        self._encoded = dict(state)
 
     def _parameters(self) -> Iterable[tuple[str, Tensor]]:
         for layer in self.layers:
@@ -154,7 +155,8 @@ class Sculptor:
             if not bool(magnitude.any()):
                 untrained.append(key)
             count = num_kept(density_a if key.endswith(".A") else density_b, magnitude.numel(), key)
-            self._dropped[key] = _like(parameter, ~largest(magnitude, count))
+            dropped = ~largest(magnitude, count)
+            self._dropped[key], self._encoded[key] = _like(parameter, dropped), _encode(dropped)
         if untrained:
             logger.warning(
                 "%d factors, such as `%s`, were still zero after the warm-up of %d steps: their masks are arbitrary",

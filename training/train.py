@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-import xxhash
-from transformers import TrainerCallback
 
 from ..fusion.checkpoint import Checkpoint
-from ..fusion.checkpoint.writer import os_error
-from ..fusion.errors import ModelError, OutputError
+from ..fusion.errors import ModelError
 from ..fusion.lora.write import refuse_folder, write_adapter
 from ..hessian.devices import compute_dtype, pick_device
 from ..hessian.encoding import Encoder
@@ -31,12 +26,11 @@ from .model import load_base, their_deprecations, with_adapter
 from .settings import Method, Schedule, split
 from .terms import QKV, ConflictTerm, L2Term, OrthogonalTerm, Term
 from .trainer import add_term
+from .watcher import Progress, Watcher
+from .work import digest_of_file, settle
 
-PLAN = "sculpt-training.json"  # in the folder of checkpoints: what is being trained
-WHOLE = "sculpt-whole"  # in a checkpoint: all of it was written
 LR_WARMUP = 0.03
 LOG_STEPS, LOGGED = 10, 20  # every ten steps, or so often that there are twenty
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +108,9 @@ def train_adapter(
         "method": asdict(method),
         "schedule": {key: value for key, value in asdict(schedule).items() if key not in ("device", "save_steps")},
     }
-    checkpoint = _settle(folder, plan, resume=resume, writes=process.is_first)
+    checkpoint = settle(folder, plan, resume=resume, writes=process.is_first)
     trainer = _trainer(tuned, examples, method, schedule, folder, dtype=dtype, device=device)
-    watcher = _Watcher(progress)
+    watcher = Watcher(progress)
     trainer.add_callback(watcher)
     start = time.monotonic()
     with their_deprecations():
@@ -136,7 +130,7 @@ def train_adapter(
         log=tuple(entry for entry in trainer.state.log_history if "loss" in entry),
     )
     if process.is_first:
-        _write(tuned, output, {"made by": "sculpt lora-train", **plan, **trained.as_json()})
+        _write(tuned, output, {"made by": "sculpt lora-train", "settings": plan, **trained.as_json()})
         shutil.rmtree(folder, ignore_errors=True)
     return trained
 
@@ -161,57 +155,6 @@ def term_of(method: Method) -> Term | None:
         )
     strength = 1e-3 if method.strength is None else method.strength
     return {"l2": L2Term, "orth": OrthogonalTerm}[method.method](strength) if method.method in ("l2", "orth") else None
-
-
-def digest_of_file(path: Path) -> str:
-    """Return a digest of a data file, or the name of a data folder."""
-    if path.is_dir():
-        return str(path.resolve())
-    with path.open("rb") as stream:
-        digest = xxhash.xxh3_128()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return f"xxh3-128:{digest.hexdigest()}"
-
-
-def _settle(folder: Path, plan: dict[str, Any], *, resume: bool, writes: bool) -> Path | None:
-    """Make the folder of checkpoints, or return the last whole one of a run with the same plan."""
-    file = folder / PLAN
-    plan = json.loads(json.dumps(plan))  # as it reads back
-    if resume and file.is_file():
-        before = _read_plan(file)
-        if before != plan:
-            raise OutputError(
-                f"`{folder}` is of a run with other settings: {_difference(before, plan)}",
-                hint="`--no-resume` begins anew, `-o` names another output",
-            )
-        whole = [path for path in folder.glob("checkpoint-*") if (path / WHOLE).is_file()]
-        return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-    if folder.exists() and not file.is_file():
-        raise OutputError(f"`{folder}` exists and is not of a training", hint="`-o` names another output")
-    if writes:
-        try:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            file.write_text(json.dumps(plan, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise os_error(error, folder) from error
-    return None
-
-
-def _read_plan(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # cut off while it was written: of no run that could be resumed
-
-
-def _difference(before: Any, after: dict[str, Any]) -> str:
-    for group in ("method", "schedule"):
-        for key, value in after[group].items():
-            if (then := before.get(group, {}).get(key)) != value:
-                return f"`--{key.replace('_', '-')}` was {then}, and is {value}"
-    return "the base or the data changed"
 
 
 def _trainer(
@@ -265,41 +208,6 @@ def _trainer(
     if term is not None:
         add_term(trainer, term)
     return trainer
-
-
-class _Watcher(TrainerCallback):
-    """Tells how training goes, stops it where it has lost its way, and marks checkpoints that are whole."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._shown = ""
-        self.first = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        del args, control, kwargs
-        self.first = state.global_step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        del args, control, kwargs
-        self._progress(state.global_step, state.max_steps, self._shown)
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        del args, control
-        logs = kwargs.get("logs") or {}
-        if "loss" not in logs:
-            return
-        if not math.isfinite(logs["loss"]):
-            raise ModelError(f"the loss is {logs['loss']} at step {state.global_step}", hint="lower `--learning-rate`")
-        self._shown = " ".join(
-            f"{name} {logs[key]:.3g}"
-            for name, key in (("loss", "loss"), ("cmr", "cmr"), ("con", "connector"), ("BA", "density"))
-            if key in logs
-        )
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        del control, kwargs
-        if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
 
 
 def _write(tuned: Any, output: Path, record: dict[str, Any]) -> None:

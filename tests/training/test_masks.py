@@ -6,7 +6,7 @@ import pytest
 import torch
 from sculpt.fusion.errors import MethodError, ModelError
 from sculpt.fusion.lora.density import count_of_product, density_bound, expected_density
-from sculpt.training import Masking, Sculptor
+from sculpt.training import ConflictTerm, Masking, Sculptor
 
 from . import tiny  # noqa: TID251 (the tests' own folder)
 
@@ -119,3 +119,37 @@ def test_densities_follow_theorem_3_1_within_the_bound_of_3_2(rank, s_a, s_b):
     mean = sum(found) / len(found)
     assert mean == pytest.approx(expected, rel=0.08)
     assert sum(abs(one - expected) > bound for one in found) <= 2
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of its own deprecations
+def test_a_model_in_shards_is_sculpted_like_a_whole_one(process_group):
+    """FSDP 2; two processes gave the same, to the bit."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    models = [tiny.adapted(tiny.llama()) for _ in range(2)]
+    fully_shard(models[0], mesh=init_device_mesh("cpu", (1,)))
+    ids = torch.arange(5, 21).reshape(2, 8)
+    sculptors = []
+    for model in models:
+        term, sculptor = ConflictTerm(alpha=0.5), Sculptor(model, Masking(density=0.2, warmup_steps=1))
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        for step in (1, 2):
+            (model(input_ids=ids, labels=ids).loss + sum(term(model).values())).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            sculptor.after_step(step)
+        sculptors.append(sculptor)
+    for (name, sharded), whole in zip(factors(models[0]).items(), factors(models[1]).values(), strict=True):
+        assert torch.equal(sharded.full_tensor(), whole), name
+    assert sculptors[0].state_dict() == sculptors[1].state_dict()
+    sculptors[0].load_state_dict(sculptors[1].state_dict())
+    sculptors[0].apply()
+    assert sculptors[0].density() == sculptors[1].density()
