@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from math import prod
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from .two_sided import Protection, check_gram, fractions, mixing_matrix
 CHUNK = 1 << 22  # elements that are multiplied at once: fixed, so that no bit depends on tiles or threads
 HELD = 4  # tensors and matrices that are kept until they are released
 
+T = TypeVar("T")
 Read = Callable[[int, int], tuple[np.ndarray, np.ndarray]]  # start, stop -> base and tuned elements
 
 
@@ -36,7 +37,7 @@ class Protector:
     def __init__(self, protection: Protection, *, device: str = "cpu") -> None:
         self.protection = protection
         self._device = device
-        self._lock = threading.Lock()
+        self._lock, self._making = threading.Lock(), threading.Lock()
         self._whole: OrderedDict[str, np.ndarray] = OrderedDict()
         self._fractions: OrderedDict[str, PerElement] = OrderedDict()
         self._mixings: OrderedDict[tuple[int, int, int], tuple[Any, Any, Any]] = OrderedDict()
@@ -64,11 +65,13 @@ class Protector:
         if self.form(curvature) in ("interpolation", "diagonal"):
             return self._by_element(name, shape, curvature, start, stop, read)
         assert curvature is not None
-        with self._lock:
-            if name not in self._whole:
-                _make_room(self._whole)
-                self._whole[name] = self._make_whole(name, shape, curvature, read)
-            return self._whole[name][start:stop]
+        whole = self._known(self._whole, name)
+        if whole is None:
+            with self._making:  # one at a time: the matrices are large, and torch uses all cores for each
+                whole = self._known(self._whole, name)
+                if whole is None:
+                    whole = self._keep(self._whole, name, self._make_whole(name, shape, curvature, read))
+        return whole[start:stop]
 
     def release(self, name: str) -> None:
         """Let go of a tensor."""
@@ -76,15 +79,24 @@ class Protector:
             self._whole.pop(name, None)
             self._fractions.pop(name, None)
 
+    def _known(self, held: OrderedDict[str, T], name: str) -> T | None:
+        with self._lock:
+            return held.get(name)
+
+    def _keep(self, held: OrderedDict[str, T], name: str, made: T) -> T:
+        with self._lock:
+            _make_room(held)
+            held[name] = made
+        return made
+
     def _by_element(
         self, name: str, shape: tuple[int, ...], curvature: Curvature | None, start: int, stop: int, read: Read
     ) -> np.ndarray:
-        with self._lock:
-            if name not in self._fractions:
-                _make_room(self._fractions)
-                known = curvature or Curvature(terms=(), num_tokens=0)
-                self._fractions[name] = per_element(fractions(name, known, shape, self.protection), shape)
-            kept = self._fractions[name]
+        kept = self._known(self._fractions, name)
+        if kept is None:
+            known = curvature or Curvature(terms=(), num_tokens=0)
+            made = per_element(fractions(name, known, shape, self.protection), shape)
+            kept = self._keep(self._fractions, name, made)
         base, tuned = (_widened(array) for array in _alike(*read(start, stop)))
         part = kept.expand(start, stop - start)
         return np.where(part == 1, tuned, base + part * (tuned - base))
