@@ -22,10 +22,12 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import date
+from math import prod
 from pathlib import Path
 
+from llama_pair import SIZES, shapes
+
 HERE = Path(__file__).parent
-PARAMETERS = {"tiny": 4.0e6, "0.15b": 0.15e9, "1.1b": 1.1e9, "2.4b": 2.4e9, "4b": 4e9}
 MERGEKIT = {"linear": ("linear", ""), "dare": ("dare_linear", "density: 0.1"), "ties": ("ties", "density: 0.1")}
 
 
@@ -136,6 +138,7 @@ def median(runs: list[Run], figure: str) -> float:
 
 def rows_of(size: str, found: dict[str, list[Run]]) -> list[dict[str, object]]:
     synced, plain = (median(found[name], "wall") for name in ("floor, synced", "floor"))
+    billions = sum(map(prod, shapes(SIZES[size]).values())) / 1e9
     rows = []
     for name, runs in found.items():
         wall, cpu = median(runs, "wall"), median(runs, "cpu")
@@ -147,7 +150,8 @@ def rows_of(size: str, found: dict[str, list[Run]]) -> list[dict[str, object]]:
                 "wall_s": round(wall, 3),
                 "wall_range_s": [round(min(r.wall for r in runs), 3), round(max(r.wall for r in runs), 3)],
                 "cpu_s": round(cpu, 3),
-                "cpu_s_per_billion": round(cpu / PARAMETERS[size] * 1e9, 2),
+                "wall_s_per_billion": round(wall / billions, 2),
+                "cpu_s_per_billion": round(cpu / billions, 2),
                 "of_synced_floor": round(wall / synced, 2),
                 "of_floor": round(wall / plain, 2),
                 "anonymous_mib": round(max(r.anonymous for r in runs) / 2**20),
@@ -159,14 +163,14 @@ def rows_of(size: str, found: dict[str, list[Run]]) -> list[dict[str, object]]:
 
 def markdown(rows: list[dict[str, object]]) -> str:
     lines = [
-        "| size | what | wall s | CPU s | CPU s per 10⁹ | × synced floor | × floor | anonymous MiB | resident MiB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| size | what | wall s | per 10⁹ | CPU s | per 10⁹ | × synced floor | × floor | anonymous MiB | resident MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         low, high = row["wall_range_s"]  # pyright: ignore[reportGeneralTypeIssues]
         lines.append(
-            f"| {row['size']} | {row['what']} | {row['wall_s']} ({low}–{high}) | {row['cpu_s']} | "
-            f"{row['cpu_s_per_billion']} | {row['of_synced_floor']} | {row['of_floor']} | {row['anonymous_mib']} | "
+            f"| {row['size']} | {row['what']} | {row['wall_s']} ({low}–{high}) | {row['wall_s_per_billion']} | "
+            f"{row['cpu_s']} | {row['cpu_s_per_billion']} | {row['of_synced_floor']} | {row['of_floor']} | {row['anonymous_mib']} | "
             f"{row['resident_mib']} |"
         )
     return "\n".join(lines) + "\n"
@@ -180,12 +184,12 @@ def make_pair(size: str, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="1.1b", help=f"comma list of {', '.join(PARAMETERS)}")
+    parser.add_argument("--sizes", default="1.1b", help=f"comma list of {', '.join(SIZES)}")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("ckpt"), help="where checkpoints are made and kept")
     parser.add_argument("--mergekit", type=Path, help="mergekit's own environment: `make mergekit-venv`")
     parser.add_argument("--mergekit-runs", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the figures here, for fuse_chart.py")
     arguments = parser.parse_args()
     rows = []
     for size in arguments.sizes.split(","):

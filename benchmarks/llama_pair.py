@@ -3,8 +3,7 @@
     python benchmarks/llama_pair.py --size 1.1b --out ckpt/1.1b
 
 Weights are normal with standard deviation 0.02, norms are 1; the fine-tune adds normal deltas of 5 % of each tensor's
-standard deviation, rounded to the storage dtype, so that some deltas vanish as they do in practice. `--statistics`
-also writes a heavy-tailed diagonal Hessian, with which some keep probabilities are clipped.
+standard deviation, rounded to the storage dtype, so that some deltas vanish as they do in practice.
 """
 
 from __future__ import annotations
