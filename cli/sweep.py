@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .evaluate import ScoringOptions, SuiteFile, quiet_libraries
-from .flags import with_options
+from .flags import given_flags, with_options
 from .fuse import command_line
 from .options import (
     AsJson,
     BasePath,
     CalibrationOptions,
     OutputOptions,
+    ProtectOptions,
     RunOptions,
     SelectionOptions,
     TunedPath,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from ..evaluate.live_fuse import LiveFuse
     from ..evaluate.points import Point, Sweep
     from ..evaluate.suite import Suite
+    from ..evaluate.sweep import Grid
 
 HELP = """Score fused models of many strengths, and sparsities, without writing one; then choose and write the best.
 
@@ -41,6 +44,8 @@ scored has the bits that `sculpt fuse` would write. Any method's strength can be
     sculpt sweep base/ sft/ --suite suite.yaml --gamma auto --pick h-score -o sweep/
 
     sculpt sweep base/ sft/ --suite suite.yaml --pick 'target>=0.97*tuned' --per-block -o sweep/
+
+    sculpt sweep base/ sft/ --suite suite.yaml --data train.jsonl --protect default --sparsity 0 --pick h-score
 """
 DEFAULT_GRID = "0.3:1.0:0.1"
 DEFAULT_PICK = ("h-score", "target", "pretrained")
@@ -78,6 +83,17 @@ class GridOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepProtectOptions(ProtectOptions):
+    """What the base is to stay good at; then weights of that are swept, at one γ.
+
+    Attributes:
+        protect_weight: Weights λ that are swept with --protect: a list, or `auto`. γ is then the one of --gamma, or 1.
+    """
+
+    protect_weight: str = "0.1,0.3,1,3,10"  # pyright: ignore[reportIncompatibleVariableOverride] (a grid here)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepRunOptions:
     """How it is run.
 
@@ -91,6 +107,7 @@ class SweepRunOptions:
 
 
 def sweep(
+    ctx: typer.Context,
     base: BasePath,
     tuned: TunedPath,
     suite: SuiteFile,
@@ -101,7 +118,8 @@ def sweep(
     json: AsJson = False,
     *,
     grid: GridOptions,
-    curvature: CalibrationOptions,
+    measure: CalibrationOptions,
+    protect: SweepProtectOptions,
     scoring: ScoringOptions,
     selection: SelectionOptions,
     run: SweepRunOptions,
@@ -120,11 +138,16 @@ def sweep(
     read = read_suite(suite)
     known = read.measures()
     pick = Pick.parse(grid.pick or next(name for name in DEFAULT_PICK if name in known), known)
-    wanted = Grid(
-        families=tuple(Family.parse(text) for text in grid.method or ["adadare"]),
-        strengths=None if grid.gamma == "auto" else parse_grid(grid.gamma),
-        sparsities=parse_grid(grid.sparsity) if grid.sparsity else (),
-        per_block=grid.per_block,
+    given = given_flags(ctx)
+    wanted = _protected(
+        Grid(
+            families=tuple(Family.parse(text) for text in grid.method or ["adadare"]),
+            strengths=None if grid.gamma == "auto" else parse_grid(grid.gamma),
+            sparsities=parse_grid(grid.sparsity) if grid.sparsity else (),
+            per_block=grid.per_block,
+        ),
+        protect,
+        given,
     )
     folder = output or (default_output(tuned).with_name(f"{tuned.resolve().name}-sweep") if grid.pick else None)
     if folder is not None:
@@ -135,14 +158,17 @@ def sweep(
         tuned,
         output=None if folder is None else folder / "fused",
         method=max(methods, key=lambda method: (method.uses_curvature, method.needs_gram)),
-        settings=settings_of(
-            OutputOptions(), selection, RunOptions(seed=run.seed, device=scoring.device, threads=run.threads)
+        settings=replace(
+            settings_of(
+                OutputOptions(), selection, RunOptions(seed=run.seed, device=scoring.device, threads=run.threads)
+            ),
+            protection=wanted.protection,
         ),
         overwrite=overwrite or grid.pick is None,
     )
     with (
         progress_bar("calibrating", unit="steps") as report,
-        statistics(prepared, curvature.calibration(scoring.device, run.seed), progress=report) as found,
+        statistics(prepared, measure.calibration(scoring.device, run.seed, protect), progress=report) as found,
     ):
         held, provenance = held_curvature(found), found.provenance
     live = LiveFuse(prepared, held, device=scoring.device, dtype=scoring.dtype)
@@ -159,6 +185,24 @@ def sweep(
         content["picked"] = best.as_json()
     if json:
         print_json(content)
+
+
+def _protected(grid: Grid, protect: SweepProtectOptions, given: Collection[str]) -> Grid:
+    """Return the grid with weights of the protection in place of strengths, if the base is to be protected."""
+    from ..evaluate.strengths import parse_grid
+    from ..fusion.errors import MethodError
+
+    flags = set(given) - {"protect_weight"} if protect.protect else given
+    protection = protect.protection(given=flags)
+    if protection is None:
+        return grid
+    if grid.per_block:
+        raise MethodError("`--per-block` and `--protect` exclude each other")
+    if "gamma" in given and (grid.strengths is None or len(grid.strengths) != 1):
+        raise MethodError("with `--protect` its weight is swept, at one `--gamma`")
+    weights = None if protect.protect_weight == "auto" else parse_grid(protect.protect_weight)
+    gamma = grid.strengths[0] if "gamma" in given and grid.strengths else 1.0
+    return replace(grid, strengths=weights, protection=protection, gamma=gamma)
 
 
 def _refuse_results(folder: Path, overwrite: bool) -> None:
@@ -196,6 +240,7 @@ def _write_model(live: LiveFuse, best: Point, provenance: dict[str, object] | No
         live.write(
             best.method,
             best.blocks,
+            best.protection,
             provenance=provenance,
             command=command_line(),
             overwrite=overwrite,
@@ -231,7 +276,8 @@ def register(app: typer.Typer) -> None:
     """Add `sweep`."""
     groups: dict[str, tuple[type, str]] = {
         "grid": (GridOptions, "What is tried"),
-        "curvature": (CalibrationOptions, "Curvature"),
+        "measure": (CalibrationOptions, "Curvature"),
+        "protect": (SweepProtectOptions, "Protection"),
         "scoring": (ScoringOptions, "Scoring"),
         "selection": (SelectionOptions, "Selection and disagreements"),
         "run": (SweepRunOptions, "Run"),

@@ -23,6 +23,7 @@ from ..fusion.methods import Method
 from ..fusion.names import block_of
 from ..fusion.plan import Plan, make_plan
 from ..fusion.run import Progress
+from ..fusion.two_sided import Protection
 from ..hessian.names import Recipe
 from ..hessian.skeleton import build
 from ..measuring import Statistics
@@ -60,7 +61,9 @@ class LiveFuse:
         self.prepared = prepared
         self.curvature = curvature
         self.seconds = 0.0
-        self.backend = RememberingBackend(backend or prepared.backend())
+        self._own_backend = backend or prepared.backend()
+        self._protection: Protection | None = None
+        self.backend = RememberingBackend(self._own_backend)
         self.live: LiveModel = load_model(tuned.folder or tuned.path.parent, device=device, dtype=dtype)
         self._recipes = self._find_recipes()
 
@@ -87,10 +90,14 @@ class LiveFuse:
         )
         return made if blocks is None else with_block_strengths(made, method, blocks)
 
-    def fused(self, method: Method, blocks: BlockStrengths | None = None) -> FusedTensors:
+    def fused(
+        self, method: Method, blocks: BlockStrengths | None = None, protection: Protection | None = None
+    ) -> FusedTensors:
         """Return the tensors that a fuse would write."""
         start = time.perf_counter()
         method = method.for_models(1)
+        if protection != self._protection:  # what was remembered is of other deltas
+            self.backend, self._protection = RememberingBackend(self._own_backend), protection
         found = fuse_in_memory(
             self.plan_of(method, blocks),
             method,
@@ -98,13 +105,16 @@ class LiveFuse:
             seed=self.prepared.settings.seed,
             backend=self.backend,
             keep_nonfinite=self.prepared.settings.policies.on_nonfinite == "keep",
+            protector=self._with(protection).protector(),
         )
         self.seconds += time.perf_counter() - start
         return found
 
-    def set(self, method: Method, blocks: BlockStrengths | None = None) -> Distance:
+    def set(
+        self, method: Method, blocks: BlockStrengths | None = None, protection: Protection | None = None
+    ) -> Distance:
         """Give the live model the weights of a fuse."""
-        found = self.fused(method, blocks)
+        found = self.fused(method, blocks, protection)
         start = time.perf_counter()
         self._place(found.tensors)
         self.seconds += time.perf_counter() - start
@@ -119,6 +129,7 @@ class LiveFuse:
         self,
         method: Method,
         blocks: BlockStrengths | None = None,
+        protection: Protection | None = None,
         *,
         provenance: Mapping[str, Any] | None,
         command: str | None = None,
@@ -130,18 +141,22 @@ class LiveFuse:
         Args:
             provenance: Where the curvature came from.
         """
-        settings, method = self.prepared.settings, method.for_models(1)
+        settings, method = self._with(protection).settings, method.for_models(1)
+        measured = method.uses_curvature or protection is not None
         prepared = prepare_plan(
             self.plan_of(method, blocks), output=self.prepared.output, method=method, settings=settings
         )
         return execute(
             prepared,
-            curvature=self.curvature if method.uses_curvature else None,
-            provenance=provenance if method.uses_curvature else None,
+            curvature=self.curvature if measured else None,
+            provenance=provenance if measured else None,
             command=command,
             overwrite=overwrite,
             progress=progress,
         )
+
+    def _with(self, protection: Protection | None) -> Prepared:
+        return replace(self.prepared, settings=replace(self.prepared.settings, protection=protection))
 
     @torch.no_grad()
     def _place(self, tensors: Mapping[str, np.ndarray]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..fusion.methods import Method
+from ..fusion.two_sided import Protection
 from .choice import Pick
 from .evaluate import SuiteScores
 from .live_fuse import Distance
@@ -20,9 +21,11 @@ class Point:
 
     Attributes:
         family: As it was typed; `base` and `tuned` for the two that everything is compared with.
-        strength: γ or λ; with blocks, the γ̄ whose expected distance theirs have together.
+        strength: γ or λ; with blocks, the γ̄ whose expected distance theirs have together; where the base is protected,
+            the weight of that.
         blocks: A γ for each block, or None.
         method: What fuses it; of `base` and `tuned` as well.
+        protection: How the base is protected, or None.
         fuse_seconds, score_seconds: What it took.
     """
 
@@ -35,12 +38,14 @@ class Point:
     distance: Distance
     fuse_seconds: float
     score_seconds: float
+    protection: Protection | None = None
 
     @property
     def label(self) -> str:
         """What tells its curve from others: `adadare p=0.9, γ per block`."""
         sparsity = "" if self.sparsity is None else f" p={self.sparsity:g}"
-        return f"{self.family}{sparsity}{', γ per block' if self.blocks is not None else ''}"
+        protected = "" if self.protection is None else f", protected ({self.protection.curvature})"
+        return f"{self.family}{sparsity}{', γ per block' if self.blocks is not None else ''}{protected}"
 
     @property
     def is_reference(self) -> bool:
@@ -56,6 +61,7 @@ class Point:
             "blocks": None if self.blocks is None else dict(self.blocks),
             "method": self.method.name,
             "options": self.method.options(),
+            "protection": None if self.protection is None else asdict(self.protection),
             "distance_l1": self.distance.l1,
             "realised_sparsity": self.distance.sparsity,
             "fuse_seconds": self.fuse_seconds,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..fusion.methods import AdaDare, Method, TaskArithmetic
+from ..fusion.two_sided import Protection
 from .choice import Pick, golden_section, least_that_holds
 from .evaluate import score_suite
 from .live_fuse import LiveFuse
@@ -17,6 +18,7 @@ from .suite import Suite
 
 Progress = Callable[[int, int, str], None]
 TOLERANCE = 0.02  # of the strength that `auto` finds
+DECADES = 2.0  # to either side of 1, where `auto` looks for the weight of a protection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +29,15 @@ class Grid:
         strengths: None searches for the best one.
         sparsities: For the methods that take one; empty for their own default.
         per_block: Try a γ for each block too, beside one for all, where the method is AdaDARE-γ.
+        protection: How the base is protected; then `strengths` are weights of that, and γ is `gamma`.
     """
 
     families: tuple[Family, ...]
     strengths: tuple[float, ...] | None
     sparsities: tuple[float, ...] = ()
     per_block: bool = False
+    protection: Protection | None = None
+    gamma: float = 1.0
     low: float = 0.0
     high: float = 1.0
 
@@ -43,7 +48,7 @@ class Grid:
             sparsities: Sequence[float | None] = self.sparsities if family.takes_sparsity else (None,)
             for sparsity in sparsities or (_own_sparsity(family.method),):
                 found.append((family, sparsity, False))
-                if self.per_block and isinstance(family.method, AdaDare):
+                if self.per_block and self.protection is None and isinstance(family.method, AdaDare):
                     found.append((family, sparsity, True))
         return found
 
@@ -107,17 +112,24 @@ class _Sweeper:
         """Try strengths until the best is known within the tolerance."""
         references = {point.family: point.scores.measures for point in self.points if point.is_reference}
 
-        def measures(strength: float) -> Mapping[str, float]:
+        protects = self.grid.protection is not None
+
+        def measures(place: float) -> Mapping[str, float]:
             self.total = max(self.total, len(self.points) + 1)
+            strength = 10.0**-place if protects else place  # from near the base to the fine-tune, as γ goes
             return self._try(family, strength, sparsity, per_block).scores.measures
 
-        low, high = self.grid.low, self.grid.high
+        low, high = (-DECADES, DECADES) if protects else (self.grid.low, self.grid.high)
         if self.pick.limit is None:
             golden_section(lambda strength: measures(strength)[self.pick.measure], low, high, self.tolerance)
         else:
             least_that_holds(lambda at: self.pick.holds(measures(at), references), low, high, self.tolerance)
 
     def _try(self, family: Family, strength: float, sparsity: float | None, per_block: bool) -> Point:
+        if self.grid.protection is not None:
+            method = family.at(self.grid.gamma, sparsity).for_models(1)
+            protection = replace(self.grid.protection, weight=strength)
+            return self._score(family.text, strength, sparsity, method, None, protection)
         method = family.at(strength, sparsity).for_models(1)
         blocks = block_strengths(self._losses(method), strength) if per_block else None
         return self._score(family.text, strength, sparsity, method, blocks)
@@ -137,10 +149,11 @@ class _Sweeper:
         sparsity: float | None,
         method: Method,
         blocks: Mapping[str, float] | None,
+        protection: Protection | None = None,
     ) -> Point:
         self.progress(len(self.points), self.total, f"{family} {strength:.3g}")
         before = self.live.seconds
-        distance = self.live.set(method, blocks)
+        distance = self.live.set(method, blocks, protection)
         start = time.perf_counter()
         scores = score_suite(self.live.live, self.suite, batch_size=self.batch_size)
         point = Point(
@@ -153,6 +166,7 @@ class _Sweeper:
             distance=distance,
             fuse_seconds=self.live.seconds - before,
             score_seconds=time.perf_counter() - start,
+            protection=protection,
         )
         self.points.append(point)
         return point

@@ -20,6 +20,7 @@ from .dtypes import DTYPES
 from .methods import Method
 from .methods.method import Map, Pass
 from .plan import Plan
+from .protector import Protector
 from .records import TensorRecord
 from .run import Progress, run
 from .step import Step
@@ -118,6 +119,7 @@ def fuse_in_memory(
     seed: int,
     backend: Backend,
     keep_nonfinite: bool = False,
+    protector: Protector | None = None,
     progress: Progress = lambda _done, _total, _name: None,
 ) -> FusedTensors:
     """Return every output tensor of a plan.
@@ -137,6 +139,7 @@ def fuse_in_memory(
         writer=memory,  # pyright: ignore[reportArgumentType] (what a run asks of a writer, it has)
         inputs=digests,  # pyright: ignore[reportArgumentType, reportCallIssue]
         keep_nonfinite=keep_nonfinite,
+        protector=protector,
     )
     records = run(plan.steps, context, progress=progress)
     shaped = {step.name: memory.tensors[step.name].reshape(step.shape) for step in plan.steps}

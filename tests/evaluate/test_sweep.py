@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -26,10 +27,12 @@ from sculpt.fusion.errors import MethodError, ModelError
 from sculpt.fusion.fuse import Settings
 from sculpt.fusion.manifest import Manifest
 from sculpt.fusion.methods import AdaDare, Dare, Magnitude, Method, TaskArithmetic
+from sculpt.fusion.two_sided import Protection
 
 from .conftest import Pair
 
 Writer = Callable[..., Path]
+PICK = Pick(text="h-score", measure="h-score", limit=None)
 SUITE = """
 pretrained: {prose: {scorer: perplexity, file: prose.jsonl, score: probability}}
 target: {quiz: {scorer: multiple-choice, file: quiz.jsonl}}
@@ -94,6 +97,51 @@ def test_what_is_scored_has_the_bits_of_what_is_written(method: Method, live: Li
     for name in scored:
         assert torch.equal(scored[name], written[name]), name
     assert manifest.options == method.for_models(1).options()
+
+
+def protected_curvature(live: LiveFuse) -> dict[str, Curvature]:
+    """Both sides of every matrix, the target's and a general one."""
+    rng, found = np.random.default_rng(1), {}
+    for name, curvature in (live.curvature or {}).items():
+        width = curvature.terms[0].shape[1]
+        sides = []
+        for _ in range(2):
+            x = rng.standard_normal((2 * width, width)) @ rng.standard_normal((width, width))
+            sides.append(Curvature(terms=((x * x).sum(0)[None],), num_tokens=len(x), gram=(x.T @ x).astype(np.float32)))
+        found[name] = dataclasses.replace(sides[0], general=sides[1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def protecting(live: LiveFuse) -> LiveFuse:
+    return LiveFuse(live.prepared, protected_curvature(live), device="cpu")
+
+
+@pytest.mark.parametrize("method", [AdaDare(gamma=1, sparsity=0.0), AdaDare(gamma=1, sparsity=0.9), Dare(scale=0.6)])
+def test_protected_weights_are_written_as_they_were_scored(method: Method, protecting: LiveFuse) -> None:
+    protecting.set(method, protection=Protection(weight=3))  # what is remembered must not serve another weight
+    protection = Protection(weight=0.5, curvature="block:8")
+    protecting.set(method, protection=protection)
+    scored = parameters(protecting.live.model)
+    manifest = protecting.write(method, protection=protection, provenance=None, overwrite=True)
+    written = parameters(load_model(protecting.prepared.output, device="cpu").model)
+    for name in scored:
+        assert torch.equal(scored[name], written[name]), name
+    assert manifest.settings["protection"]["weight"] == 0.5
+
+
+def test_weights_of_a_protection_are_swept_from_the_fine_tune_to_the_base(protecting: LiveFuse, suite) -> None:
+    family = (Family.parse("adadare"),)
+    grid = Grid(families=family, strengths=(0.0, 1.0, 1e9), sparsities=(0.0,), protection=Protection())
+    base, tuned, none, some, all_of_it = run_sweep(live=protecting, suite=suite, grid=grid, pick=PICK).points
+    assert none.scores == tuned.scores
+    assert all_of_it.scores.measures == pytest.approx(base.scores.measures, abs=1e-3)
+    assert none.distance.l1 > some.distance.l1 > all_of_it.distance.l1
+    assert some.protection is not None
+    assert some.as_json()["protection"]["weight"] == 1.0
+    found = run_sweep(protecting, suite, dataclasses.replace(grid, strengths=None), PICK, tolerance=0.5)
+    assert all(0.01 <= point.strength <= 100 for point in found.tried)
+    assert found.best(PICK).scores.measures["h-score"] >= some.scores.measures["h-score"] - 5
 
 
 def test_blocks_with_a_strength_of_their_own_are_written_as_they_were_scored(live: LiveFuse) -> None:
