@@ -51,6 +51,7 @@ def train_command(
     """
     from transformers.utils import logging
 
+    from ..hessian.parallel import join
     from ..training.train import train_adapter
     from .console import print_json, progress_bar
 
@@ -68,6 +69,8 @@ def train_command(
             overwrite=overwrite,
             progress=report,
         )
+    if not join(schedule.device).is_first:
+        return
     if json:
         print_json(trained.as_json())
     else:

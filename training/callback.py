@@ -18,7 +18,8 @@ class LoRASculptCallback(TrainerCallback, ExportableState):
     """Keeps A and B sparse from the end of the warm-up: see `Sculptor`.
 
     The masks are in the Trainer's own checkpoints, in `trainer_state.json`, and a resumed run takes them from there.
-    `density` in the log is the fraction of non-zeros over all B·A. Regularising is `add_term`'s part.
+    `density` in the log is the fraction of non-zeros over all B·A, counted when the masks are chosen; it is fixed with
+    them. Regularising is `add_term`'s part.
 
     Args:
         density: Fraction of A's and of B's entries that are kept, or (s_A, s_B).
@@ -40,6 +41,7 @@ class LoRASculptCallback(TrainerCallback, ExportableState):
         density = tuple(density) if isinstance(density, (list, tuple)) else density
         self.masking = Masking(density=density, warmup_steps=warmup_steps, connector=tuple(connector))
         self.sculptor: Sculptor | None = None
+        self._density: float | None = None
 
     def state(self) -> dict[str, Any]:
         """Return what the Trainer stores with its checkpoint."""
@@ -73,21 +75,22 @@ class LoRASculptCallback(TrainerCallback, ExportableState):
             )
         self.sculptor.load_state_dict(masks)
         self.sculptor.apply()
+        self._density = self.sculptor.density() if masks else None
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set what is dropped to zero."""
         del args, control, kwargs
         assert self.sculptor is not None  # training has begun
-        before = self.sculptor.masked
         self.sculptor.after_step(state.global_step + 1)
-        if self.sculptor.masked != before:
-            logger.info("step %d: masks chosen, density of B·A %.4f", state.global_step + 1, self.sculptor.density())
+        if self.sculptor.masked and self._density is None:
+            self._density = self.sculptor.density()
+            logger.info("step %d: masks chosen, density of B·A %.4f", state.global_step + 1, self._density)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add the density of B·A to what is logged."""
         del args, control
         logs = kwargs.get("logs")
-        if self.sculptor is not None and logs is not None and "loss" in logs:
-            logs["density"] = self.sculptor.density()
+        if self._density is not None and logs is not None and "loss" in logs:
+            logs["density"] = self._density
             if state.log_history:  # written before callbacks are told
-                state.log_history[-1]["density"] = logs["density"]
+                state.log_history[-1]["density"] = self._density

@@ -145,7 +145,7 @@ def require_peft() -> None:
 
 def term_of(method: Method) -> Term | None:
     """Return what a method adds to the loss."""
-    if method.method == "lorasculpt" and (method.alpha or method.beta):
+    if method.method == "lorasculpt" and (method.alpha or (method.beta and method.connector)):
         return ConflictTerm(
             alpha=method.alpha,
             beta=method.beta,

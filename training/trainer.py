@@ -47,7 +47,7 @@ class _Added:
         if not model.training or not self._trainer.accelerator.sync_gradients:
             return found
         start = time.monotonic()
-        total = torch.stack([part.float() for part in self._parts(model).values()]).sum()
+        total = self._total(model)
         self._seconds += time.monotonic() - start
         self._steps += 1
         # The Trainer divides a loss by the number of batches of a step, unless the model did so by its tokens.
@@ -56,11 +56,12 @@ class _Added:
             return found[0] + extra, found[1]
         return found + extra
 
-    def _parts(self, model: Any) -> dict[str, Tensor]:
-        parts = dict(self._term(model))
-        for name, part in parts.items():
-            self._sums[name] = self._sums.get(name, torch.zeros_like(part)) + part.detach()
-        return parts or {"none": torch.zeros((), device=self._trainer.args.device)}
+    def _total(self, model: Any) -> Tensor:
+        total = torch.zeros((), device=self._trainer.args.device)
+        for name, part in self._term(model).items():
+            self._sums[name] = self._sums.get(name, 0) + part.detach()
+            total = total + part
+        return total
 
     def _is_scaled(self, num_items_in_batch: Any) -> bool:
         trainer = self._trainer
