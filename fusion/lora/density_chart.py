@@ -46,6 +46,7 @@ def draw_density(density: AdapterDensity, file: Path) -> None:
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise ModelError(
             "a picture as a file needs matplotlib", hint="`pip install 'checkpoint-sculpt[plots]'`"
@@ -67,11 +68,15 @@ def draw_density(density: AdapterDensity, file: Path) -> None:
             label = name[-1].upper()
             axes.plot(blocks, [100 * getattr(layer, name) for _, layer in line], linestyle=style, label=label)
         axes.set_title(kind, fontsize="medium")
-        axes.set_ylim(bottom=0)
+        # A bound far beyond what was counted, as small matrices have it, is cut off.
+        counted = [getattr(layer, n) for _, layer in line for n in ("density", "expected", "density_a", "density_b")]
+        axes.set_ylim(0, 130 * max(*counted, 1e-6))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
+        if place >= len(kinds) - columns:
+            axes.set_xlabel("block")
         if place == 0:
             figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
-    figure.supxlabel("block", fontsize="medium")
     figure.supylabel("non-zeros in %", fontsize="medium")
     try:
         figure.savefig(file, dpi=150)
