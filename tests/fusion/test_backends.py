@@ -97,8 +97,14 @@ def test_backend_tiles_and_threads_change_no_bit(pair: tuple[Path, Path], tmp_pa
         KernelBackend(threads=2, tile_elements=1 << 17),
         TorchBackend("cpu", tile_elements=1 << 16),
     ]
-    if torch.cuda.is_available():
-        backends.append(TorchBackend("cuda", tile_elements=1 << 16))
+    found = {fused_bytes(pair, tmp_path / str(k), method, backend) for k, backend in enumerate(backends)}
+    assert len(found) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_cuda_computes_the_same_bits(pair: tuple[Path, Path], tmp_path: Path, method: Method) -> None:
+    backends = NumpyBackend(), TorchBackend("cuda", tile_elements=1 << 16)
     found = {fused_bytes(pair, tmp_path / str(k), method, backend) for k, backend in enumerate(backends)}
     assert len(found) == 1
 
