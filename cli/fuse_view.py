@@ -79,16 +79,18 @@ def plan_json(prepared: Prepared) -> dict[str, Any]:
 
 
 def show_uncovered(manifest: Manifest, found: Statistics) -> None:
-    """Say which fused tensors calibration has no statistics for: they were fused with H = I."""
+    """Say which fused tensors calibration has no statistics for: they were fused with H = I, or interpolated."""
     if found.provenance is None:
         return
     reasons, names = found.why_missing(), [record.name for record in manifest.fused if not record.measured]
+    protection = manifest.settings.get("protection")
+    instead = f"an interpolation at {1 / (1 + protection['weight']):.3g}" if protection else "H = I"
     by_reason: dict[str, list[str]] = {}
     for name in names:
         by_reason.setdefault(reasons.get(name, "not measured"), []).append(name)
     for reason, group in by_reason.items():
         others = f" and {len(group) - 1} others" if len(group) > 1 else ""
-        say(f"note: H = I for `{group[0]}`{others}: {reason}")
+        say(f"note: {instead} for `{group[0]}`{others}: {reason}")
 
 
 def _block_row(block: str, records: list[TensorRecord]) -> list[str]:

@@ -23,7 +23,10 @@ def model_card(plan: Plan, manifest: Manifest, name: str) -> str:
         _model_name(checkpoint.path, None if checkpoint.adapter else checkpoint.config)
         for checkpoint in (plan.base, *plan.tuned)
     ]
-    options = "\n".join(f"| {key} | {value} |" for key, value in sorted(manifest.options.items()))
+    rows = dict(sorted(manifest.options.items()))
+    for key, value in (manifest.settings.get("protection") or {}).items():
+        rows[f"protection: {key}"] = value
+    options = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     names = "\n".join(f"- {json.dumps(found)}" for found in dict.fromkeys(inputs))
     tuned = ", ".join(f"`{found}`" for found in inputs[1:])
     method = METHODS[manifest.method]

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from .input_digests import InputDigests
 from .manifest import DIGESTS, FileRecord, Manifest, installed_version, make_manifest
 from .methods import Method
 from .plan import Plan, Policies, Selection, Side, make_plan
-from .protector import Protector
+from .protector import HELD, Protector
 from .run import Progress, run
 from .staged import run_as_measured
 from .task import Context
@@ -105,9 +106,17 @@ class Prepared:
             bytes_read=self.plan.bytes_read,
             bytes_written=sum(shard.nbytes for shard in self.layout.shards),
             num_files=len(self.layout.shards),
-            memory=PROCESS_BYTES + backend.threads * backend.tile_elements * BYTES_PER_ELEMENT,
+            memory=PROCESS_BYTES + backend.threads * backend.tile_elements * BYTES_PER_ELEMENT + self._matrix_bytes(),
             mapped=min(backend.threads * largest, self.plan.bytes_read),
         )
+
+    def _matrix_bytes(self) -> int:
+        """Return what two-sided curvature with matrices holds: a few tensors in float32, and four float64 matrices."""
+        if self.settings.protection is None or not self.settings.protection.needs_gram:
+            return 0
+        shapes = [step.shape for step in self.plan.steps if step.action == "fuse" and len(step.shape) > 1]
+        widths = [min(prod(shape[1:]), max(shape)) for shape in shapes]
+        return 4 * HELD * max(map(prod, shapes), default=0) + 4 * 8 * max(widths, default=0) ** 2
 
     def protector(self) -> Protector | None:
         """Return what mixes the deltas before the method sees them, if the base is protected."""

@@ -3,7 +3,8 @@
 `{s}` is the strength. Files are made when an arm names them, and kept: `{target-128}`, as many training examples of
 the target task; `{default-128}`, `{fiction-128}`, `{software-128}`, pieces of general text; `{hessian-target-128}`,
 diagonal statistics of the fine-tune on those examples; `{full-target-128}`, `{full-default-128}`, full moments of
-the fine-tune and of the base.
+the fine-tune and of the base; `{crossed-target-128}` and so on, of the other model. After `;` the result so far is the
+tuned model. `sequential` is the script beside this file.
 
 Left out, because they are other arms bit for bit: AdaDARE-γ at sparsity 0 is interpolation, top-k by magnitude is TIES.
 """
@@ -25,14 +26,14 @@ class Arm:
     """A way to fuse.
 
     Attributes:
-        command: Arguments of `sculpt` without models and output; None is an arm that is still to be written.
+        command: Arguments of `sculpt` without models and output.
         grid: Strengths, of which validation chooses one; empty where there is nothing to choose.
         start: The strength that is tried first.
-        curve: Score every strength on test too, beside the chosen one.
+        curve: Score every strength on test too, of one seed.
     """
 
     name: str
-    command: str | None
+    command: str
     grid: tuple[float, ...] = ()
     start: float = 0.0
     curve: bool = False
@@ -81,18 +82,15 @@ def _classical() -> list[Arm]:
 def _two_sided() -> list[Arm]:
     arms = [
         _tuned("two-sided full", two_sided(), curve=True),
-        _tuned("two-sided block:512", two_sided("block:512"), curve=True),
-        _tuned("two-sided diagonal", two_sided("diagonal"), curve=True),
+        _tuned("two-sided block:512", two_sided("block:512")),
+        _tuned("two-sided diagonal", two_sided("diagonal")),
         Arm(
             name="two-sided full default text",
             command=two_sided().replace(f"{{full-default-{SOME}}}", "default"),
             grid=(1.0,),
         ),
     ]
-    arms += [
-        _tuned(f"two-sided full {text}", two_sided(protect=f"{text}-{SOME}"), curve=True)
-        for text in ("fiction", "software")
-    ]
+    arms += [_tuned(f"two-sided full {text}", two_sided(protect=f"{text}-{SOME}")) for text in ("fiction", "software")]
     arms += [
         _tuned(f"two-sided full {allocation} {p}", two_sided(more=f"--sparsity {p} --allocation {allocation}"))
         for allocation in ("closed-form", "exact")
@@ -114,11 +112,17 @@ def _tuned(name: str, command: str | None, *, curve: bool = False) -> Arm:
     return Arm(name=name, command=command, grid=LAMBDAS, start=1.0, curve=curve)
 
 
-def _to_be_written() -> list[Arm]:
-    names = ("both through both", "sequential", "low-rank 16")
-    return [_tuned(f"two-sided {name}", None) for name in names]
+def _variants() -> list[Arm]:
+    """Return what else could be done, each at λ = 1: compare with `two-sided full` there."""
+    crossed = two_sided().replace("{full-", "{crossed-") + " --hessian-of-other-model"
+    commands = {
+        "crossed": crossed,
+        "sequential": f"sequential --target {{target-{SOME}}} --protect {{default-{SOME}}} --weight {{s}}",
+        "low-rank 16": f"{two_sided()} ; lora-extract --rank 16 ; lora-merge",
+    }
+    return [Arm(name=f"two-sided {name}", command=command, grid=(1.0,)) for name, command in commands.items()]
 
 
 CLASSICAL = _classical()
 TWO_SIDED = _two_sided()
-ARMS = {arm.name: arm for arm in (*CLASSICAL, *TWO_SIDED, *_to_be_written())}
+ARMS = {arm.name: arm for arm in (*CLASSICAL, *TWO_SIDED, *_variants())}

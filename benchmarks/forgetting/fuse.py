@@ -16,6 +16,8 @@ from data import protection, target, write_samples
 from score import score
 from train import base, tuned_folder
 
+SCRIPTS = {"sequential": Path(__file__).with_name("sequential.py")}
+
 
 class ArmError(Exception):
     """A command of sculpt failed; what it said."""
@@ -43,15 +45,15 @@ class Files(dict[str, str]):
 
     def statistics(self, kind: str, side: str, count: str) -> Path:
         """Measure the fine-tune on target examples, or the base on general text."""
-        model = self.tuned if side == "target" else base()
+        model = self.tuned if (side == "target") == (kind != "crossed") else base()
         file = self.work / "statistics" / f"{model.name}-{kind}-{side}-{count}.safetensors"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            options = ["--full", "*"] if kind == "full" else []
+            options: list[str] = ["--full", "*"] if kind in ("full", "crossed") else []
             if (model / "adapter_config.json").exists():
                 options += ["--only-changed", str(base())]
             data = self[f"{side}-{count}"]
-            sculpt("calibrate", model, "--data", data, "--samples", count, *options, "-o", file)
+            run("calibrate", model, "--data", data, "--samples", count, *options, "-o", file)
         return file
 
     def remove_full(self) -> None:
@@ -60,28 +62,31 @@ class Files(dict[str, str]):
             file.unlink()
 
 
-def sculpt(*arguments: object) -> None:
-    """Run a command of sculpt.
+def run(name: str, *arguments: object) -> None:
+    """Run a command of sculpt, or the script beside this file that has its name.
 
     Raises:
         ArmError: It failed.
     """
-    command = [sys.executable, "-m", "sculpt", *map(str, arguments)]
+    program = [str(SCRIPTS[name])] if name in SCRIPTS else ["-m", "sculpt", name]
+    command = [sys.executable, *program, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ArmError(f"`sculpt {shlex.join(command[3:])}`: {done.stderr.strip()[-1000:]}")
+        raise ArmError(f"`{shlex.join(command[1:])}`: {done.stderr.strip()[-1000:]}")
 
 
 @contextmanager
 def fused(work: Path, arm: Arm, task: str, kind: str, seed: int, strength: float | None) -> Iterator[Path]:
     """Yield the folder of an arm's model; it is removed after use."""
     files = Files(work, task, kind, seed, s=f"{strength}")
-    assert arm.command is not None
-    command, *options = shlex.split(arm.command.format_map(files))
     with TemporaryDirectory(dir=work) as folder:
-        output = Path(folder) / "fused"
-        sculpt(command, base(), files.tuned, *options, "--seed", seed, "-o", output)
-        yield output
+        model, more = files.tuned, ["--seed", seed]
+        for k, step in enumerate(arm.command.split(";")):
+            command, *options = shlex.split(step.format_map(files))
+            output = Path(folder) / f"{k}"
+            run(command, base(), model, *options, *more, "-o", output)
+            model, more = output, []
+        yield model
 
 
 def fuse_and_score(

@@ -37,7 +37,7 @@ def score_arms(work: Path, task: str, kind: str, seed: int, patterns: Sequence[s
     for split in SPLITS:
         Scores(work).base(task, split)
     for arm in ARMS.values():
-        if fits(arm.name, patterns) and arm.command is not None:
+        if fits(arm.name, patterns):
             try:
                 run_arm(work, arm, task, kind, seed)
             except ArmError as error:
@@ -62,7 +62,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     if args.what == "arms":
         for arm in ARMS.values():
-            print(f"{arm.name:32} {arm.command or 'still to be written'}")
+            print(f"{arm.name:32} {arm.command}")
         return
     if args.what == "table":
         titles = {pair: f"{pair[0]}, {'all weights' if pair[1] == 'full' else 'LoRA'}" for pair in pairs}
