@@ -80,49 +80,34 @@ def _classical() -> list[Arm]:
 
 
 def _two_sided() -> list[Arm]:
+    """Return the forms that are compared at their best λ, and variations of `two-sided full` at λ = 1."""
     arms = [
-        _tuned("two-sided full", two_sided(), curve=True),
-        _tuned("two-sided block:512", two_sided("block:512")),
-        _tuned("two-sided diagonal", two_sided("diagonal")),
-        Arm(
-            name="two-sided full default text",
-            command=two_sided().replace(f"{{full-default-{SOME}}}", "default"),
-            grid=(1.0,),
-        ),
+        Arm(name=name, command=command, grid=LAMBDAS, start=1.0, curve=name == "two-sided full")
+        for name, command in {
+            "two-sided full": two_sided(),
+            "two-sided block:512": two_sided("block:512"),
+            "two-sided diagonal": two_sided("diagonal"),
+            "two-sided full exact 0.9": two_sided(more="--sparsity 0.9 --allocation exact"),
+        }.items()
     ]
-    arms += [_tuned(f"two-sided full {text}", two_sided(protect=f"{text}-{SOME}")) for text in ("fiction", "software")]
-    arms += [
-        _tuned(f"two-sided full {allocation} {p}", two_sided(more=f"--sparsity {p} --allocation {allocation}"))
-        for allocation in ("closed-form", "exact")
-        for p in SPARSITIES
-    ]
-    arms += [
-        _tuned(
-            f"two-sided combined drop {p}", two_sided(more=f"--sparsity {p} --allocation exact --protect-scores both")
-        )
-        for p in SPARSITIES
-    ]
-    counts = [count for count in SAMPLES if count != SOME]
-    arms += [_tuned(f"two-sided full target-{n}", two_sided(target=f"target-{n}")) for n in counts]
-    arms += [_tuned(f"two-sided full default-{n}", two_sided(protect=f"default-{n}")) for n in counts]
-    return arms
-
-
-def _tuned(name: str, command: str | None, *, curve: bool = False) -> Arm:
-    return Arm(name=name, command=command, grid=LAMBDAS, start=1.0, curve=curve)
-
-
-def _variants() -> list[Arm]:
-    """Return what else could be done, each at λ = 1: compare with `two-sided full` there."""
-    crossed = two_sided().replace("{full-", "{crossed-") + " --hessian-of-other-model"
-    commands = {
-        "crossed": crossed,
-        "sequential": f"sequential --target {{target-{SOME}}} --protect {{default-{SOME}}} --weight {{s}}",
-        "low-rank 16": f"{two_sided()} ; lora-extract --rank 16 ; lora-merge",
+    variations = {f"at 1, {text}": two_sided(protect=f"{text}-{SOME}") for text in ("fiction", "software")}
+    for p in SPARSITIES:
+        for allocation in ("closed-form", "exact"):
+            variations[f"at 1, {allocation} {p}"] = two_sided(more=f"--sparsity {p} --allocation {allocation}")
+        both = f"--sparsity {p} --allocation exact --protect-scores both"
+        variations[f"at 1, drop by both {p}"] = two_sided(more=both)
+    for count in SAMPLES:
+        if count != SOME:
+            variations[f"at 1, target-{count}"] = two_sided(target=f"target-{count}")
+            variations[f"at 1, default-{count}"] = two_sided(protect=f"default-{count}")
+    variations |= {
+        "at 1, crossed": two_sided().replace("{full-", "{crossed-") + " --hessian-of-other-model",
+        "at 1, sequential": f"sequential --target {{target-{SOME}}} --protect {{default-{SOME}}} --weight {{s}}",
+        "at 1, low-rank 16": f"{two_sided()} ; lora-extract --rank 16 ; lora-merge",
     }
-    return [Arm(name=f"two-sided {name}", command=command, grid=(1.0,)) for name, command in commands.items()]
+    return arms + [Arm(name=f"two-sided {k}", command=command, grid=(1.0,)) for k, command in variations.items()]
 
 
 CLASSICAL = _classical()
 TWO_SIDED = _two_sided()
-ARMS = {arm.name: arm for arm in (*CLASSICAL, *TWO_SIDED, *_variants())}
+ARMS = {arm.name: arm for arm in (*CLASSICAL, *TWO_SIDED)}

@@ -11,7 +11,7 @@ from fuse import fuse_and_score
 from score import Scores
 from sculpt.evaluate.scores import h_score
 
-CURVE_SEED = 0  # the one whose whole curves are scored on test
+FIRST_SEED = 0  # whose validation chooses the strengths, for the other seeds too, and whose curves are scored on test
 
 
 def retention(row: Mapping[str, Any], base: Mapping[str, Any], source: str = "prose") -> float:
@@ -57,9 +57,12 @@ def run_arm(work: Path, arm: Arm, task: str, kind: str, seed: int) -> None:
         scored(None, "test")
         return
     base = scores.base(task, "validation")
-    before = best_strength(scores.all(), base, arm.name, {"task": task, "kind": kind})  # of another seed
-    chosen = climb(arm.grid, arm.start if before is None else before, lambda s: h_of(scored(s, "validation"), base))
-    for strength in arm.grid if arm.curve and seed == CURVE_SEED else (chosen,):
+    chosen = arm.grid[0] if len(arm.grid) == 1 else None
+    if chosen is None and seed != FIRST_SEED:
+        chosen = best_strength(scores.all(), base, arm.name, {"task": task, "kind": kind, "seed": FIRST_SEED})
+    if chosen is None:
+        chosen = climb(arm.grid, arm.start, lambda s: h_of(scored(s, "validation"), base))
+    for strength in arm.grid if arm.curve and seed == FIRST_SEED else (chosen,):
         scored(strength, "test")
 
 

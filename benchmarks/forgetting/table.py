@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 from arms import ARMS
-from choose import best_strength, h_of, retention
+from choose import FIRST_SEED, best_strength, h_of, retention
 
 Row = dict[str, Any]
 
@@ -60,7 +60,13 @@ class Table:
     def _strength(self, row: Row) -> float | None:
         if not ARMS[row["arm"]].grid:
             return None
-        return best_strength(self.rows, self.base["validation"], row["arm"], {"seed": row["seed"]})
+        if len(ARMS[row["arm"]].grid) == 1:
+            return ARMS[row["arm"]].grid[0]
+        found = (
+            best_strength(self.rows, self.base["validation"], row["arm"], {"seed": seed})
+            for seed in (row["seed"], FIRST_SEED)
+        )
+        return next((strength for strength in found if strength is not None), None)
 
     def curves(self, patterns: Sequence[str]) -> Iterator[tuple[str, str, list[Row]]]:
         """Yield arm, strength, and the test scores of all seeds at it, for every strength."""
