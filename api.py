@@ -19,6 +19,10 @@ def quiet(_done: int, _total: int, _what: str) -> None:
     """Report progress to nobody."""
 
 
+# AdaDARE-γ's own options where the base is protected: what is to be held back is held back by the curvature.
+PROTECTED = {"gamma": 1.0, "sparsity": 0.0}
+
+
 def default_output(tuned: PathLike) -> Path:
     """Return `<tuned>-fused`, beside the tuned checkpoint."""
     path = Path(tuned).resolve()
@@ -69,7 +73,7 @@ def fuse(
 
     Args:
         output: A folder that does not exist yet; `<tuned>-fused` by default.
-        method: AdaDARE-γ with the paper's settings by default.
+        method: By default AdaDARE-γ with the paper's settings; where the base is protected, with γ = 1 and no drop.
         hessian: Statistics from `calibrate`, as a file or in memory.
         data: Without `hessian`: calibrate on this first; by default on the text that ships with the package.
         protect: What the base is to stay good at: general data, `default` for the text that ships, or the base's own
@@ -88,6 +92,7 @@ def fuse(
         raise MethodError("give `hessian`, `data` and `protect` within `calibration`, or give no `calibration`")
     if protect is not None or protection is not None:
         settings = replace(settings or Settings(), protection=protection or Protection())
+        method = method or AdaDare(**PROTECTED)
     prepared = prepare_fuse(base, tuned, output=output, method=method, settings=settings, overwrite=overwrite)
     with statistics(prepared, calibration, progress=progress) as found:
         return execute(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PathLike = Path | str
 Given = PathLike | Mapping[str, Curvature]  # a file of statistics, or statistics in memory
 SHIPPED = "default"  # the name of the text that ships with the package
+STATISTICS = ".safetensors"  # what a file of statistics ends with; any other is data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,8 @@ class Calibration:
         enabled: False is H = I, no calibration at all.
         samples, max_length, seed, device: As for `calibrate`.
         of_other_model: Accept statistics that were not measured on this model.
-        protect: What the base is to stay good at, where `Settings.protection` is set: general data, `default` for the
-            text that ships, a file of the base's statistics, or statistics in memory.
+        protect: What the base is to stay good at, where `Settings.protection` is set: general data, a file of the
+            base's statistics, or statistics in memory; None and `default` are the text that ships.
         protect_samples: How many general samples.
     """
 
@@ -47,35 +48,36 @@ class Calibration:
     seed: int = 0
     device: str = "auto"
     of_other_model: bool = False
-    protect: Given = SHIPPED
+    protect: Given | None = None
     protect_samples: int = 128
 
     def __post_init__(self) -> None:
         given = [
             name for name, on in (("--hessian", self.hessian is not None), ("--data", self.data is not None)) if on
         ]
-        if len(given) == 2 or (given and not self.enabled):
+        given += ["--protect"] * (self.protect is not None and not self.enabled)
+        if {"--hessian", "--data"} <= set(given) or (given and not self.enabled):
             others = [*given, *(["--no-calibration"] if not self.enabled else [])]
             raise MethodError(f"{' and '.join(f'`{name}`' for name in others)} exclude each other")
 
+    @property
+    def protects_shipped(self) -> bool:
+        """Whether the general side is measured on the text that ships."""
+        return self.protect is None or (isinstance(self.protect, str) and self.protect == SHIPPED)
+
     def of_general(self) -> Calibration:
         """Return the same for the general side: what it is measured on, or its statistics."""
-        known = self.protect if isinstance(self.protect, Mapping) or is_statistics(self.protect) else None
-        data = None if known is not None or self.protect == SHIPPED else self.protect
+        protect = None if self.protects_shipped else self.protect
+        data = protect if isinstance(protect, (Path, str)) and Path(protect).suffix != STATISTICS else None
         return Calibration(
-            hessian=known,
-            data=data,  # pyright: ignore[reportArgumentType] (a mapping is `known`)
+            hessian=protect if data is None else None,
+            data=data,
             samples=self.protect_samples,
             max_length=self.max_length,
             seed=self.seed,
             device=self.device,
             of_other_model=self.of_other_model,
         )
-
-
-def is_statistics(path: PathLike) -> bool:
-    """Return whether a path is meant as a file of statistics, not as data."""
-    return Path(path).suffix == ".safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,7 @@ def statistics(
     protection = prepared.settings.protection
     if protection is not None:
         if not calibration.enabled:
-            raise MethodError("`--protect` and `--no-calibration` exclude each other")
+            raise MethodError("a protection wants statistics, so `--no-calibration` has no place beside it")
         with ExitStack() as stack:
             yield _both_sides(prepared, calibration, progress, stack)
     elif not prepared.method.uses_curvature or not calibration.enabled:

@@ -72,14 +72,14 @@ def run_fuse(
     json: bool,
 ) -> None:
     """Plan, by a recipe if one is given, and run the plan."""
-    from ..api import prepare_fuse
+    from ..api import PROTECTED, prepare_fuse
 
     settings = settings_of(output, selection, run)
     protect = protect or ProtectOptions()
     if config is None:
         settings = replace(settings, protection=protect.protection(given=given))
-        if settings.protection is not None and isinstance(method, AdaDare) and "gamma" not in given:
-            method = replace(method, gamma=1.0)  # what is to be held back is held back by the curvature
+        if settings.protection is not None and isinstance(method, AdaDare):
+            method = replace(method, **{name: value for name, value in PROTECTED.items() if name not in given})
         prepared = prepare_fuse(
             base, tuned, output=output.output, method=method, settings=settings, overwrite=output.overwrite
         )
@@ -101,7 +101,7 @@ def run_fuse(
 def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool, overwrite: bool, json: bool) -> None:
     """Calibrate where the method wants it, fuse, and show what was done; or show the plan."""
     from ..fusion.fuse import execute
-    from ..measuring import SHIPPED, statistics
+    from ..measuring import statistics
     from . import fuse_view
     from .console import print_json, progress_bar, say
 
@@ -115,7 +115,7 @@ def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool,
     if measures:
         say(f"calibrating on {calibration.data or 'the text that ships with sculpt (--data names your own)'}")
     if protects:
-        known = "the text that ships with sculpt" if calibration.protect == SHIPPED else calibration.protect
+        known = "the text that ships with sculpt" if calibration.protects_shipped else calibration.protect
         say(f"protecting the base on {known}")
         measures = measures or calibration.of_general().hessian is None
     with (

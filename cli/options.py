@@ -55,7 +55,7 @@ class CalibrationOptions:
 
     def calibration(self, device: str, seed: int, protect: ProtectOptions | None = None) -> Calibration:
         """Return them as the library takes them."""
-        from ..measuring import SHIPPED, Calibration
+        from ..measuring import Calibration
 
         protect = protect or ProtectOptions()
         return Calibration(
@@ -67,7 +67,7 @@ class CalibrationOptions:
             seed=seed,
             device=device,
             of_other_model=self.hessian_of_other_model,
-            protect=protect.protect or SHIPPED,
+            protect=protect.protect,
             protect_samples=protect.protect_samples,
         )
 
@@ -78,8 +78,8 @@ class ProtectOptions:
 
     Attributes:
         protect: General samples that the base is to stay good on: data as for --data, `default` for the text that
-            ships, or the base's statistics from `sculpt calibrate BASE --full '*'`. The strength is then 1 unless
-            --gamma says otherwise.
+            ships, or the base's statistics from `sculpt calibrate BASE --full '*'`. Then --gamma is 1 and --sparsity 0
+            unless they are given.
         protect_weight: λ: what an error on general inputs weighs against one on the target's. 0 keeps the fine-tune.
         curvature: full, block:512 (that many neighbouring inputs), or diagonal: what the two sides are compared by.
         protect_samples: How many general samples.

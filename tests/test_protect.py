@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -210,3 +212,27 @@ def test_an_adapter_is_protected_as_its_merged_model_is(
         assert forms["model.layers.0.self_attn.q_proj.weight"] == "full"
     for name, array in outputs[0].items():
         np.testing.assert_allclose(array, outputs[1][name], atol=2e-6)
+
+
+def test_the_command_protects_and_says_so(models: Callable[[str], dict[str, Path]], tmp_path: Path) -> None:
+    found = models("llama-tied")
+
+    def run(*options: str | Path) -> dict[str, Any]:
+        command = [sys.executable, "-m", "sculpt", "fuse", found["base"], found["tuned"], "--data", found["target"]]
+        done = subprocess.run([*command, *options, "--json"], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert f"protecting the base on {found['general']}" in done.stderr
+        return json.loads(done.stdout)
+
+    general = ("--protect", found["general"])
+    first = run(*general, "--curvature", "block:8", "--protect-weight", "3", "-o", "first")
+    assert {"weight": 3.0, "curvature": "block:8"}.items() <= first["settings"]["protection"].items()
+    assert {"gamma": 1.0, "sparsity": 0.0}.items() <= first["options"].items()
+    assert "protection: weight | 3.0" in (tmp_path / "first/README.md").read_text()
+    second = run("--config", "two-sided", *general, "--protect-weight", "3", "-o", "second")
+    assert {"weight": 3.0, "curvature": "full"}.items() <= second["settings"]["protection"].items()
+    third = run(*general, "--sparsity", "0.5", "--protect-weight", "3", "--protect-scores", "both", "-o", "third")
+    assert {"gamma": 1.0, "sparsity": 0.5}.items() <= third["options"].items()
+    assert third["realised_sparsity"] > 0.4
+    tensors = {record["name"]: record["protected"] for record in second["tensors"]}
+    assert tensors["model.layers.1.mlp.down_proj.weight"] == "full"

@@ -79,6 +79,18 @@ REFUSALS = {
         ["fuse", "base", "sft", "--data", "x", "--no-calibration"],
         "error: `--data` and `--no-calibration` exclude each other\n",
     ),
+    "idle protection": (
+        ["fuse", "base", "sft", "--protect-weight", "3"],
+        "error: `--protect-weight` has no effect without `--protect`\n\nhint: ",
+    ),
+    "no such curvature": (
+        ["fuse", "base", "sft", "--protect", "default", "--curvature", "half"],
+        "error: `--curvature` must be full, diagonal or block:N such as block:512, got `half`\n",
+    ),
+    "protection without calibration": (
+        ["fuse", "base", "sft", "--protect", "default", "--no-calibration"],
+        "error: `--protect` and `--no-calibration` exclude each other\n",
+    ),
     "no statistics": (["fuse", "base", "sft", "--hessian", "none.safetensors"], "error: "),
     "not a fused one": (["verify", "base"], "error: `base` holds no `sculpt-manifest.json`\n"),
 }
