@@ -147,7 +147,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     return {
         key: value
         for key, value in sorted(vars(args).items())
-        if key not in ("results", "seeds", "ranks", "methods", "quick")
+        if key not in ("results", "seeds", "first_seed", "ranks", "methods", "quick")
     }
 
 
@@ -172,9 +172,10 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         shown = " ".join(f"{key} {figures[key]:.2f}" for key in ("source", "target", "avg", "perplexity"))
         print(f"seed {seed} rank {rank:3} {method:12} {shown}  {row['core_seconds']:.0f} core seconds", flush=True)
 
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.seeds):
         for rank, name in ((rank, name) for rank in args.ranks for name in args.methods):
             wanted = [name, "prune", "dare", "tailor"] if name == "lora" and not args.quick else [name]
+            known |= known_lines(args.results, settings)  # another process may write beside this one
             if all((one, rank, seed) in known for one in wanted):
                 continue
             experiment = experiment or Experiment(args, folder)
@@ -224,6 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path("lorasculpt.jsonl"), help="JSON lines; added to")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0, help="to share the work among processes")
     parser.add_argument("--ranks", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--methods", nargs="+", choices=TRAINED, default=list(TRAINED))
     parser.add_argument("--steps", type=int, default=56)
