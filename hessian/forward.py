@@ -24,6 +24,7 @@ from .batching import Batch
 from .journal import Journal
 from .recorder import Recorder, Stop
 from .row_weights import RowWeights
+from .statistics import ReturnError
 from .tape import UNIT, LostError, Tape
 from .units import Unit
 from .weights import Weights
@@ -102,6 +103,11 @@ class Forward:
         finally:
             self._unwrap_modules()
             self._stop()
+
+    def comes_back(self) -> bool:
+        """Return whether a batch waits for a unit that it has passed: the model loops."""
+        waited = {run.waits_for.index for run in self._runs if run.waits_for is not None and not run.done}
+        return bool(waited & self.passed)
 
     def tapes(self) -> dict[int, Tape]:
         """Return the tapes of batches that have not ended."""
@@ -220,7 +226,7 @@ class Forward:
             self.model(**run.batch.inputs_on(self.device))
         except Stop:
             pass
-        except (SculptError, LostError, greenlet.GreenletExit):
+        except (SculptError, LostError, ReturnError, greenlet.GreenletExit):
             raise
         except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -29,7 +29,7 @@ from .journal import Journal
 from .recorder import Recorder
 from .rows import open_rows
 from .sampling import digest_of, draw_samples
-from .statistics import ParameterStatistics
+from .statistics import ParameterStatistics, ReturnError
 from .stopping import all_passed, final_parameter
 from .tape import Tape
 from .texts import num_positions
@@ -183,22 +183,34 @@ class Session:
         tapes = self._resume(forward)
         total = len(self.units)
         self.progress(len(forward.passed), total, "calibrate")
-        for unit in forward.run(self._batches(), tapes):
-            if not may_return:
-                self._check_not_returned(unit)
+        for unit in self._passed_units(forward, tapes, may_return=may_return):
             block = self._block(unit.name, once=once)
             if journal is not None:
                 journal.write(sorted(forward.passed), forward.tapes(), *self._settled(), self.grams)
             self.progress(min(len(forward.passed), total), total, unit.name)
             if block is not None:
                 yield block
-            # With all tensors wanted, a forward is not cut short: what looks passed may be a loop's first round.
-            if self._is_partial and all_passed(self.units, forward.passed, self.weights.statistics()):
+            if self._is_partial and not forward.comes_back() and self._has_all(forward):
                 break
         block = self._block("", everything=True, once=once)
         self.progress(total, total, "calibrate")
         if block is not None:
             yield block
+
+    def _passed_units(self, forward: Forward, tapes: dict[int, Tape] | None, *, may_return: bool) -> Iterator[Unit]:
+        """Yield units as all batches have passed them; refuse a model that comes back, unless it may."""
+        try:
+            for unit in forward.run(self._batches(), tapes):
+                if not may_return:
+                    self._check_not_returned(unit.name)
+                yield unit
+        except ReturnError as error:
+            if not may_return:
+                self._check_not_returned(str(error))
+            raise
+
+    def _has_all(self, forward: Forward) -> bool:
+        return all_passed(self.units, forward.passed, self.weights.statistics())
 
     def _resume(self, forward: Forward) -> dict[int, Tape] | None:
         """Return the tapes of a run that was killed, with its statistics restored; None where there was none."""
@@ -221,11 +233,11 @@ class Session:
         weights = self.weights.take_stored(names)
         return CalibratedBlock(name=name, curvatures=found, weights=weights) if found or weights else None
 
-    def _check_not_returned(self, unit: Unit) -> None:
+    def _check_not_returned(self, place: str) -> None:
         name = self.collector.returned_to()
         if name is not None:
             raise ModelError(
-                f"`{type(self.model).__name__}` comes back to `{unit.name}`, so `{name}` was not whole",
+                f"`{type(self.model).__name__}` comes back to `{place}`, so `{name}` was not whole",
                 hint="calibrate first, then fuse with `--hessian`",
             )
 

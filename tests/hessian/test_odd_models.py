@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from sculpt.fusion.errors import ModelError
 from sculpt.hessian import CalibrationOptions, DiagonalHessian, calibrate, iter_calibrate
 from sculpt.hessian.session import Session
@@ -130,10 +131,37 @@ def test_a_loop_reads_a_block_twice_at_most(tmp_path: Path) -> None:
         assert max(session.weights.reads.values()) == 2
 
 
-def test_a_loop_is_refused_where_blocks_are_handed_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("full", [(), ("*",)], ids=["diagonal", "full"])
+def test_a_loop_is_refused_where_blocks_are_handed_out(full: tuple[str, ...], tmp_path: Path) -> None:
     folder, data = settle(tmp_path, loops=2)
     with pytest.raises(ModelError, match="comes back to"):
-        list(iter_calibrate(folder, CalibrationOptions(data=data)))
+        list(iter_calibrate(folder, CalibrationOptions(data=data, full=full)))
+
+
+def test_full_matrices_of_a_loop_are_held_in_memory(tmp_path: Path) -> None:
+    folder, data = settle(tmp_path, loops=3)
+    written = calibrate(folder, data=data, full=["*"], output=tmp_path / "h.safetensors")
+    held = calibrate(folder, data=data, full=["*"])
+    assert sum(curvature.gram is not None for curvature in held.values()) > 3
+    for name, curvature in held.items():
+        assert (curvature.gram is None) == (written[name].gram is None), name
+        if curvature.gram is not None:
+            np.testing.assert_array_equal(curvature.gram, written[name].gram)  # pyright: ignore[reportArgumentType]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_loop_over_the_changed_blocks_is_measured_to_its_end(tmp_path: Path) -> None:
+    folder, data = settle(tmp_path, loops=3)
+    whole = calibrate(folder, data=data)
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("blocks.0.one.weight", "blocks.1.two.weight"):
+        tensors[name] = tensors[name] + 1
+    (tmp_path / "base").mkdir()
+    save_file(tensors, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "base" / "config.json").write_text((folder / "config.json").read_text())
+    found = calibrate(folder, data=data, only_changed=tmp_path / "base")
+    for name in ("blocks.0.one.weight", "blocks.1.two.weight"):
+        np.testing.assert_array_equal(found[name].terms[0], whole[name].terms[0])
 
 
 def test_a_loop_that_is_killed_gives_the_same_bytes(tmp_path: Path) -> None:
