@@ -148,6 +148,34 @@ def test_a_sweep_shows_its_points_and_writes_the_one_that_is_picked(sculpt: Scul
     assert again.stderr.startswith("error: `out` holds a sweep")
 
 
+def test_a_sweep_of_protections_writes_the_one_that_is_picked(sculpt: Sculpt, home: Path, tuned: Path) -> None:
+    arguments = ("sweep", "base", "sft", "--suite", "suite.yaml", "--device", "cpu", "--data", "prose.jsonl")
+    options = (
+        "--protect",
+        "prose.jsonl",
+        "--protect-weight",
+        "0.1,10",
+        "--curvature",
+        "block:8",
+        "--sparsity",
+        "0,0.5",
+    )
+    done = sculpt(*arguments, *options, "--pick", "avg", "-o", "protected", "--json", cwd=home)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    tried = [(p["protection"]["weight"], p["options"]["gamma"], p["sparsity"]) for p in found["points"][2:]]
+    assert tried == [(0.1, 1.0, 0.0), (10.0, 1.0, 0.0), (0.1, 1.0, 0.5), (10.0, 1.0, 0.5)]
+    manifest = json.loads((home / "protected/fused/sculpt-manifest.json").read_text())
+    assert manifest["settings"]["protection"] == found["picked"]["protection"]
+    scored = json.loads(
+        sculpt("eval", "protected/fused", "--suite", "suite.yaml", "--device", "cpu", "--json", cwd=home).stdout
+    )
+    assert scored["measures"] == found["picked"]["measures"]
+    refused = sculpt(*arguments, "--protect-weight", "1", cwd=home)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: `--protect-weight` has no effect without `--protect`")
+
+
 def test_a_pick_that_no_point_reaches_writes_no_model(sculpt: Sculpt, home: Path, tuned: Path) -> None:
     done = sculpt(
         *("sweep", "base", "sft", "--suite", "suite.yaml", "--device", "cpu", "--method", "task-arithmetic"),
