@@ -20,7 +20,7 @@ def quiet(_done: int, _total: int, _what: str) -> None:
 
 
 # AdaDARE-γ's own options where the base is protected: what is to be held back is held back by the curvature.
-PROTECTED = {"gamma": 1.0, "sparsity": 0.0}
+PROTECTED = AdaDare(gamma=1.0, sparsity=0.0)
 
 
 def default_output(tuned: PathLike) -> Path:
@@ -92,7 +92,7 @@ def fuse(
         raise MethodError("give `hessian`, `data` and `protect` within `calibration`, or give no `calibration`")
     if protect is not None or protection is not None:
         settings = replace(settings or Settings(), protection=protection or Protection())
-        method = method or AdaDare(**PROTECTED)
+        method = method or PROTECTED
     prepared = prepare_fuse(base, tuned, output=output, method=method, settings=settings, overwrite=overwrite)
     with statistics(prepared, calibration, progress=progress) as found:
         return execute(

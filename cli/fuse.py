@@ -79,7 +79,8 @@ def run_fuse(
     if config is None:
         settings = replace(settings, protection=protect.protection(given=given))
         if settings.protection is not None and isinstance(method, AdaDare):
-            method = replace(method, **{name: value for name, value in PROTECTED.items() if name not in given})
+            left = {"gamma", "sparsity"} - set(given)
+            method = replace(method, **{name: getattr(PROTECTED, name) for name in left})
         prepared = prepare_fuse(
             base, tuned, output=output.output, method=method, settings=settings, overwrite=output.overwrite
         )

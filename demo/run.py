@@ -15,6 +15,7 @@ from .setup import Narrator, Setup, Silence, counter, make_setup, refuse_device
 RESULT = "sculpt-demo.json"
 SAMPLES = 128
 STRENGTH, SPARSITY = 0.5, 0.9
+GENERAL_SAMPLES, GENERAL_TOKENS = 32, 256  # of the text that ships, to protect the base on
 
 
 def run_demo(
@@ -29,7 +30,7 @@ def run_demo(
     device: str,
     narrator: Narrator | None = None,
 ) -> DemoResult:
-    """Fine-tune a small real model, fuse it with its base in four ways, and return the scores of all.
+    """Fine-tune a small real model, fuse it with its base in five ways, and return the scores of all.
 
     The checkpoints, the calibration data and statistics and the result are left in `out`.
 
@@ -83,10 +84,12 @@ class _Story:
         self.prose = [encode_prose(text, self.tokenizer, setup.prose_tokens) for text in setup.task.prose]
 
     def tell(self, strength: float, sparsity: float) -> DemoResult:
-        from ..api import fuse
+        from ..api import PROTECTED, fuse
         from ..fusion.fuse import Settings
         from ..fusion.methods import AdaDare, Dare, TaskArithmetic
+        from ..fusion.two_sided import Protection
         from ..hessian import calibrate
+        from ..measuring import Calibration
         from .task import write_calibration
 
         self.out.mkdir(parents=True, exist_ok=True)
@@ -105,17 +108,26 @@ class _Story:
                 output=hessian,
                 samples=SAMPLES,
                 batch_size=8,
+                full=["*"],
                 seed=self.seed,
                 device=self.device,
                 overwrite=True,
                 progress=progress,
             )
         self.clock.lap("calibrate")
-        for name, folder, method in (
-            (f"interpolation {strength}", "interpolation", TaskArithmetic(scale=strength)),
-            ("DARE λ=1", "dare-1", Dare(sparsity=sparsity, scale=1.0)),
-            (f"DARE λ={strength}", "dare", Dare(sparsity=sparsity, scale=strength)),
-            (f"AdaDARE-γ γ={strength}", "adadare", AdaDare(gamma=strength, sparsity=sparsity)),
+        calibration = Calibration(
+            hessian=hessian,
+            max_length=GENERAL_TOKENS,
+            seed=self.seed,
+            device=self.device,
+            protect_samples=GENERAL_SAMPLES,
+        )
+        for name, folder, method, protection in (
+            (f"interpolation {strength}", "interpolation", TaskArithmetic(scale=strength), None),
+            ("DARE λ=1", "dare-1", Dare(sparsity=sparsity, scale=1.0), None),
+            (f"DARE λ={strength}", "dare", Dare(sparsity=sparsity, scale=strength), None),
+            (f"AdaDARE-γ γ={strength}", "adadare", AdaDare(gamma=strength, sparsity=sparsity), None),
+            ("two-sided λ=1", "two-sided", PROTECTED, Protection()),
         ):
             with self.narrator.stage(f"fusing: {name}", unit="bytes") as progress:
                 fuse(
@@ -123,8 +135,8 @@ class _Story:
                     tuned,
                     output=self.out / folder,
                     method=method,
-                    hessian=hessian if method.uses_curvature else None,
-                    settings=Settings(seed=self.seed, device=self.device),
+                    calibration=calibration,
+                    settings=Settings(seed=self.seed, device=self.device, protection=protection),
                     overwrite=True,
                     progress=progress,
                 )

@@ -49,6 +49,7 @@ def test_every_model_of_the_story_is_scored(story) -> None:
         "DARE λ=1",
         "DARE λ=0.5",
         "AdaDARE-γ γ=0.5",
+        "two-sided λ=1",
     ]
     for row in result.rows:
         assert 0 <= row.target <= 100
