@@ -29,7 +29,7 @@ class Arm:
         command: Arguments of `sculpt` without models and output.
         grid: Strengths, of which validation chooses one; empty where there is nothing to choose.
         start: The strength that is tried first.
-        curve: Score every strength on test too, of one seed.
+        curve: Score every strength on test too, of the first full fine-tune.
     """
 
     name: str
@@ -85,12 +85,11 @@ def _two_sided() -> list[Arm]:
         Arm(name=name, command=command, grid=LAMBDAS, start=1.0, curve=name == "two-sided full")
         for name, command in {
             "two-sided full": two_sided(),
-            "two-sided block:512": two_sided("block:512"),
-            "two-sided diagonal": two_sided("diagonal"),
             "two-sided full exact 0.9": two_sided(more="--sparsity 0.9 --allocation exact"),
         }.items()
     ]
-    variations = {f"at 1, {text}": two_sided(protect=f"{text}-{SOME}") for text in ("fiction", "software")}
+    variations = {f"at 1, {form}": two_sided(form) for form in ("block:512", "block:64", "diagonal")}
+    variations |= {f"at 1, {text}": two_sided(protect=f"{text}-{SOME}") for text in ("fiction", "software")}
     for p in SPARSITIES:
         for allocation in ("closed-form", "exact"):
             variations[f"at 1, {allocation} {p}"] = two_sided(more=f"--sparsity {p} --allocation {allocation}")

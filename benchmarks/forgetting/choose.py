@@ -62,7 +62,7 @@ def run_arm(work: Path, arm: Arm, task: str, kind: str, seed: int) -> None:
         chosen = best_strength(scores.all(), base, arm.name, {"task": task, "kind": kind, "seed": FIRST_SEED})
     if chosen is None:
         chosen = climb(arm.grid, arm.start, lambda s: h_of(scored(s, "validation"), base))
-    for strength in arm.grid if arm.curve and seed == FIRST_SEED else (chosen,):
+    for strength in arm.grid if arm.curve and seed == FIRST_SEED and kind == "full" else (chosen,):
         scored(strength, "test")
 
 
