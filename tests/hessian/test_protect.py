@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,21 +17,9 @@ import transformers
 from sculpt.fusion.errors import CurvatureError, MethodError, SculptError
 from sculpt.measuring import Calibration
 
+from . import zoo  # noqa: TID251 (the tests' own folder)
+
 Read = Callable[[Path], dict[str, np.ndarray]]
-
-
-def _zoo() -> ModuleType:
-    place = Path(__file__).parent / "hessian" / "zoo.py"
-    spec = importlib.util.spec_from_file_location("protect_zoo", place)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-zoo = _zoo()
 
 
 @pytest.fixture(scope="module")
