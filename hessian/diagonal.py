@@ -118,16 +118,35 @@ class DiagonalHessian(Mapping[str, Curvature]):
 
         return read(Path(path))
 
-    def merge(self, others: Iterable[DiagonalHessian]) -> DiagonalHessian:
+    def merge(self, others: Iterable[DiagonalHessian], *, gram_file: Path | None = None) -> DiagonalHessian:
         """Return the statistics of all samples together: Σx², Σx·xᵀ and counts add up.
+
+        Σx·xᵀ is kept of tensors that have it wherever they were seen.
+
+        Args:
+            gram_file: Where the sums of Σx·xᵀ are put, and mapped from; None holds them in memory.
 
         Raises:
             CurvatureError: They belong to different models, or were gathered differently.
         """
-        merged = self
-        for other in others:
-            merged = _merge_two(merged, other)
-        return merged
+        from .gram_store import GramStore, by_block, with_summed_grams
+
+        sides = [self, *others]
+        merged = _without_grams(self)
+        for other in sides[1:]:
+            merged = _merge_two(merged, _without_grams(other))
+        store = None if gram_file is None else GramStore(gram_file)
+        curvatures: dict[str, Curvature] = {}
+        for names in by_block(merged):
+            grams = [{name: side[name].gram for name in names if name in side} for side in sides]
+            block = with_summed_grams({name: merged[name] for name in names}, grams)
+            curvatures |= block if store is None else store.keep(block)
+        return dataclasses.replace(merged, curvatures=curvatures)
+
+
+def _without_grams(hessian: DiagonalHessian) -> DiagonalHessian:
+    found = {name: dataclasses.replace(curvature, gram=None) for name, curvature in hessian.items()}
+    return dataclasses.replace(hessian, curvatures=found)
 
 
 def _joined(first: str, second: str) -> str:

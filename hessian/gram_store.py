@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,37 @@ import numpy as np
 
 from ..fusion.curvature import Curvature
 from ..fusion.errors import OutputError
+from ..fusion.names import block_of
+
+
+def with_summed_grams(
+    block: Mapping[str, Curvature], sides: Sequence[Mapping[str, np.ndarray | None]]
+) -> dict[str, Curvature]:
+    """Return a block's curvature with Σ x·xᵀ added up over several sets of samples, in float64.
+
+    Tensors that share a matrix on every side share the sum. One that a side has seen without its matrix gets none.
+
+    Args:
+        sides: Of each set, the matrices of the tensors that it has seen.
+    """
+    sums: dict[tuple[int, ...], np.ndarray] = {}
+    found = {}
+    for name, curvature in block.items():
+        grams = [side[name] for side in sides if name in side]
+        known = [gram for gram in grams if gram is not None]
+        key = tuple(map(id, known)) if len(known) == len(grams) else ()
+        if key and key not in sums:
+            sums[key] = np.asarray(np.sum(known, axis=0, dtype=np.float64), np.float32)
+        found[name] = replace(curvature, gram=sums.get(key))
+    return found
+
+
+def by_block(names: Iterable[str]) -> list[list[str]]:
+    """Return the names, sorted, of one block after another: the matrices of all together would not fit in memory."""
+    blocks: dict[str, list[str]] = {}
+    for name in sorted(names):
+        blocks.setdefault(block_of(name), []).append(name)
+    return list(blocks.values())
 
 
 @dataclass(frozen=True)

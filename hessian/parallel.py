@@ -12,13 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from ..fusion.curvature import Curvature
 from ..fusion.errors import ModelError
-from ..fusion.names import block_of
 from .diagonal import add_curvature
-from .gram_store import GramStore
+from .gram_store import GramStore, by_block, with_summed_grams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,24 +89,13 @@ def add_up(
 def _add_grams(
     total: dict[str, Curvature], curvatures: Mapping[str, Curvature], processes: Processes, store: GramStore | None
 ) -> None:
-    """Add up Σ x·xᵀ a block at a time: those of all blocks together would not fit."""
+    """Add up Σ x·xᵀ a block at a time."""
     import torch.distributed as dist
 
-    blocks: dict[str, list[str]] = {}
-    for name in sorted(total):
-        blocks.setdefault(block_of(name), []).append(name)
-    for names in blocks.values():
-        own = {name: curvatures[name].gram for name in names if name in curvatures}
+    for names in by_block(total):
         gathered: list[Any] = [None] * processes.count
-        dist.all_gather_object(gathered, own)  # tensors that share an array still do when it arrives
-        sums: dict[tuple[int, ...], np.ndarray] = {}
-        block = {}
-        for name in names:
-            grams = [found[name] for found in gathered if found.get(name) is not None]
-            key = tuple(map(id, grams))
-            if grams and key not in sums:
-                sums[key] = np.asarray(np.sum(grams, axis=0, dtype=np.float64), np.float32)
-            block[name] = replace(total[name], gram=sums.get(key))
+        dist.all_gather_object(gathered, {name: curvatures[name].gram for name in names if name in curvatures})
+        block = with_summed_grams({name: total[name] for name in names}, gathered)
         total |= block if store is None else store.keep(block)
 
 

@@ -79,6 +79,25 @@ def test_merging_adds_sums_and_counts() -> None:
     assert merged.provenance.data == "train.jsonl + other.jsonl"
 
 
+def test_merged_matrices_stay_shared_and_may_lie_in_a_file(tmp_path: Path) -> None:
+    def side(seed: int, *, full: bool = True) -> DiagonalHessian:
+        x = np.random.default_rng(seed).standard_normal((9, 3))
+        gram = (x.T @ x).astype(np.float32)
+        seen = Curvature(terms=((x * x).sum(0)[None],), num_tokens=9, gram=gram)
+        of_value = Curvature(terms=seen.terms, num_tokens=9, gram=gram if full else None)
+        return DiagonalHessian(curvatures={"l.0.q": seen, "l.0.k": seen, "l.0.v": of_value}, provenance=provenance())
+
+    ours, theirs = side(1), side(2, full=False)
+    merged = ours.merge([theirs], gram_file=tmp_path / "grams.bin")
+    expected = ours["l.0.q"].gram.astype(float) + theirs["l.0.q"].gram  # pyright: ignore[reportOptionalMemberAccess, reportOptionalOperand]
+    np.testing.assert_allclose(merged["l.0.q"].gram, expected, rtol=1e-6)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert merged["l.0.q"].gram is merged["l.0.k"].gram
+    assert isinstance(merged["l.0.q"].gram.base, np.memmap)  # pyright: ignore[reportOptionalMemberAccess]
+    assert merged["l.0.v"].gram is None
+    held = ours.merge([theirs])
+    assert np.array_equal(held["l.0.q"].gram, merged["l.0.q"].gram)  # pyright: ignore[reportArgumentType]
+
+
 def test_another_models_statistics_are_not_merged() -> None:
     with pytest.raises(CurvatureError, match="different models"):
         some().merge([some(model_fingerprint="xxh3-128:9", model="other")])
