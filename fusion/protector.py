@@ -14,7 +14,7 @@ from .curvature import Curvature
 from .device import torch_device
 from .per_element import PerElement, per_element
 from .row_layout import row_layout
-from .two_sided import Protection, check_gram, fractions, mixing_matrix
+from .two_sided import Protection, check_gram, fractions, mixing_blocks
 
 CHUNK = 1 << 22  # elements that are multiplied at once: fixed, so that no bit depends on tiles or threads
 HELD = 4  # tensors and matrices that are kept until they are released
@@ -134,16 +134,17 @@ class Protector:
                 else:
                     base, tuned = (array[k] for array in flat)
                 if mixing is None:
-                    mixing = self._mixing(name, curvature, k, layout.width).to(torch.from_numpy(base[:0]).dtype)
-                delta = torch.from_numpy(np.ascontiguousarray(tuned - base)).to(device)
+                    mixing = self._mixing(name, curvature, k, layout.width)
                 if whole is None:
                     whole = np.empty(prod(shape), base.dtype)
-                whole[first : first + base.size] = (base + (delta @ mixing).cpu().numpy()).reshape(-1)
+                delta = torch.from_numpy(np.ascontiguousarray(tuned - base)).to(device)
+                moved = torch.cat([delta[:, part] @ matrix.to(delta.dtype) for part, matrix in mixing], dim=1)
+                whole[first : first + base.size] = (base + moved.cpu().numpy()).reshape(-1)
         assert whole is not None
         return whole if flat is None else layout.join(whole.reshape(layout.stack, rows, layout.width))
 
     def _mixing(self, name: str, curvature: Curvature, k: int, width: int) -> Any:
-        """Return the matrix of the k-th of the stacked matrices; shared by tensors that see the same inputs."""
+        """Return the blocks of the k-th of the stacked matrices; shared by tensors that see the same inputs."""
         import torch
 
         device = torch_device(self._device)
@@ -164,11 +165,12 @@ class Protector:
                 diagonal = np.diagonal(gram, axis1=-2, axis2=-1)
                 matrices.append(torch.from_numpy(one.astype(np.float64)).to(device) / side.num_tokens)
                 means.append(float(diagonal.mean(dtype=np.float64)) / side.num_tokens)
-            mixing = mixing_matrix(
+            blocks = mixing_blocks(
                 name, matrices[0], matrices[1], self.protection, mean_target=means[0], mean_general=means[1]
-            ).float()
+            )
+            mixing = [(part, matrix.float().to(torch_device(self._device))) for part, matrix in blocks]
             _make_room(self._mixings, 2)
-            self._mixings[key] = (mixing.to(torch_device(self._device)), *grams)  # held, so that ids stay theirs
+            self._mixings[key] = (mixing, *grams)  # held, so that ids stay theirs
         return self._mixings[key][0]
 
 

@@ -131,12 +131,13 @@ def score_curvature(curvature: Curvature, protection: Protection) -> Curvature:
     return replace(curvature, terms=(*curvature.terms, *(factor * term for term in general.terms)))
 
 
-def mixing_matrix(
+def mixing_blocks(
     name: str, target: Any, general: Any, protection: Protection, *, mean_target: float, mean_general: float
-) -> Any:
-    """Return `M = A·(A + λ·G)⁻¹`, a float64 torch tensor of shape (width, width): `δ' = δ·M`.
+) -> list[tuple[slice, Any]]:
+    """Return `M = A·(A + λ·G)⁻¹` as its diagonal blocks: which inputs, and a float64 torch tensor over them.
 
-    By Cholesky in float64; M is not symmetric.
+    `δ' = δ·M`; there is one block of all inputs unless `curvature` says otherwise. By Cholesky in float64; M is not
+    symmetric.
 
     Args:
         target, general: E[x·xᵀ], float64 torch tensors of shape (width, width), not yet ridged.
@@ -149,7 +150,7 @@ def mixing_matrix(
 
     width = target.shape[0]
     size = protection.block_size or width
-    mixing = torch.zeros_like(target)
+    found = []
     for start in range(0, width, size):
         part = slice(start, min(start + size, width))
         eye = torch.eye(part.stop - part.start, dtype=target.dtype, device=target.device)
@@ -161,8 +162,8 @@ def mixing_matrix(
                 f"the curvature of `{name}` cannot be factorised with a ridge of {protection.ridge:g}",
                 hint="a larger `--protect-ridge` makes it positive definite",
             )
-        mixing[part, part] = torch.cholesky_solve(a, factor).T
-    return mixing
+        found.append((part, torch.cholesky_solve(a, factor).T))
+    return found
 
 
 def check_gram(name: str, gram: np.ndarray) -> None:
