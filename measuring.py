@@ -212,8 +212,7 @@ def _both_sides(prepared: Prepared, calibration: Calibration, progress: Progress
     """Return the target's statistics and the base's, measured in step where they are not given."""
     plan, protection = prepared.plan, prepared.settings.protection
     assert protection is not None
-    fused = [step for step in plan.steps if step.action == "fuse" and step.base is not None]
-    base_names = {step.curvature: step.base.name for step in fused if step.base is not None}
+    base_names = _changed(prepared)
     target_side = _target_side(prepared, wanted=frozenset(base_names))
     general_side = Side(
         checkpoint=plan.base,
@@ -244,6 +243,16 @@ def _both_sides(prepared: Prepared, calibration: Calibration, progress: Progress
         provenance={"target": target.provenance, "general": general.provenance},
         why_missing=target.why_missing,
     )
+
+
+def _changed(prepared: Prepared) -> dict[str, str]:
+    """Return the base's name of each tensor that is fused and that fine-tuning has changed: others have no delta."""
+    from .hessian.changed import changed_tensors
+
+    plan = prepared.plan
+    changed = changed_tensors(plan.tuned[0], plan.base.path)
+    fused = (step for step in plan.steps if step.action == "fuse")
+    return {step.curvature: step.base.name for step in fused if step.base is not None and step.curvature in changed}
 
 
 def _paired_blocks(

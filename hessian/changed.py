@@ -16,7 +16,7 @@ CHUNK_ELEMENTS = 1 << 22
 def changed_tensors(tuned: Checkpoint, base_path: Path | str) -> frozenset[str]:
     """Return the names of tuned tensors that are not the base's bit for bit, or that the base lacks.
 
-    Reading stops at the first chunk that differs, so a tensor that was trained costs little.
+    Reading stops at the first chunk that differs, so a tensor that was trained costs little. Needs no torch.
 
     Raises:
         CurvatureError: None differs.

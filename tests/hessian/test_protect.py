@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 import sculpt
 import torch
 import transformers
+from safetensors.numpy import save_file
 from sculpt.fusion.errors import CurvatureError, MethodError, SculptError
 from sculpt.measuring import Calibration
 
@@ -146,6 +148,24 @@ def test_statistics_of_another_model_or_without_matrices_are_refused(
     diagonal = sculpt.Protection(curvature="diagonal")
     sculpt.fuse(*pair, hessian=of_tuned, protect=found["general"], protection=diagonal, output=tmp_path / "diagonal")
     assert not (tmp_path / "out").exists()
+
+
+def test_tensors_that_fine_tuning_left_alone_are_neither_measured_nor_moved(
+    models: Callable[[str], dict[str, Path]], tmp_path: Path, tensors_of: Read
+) -> None:
+    found = models("llama")
+    base, tuned = tensors_of(found["base"]), tensors_of(found["tuned"])
+    changed = [name for name in base if ".layers.0." in name]
+    shutil.copytree(found["base"], tmp_path / "partly")
+    partly = {name: tuned[name] if name in changed else base[name] for name in base}
+    save_file(partly, tmp_path / "partly" / "model.safetensors", metadata={"format": "pt"})
+    manifest = sculpt.fuse(
+        found["base"], tmp_path / "partly", data=found["target"], protect=found["general"], output=tmp_path / "out"
+    )
+    forms = {record.name: record.protected for record in manifest.fused}
+    assert {name for name, form in forms.items() if form in ("full", "diagonal")} == set(changed)
+    for name, array in tensors_of(tmp_path / "out").items():
+        assert np.array_equal(array, base[name]) == (name not in changed), name
 
 
 @pytest.mark.parametrize("scope", ["block", "model"])
