@@ -110,6 +110,9 @@ class GramStore:
         if place is None:
             return None
         if place not in self._views:
-            mapped = np.memmap(self.file, "<f4", "r", place.start, place.shape)
+            try:
+                mapped = np.memmap(self.file, "<f4", "r", place.start, place.shape)
+            except OSError as error:
+                raise OutputError(f"cannot read `{self.file}` back: {error.strerror or error}") from error
             self._views[place] = mapped.view(np.ndarray)
         return self._views[place]

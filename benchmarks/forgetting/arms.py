@@ -102,7 +102,7 @@ def _two_sided() -> list[Arm]:
     variations |= {
         "at 1, crossed": two_sided().replace("{full-", "{crossed-") + " --hessian-of-other-model",
         "at 1, sequential": f"sequential --target {{target-{SOME}}} --protect {{default-{SOME}}} --weight {{s}}",
-        "at 1, low-rank 16": f"{two_sided()} ; lora-extract --rank 16 ; lora-merge",
+        "at 1, low-rank 16": f"{two_sided()} ; lora-extract --rank 16 --exclude *embed_tokens* ; lora-merge",
     }
     return arms + [Arm(name=f"two-sided {k}", command=command, grid=(1.0,)) for k, command in variations.items()]
 

@@ -58,7 +58,7 @@ class Files(dict[str, str]):
 
     def remove_full(self) -> None:
         """Remove the fine-tune's full statistics, which take 0.4 GB a file."""
-        for file in (self.work / "statistics").glob(f"{self.tuned.name}-full-*"):
+        for file in (self.work / "statistics").glob(f"{self.tuned.name}-full-*.safetensors"):
             file.unlink()
 
 
