@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,9 @@ def show_plan(prepared: Prepared) -> None:
     for note in plan.notes:
         say(f"note: {note}")
     say(f"options: {', '.join(f'{key} {value}' for key, value in prepared.method.options().items())}")
+    if prepared.settings.protection is not None:
+        protection = asdict(prepared.settings.protection)
+        say(f"protection of the base: {', '.join(f'{key} {value}' for key, value in protection.items())}")
     need = prepared.needs()
     say(f"read {gigabytes(need.bytes_read)}, write {gigabytes(need.bytes_written)} in {need.num_files} file(s)")
     say(f"peak memory about {gigabytes(need.memory)}, beside {gigabytes(need.mapped)} of mapped files")
@@ -51,8 +55,6 @@ def show_plan(prepared: Prepared) -> None:
 
 def plan_json(prepared: Prepared) -> dict[str, Any]:
     """Return the plan for programs."""
-    from dataclasses import asdict
-
     from ..fusion.fuse import free_disk
 
     return {
