@@ -58,6 +58,9 @@ class GramStore:
     Args:
         file: To be made, or to be gone on with.
         state: What `state` returned when the run was interrupted; what was written after that is cut off.
+
+    Raises:
+        LostError: The file is gone, or shorter than it was.
     """
 
     def __init__(self, file: Path, state: Mapping[str, Any] | None = None) -> None:
@@ -65,6 +68,10 @@ class GramStore:
         self._end = 0 if state is None else int(state["end"])
         self._places = {name: _Place(start, tuple(shape)) for name, start, shape in (state or {}).get("places", ())}
         self._views: dict[_Place, np.ndarray] = {}
+        if self._end and (not file.exists() or file.stat().st_size < self._end):
+            from .tape import LostError  # needs torch, which merging files does without
+
+            raise LostError(f"`{file}` does not hold what was written to it")
         if file.exists():
             with file.open("r+b") as stream:
                 stream.truncate(self._end)

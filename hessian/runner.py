@@ -58,6 +58,8 @@ def _run(
     progress: Progress | None,
     in_store: bool = True,
 ) -> DiagonalHessian:
+    if output is not None and not resume:  # what a killed run left must not be taken for this one's
+        shutil.rmtree(_journal_folder(output, processes), ignore_errors=True)
     with Session(checkpoint, options, progress=progress, share=(processes.rank, processes.count)) as session:
         provenance = session.provenance()
         if output is not None and resume:

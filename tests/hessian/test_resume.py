@@ -45,3 +45,30 @@ def test_a_killed_run_gives_the_same_bytes(name: str, full: tuple[str, ...], tmp
     assert target.read_bytes() == whole.read_bytes()
     assert resumed[1] > seen[-1] - 2
     assert not (tmp_path / "out.safetensors.partial").exists()
+
+
+def test_what_an_earlier_run_left_is_not_taken_for_that_of_a_run_that_was_told_not_to_resume(tmp_path: Path) -> None:
+    folder, data = zoo.settle(zoo.TEXT["llama"], tmp_path)
+    whole, target = tmp_path / "whole.safetensors", tmp_path / "out.safetensors"
+    calibrate(folder, data=data, output=whole, full=["*"])
+    for units, resume in ((3, True), (2, False)):
+        with pytest.raises(Killed):
+            calibrate(folder, data=data, output=target, full=["*"], resume=resume, progress=kill_after(units))
+    calibrate(folder, data=data, output=target, full=["*"])
+    assert target.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["gone", "truncated"])
+def test_a_run_whose_matrices_were_lost_starts_anew(damage: str, tmp_path: Path) -> None:
+    folder, data = zoo.settle(zoo.TEXT["llama"], tmp_path)
+    whole, target = tmp_path / "whole.safetensors", tmp_path / "out.safetensors"
+    calibrate(folder, data=data, output=whole, full=["*"])
+    with pytest.raises(Killed):
+        calibrate(folder, data=data, output=target, full=["*"], progress=kill_after(3))
+    grams = tmp_path / "out.safetensors.partial/grams.bin"
+    if damage == "gone":
+        grams.unlink()
+    else:
+        grams.write_bytes(grams.read_bytes()[:-4])
+    calibrate(folder, data=data, output=target, full=["*"])
+    assert target.read_bytes() == whole.read_bytes()
