@@ -9,7 +9,7 @@ import numpy as np
 
 from .curvature import Curvature
 from .errors import CurvatureError, MethodError
-from .row_layout import RowLayout, row_layout
+from .row_layout import RowLayout, check_matrix, row_layout
 
 DAMPINGS = (0.01, 0.1, 1.0)  # of the mean diagonal: ten-fold until the factorisation holds
 
@@ -69,6 +69,8 @@ def inverse_factors(name: str, shape: tuple[int, ...], curvature: Curvature | No
         return _diagonal_factors(name, shape, curvature)
     layout = row_layout(name, shape, curvature)
     matrices = curvature.gram if curvature.gram.ndim == 3 else curvature.gram[None]
+    for matrix in matrices:
+        check_matrix(name, matrix)
     factors = np.stack([inverse_factor(name, 2.0 * matrix + np.eye(layout.width)) for matrix in matrices])
     diagonals = np.diagonal(factors, axis1=1, axis2=2)[:, None, :].copy()
     return InverseFactors(layout=layout, diagonals=diagonals, factors=factors)

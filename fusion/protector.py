@@ -12,9 +12,10 @@ import numpy as np
 
 from .curvature import Curvature
 from .device import torch_device
+from .errors import CurvatureError
 from .per_element import PerElement, per_element
-from .row_layout import row_layout
-from .two_sided import Protection, check_gram, fractions, mixing_blocks
+from .row_layout import check_matrix, row_layout
+from .two_sided import Protection, fractions, mixing_blocks
 
 CHUNK = 1 << 22  # elements that are multiplied at once: fixed, so that no bit depends on tiles or threads
 HELD = 4  # tensors and matrices that are kept until they are released
@@ -119,6 +120,13 @@ class Protector:
         known = curvature if curvature.gram is not None else curvature.general
         assert known is not None
         layout = row_layout(name, shape, known)
+        shapes = {gram.shape for gram in self._grams(curvature) or () if gram is not None}
+        if len(shapes) > 1:
+            first, second = (list(found) for found in sorted(shapes))
+            raise CurvatureError(
+                f"the full Hessians of `{name}` have shapes {first} and {second} on the two sides",
+                hint="calibrate the tuned model and the base that are fused",
+            )
         rows = prod(shape) // (layout.stack * layout.width)
         step = max(1, CHUNK // layout.width) if layout.is_in_order else rows
         whole: np.ndarray | None = None
@@ -160,8 +168,8 @@ class Protector:
                     matrices.append(torch.zeros(width, width, dtype=torch.float64, device=device))
                     means.append(0.0)
                     continue
-                check_gram(name, gram)
                 one = gram[k] if gram.ndim == 3 else gram
+                check_matrix(name, one)
                 diagonal = np.diagonal(gram, axis1=-2, axis2=-1)
                 matrices.append(torch.from_numpy(one.astype(np.float64)).to(device) / side.num_tokens)
                 means.append(float(diagonal.mean(dtype=np.float64)) / side.num_tokens)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .curvature import Curvature
-from .errors import CurvatureError, MethodError
+from .errors import MethodError
 from .tile import sum_of_squares
 
 EXPERT = re.compile(r"\.experts\.\d+\.")
@@ -164,16 +164,3 @@ def mixing_blocks(
             )
         found.append((part, torch.cholesky_solve(a, factor).T))
     return found
-
-
-def check_gram(name: str, gram: np.ndarray) -> None:
-    """Refuse a Σ x·xᵀ that is none.
-
-    Raises:
-        CurvatureError: It is not square, or its diagonal holds a negative or non-finite sum.
-    """
-    diagonal = np.diagonal(gram, axis1=-2, axis2=-1)
-    if gram.ndim not in (2, 3) or gram.shape[-1] != gram.shape[-2]:
-        raise CurvatureError(f"the full Hessian of `{name}` has shape {list(gram.shape)}, which is not square")
-    if not np.isfinite(diagonal).all() or (diagonal < 0).any():
-        raise CurvatureError(f"the full Hessian of `{name}` holds a negative or non-finite sum of squares")

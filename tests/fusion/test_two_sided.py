@@ -231,6 +231,13 @@ def test_bad_statistics_are_refused_by_name() -> None:
         protect(base, tuned, both(seen(inputs(40, 4, 1)), seen(inputs(40, 4, 1))), Protection())
     with pytest.raises(CurvatureError, match="`w` holds a negative"):
         protect(base, tuned, both(replace(good, gram=-good.gram), good), Protection())
+    hidden = good.gram.copy()
+    hidden[0, 3] = np.nan  # above the diagonal, where no factorisation looks
+    for pair_of in (both(replace(good, gram=hidden), good), both(good, replace(good, gram=hidden))):
+        with pytest.raises(CurvatureError, match="`w` holds a negative or non-finite"):
+            protect(base, tuned, pair_of, Protection())
+    with pytest.raises(CurvatureError, match=r"`w` have shapes \[4, 4\] and \[5, 5\]"):
+        protect(base, tuned, both(good, seen(inputs(40, 4, 1))), Protection())
     low = seen(inputs(2, 5, 1))
     with pytest.raises(MethodError, match="`w` cannot be factorised"):
         protect(base, tuned, both(low, low), Protection(ridge=0))
