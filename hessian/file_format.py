@@ -22,7 +22,7 @@ from ..fusion.curvature import Curvature
 from ..fusion.errors import CheckpointError, CurvatureError, OutputError
 from .diagonal import DiagonalHessian, Provenance
 
-FORMAT = 1
+FORMAT = 2  # 1 had Σx·xᵀ in float64, once a tensor
 KEY = "sculpt"
 GRAM = "gram"
 
