@@ -62,8 +62,8 @@ def score_model(
     model: Any, test: Sequence[Row], prose: Sequence[Row], *, advance: Callable[[], None] = lambda: None
 ) -> Score:
     """Return the model's scores on encoded test examples and prose; `advance` is called after each batch."""
-    target, _ = _measure(model, test, advance)
-    general, loss = _measure(model, prose, advance)
+    target, _ = measure(model, test, advance)
+    general, loss = measure(model, prose, advance)
     return Score(target=100 * target, general=100 * general, perplexity=math.exp(loss))
 
 
@@ -73,7 +73,7 @@ def num_score_batches(test: Sequence[Row], prose: Sequence[Row]) -> int:
 
 
 @torch.inference_mode()
-def _measure(model: Any, rows: Sequence[Row], advance: Callable[[], None]) -> tuple[float, float]:
+def measure(model: Any, rows: Sequence[Row], advance: Callable[[], None] = lambda: None) -> tuple[float, float]:
     """Return the share of right answers and the mean loss per answer token.
 
     An answer is right if each of its tokens is the likeliest after the true text before it.

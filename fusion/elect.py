@@ -61,6 +61,11 @@ class Merging:
     normalize: bool = False
     by_number: bool = False
 
+    @classmethod
+    def elected(cls, weights: tuple[float, ...], election: Election, *, normalize: bool) -> Merging:
+        """Return TIES' merging: `unweighted`, the mean is over the number that agree, as all have one vote."""
+        return cls(weights=weights, election=election, normalize=normalize, by_number=election == "unweighted")
+
     @property
     def sole(self) -> int | None:
         """The model that alone has a part in the result, if there is one: a weight of 0 takes the others out."""

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from data import GENERAL, general, target
-from sculpt.demo.score import BATCH_ROWS, load_model
-from sculpt.demo.task import Row, batches, encode_example
-from sculpt.demo.train import answer_logits
+from sculpt.demo.score import load_model, measure
+from sculpt.demo.task import Row, encode_example
 from train import base, tokenizer
 
 # Strengths are chosen by the target and by prose; other domains are scored at the end, and choose nothing.
@@ -39,25 +38,9 @@ def score(folder: Path, task: str, split: str) -> dict[str, float]:
     figures: dict[str, float] = {}
     with torch.autocast("cpu", torch.bfloat16):
         for name, rows in rows_by_name.items():
-            figures[f"{name} accuracy"], figures[f"{name} perplexity"] = measure(model, rows)
+            share, loss = measure(model, rows)
+            figures |= {f"{name} accuracy": 100 * share, f"{name} perplexity": math.exp(loss)}
     return {**figures, "seconds": time.monotonic() - start}
-
-
-@torch.inference_mode()
-def measure(model: Any, rows: list[Row]) -> tuple[float, float]:
-    """Return the percentage of right answers, each of whose tokens is ranked first, and the perplexity of a token."""
-    num_right = num_answers = num_tokens = 0
-    loss = 0.0
-    for batch in batches(rows, BATCH_ROWS):
-        logits, tokens, answer = answer_logits(model, batch)
-        logits = logits.float()
-        right = torch.ones(batch.num_answers, dtype=torch.bool)
-        right[answer[logits.argmax(-1) != tokens]] = False
-        num_right += int(right.sum())
-        num_answers += batch.num_answers
-        loss += torch.nn.functional.cross_entropy(logits, tokens, reduction="sum").item()
-        num_tokens += len(tokens)
-    return 100 * num_right / num_answers, math.exp(loss / num_tokens)
 
 
 class Scores:

@@ -131,12 +131,7 @@ class Della(Method):
     @property
     def merging(self) -> Merging:
         """How the models' deltas become one."""
-        return Merging(
-            weights=as_tuple(self.weights),
-            election=self.election,
-            normalize=self.normalize,
-            by_number=self.election == "unweighted",
-        )
+        return Merging.elected(as_tuple(self.weights), self.election, normalize=self.normalize)
 
     @property
     def identity(self) -> Literal["base", "tuned"] | None:
