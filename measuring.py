@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,15 +69,8 @@ class Calibration:
         """Return the same for the general side: what it is measured on, or its statistics."""
         protect = None if self.protects_shipped else self.protect
         data = protect if isinstance(protect, (Path, str)) and Path(protect).suffix != STATISTICS else None
-        return Calibration(
-            hessian=protect if data is None else None,
-            data=data,
-            samples=self.protect_samples,
-            max_length=self.max_length,
-            seed=self.seed,
-            device=self.device,
-            of_other_model=self.of_other_model,
-        )
+        known = protect if data is None else None
+        return replace(self, hessian=known, data=data, samples=self.protect_samples, protect=None)
 
 
 @dataclass(frozen=True, kw_only=True)
