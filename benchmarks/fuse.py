@@ -119,6 +119,7 @@ def mergekit_commands(environment: Path, base: Path, tuned: Path, out: Path, wor
 def measure(commands: dict[str, list[str]], out: Path, runs: int, *, warm: bool) -> dict[str, list[Run]]:
     """Run the commands in turn, `runs` rounds, each into a folder that is new."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # nobody installs sculpt to compile it at every start
     found: dict[str, list[Run]] = {name: [] for name in commands}
     for turn in range(runs + warm):
         for name, command in commands.items():

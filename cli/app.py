@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from copy import copy
 from types import FrameType
 from typing import Annotated
 
@@ -79,6 +80,14 @@ def _options(
     del version
 
 
+def _narrowed(word: str) -> typer.Typer:
+    """Return the app with the one command that `word` names, if any: building the options of all takes 50 ms."""
+    found = copy(app)
+    found.registered_commands = [command for command in app.registered_commands if command.name == word]
+    found.registered_groups = [group for group in app.registered_groups if group.name == word]
+    return found if found.registered_commands or found.registered_groups else app
+
+
 def main() -> None:
     """Run the command line; the process ends here."""
     from ..fusion.errors import SculptError
@@ -87,7 +96,7 @@ def main() -> None:
     for name in ("SIGINT", "SIGTERM"):
         signal.signal(getattr(signal, name), _interrupt)
     try:
-        app()
+        _narrowed(sys.argv[1] if len(sys.argv) > 1 else "")()
     except SculptError as error:
         print_error(error)
         sys.exit(1)

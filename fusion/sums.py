@@ -14,6 +14,8 @@ import numpy as np
 from array_api_compat import array_namespace
 
 BLOCK = 4096
+MIN_VECTOR = 512  # fewer numbers are added sooner one by one
+MAX_VECTOR = 2.0**900  # larger ones leave no room for a cut above them
 
 
 def block_sums(values: Any) -> Any:
@@ -43,11 +45,28 @@ def exact_total(blocks: Sequence[np.ndarray]) -> np.ndarray:
     joined = np.concatenate(blocks, axis=1) if len(blocks) > 1 else blocks[0]
     if joined.shape[1] == 1:
         return joined[:, 0]
-    return np.array([_fsum(row) for row in joined.tolist()])
+    return np.array([_rounded_sum(row) for row in joined])
 
 
-def _fsum(row: list[float]) -> float:
+def _rounded_sum(values: np.ndarray) -> float:
+    """Return a sum of float64, correctly rounded; NaN where it is not finite.
+
+    Many numbers are first cut at a common place: their upper parts are few enough bits to add up without rounding, in
+    any order, and the lower parts are cut again until nothing is left (ExtractVector of Rump, Ogita and Oishi,
+    Accurate floating-point summation, 2008). `math.fsum` takes ten times as long.
+    """
+    parts: list[float] = []
+    while len(values) >= MIN_VECTOR:
+        largest = float(np.abs(values).max())
+        if largest == 0:
+            return math.fsum(parts)
+        if not largest < MAX_VECTOR:
+            break
+        cut = math.ldexp(1.0, math.frexp(largest)[1] + (len(values) + 1).bit_length())
+        upper = (cut + values) - cut
+        parts.append(float(upper.sum()))
+        values = values - upper
     try:
-        return math.fsum(row)
+        return math.fsum([*parts, *values.tolist()])
     except (OverflowError, ValueError):  # infinities, of both signs perhaps
         return math.nan

@@ -11,7 +11,7 @@ from ..sums import BLOCK
 from ..tile import RawTile
 from .native import address
 
-LANES = 256
+LANES = 512  # 256 of a sum, 256 of a sum of squares
 
 _ONES = np.ones(BLOCK, np.float32)
 _ROOT_OF_ONES = address(_ONES), 1 << 40, BLOCK

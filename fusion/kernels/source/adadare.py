@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...tile import TWO_32
-from .blocks import NOWHERE, SIZE, figures, root_block, sum_block, sum_squares, word, zero_tail
+from .blocks import NOWHERE, SIZE, figures, root_block, sum_and_squares, word, zero_tail
 from .elements import bits_of, decoded, encoded, f32, f64, float_of, i32, u32, u64
 
 _TWO_32 = f32(TWO_32)
@@ -24,8 +24,7 @@ def score_sums(base, tuned, count, values, repeat, inner, start, root, scores, l
             largest = max(largest, bits_of(s))
         zero_tail(scores, size)
         block = at // SIZE
-        rows[block] = sum_block(scores, lanes)
-        rows[num_blocks + block] = sum_squares(scores, lanes)
+        rows[block], rows[num_blocks + block] = sum_and_squares(scores, lanes)
         rows[u64(2) * num_blocks + block] = nonzero
         rows[u64(3) * num_blocks + block] = float_of(largest)
 
@@ -47,7 +46,7 @@ def clipped_sums(base, tuned, count, values, repeat, inner, start, c, root, scor
         total, squares = f64(0), f64(0)
         if clipped:
             zero_tail(scores, size)
-            total, squares = sum_block(scores, lanes), sum_squares(scores, lanes)
+            total, squares = sum_and_squares(scores, lanes)
         rows[block] = clipped
         rows[num_blocks + block] = total
         rows[u64(2) * num_blocks + block] = squares

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...random import MULTIPLIERS, SHIFTS
 from ...sums import BLOCK
+from ...tile import TWO_32
 from .compiler import inlined
 from .elements import f32, f64, u32, u64
 
@@ -12,6 +13,7 @@ SIZE = u64(BLOCK)
 LANES = u64(256)  # a block is summed as 16 rows of 256 lanes
 NOWHERE = u64(0xFFFFFFFFFFFFFFFF)
 
+_TWO_32 = f32(TWO_32)
 _M0, _M1 = (u32(m) for m in MULTIPLIERS)
 _S0, _S1, _S2 = (u32(s) for s in SHIFTS)
 
@@ -29,6 +31,23 @@ def _mixed(x):
 def word(index, key_high):
     """Return the uniform word of an element: `index` is its flat index plus the key's low word."""
     return _mixed(u32(_mixed(index) ^ key_high))
+
+
+@inlined
+def last_kept(keep):
+    """Return the largest word that is kept with probability `keep > 0`: a comparison of integers for one of floats.
+
+    Kept are words that, as float32, are below `keep·2³²`; all of them where `keep` is 1.
+    """
+    threshold = keep * _TWO_32
+    low, high = u64(0), u64(0xFFFFFFFF)  # the first is kept, which is not known of the last
+    while low < high:
+        middle = (low + high + u64(1)) >> u64(1)
+        if f32(u32(middle)) < threshold or keep >= f32(1):
+            low = middle
+        else:
+            high = middle - u64(1)
+    return u32(low)
 
 
 @inlined
@@ -100,21 +119,10 @@ def _four(x, i):
 
 
 @inlined
-def _square(x):
-    wide = f64(x)
-    return wide * wide
-
-
-@inlined
-def _four_squares(x, i):
-    return (_square(x[i]) + _square(x[i + u64(2048)])) + (_square(x[i + u64(1024)]) + _square(x[i + u64(3072)]))
-
-
-@inlined
 def sum_block(x, lanes):
     """Return the sum of a block: halves are added until one number is left, in float64.
 
-    The first four halvings are done in registers. `lanes` is a scratch array of 256 float64.
+    The first four halvings are done in registers. `lanes` is a scratch array of 512 float64, half of it used here.
     """
     for j in range(LANES):
         lanes[j] = (_four(x, j) + _four(x, j + u64(512))) + (_four(x, j + u64(256)) + _four(x, j + u64(768)))
@@ -122,13 +130,25 @@ def sum_block(x, lanes):
 
 
 @inlined
-def sum_squares(x, lanes):
-    """Return the sum of the squares of a block, squared in float64."""
+def _four_and_squares(x, i):
+    a, b, c, d = f64(x[i]), f64(x[i + u64(2048)]), f64(x[i + u64(1024)]), f64(x[i + u64(3072)])
+    return (a + b) + (c + d), (a * a + b * b) + (c * c + d * d)
+
+
+@inlined
+def sum_and_squares(x, lanes):
+    """Return the sum of a block, and that of its squares, squared in float64."""
     for j in range(LANES):
-        lanes[j] = (_four_squares(x, j) + _four_squares(x, j + u64(512))) + (
-            _four_squares(x, j + u64(256)) + _four_squares(x, j + u64(768))
-        )
-    return _sum_lanes(lanes)
+        first, first_squares = _four_and_squares(x, j)
+        second, second_squares = _four_and_squares(x, j + u64(512))
+        third, third_squares = _four_and_squares(x, j + u64(256))
+        fourth, fourth_squares = _four_and_squares(x, j + u64(768))
+        lanes[j] = (first + second) + (third + fourth)
+        lanes[j + LANES] = (first_squares + second_squares) + (third_squares + fourth_squares)
+    total = _sum_lanes(lanes)
+    for j in range(LANES):
+        lanes[j] = lanes[j + LANES]
+    return total, _sum_lanes(lanes)
 
 
 @inlined
@@ -141,5 +161,4 @@ def figures(at, size, kept, nonzero, clipped, magnitudes, distances, lanes, rows
     rows[num_blocks + block] = size - u64(nonzero)
     rows[u64(2) * num_blocks + block] = clipped
     rows[u64(3) * num_blocks + block] = sum_block(magnitudes, lanes)
-    rows[u64(4) * num_blocks + block] = sum_block(distances, lanes)
-    rows[u64(5) * num_blocks + block] = sum_squares(distances, lanes)
+    rows[u64(4) * num_blocks + block], rows[u64(5) * num_blocks + block] = sum_and_squares(distances, lanes)

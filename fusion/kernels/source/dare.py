@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from ...tile import TWO_32
-from .blocks import SIZE, figures, word
+from .blocks import SIZE, figures, last_kept, word
 from .elements import decoded, encoded, f32, i32, u32, u64
-
-_TWO_32 = f32(TWO_32)
 
 
 def drop_and_rescale(
@@ -14,7 +11,7 @@ def drop_and_rescale(
 ):
     """Put `base + factor·δ` where an element is kept, else the base, into `out`, and the figures into six rows."""
     key_high, keep, factor = u32(key_high), f32(keep), f32(factor)
-    threshold, always, like = keep * _TWO_32, keep >= f32(1), out[0]
+    last, like = last_kept(keep), out[0]
     for at in range(u64(0), count, SIZE):
         size = min(SIZE, count - at)
         first = u32(u32(start + at) + u32(key_low))
@@ -23,7 +20,7 @@ def drop_and_rescale(
             b = decoded(base[at + i])
             delta = decoded(tuned[at + i]) - b
             nonzero = delta != f32(0)
-            kept = ((f32(word(u32(first + u32(i)), key_high)) < threshold) | always) & nonzero
+            kept = (word(u32(first + u32(i)), key_high) <= last) & nonzero
             fused = b + factor * delta
             stored = encoded(fused if kept else b, like)
             out[at + i] = stored

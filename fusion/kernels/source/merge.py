@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from ...tile import TWO_32
-from .blocks import SIZE, figures, word
+from .blocks import SIZE, figures, last_kept, word
 from .compiler import inlined
 from .elements import decoded, encoded, f32, i32, u32, u64
 
-_TWO_32 = f32(TWO_32)
 WEIGHTED = u64(1)  # the election; 0 is none, 2 unweighted
 EVERYWHERE = u64(2)
 
@@ -82,13 +80,13 @@ def trim_into(base, tuned, count, start, least, least_place, most, most_place, f
 def drop_into(base, tuned, count, start, key_low, key_high, keep, factor, is_first, kept, magnitudes):
     """Put `factor·δ` where an element is kept, else zero, into `kept`; add |δ| to `magnitudes`."""
     key_high, keep, factor = u32(key_high), f32(keep), f32(factor)
-    threshold, always = keep * _TWO_32, keep >= f32(1)
+    last, some = last_kept(keep), keep > f32(0)
     for at in range(u64(0), count, SIZE):
         size = min(SIZE, count - at)
         first = u32(u32(start + at) + u32(key_low))
         for i in range(size):
             delta = decoded(tuned[at + i]) - decoded(base[at + i])
-            chosen = (f32(word(u32(first + u32(i)), key_high)) < threshold) | always
+            chosen = (word(u32(first + u32(i)), key_high) <= last) & some
             kept[at + i] = factor * (delta if chosen else f32(0))
             magnitudes[at + i] = abs(delta) if is_first else magnitudes[at + i] + abs(delta)
 
