@@ -48,7 +48,7 @@ EVERYTHING = Cut(value=-1.0, place=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Search:
+class Search:
     """One search under way.
 
     Attributes:
@@ -83,7 +83,7 @@ def digit_counts(
     tile: Tile,
     scores: Scores,
     arguments: tuple[Any, ...],
-    searches: tuple[_Search, ...],
+    searches: tuple[Search, ...],
     found: int,
     score_bits: int,
     place_bits: int,
@@ -127,7 +127,7 @@ def _total(tiles: Sequence[np.ndarray]) -> tuple[np.ndarray, int]:
     return counts, max(int(tile[0, -1]) for tile in tiles)
 
 
-def _descend(search: _Search, counts: np.ndarray, digit: int, *, from_top: bool) -> _Search:
+def _descend(search: Search, counts: np.ndarray, digit: int, *, from_top: bool) -> Search:
     """Return the search with one more digit known: the bin in which the running count reaches what is wanted."""
     order = counts[::-1] if from_top else counts
     running = np.cumsum(order)
@@ -149,7 +149,7 @@ def find_cuts(
     open_cuts = [i for i, (_, count) in enumerate(wanted) if 0 < count < num_elements]
     if not open_cuts:
         return cuts
-    searches = [_Search(stream=wanted[i][0], wanted=wanted[i][1]) for i in open_cuts]
+    searches = [Search(stream=wanted[i][0], wanted=wanted[i][1]) for i in open_cuts]
     found, num_bits, last = 0, 32, np.zeros((0, 0))
     while found < num_bits:
         call = (scores, arguments, tuple(searches), found, num_bits, 0)
@@ -175,8 +175,8 @@ def find_cuts(
 
 
 def _find_places(
-    scores: Scores, arguments: tuple[Any, ...], searches: list[_Search], score_bits: int, num_elements: int
-) -> Generator[Pass, Any, list[_Search]]:
+    scores: Scores, arguments: tuple[Any, ...], searches: list[Search], score_bits: int, num_elements: int
+) -> Generator[Pass, Any, list[Search]]:
     """Return the searches with the place of the last tie that is to be selected."""
     place_bits, found, several = max(1, (num_elements - 1).bit_length()), 0, False
     while found < place_bits:

@@ -11,11 +11,12 @@ import numpy as np
 from ..budget import l1_sums
 from ..methods import adadare as adadare_method
 from ..methods import dare as dare_method
+from ..methods import saliency as saliency_method
 from ..methods import task_arithmetic as task_arithmetic_method
 from ..methods import trim as trim_method
 from ..ranks import digit_counts
 from ..tile import RawTile
-from . import adadare, budget, dare, merge, ranks, task_arithmetic
+from . import adadare, budget, dare, merge, ranks, saliency, task_arithmetic
 from .native import TAKEN_FOR
 
 Function = Callable[..., Any]
@@ -28,6 +29,7 @@ FOR_ONE_MODEL: Kernels = {
     adadare_method.clipped_sums: adadare.clipped_sums,
     adadare_method.drop_and_rescale: adadare.drop_and_rescale,
     dare_method.drop_and_rescale: dare.drop_and_rescale,
+    saliency_method.keep_salient: saliency.keep_salient,
     task_arithmetic_method.add_scaled: task_arithmetic.add_scaled,
 }
 FOR_ANY_NUMBER: Kernels = {
@@ -46,6 +48,8 @@ def kernel_for(function: Function, arguments: tuple[Any, ...], tile: RawTile, ou
     if function is digit_counts and not ranks.counts(*arguments):
         return None
     if function is trim_method.trim_and_merge and any(cut.wide for limits in arguments[0] for cut in limits):
+        return None
+    if function is saliency_method.keep_salient and arguments[0].wide:
         return None
     found = FOR_ANY_NUMBER.get(function)
     return FOR_ONE_MODEL.get(function) if found is None and len(tile.tuned) == 1 else found

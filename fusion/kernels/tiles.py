@@ -14,7 +14,7 @@ from .native import address
 LANES = 512  # 256 of a sum, 256 of a sum of squares
 
 _ONES = np.ones(BLOCK, np.float32)
-_ROOT_OF_ONES = address(_ONES), 1 << 40, BLOCK
+ROOT_OF_ONES = address(_ONES), 1 << 40, BLOCK
 
 
 def num_blocks(tile: RawTile) -> int:
@@ -25,7 +25,7 @@ def num_blocks(tile: RawTile) -> int:
 def root_of(tile: RawTile) -> tuple[int, int, int]:
     """Return `sqrt(H)` as (address of values, repeat, inner), signature `F u u`; ones for `H = I`."""
     if tile.root is None:
-        return _ROOT_OF_ONES
+        return ROOT_OF_ONES
     return address(tile.root.values), tile.root.repeat, tile.root.inner
 
 
@@ -54,9 +54,14 @@ def scratch(count: int) -> list[int]:
     return [*_scratch.blocks[:count], _scratch.lanes]
 
 
-def scratch_words() -> int:
-    """Return room for a block of uint32; signature `W`."""
+def scratch_block() -> int:
+    """Return room for a block of float32; signature `F`."""
     return _scratch.blocks[0]
+
+
+def scratch_words() -> int:
+    """Return room for a block of uint32, beside `scratch_block`; signature `W`."""
+    return _scratch.blocks[1]
 
 
 def scratch_rows(num_rows: int, length: int) -> list[int]:

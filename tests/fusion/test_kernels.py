@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from sculpt.fusion.backend import Backend, KernelBackend, NumpyBackend
 from sculpt.fusion.elect import Merging
 from sculpt.fusion.kernels import kernel_for
-from sculpt.fusion.methods import METHODS, Magnitude, Method, Ties, adadare, dare, task_arithmetic, trim
+from sculpt.fusion.methods import METHODS, Magnitude, Method, Ties, adadare, dare, saliency, task_arithmetic, trim
 from sculpt.fusion.methods.method import Map, Pass
 from sculpt.fusion.per_element import PerElement
 from sculpt.fusion.random import Key
-from sculpt.fusion.ranks import EVERYTHING, NOTHING, Cut
+from sculpt.fusion.ranks import EVERYTHING, NOTHING, Cut, Search, digit_counts
 from sculpt.fusion.tile import RawTile
 
 BFLOAT16, FLOAT16, FLOAT32 = (np.dtype(found) for found in (ml_dtypes.bfloat16, np.float16, np.float32))
@@ -114,6 +114,27 @@ def test_dare_and_task_arithmetic_kernels_give_the_bits_of_their_definitions(dty
             check_map(tile, dtypes[2], dare.drop_and_rescale, keep, scale)
     for scale in (0.0, 0.3, 1.0, 2.5):
         check_map(tile, dtypes[2], task_arithmetic.add_scaled, scale)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtypes", DTYPES)
+def test_saliency_kernels_give_the_bits_of_their_definitions(
+    dtypes: Dtypes, size: int, layout: tuple[int, int] | None
+) -> None:
+    tile = make_tile(dtypes, size, layout)
+    ordered = np.sort(adadare.scores(tile.decode()))
+    for k in (0, size // 2, size - 1):
+        for place in (START - 1, START + size // 2, START + size):
+            for scale in (0.5, 1.0):
+                cut = Cut(value=float(ordered[k]), place=place)
+                check_map(tile, dtypes[2], saliency.keep_salient, cut, scale)
+    value = int(ordered[size // 2].view(np.int32))
+    for found, num_bits in ((0, 32), (11, 32), (22, 32), (0, 0)):
+        prefix = value >> (32 - found) if num_bits else 0
+        search = Search(stream=0, wanted=1, prefix=prefix, value=None if num_bits else value)
+        place_bits = 0 if num_bits else 20
+        check_pass(tile, digit_counts, saliency.saliencies, (), (search,), found, 32, place_bits)
 
 
 def test_kernels_round_every_float16_and_bfloat16_as_numpy_does() -> None:

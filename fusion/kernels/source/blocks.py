@@ -6,7 +6,7 @@ from ...random import MULTIPLIERS, SHIFTS
 from ...sums import BLOCK
 from ...tile import TWO_32
 from .compiler import inlined
-from .elements import f32, f64, u32, u64
+from .elements import f32, f64, i32, u32, u64
 
 assert BLOCK == 4096, "the unrolled sums below are for this size"
 SIZE = u64(BLOCK)
@@ -89,6 +89,12 @@ def root_block(values, repeat, inner, at, count, buffer, held):
         return held
     _fill_root(values, repeat, inner, at, count, buffer)
     return (outer if within and count == SIZE else NOWHERE), skipped
+
+
+@inlined
+def end_of(place, first, size):
+    """Return the first of a block's elements that lies at `place` or beyond; the block begins at `first`."""
+    return i32(0) if place <= first else i32(min(place - first, size))
 
 
 @inlined

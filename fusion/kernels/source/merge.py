@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from .blocks import SIZE, figures, last_kept, word
+from .blocks import SIZE, end_of, figures, last_kept, word
 from .compiler import inlined
 from .elements import decoded, encoded, f32, i32, u32, u64
 
 WEIGHTED = u64(1)  # the election; 0 is none, 2 unweighted
 EVERYWHERE = u64(2)
-
-
-@inlined
-def _end(place, first, size):
-    """Return the first of a block's elements that lies at `place` or beyond."""
-    return i32(0) if place <= first else i32(min(place - first, size))
 
 
 @inlined
@@ -40,7 +34,7 @@ def trim_one(
     counts = (weight != zero) | (election != u64(0))
     for at in range(u64(0), count, SIZE):
         size = min(SIZE, count - at)
-        least_end, most_end = _end(least_place, start + at, size), _end(most_place, start + at, size)
+        least_end, most_end = end_of(least_place, start + at, size), end_of(most_place, start + at, size)
         kept_count, nonzero_count = i32(0), i32(0)
         for i in range(size):
             b = decoded(base[at + i])
@@ -68,7 +62,7 @@ def trim_into(base, tuned, count, start, least, least_place, most, most_place, f
     least, most, factor = f32(least), f32(most), f32(factor)
     for at in range(u64(0), count, SIZE):
         size = min(SIZE, count - at)
-        least_end, most_end = _end(least_place, start + at, size), _end(most_place, start + at, size)
+        least_end, most_end = end_of(least_place, start + at, size), end_of(most_place, start + at, size)
         for i in range(size):
             delta = decoded(tuned[at + i]) - decoded(base[at + i])
             magnitude = abs(delta)

@@ -1,16 +1,24 @@
-"""The kernels of `fusion.ranks` for scores that are magnitudes of deltas."""
+"""The kernels of `fusion.ranks` for scores `root·|δ|`: magnitudes of deltas, weighed by `sqrt(H)` or by ones."""
 
 from __future__ import annotations
 
-from .blocks import SIZE
+from .blocks import NOWHERE, SIZE, root_block
+from .compiler import inlined
 from .elements import bits_of, decoded, i32, u32, u64
 
 WAYS = u64(4)  # counts are kept this many times over, so that equal neighbours do not wait for each other
 OTHERS = u64(16)
 
 
-def score_digits(base, tuned, count, rest, shift, mask, prefix, bins, counts):
-    """Count, of the magnitudes whose bits above `rest` are `prefix`, each value of the digit at `shift`.
+@inlined
+def _bits(root, base, tuned):
+    return bits_of(root * abs(decoded(tuned) - decoded(base)))
+
+
+def score_digits(
+    base, tuned, count, values, repeat, inner, start, rest, shift, mask, prefix, root, bins, counts
+):  # fmt: skip
+    """Count, of the scores whose bits above `rest` are `prefix`, each value of the digit at `shift`.
 
     Without a branch: the others are counted too, beyond the digits.
 
@@ -21,39 +29,45 @@ def score_digits(base, tuned, count, rest, shift, mask, prefix, bins, counts):
         counts: `WAYS` times `mask + 1` numbers and `OTHERS` more, zero at first.
     """
     known, rest, shift, mask, wanted = rest < u64(32), u32(rest), u32(shift), u32(mask), u32(prefix)
-    values = u32(mask + u32(1))
-    others = u32(values * u32(WAYS))
+    num_values = u32(mask + u32(1))
+    others = u32(num_values * u32(WAYS))
+    held = NOWHERE, NOWHERE
     for at in range(u64(0), count, SIZE):
         size = min(SIZE, count - at)
+        held = root_block(values, repeat, inner, start + at, size, root, held)
         for i in range(size):
-            bits = bits_of(abs(decoded(tuned[at + i]) - decoded(base[at + i])))
-            digit = u32(u32(u32(bits >> shift) & mask) + u32(u32(u32(i) % u32(WAYS)) * values))
+            bits = _bits(root[i], base[at + i], tuned[at + i])
+            digit = u32(u32(u32(bits >> shift) & mask) + u32(u32(u32(i) % u32(WAYS)) * num_values))
             bins[i] = digit if (not known) | (u32(bits >> rest) == wanted) else u32(others + u32(u32(i) % u32(OTHERS)))
         for i in range(size):
             counts[u64(bins[i])] += i32(1)
 
 
-def place_digits(base, tuned, count, start, value, rest, shift, mask, prefix, counts):
-    """Count, of the places above `rest` with `prefix` where the magnitude has bits `value`, each value of their digit.
+def place_digits(
+    base, tuned, count, values, repeat, inner, start, value, rest, shift, mask, prefix, root, counts
+):  # fmt: skip
+    """Count, of the places above `rest` with `prefix` where the score has bits `value`, each value of their digit.
 
     Args:
         counts: `mask + 1` numbers, zero at first.
     """
     value = u32(value)
+    held = NOWHERE, NOWHERE
     for at in range(u64(0), count, SIZE):
         size = min(SIZE, count - at)
         first = start + at
         last = first + size - u64(1)
         if (last >> rest) < prefix or (first >> rest) > prefix:
             continue
+        held = root_block(values, repeat, inner, first, size, root, held)
         if (first >> shift) == (last >> shift):
             number = i32(0)
             for i in range(size):
-                equal = bits_of(abs(decoded(tuned[at + i]) - decoded(base[at + i]))) == value
+                equal = _bits(root[i], base[at + i], tuned[at + i]) == value
                 number = i32(number + i32(equal))
             counts[(first >> shift) & mask] += number
         else:
             for i in range(size):
-                equal = bits_of(abs(decoded(tuned[at + i]) - decoded(base[at + i]))) == value
+                equal = _bits(root[i], base[at + i], tuned[at + i]) == value
                 if equal and ((first + i) >> rest) == prefix:
                     counts[((first + i) >> shift) & mask] += i32(1)
