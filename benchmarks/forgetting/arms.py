@@ -1,7 +1,7 @@
 """The arms: commands of `sculpt`, each with the strengths that it may take.
 
 `{s}` is the strength. Files are made when an arm names them, and kept: `{target-128}`, as many training examples of
-the target task; `{default-128}`, `{fiction-128}`, `{software-128}`, pieces of general text; `{hessian-target-128}`,
+the target task; `{default-128}` and so on, general samples; `{hessian-target-128}`,
 diagonal statistics of the fine-tune on those examples; `{full-target-128}`, `{full-default-128}`, full moments of
 the fine-tune and of the base; `{crossed-target-128}` and so on, of the other model. After `;` the result so far is the
 tuned model. `sequential` is the script beside this file.
@@ -79,15 +79,18 @@ def _classical() -> list[Arm]:
     return arms
 
 
-def _two_sided() -> list[Arm]:
-    """Return the forms that are compared at their best λ, and variations of `two-sided full` at λ = 1."""
-    arms = [
-        Arm(name=name, command=command, grid=LAMBDAS, start=1.0, curve=name == "two-sided full")
-        for name, command in {
-            "two-sided full": two_sided(),
-            "two-sided full exact 0.9": two_sided(more="--sparsity 0.9 --allocation exact"),
-        }.items()
+def _two_sided(protect: str, name: str) -> list[Arm]:
+    """Return the forms that are compared at their best λ."""
+    protect = f"{protect}-{SOME}"
+    plain, exact = two_sided(protect=protect), two_sided(protect=protect, more="--sparsity 0.9 --allocation exact")
+    return [
+        Arm(name=name, command=plain, grid=LAMBDAS, start=1.0, curve=True),
+        Arm(name=f"{name} exact 0.9", command=exact, grid=LAMBDAS, start=1.0),
     ]
+
+
+def _variations() -> list[Arm]:
+    """Return variations of `two-sided full` at λ = 1, for models of text."""
     variations = {f"at 1, {form}": two_sided(form) for form in ("block:512", "block:64", "diagonal")}
     variations |= {f"at 1, {text}": two_sided(protect=f"{text}-{SOME}") for text in ("fiction", "software")}
     for p in SPARSITIES:
@@ -104,9 +107,12 @@ def _two_sided() -> list[Arm]:
         "at 1, sequential": f"sequential --target {{target-{SOME}}} --protect {{default-{SOME}}} --weight {{s}}",
         "at 1, low-rank 16": f"{two_sided()} ; lora-extract --rank 16 --exclude *embed_tokens* ; lora-merge",
     }
-    return arms + [Arm(name=f"two-sided {k}", command=command, grid=(1.0,)) for k, command in variations.items()]
+    return [Arm(name=f"two-sided {k}", command=command, grid=(1.0,)) for k, command in variations.items()]
 
 
-CLASSICAL = _classical()
-TWO_SIDED = _two_sided()
-ARMS = {arm.name: arm for arm in (*CLASSICAL, *TWO_SIDED)}
+COMMON = (*_classical(), *_two_sided("default", "two-sided full"))
+TEXT = {arm.name: arm for arm in (*COMMON, *_variations())}
+IMAGES = {
+    arm.name: arm for arm in (*COMMON, *_two_sided("names", "two-sided names"), *_two_sided("mixed", "two-sided mixed"))
+}
+ARMS = TEXT | IMAGES

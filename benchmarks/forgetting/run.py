@@ -19,11 +19,11 @@ from pathlib import Path
 
 from arms import ARMS
 from choose import run_arm
-from data import SPLITS, TASKS
 from fuse import ArmError, Files
-from score import Scores
+from score import SPLITS, Scores
 from table import fits, markdown
-from train import KINDS, train, tuned_folder
+from tasks import KINDS, TASKS
+from train import train, tuned_folder
 
 SEEDS = (0, 1, 2)
 
@@ -36,7 +36,7 @@ def score_arms(work: Path, task: str, kind: str, seed: int, patterns: Sequence[s
         return 1
     for split in SPLITS:
         Scores(work).base(task, split)
-    for arm in ARMS.values():
+    for arm in TASKS[task].arms.values():
         if fits(arm.name, patterns):
             try:
                 run_arm(work, arm, task, kind, seed)
@@ -58,7 +58,11 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     seeds = SEEDS if args.seed is None else (args.seed,)
-    pairs = list(product((args.task,) if args.task else TASKS, (args.kind,) if args.kind else KINDS))
+    pairs = [
+        (task, kind)
+        for task, kind in product((args.task,) if args.task else TASKS, (args.kind,) if args.kind else KINDS)
+        if kind in TASKS[task].learning_rate
+    ]
     args.work.mkdir(parents=True, exist_ok=True)
     if args.what == "arms":
         for arm in ARMS.values():

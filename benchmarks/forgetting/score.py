@@ -1,4 +1,4 @@
-"""What a checkpoint scores: the target task by teacher forcing, general text by foretelling it."""
+"""What a checkpoint scores: the target task by teacher forcing, general text and names by foretelling them."""
 
 from __future__ import annotations
 
@@ -11,30 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import GENERAL, general, target
-from sculpt.demo.score import load_model, measure
-from sculpt.demo.task import Row, encode_example
-from train import base, tokenizer
+from sculpt.demo.score import measure
+from sculpt.demo.task import Row
+from tasks import GENERAL, TASKS
 
-# Strengths are chosen by the target and by prose; other domains are scored at the end, and choose nothing.
-SOURCES = {"validation": ("prose",), "test": GENERAL}
+SPLITS = ("validation", "test")  # strengths are chosen on the first
 
 
 @cache
 def rows_of(task: str, split: str) -> dict[str, list[Row]]:
-    words = tokenizer()
-    found = {"target": [encode_example(example, words) for example in target(task).examples[split]]}
-    return found | {name: general(name, split, words) for name in SOURCES[split]}
+    goal = TASKS[task]
+    sources = {"target": goal.examples[split]} | {name: GENERAL[name](split) for name in goal.scored[split]}
+    return {name: [goal.model.encode(item) for item in items] for name, items in sources.items()}
 
 
-def score(folder: Path, task: str, split: str) -> dict[str, float]:
+def score(work: Path, folder: Path, task: str, split: str) -> dict[str, float]:
     """Return accuracy (percent) and perplexity of each source, and the seconds.
 
     Products are made in bfloat16, which is faster on many CPUs; it moves the base's perplexity by 0.05 %.
     """
     rows_by_name = rows_of(task, split)
     start = time.monotonic()
-    model = load_model(folder, dtype=torch.float32, device="cpu")
+    model = TASKS[task].model.load(work, folder)
     figures: dict[str, float] = {}
     with torch.autocast("cpu", torch.bfloat16):
         for name, rows in rows_by_name.items():
@@ -47,6 +45,7 @@ class Scores:
     """A file of JSON lines, one a score; several processes may add to it."""
 
     def __init__(self, work: Path) -> None:
+        self.work = work
         self.file = work / "scores.jsonl"
 
     def all(self) -> list[dict[str, Any]]:
@@ -69,4 +68,4 @@ class Scores:
     def base(self, task: str, split: str) -> dict[str, Any]:
         """Return the base's score."""
         key = {"task": task, "arm": "base", "split": split}
-        return self.find(**key) or self.add({**key, **score(base(), task, split)})
+        return self.find(**key) or self.add({**key, **score(self.work, TASKS[task].model.base(self.work), task, split)})

@@ -5,16 +5,28 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
+from operator import itemgetter
 from typing import Any
 
 from arms import ARMS
 from choose import FIRST_SEED, best_strength, h_of, retention
+from tasks import TASKS
 
 Row = dict[str, Any]
 
 
 def fits(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def figures(scored: Mapping[str, Sequence[str]]) -> dict[str, Callable[[Row], float]]:
+    """Return the columns of general ability: accuracies, and the perplexities that strengths are chosen by."""
+    found: dict[str, Callable[[Row], float]] = {}
+    for source in scored["test"]:
+        if source in scored["validation"]:
+            found[f"{source} ppl"] = itemgetter(f"{source} perplexity")
+        found[f"{source} acc"] = itemgetter(f"{source} accuracy")
+    return found
 
 
 class Table:
@@ -29,10 +41,7 @@ class Table:
         self.columns: dict[str, Callable[[Row], float]] = {
             "target acc": lambda row: row["target accuracy"],
             "gain kept %": self.gain_kept,
-            "prose ppl": lambda row: row["prose perplexity"],
-            "prose acc": lambda row: row["prose accuracy"],
-            "docs acc": lambda row: row["docs accuracy"],
-            "facts acc": lambda row: row["facts accuracy"],
+            **figures(TASKS[task].scored),
             "retention %": lambda row: retention(row, self.base["test"]),
             "H-score": lambda row: h_of(row, self.base["test"]),
         }

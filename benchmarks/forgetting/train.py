@@ -8,34 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import target
-from sculpt.demo.fetch import default_cache
-from sculpt.demo.models import new_folder, save_checkpoint, smollm2
-from sculpt.demo.score import load_model
-from sculpt.demo.task import encode_example
+from sculpt.demo.models import new_folder
 from sculpt.demo.train import Training, fine_tune
+from tasks import TASKS
 
-KINDS = ("full", "lora")
 STEPS = 64
-LEARNING_RATE = {
-    ("tagging", "full"): 1.5e-4,
-    ("tagging", "lora"): 5e-4,
-    ("pronouncing", "full"): 3e-4,
-    ("pronouncing", "lora"): 6e-4,
-}
 RANK, ALPHA = 16, 32
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 REPORT = "training.json"
-
-
-def base() -> Path:
-    return smollm2(default_cache())
-
-
-def tokenizer() -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(base(), local_files_only=True)
 
 
 def tuned_folder(work: Path, task: str, kind: str, seed: int) -> Path:
@@ -47,18 +27,19 @@ def train(work: Path, task: str, kind: str, seed: int) -> Path:
     folder = tuned_folder(work, task, kind, seed)
     if folder.exists():
         return folder
-    words, goal = tokenizer(), target(task)
-    rows = [encode_example(example, words) for example in goal.examples["train"]]
+    goal = TASKS[task]
+    base = goal.model.base(work)
+    rows = [goal.model.encode(example) for example in goal.examples["train"]]
     torch.manual_seed(seed)
-    model = load_model(base(), dtype=torch.float32, device="cpu")
+    model = goal.model.load(work, base)
     adapter = with_adapter(model) if kind == "lora" else None
     training = Training(
-        steps=STEPS, batch_size=goal.batch_size, learning_rate=LEARNING_RATE[task, kind], max_minutes=None, seed=seed
+        steps=STEPS, batch_size=goal.batch_size, learning_rate=goal.learning_rate[kind], max_minutes=None, seed=seed
     )
-    report = fine_tune(model, rows, training, compute=torch.float32)
+    report = fine_tune(model, rows, training, compute=goal.model.compute)
     with new_folder(folder) as building:
         if adapter is None:
-            save_checkpoint(model, words, building)
+            goal.model.save(model, building)
         else:
             adapter.save_pretrained(building, save_embedding_layers=False)
         said = {**asdict(training), **asdict(report)}

@@ -1,0 +1,48 @@
+"""The language model of the text tasks."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from data import GENERAL_TOKENS
+from sculpt.demo.fetch import default_cache
+from sculpt.demo.models import save_checkpoint, smollm2
+from sculpt.demo.score import load_model
+from sculpt.demo.task import Example, Row, encode_example, encode_prose
+
+
+class Language:
+    """SmolLM2-135M-Instruct.
+
+    Attributes:
+        compute: The type of a fine-tune's matrix products.
+    """
+
+    compute = torch.float32
+
+    def base(self, _work: Path) -> Path:
+        """Return the base's folder, made if need be."""
+        return smollm2(default_cache())
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(smollm2(default_cache()), local_files_only=True)
+
+    def encode(self, item: str | Example) -> Row:
+        """Return an example, or the beginning of a text, as tokens."""
+        if isinstance(item, str):
+            return encode_prose(item, self.tokenizer, GENERAL_TOKENS)
+        return encode_example(item, self.tokenizer)
+
+    def load(self, _work: Path, folder: Path) -> Any:
+        """Return a checkpoint's model, as those that train and score it take it."""
+        return load_model(folder, dtype=torch.float32, device="cpu")
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Write the checkpoint of a model that `load` gave."""
+        save_checkpoint(model, self.tokenizer, folder)

@@ -1,0 +1,104 @@
+"""The tasks: what is learnt and by which model, what is scored of its general ability, and what protects that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import data
+import images
+from arms import IMAGES, TEXT, Arm
+from language import Language
+from sculpt.demo.task import Example
+from vision_language import VisionLanguage
+
+Sample = Mapping[str, str]  # a row that `sculpt calibrate` reads
+GENERAL: dict[str, Callable[[str], Sequence[str | Example]]] = {
+    "prose": lambda split: data.general("prose", split),
+    "docs": lambda split: data.general("docs", split),
+    "facts": lambda split: data.general("facts", split),
+    "names": lambda split: images.names()[split],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A target task, and all that belongs to it.
+
+    Attributes:
+        model: The kind of model that learns it.
+        learning_rate: By the kind of fine-tune; the kinds that there are.
+        scored: Sources of general ability by split; those of validation choose strengths.
+        protects: Sources of general samples.
+    """
+
+    model: Language | VisionLanguage
+    target: Callable[[], dict[str, tuple[Example, ...]]]
+    batch_size: int
+    learning_rate: Mapping[str, float]
+    scored: Mapping[str, tuple[str, ...]]
+    protects: Mapping[str, Callable[[], Sequence[Sample]]]
+    arms: Mapping[str, Arm]
+
+    @cached_property
+    def examples(self) -> dict[str, tuple[Example, ...]]:
+        """Examples of the target by split."""
+        return self.target()
+
+    def samples(self, side: str) -> Sequence[Sample]:
+        """Return rows of a side to measure on: `target`, or a source of protection."""
+        if side == "target":
+            return [sample_of(example) for example in self.examples["train"]]
+        return self.protects[side]()
+
+
+def sample_of(example: Example) -> Sample:
+    return images.as_row(example) if isinstance(example, images.Shown) else {"text": example.text}
+
+
+def texts(name: str) -> list[Sample]:
+    return [{"text": text} for text in data.protection(name)]
+
+
+def named() -> list[Sample]:
+    return [sample_of(example) for example in images.names()["train"]]
+
+
+def mixed() -> list[Sample]:
+    return [sample for pair in zip(texts("default"), named(), strict=False) for sample in pair]
+
+
+LANGUAGE = Language()
+SCORED = {"validation": ("prose",), "test": ("prose", "docs", "facts")}
+PROTECTS = {name: lambda name=name: texts(name) for name in ("default", "fiction", "software")}
+TASKS = {
+    "tagging": Task(
+        model=LANGUAGE,
+        target=lambda: data.target("tagging"),
+        batch_size=8,
+        learning_rate={"full": 1.5e-4, "lora": 5e-4},
+        scored=SCORED,
+        protects=PROTECTS,
+        arms=TEXT,
+    ),
+    "pronouncing": Task(
+        model=LANGUAGE,
+        target=lambda: data.target("pronouncing"),
+        batch_size=16,
+        learning_rate={"full": 3e-4, "lora": 6e-4},
+        scored=SCORED,
+        protects=PROTECTS,
+        arms=TEXT,
+    ),
+    "scenes": Task(
+        model=VisionLanguage(),
+        target=images.scenes,
+        batch_size=16,
+        learning_rate={"full": 3e-4},
+        scored={"validation": ("prose", "names"), "test": ("prose", "names", "docs", "facts")},
+        protects={"default": lambda: texts("default"), "names": named, "mixed": mixed},
+        arms=IMAGES,
+    ),
+}
+KINDS = tuple(dict.fromkeys(kind for task in TASKS.values() for kind in task.learning_rate))
