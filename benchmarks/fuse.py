@@ -28,6 +28,8 @@ from pathlib import Path
 from llama_pair import SIZES, shapes
 
 HERE = Path(__file__).parent
+QUIET = "--no-copy-tokenizer --no-write-model-card --quiet"
+LIGHT = "--lazy-unpickle --low-cpu-memory --out-shard-size 100M"
 MERGEKIT = {"linear": ("linear", ""), "dare": ("dare_linear", "density: 0.1"), "ties": ("ties", "density: 0.1")}
 
 
@@ -98,7 +100,7 @@ def floor_commands(base: Path, tuned: Path, out: Path) -> dict[str, list[str]]:
 
 
 def mergekit_commands(environment: Path, base: Path, tuned: Path, out: Path, work: Path) -> dict[str, list[str]]:
-    """Return mergekit's commands with the flags that make it lightest."""
+    """Return mergekit's commands, as they are by default and with the flags that make it lightest."""
     found = {}
     for name, (method, parameters) in MERGEKIT.items():
         recipe = work / f"{name}.yaml"
@@ -109,10 +111,8 @@ def mergekit_commands(environment: Path, base: Path, tuned: Path, out: Path, wor
             lines += [f"base_model: {base}", "parameters: {normalize: false}"]
             models = [f"  - model: {tuned}\n    parameters: {{weight: 0.7, {parameters}}}"]
         recipe.write_text("\n".join([*lines, "models:", *models]) + "\n")
-        flags = (
-            "--no-copy-tokenizer --no-write-model-card --quiet --lazy-unpickle --low-cpu-memory --out-shard-size 100M"
-        )
-        found[f"mergekit {method}"] = [str(environment / "bin/mergekit-yaml"), str(recipe), str(out), *flags.split()]
+        command = [str(environment / "bin/mergekit-yaml"), str(recipe), str(out), *QUIET.split()]
+        found |= {f"mergekit {method}": command, f"mergekit {method}, light": [*command, *LIGHT.split()]}
     return found
 
 

@@ -96,6 +96,8 @@ class OutputFile:
             _pwrite(self._descriptor, flat, position)
         with self._lock:
             self.written += flat.size
+            if self.written >= self.nbytes:
+                self._spare.clear()
 
     def _write_whole(self, position: int, data: np.ndarray) -> None:
         """Write whole segments, at once if the memory begins at a page as the file does."""

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import random
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,21 @@ def test_any_parts_in_any_order_give_the_file_and_its_digest(
     file.close()
     assert np.array_equal(np.fromfile(tmp_path / "out", np.uint8), content)
     assert digest == hashlib.sha256(content).hexdigest()
+
+
+def test_a_file_that_is_written_holds_no_memory(content: np.ndarray, tmp_path: Path) -> None:
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        file = OutputFile(tmp_path / "out", SIZE, hashlib.sha256)
+        for start in reversed(range(0, SIZE, 700_001)):
+            file.write(start, content[start : start + 700_001])
+        held, peak = tracemalloc.get_traced_memory()
+        file.close()
+    finally:
+        tracemalloc.stop()
+    assert peak - before > output_file.SEGMENT  # parts wait for neighbours, and to be hashed in order
+    assert held - before < output_file.SEGMENT
 
 
 def test_a_part_that_is_written_again_counts(content: np.ndarray, tmp_path: Path) -> None:
