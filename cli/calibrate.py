@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -112,19 +111,20 @@ def merge_command(
 
         sculpt hessian merge first.safetensors second.safetensors -o both.safetensors
     """
+    from ..fusion.checkpoint.claim import Claim
     from ..fusion.errors import OutputError
     from ..hessian import DiagonalHessian
 
     if output.exists() and not overwrite:
         raise OutputError(f"`{output}` exists", hint="`--overwrite` replaces it")
     first, *others = [DiagonalHessian.load(file) for file in files]
-    beside = output.with_name(f"{output.name}.partial")
-    try:
-        merged = first.merge(others, gram_file=beside / "grams.bin")
-        merged.save(output)
-        _show(merged, output, report=False, json=json)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    with Claim(output.with_name(f"{output.name}.partial")) as beside:
+        try:
+            merged = first.merge(others, gram_file=beside.folder / "grams.bin")
+            merged.save(output)
+            _show(merged, output, report=False, json=json)
+        finally:
+            beside.empty()
 
 
 def report_command(

@@ -128,7 +128,7 @@ def show_experiences(known: Sequence[Experience]) -> None:
 def _write(file: Path, content: dict[str, Any]) -> None:
     import json
 
-    from ..fusion.checkpoint.writer import os_error
+    from ..fusion.errors import os_error
 
     try:
         file.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")

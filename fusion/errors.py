@@ -18,6 +18,7 @@ backticks. `hint` is a second sentence about the way out.
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 
@@ -86,3 +87,10 @@ class DeviceError(SculptError):
 
 class OutputError(SculptError):
     """The output exists, lies inside an input, or cannot be written."""
+
+
+def os_error(error: OSError, path: Path) -> OutputError:
+    """Return the error of the file system as ours."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(f"the disk is full: cannot write `{path}`", hint="nothing was left under the final name")
+    return OutputError(f"cannot write `{path}`: {error.strerror or error}")

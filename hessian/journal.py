@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..fusion.checkpoint.claim import Claim
 from .gram_store import GramStore
 from .statistics import ParameterStatistics
 from .tape import Event, Handle, Tape
@@ -32,8 +31,9 @@ class Journal:
         passed: Indices of units that all batches have passed, as far as the state on disk goes.
     """
 
-    def __init__(self, folder: Path, fingerprint: Mapping[str, Any]) -> None:
-        self.folder = folder
+    def __init__(self, claim: Claim, fingerprint: Mapping[str, Any]) -> None:
+        self.folder = claim.folder
+        self._claim = claim
         self.fingerprint = json.loads(json.dumps(fingerprint))
         self.passed: list[int] = []
         self._state: dict[str, Any] | None = None
@@ -59,7 +59,7 @@ class Journal:
 
     def discard(self) -> None:
         """Remove everything."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._claim.empty()
         self.passed, self._state, self._files, self._uses = [], None, {}, {}
 
     def keep(self, run: int, tape: Tape) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import shutil
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from ..fusion.checkpoint.claim import Claim
 from ..fusion.curvature import Curvature
 from .calibration import CalibrationOptions, Progress
 from .diagonal import DiagonalHessian
@@ -30,43 +31,49 @@ def run(
     """Return the statistics of a whole calibration, and write them."""
     processes = join(options.device)
     options = replace(options, device=own_device(options.device))
-    try:
-        return _run(checkpoint, options, output, processes, resume=resume, progress=progress)
-    except ReturnError as error:
-        logger.warning("the model comes back to `%s`, so full matrices are held in memory, from the start anew", error)
-        shutil.rmtree(_journal_folder(output, processes), ignore_errors=True)
-        return _run(checkpoint, options, output, processes, resume=False, progress=progress, in_store=False)
-    except LostError as error:
-        logger.warning("the run that was killed cannot be gone on with, so it starts anew: %s", error)
-        shutil.rmtree(_journal_folder(output, processes), ignore_errors=True)
-        return _run(checkpoint, options, output, processes, resume=resume, progress=progress)
+    with ExitStack() as stack:
+        claim = None if output is None else stack.enter_context(_claim(output, processes))
+        try:
+            return _run(checkpoint, options, output, claim, processes, resume=resume, progress=progress)
+        except ReturnError as error:
+            assert claim is not None
+            logger.warning(
+                "the model comes back to `%s`, so full matrices are held in memory, from the start anew", error
+            )
+            claim.empty()
+            return _run(checkpoint, options, output, claim, processes, resume=False, progress=progress, in_store=False)
+        except LostError as error:
+            assert claim is not None
+            logger.warning("the run that was killed cannot be gone on with, so it starts anew: %s", error)
+            claim.empty()
+            return _run(checkpoint, options, output, claim, processes, resume=resume, progress=progress)
 
 
-def _journal_folder(output: Path | None, processes: Processes) -> Path:
-    assert output is not None
+def _claim(output: Path, processes: Processes) -> Claim:
+    """Return the folder of an unfinished run: each process has its own."""
     share = f"-{processes.rank}-of-{processes.count}" if processes.count > 1 else ""
-    return output.with_name(f"{output.name}{share}.partial")
+    return Claim(output.with_name(f"{output.name}{share}.partial"))
 
 
 def _run(
     checkpoint: Path,
     options: CalibrationOptions,
     output: Path | None,
+    claim: Claim | None,
     processes: Processes,
     *,
     resume: bool,
     progress: Progress | None,
     in_store: bool = True,
 ) -> DiagonalHessian:
-    if output is not None and not resume:  # what a killed run left must not be taken for this one's
-        shutil.rmtree(_journal_folder(output, processes), ignore_errors=True)
+    if claim is not None and not resume:  # what a killed run left must not be taken for this one's
+        claim.empty()
     with Session(checkpoint, options, progress=progress, share=(processes.rank, processes.count)) as session:
         provenance = session.provenance()
-        if output is not None and resume:
-            folder = _journal_folder(output, processes)
-            session.journal = Journal(folder, {**asdict(provenance), "options": repr(options)})
-        if output is not None and in_store and options.full:
-            session.gram_file = _journal_folder(output, processes) / GRAMS
+        if claim is not None and resume:
+            session.journal = Journal(claim, {**asdict(provenance), "options": repr(options)})
+        if claim is not None and in_store and options.full:
+            session.gram_file = claim.folder / GRAMS
         curvatures: dict[str, Curvature] = {}
         for block in session.blocks(may_return=True):
             curvatures |= block.curvatures
@@ -77,6 +84,6 @@ def _run(
             hessian.save(output)
             hessian = DiagonalHessian.load(output) if session.grams is not None else hessian  # the store goes
         wait(processes)
-        if output is not None:
-            shutil.rmtree(_journal_folder(output, processes), ignore_errors=True)
+        if claim is not None:
+            claim.empty()
     return hessian

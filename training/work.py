@@ -9,8 +9,7 @@ from typing import Any
 
 import xxhash
 
-from ..fusion.checkpoint.writer import os_error
-from ..fusion.errors import OutputError
+from ..fusion.errors import OutputError, os_error
 
 PLAN = "sculpt-training.json"  # what is being trained
 WHOLE = "sculpt-whole"  # in a checkpoint: all of it was written

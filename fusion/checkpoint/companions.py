@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from ..errors import os_error
 from .reader import Checkpoint
-from .writer import OWN_MARK, os_error
+from .writer import OWN_MARK
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
 # What training saves beside an adapter that belongs to the model.

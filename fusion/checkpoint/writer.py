@@ -6,7 +6,6 @@ their digests lets a killed run go on where it was.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -20,7 +19,8 @@ from typing import Any, final
 import numpy as np
 import xxhash
 
-from ..errors import OutputError
+from ..errors import OutputError, os_error
+from .claim import Claim
 from .layout import Layout
 from .output_file import SEGMENT, OutputFile
 from .rooms import Room, Rooms
@@ -48,13 +48,6 @@ def refuse_output(output: Path, inputs: Iterable[Path], *, overwrite: bool) -> N
         raise OutputError(f"`{output}` is a file, not a folder")
     if output.is_dir() and any(output.iterdir()) and not (output / OWN_MARK).is_file():
         raise OutputError(f"`{output}` was not written by sculpt, so `--overwrite` does not replace it")
-
-
-def os_error(error: OSError, path: Path) -> OutputError:
-    """Return the error of the file system as ours."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"the disk is full: cannot write `{path}`", hint="nothing was left under the final name")
-    return OutputError(f"cannot write `{path}`: {error.strerror or error}")
 
 
 @final
@@ -93,14 +86,15 @@ class CheckpointWriter:
         self._failure: OutputError | None = None
         self._lock = threading.Lock()
         self._journal: Any = None
+        self._claim: Claim | None = None
         self.finished: Mapping[str, dict[str, Any]] = {}
 
     def __enter__(self) -> CheckpointWriter:
         try:
+            self._claim = Claim(self.partial)
             self.finished = self._read_journal()
             if not self.finished:
-                shutil.rmtree(self.partial, ignore_errors=True)
-                self.partial.mkdir(parents=True)
+                self._claim.empty()
             for shard in self._layout.shards:
                 self._create(self.partial / shard.file_name, shard.header, shard.nbytes)
             self._journal = (self.partial / JOURNAL).open("a", encoding="utf-8")
@@ -108,15 +102,20 @@ class CheckpointWriter:
                 self._append({"fingerprint": self._fingerprint})
         except OSError as error:
             self._close()
-            shutil.rmtree(self.partial, ignore_errors=True)
+            self._leave(keep=False)
             raise os_error(error, self.partial) from error
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         failed = kind is not None and issubclass(kind, Exception)
         self._close(keep=not failed)
-        if failed:
+        self._leave(keep=not failed)
+
+    def _leave(self, *, keep: bool) -> None:
+        if not keep:
             shutil.rmtree(self.partial, ignore_errors=True)
+        if self._claim is not None:
+            self._claim.release()
 
     def _create(self, file: Path, header: bytes, nbytes: int) -> None:
         output = OutputFile(file, nbytes, self._new_digest, resumed=bool(self.finished))

@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.writer import os_error
-from ..errors import ModelError
+from ..errors import ModelError, os_error
 from .density import AdapterDensity, LayerDensity
 
 Series = dict[str, list[tuple[float, float]]]

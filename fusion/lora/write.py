@@ -14,8 +14,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from ..checkpoint.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from ..checkpoint.writer import os_error
-from ..errors import OutputError
+from ..checkpoint.claim import Claim
+from ..errors import OutputError, os_error
 from .modules import Factors, Module
 
 RECORD = "sculpt-adapter.json"  # how it was made; only a folder that holds it is ever replaced
@@ -74,18 +74,28 @@ def write_adapter(
     """Write the folder beside its name and rename it when whole; same content, same bytes."""
     partial = output.with_name(output.name + ".partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
-        (partial / ADAPTER_WEIGHTS[0]).write_bytes(save(contiguous, metadata={"format": "pt"}))
-        for name, content in ((ADAPTER_CONFIG, config), (RECORD, record)):
-            text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
-            (partial / name).write_text(text + "\n", encoding="utf-8")
-        for file in partial.iterdir():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        if output.exists():
-            shutil.rmtree(output)
-        partial.rename(output)
+        with Claim(partial) as claim:
+            claim.empty()
+            try:
+                _fill(partial, tensors, config, record)
+                if output.exists():
+                    shutil.rmtree(output)
+                partial.rename(output)
+            except OSError:
+                claim.empty()
+                raise
     except OSError as error:
         raise os_error(error, output) from error
+
+
+def _fill(
+    folder: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], record: Mapping[str, Any]
+) -> None:
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
+    (folder / ADAPTER_WEIGHTS[0]).write_bytes(save(contiguous, metadata={"format": "pt"}))
+    for name, content in ((ADAPTER_CONFIG, config), (RECORD, record)):
+        text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+    for file in folder.iterdir():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sculpt.fusion.errors import OutputError
 from sculpt.hessian import calibrate
 
 from . import zoo  # noqa: TID251 (the tests' own folder)
@@ -72,3 +73,22 @@ def test_a_run_whose_matrices_were_lost_starts_anew(damage: str, tmp_path: Path)
         grams.write_bytes(grams.read_bytes()[:-4])
     calibrate(folder, data=data, output=target, full=["*"])
     assert target.read_bytes() == whole.read_bytes()
+
+
+def test_a_second_calibration_into_an_output_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl", reason="no locks on this system")
+    folder, data = zoo.settle(zoo.TEXT["llama"], tmp_path)
+    whole, target = tmp_path / "whole.safetensors", tmp_path / "out.safetensors"
+    calibrate(folder, data=data, output=whole, full=["*"])
+    refused = []
+
+    def meddle(_done: int, _total: int, _what: str) -> None:
+        for resume in (True, False):
+            with pytest.raises(OutputError, match=r"another run is writing `.*out\.safetensors\.partial`"):
+                calibrate(folder, data=data, output=target, resume=resume)
+        refused.append(True)
+
+    calibrate(folder, data=data, output=target, full=["*"], progress=meddle)
+    assert refused
+    assert target.read_bytes() == whole.read_bytes()
+    assert not (tmp_path / "out.safetensors.partial").exists()
