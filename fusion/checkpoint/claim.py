@@ -7,7 +7,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self, final
+from typing import final
 
 from ..errors import OutputError, os_error
 
@@ -78,7 +78,7 @@ class Claim:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Claim:
         return self
 
     def __exit__(
