@@ -28,6 +28,13 @@ def test_public_names_can_be_imported() -> None:
         assert getattr(sculpt, name) is not None
 
 
+def test_every_method_is_a_public_name() -> None:
+    from sculpt.fusion.methods import METHODS
+
+    assert {method.__name__ for method in METHODS.values()} <= set(sculpt.__all__)
+    assert all(getattr(sculpt, method.__name__) is method for method in METHODS.values())
+
+
 def test_importing_sculpt_imports_nothing_heavy() -> None:
     code = "import sculpt, sys; assert not {'numpy', 'torch', 'typer'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

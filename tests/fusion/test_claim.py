@@ -13,7 +13,7 @@ import sculpt
 from sculpt.fusion.checkpoint.claim import Claim
 from sculpt.fusion.errors import OutputError
 from sculpt.fusion.lora.write import write_adapter
-from sculpt.fusion.methods import Dare, TaskArithmetic
+from sculpt.fusion.methods import Dare, Method, TaskArithmetic
 
 pytest.importorskip("fcntl", reason="no locks on this system")
 Pair = Callable[..., tuple[Path, Path]]
@@ -25,7 +25,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("other", [Dare(), TaskArithmetic(scale=0.5)], ids=["same run", "another run"])
 def test_a_second_fuse_into_an_output_is_refused_and_the_first_goes_on(
-    other: sculpt.Method, make_pair: Pair, tmp_path: Path
+    other: Method, make_pair: Pair, tmp_path: Path
 ) -> None:
     base, tuned = make_pair()
     sculpt.fuse(base, tuned, output=tmp_path / "plain" / "out", method=Dare(), calibration=False)
