@@ -16,6 +16,7 @@ from dataclasses import dataclass
 GAMMAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)  # of a tenth of the deltas that was not rescaled
 LAMBDAS = (0.1, 0.3, 1.0, 3.0, 10.0)
+HIGHER_LAMBDAS = (*LAMBDAS, 30.0, 100.0)  # where pictures protect: their tokens are the fewer
 SPARSITIES = (0.5, 0.9, 0.99)
 SAMPLES = (8, 32, 128, 512)
 SOME = 128  # samples of either side, unless their number is what is studied
@@ -79,13 +80,13 @@ def _classical() -> list[Arm]:
     return arms
 
 
-def _two_sided(protect: str, name: str) -> list[Arm]:
+def _two_sided(protect: str, name: str, grid: tuple[float, ...] = LAMBDAS) -> list[Arm]:
     """Return the forms that are compared at their best λ."""
     protect = f"{protect}-{SOME}"
     plain, exact = two_sided(protect=protect), two_sided(protect=protect, more="--sparsity 0.9 --allocation exact")
     return [
-        Arm(name=name, command=plain, grid=LAMBDAS, start=1.0, curve=True),
-        Arm(name=f"{name} exact 0.9", command=exact, grid=LAMBDAS, start=1.0),
+        Arm(name=name, command=plain, grid=grid, start=1.0, curve=True),
+        Arm(name=f"{name} exact 0.9", command=exact, grid=grid, start=1.0),
     ]
 
 
@@ -113,6 +114,11 @@ def _variations() -> list[Arm]:
 COMMON = (*_classical(), *_two_sided("default", "two-sided full"))
 TEXT = {arm.name: arm for arm in (*COMMON, *_variations())}
 IMAGES = {
-    arm.name: arm for arm in (*COMMON, *_two_sided("names", "two-sided names"), *_two_sided("mixed", "two-sided mixed"))
+    arm.name: arm
+    for arm in (
+        *COMMON,
+        *_two_sided("names", "two-sided names", HIGHER_LAMBDAS),
+        *_two_sided("mixed", "two-sided mixed", HIGHER_LAMBDAS),
+    )
 }
 ARMS = TEXT | IMAGES
