@@ -16,7 +16,7 @@ from dataclasses import dataclass
 GAMMAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)  # of a tenth of the deltas that was not rescaled
 LAMBDAS = (0.1, 0.3, 1.0, 3.0, 10.0)
-HIGHER_LAMBDAS = (*LAMBDAS, 30.0, 100.0)  # where pictures protect: their tokens are the fewer
+HIGHER_LAMBDAS = (*LAMBDAS, 30.0, 100.0)  # where pictures protect: there the best lies higher
 SPARSITIES = (0.5, 0.9, 0.99)
 SAMPLES = (8, 32, 128, 512)
 SOME = 128  # samples of either side, unless their number is what is studied
