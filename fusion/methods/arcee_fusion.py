@@ -9,16 +9,18 @@ elements of a larger one, unseeded. The divergence is computed in float64: in fl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from ..curvature import Curvature
 from ..ranks import find_cuts
 from ..tile import Tile
-from .method import Fused, Map, Method, Reduction
+from .method import Fused, Map, Method, Pass, Reduction
 
 EPSILON = 1e-8
 
@@ -28,20 +30,41 @@ def _softmax(rows: Any, xp: Any) -> Any:
     return powers / xp.sum(powers, axis=1, keepdims=True)
 
 
-def importance(tile: Tile) -> list[Any]:
-    """Return I of each element of a tile of whole rows, the one stream of scores."""
-    xp = array_namespace(tile.base)
+def _rows(tile: Tile, xp: Any) -> tuple[Any, Any]:
     base, tuned = (xp.reshape(xp.astype(side, xp.float64), (-1, tile.grain)) for side in (tile.base, tile.tuned[0]))
+    return base, tuned
+
+
+def divergences(tile: Tile) -> Any:
+    """Return the divergence of each row of a tile of whole rows, shape (1, num_rows)."""
+    xp = array_namespace(tile.base)
+    base, tuned = _rows(tile, xp)
     p, q = _softmax(tuned, xp) + EPSILON, _softmax(base, xp) + EPSILON
-    divergence = xp.clip(xp.sum(p * xp.log(p / q), axis=1, keepdims=True), min=0)
-    return [xp.reshape(xp.abs(tuned - base) * divergence, (-1,))]
+    return xp.clip(xp.sum(p * xp.log(p / q), axis=1), min=0)[None, :]
 
 
-def take_important(tile: Tile, threshold: float) -> Fused:
+def importance(tile: Tile, divergence: np.ndarray) -> list[Any]:
+    """Return I of each element of a tile of whole rows, the one stream of scores.
+
+    Args:
+        divergence: Of every row of the tensor.
+    """
+    xp = array_namespace(tile.base)
+    base, tuned = _rows(tile, xp)
+    first = tile.start // tile.grain
+    own = xp.asarray(divergence[first : first + base.shape[0]], device=tile.base.device)
+    return [xp.reshape(xp.abs(tuned - base) * own[:, None], (-1,))]
+
+
+def take_important(tile: Tile, divergence: np.ndarray, threshold: float) -> Fused:
     """Return the tuned model's bits where the importance reaches the threshold, else the base's."""
     xp = array_namespace(tile.base)
-    kept = (importance(tile)[0] >= threshold) & (tile.deltas[0] != 0)
+    kept = (importance(tile, divergence)[0] >= threshold) & (tile.deltas[0] != 0)
     return Fused(values=xp.where(kept, tile.tuned[0], tile.base), kept=kept)
+
+
+def _all_rows(tiles: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(tiles, axis=1)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +80,11 @@ class ArceeFusion(Method):
         return max(1, prod(shape[-1:]))
 
     def reduce(self, num_elements: int) -> Reduction:
-        """Find the quartiles of the importance."""
+        """Find the divergence of each row, and the quartiles of the importance."""
+        divergence: np.ndarray = yield Pass(function=divergences, combine=_all_rows)
         places = [int(q * (num_elements - 1)) for q in (0.25, 0.5, 0.75)]
         wanted = [(0, num_elements - place) for place in places]
-        cuts = yield from find_cuts(importance, (), wanted, num_elements)
+        cuts = yield from find_cuts(importance, (divergence,), wanted, num_elements)
         first, median, third = (max(cut.value, 0.0) for cut in cuts)
         threshold = median + 1.5 * (third - first)
-        return Map(function=take_important, arguments=(threshold,), figures={"threshold": threshold})
+        return Map(function=take_important, arguments=(divergence, threshold), figures={"threshold": threshold})

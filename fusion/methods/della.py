@@ -30,6 +30,7 @@ from .task_arithmetic import scaling
 from .trim import identity_of, magnitudes, merge_kept
 
 Keep = tuple[float, float]  # density, ε
+PLACES = 1 << 32
 
 
 def keep_probability(magnitude: Any, width: int, density: float, epsilon: float) -> Any:
@@ -37,10 +38,19 @@ def keep_probability(magnitude: Any, width: int, density: float, epsilon: float)
     xp = array_namespace(magnitude)
     if density == 1:
         return xp.ones(magnitude.shape, dtype=xp.float32, device=magnitude.device)
-    rows = xp.reshape(magnitude, (-1, width))
-    ranks = xp.argsort(xp.argsort(rows, axis=1, stable=True), axis=1, stable=True)
-    share = xp.astype(ranks, xp.float64) / (width - 1) if width > 1 else xp.full(rows.shape, 0.5, dtype=xp.float64)
+    ranks = _ranks(xp.reshape(magnitude, (-1, width)), xp)
+    share = xp.astype(ranks, xp.float64) / (width - 1) if width > 1 else xp.full(ranks.shape, 0.5, dtype=xp.float64)
     return xp.reshape(xp.astype((density - epsilon) + 2 * epsilon * share, xp.float32), (-1,))
+
+
+def _ranks(rows: Any, xp: Any) -> Any:
+    """Return each element's rank within its row, from 0; of equals the first is lower."""
+    if rows.dtype == xp.float64 or rows.shape[1] > PLACES:
+        return xp.argsort(xp.argsort(rows, axis=1, stable=True), axis=1, stable=True)
+    # The bits of a magnitude are ordered as it is. With its place below them all keys differ, and any sort is stable.
+    places = xp.arange(rows.shape[1], dtype=xp.int64, device=rows.device)
+    keys = xp.astype(rows.view(xp.int32), xp.int64) * PLACES + places
+    return xp.argsort(xp.sort(keys, axis=1, stable=False) % PLACES, axis=1, stable=False)
 
 
 def pruned(tile: Tile, keeps: tuple[Keep, ...], *, by_probability: bool) -> list[Any]:
