@@ -8,6 +8,7 @@ from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 from ..fusion.names import block_of, kind_of, natural_key
+from ..fusion.protector import TARGET_ALONE
 from .console import count, gigabytes, say, table
 
 if TYPE_CHECKING:
@@ -93,6 +94,13 @@ def show_uncovered(manifest: Manifest, found: Statistics) -> None:
     for reason, group in by_reason.items():
         others = f" and {len(group) - 1} others" if len(group) > 1 else ""
         say(f"note: {instead} for `{group[0]}`{others}: {reason}")
+    alone = [record.name for record in manifest.fused if record.protected == TARGET_ALONE]
+    if alone:
+        others = f" or {len(alone) - 1} others" if len(alone) > 1 else ""
+        say(
+            f"note: no general sample reached `{alone[0]}`{others}, so their deltas stay whole: samples of the kind "
+            "that does, images for one, would protect what the base knows there"
+        )
 
 
 def _block_row(block: str, records: list[TensorRecord]) -> list[str]:

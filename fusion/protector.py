@@ -20,6 +20,9 @@ from .two_sided import Protection, fractions, mixing_blocks
 CHUNK = 1 << 22  # elements that are multiplied at once: fixed, so that no bit depends on tiles or threads
 HELD = 4  # tensors and matrices that are kept until they are released
 
+TARGET_ALONE, GENERAL_ALONE = "target alone", "general alone"  # forms of tensors that only one side reached
+BY_ELEMENT = ("interpolation", "diagonal", TARGET_ALONE, GENERAL_ALONE)  # forms without matrices
+
 T = TypeVar("T")
 Read = Callable[[int, int], tuple[np.ndarray, np.ndarray]]  # start, stop -> base and tuned elements
 
@@ -48,6 +51,10 @@ class Protector:
         general = None if curvature is None else curvature.general
         if curvature is None or general is None or not (curvature.num_tokens or general.num_tokens):
             return "interpolation"
+        if not general.num_tokens:
+            return TARGET_ALONE
+        if not curvature.num_tokens:
+            return GENERAL_ALONE
         if self.protection.needs_gram and self._grams(curvature) is not None:
             return self.protection.curvature
         return "diagonal"
@@ -63,7 +70,7 @@ class Protector:
         """
         if self.protection.weight == 0:
             return read(start, stop)[1]
-        if self.form(curvature) in ("interpolation", "diagonal"):
+        if self.form(curvature) in BY_ELEMENT:
             return self._by_element(name, shape, curvature, start, stop, read)
         assert curvature is not None
         whole = self._known(self._whole, name)
@@ -102,25 +109,19 @@ class Protector:
         part = kept.expand(start, stop - start)
         return np.where(part == 1, tuned, base + part * (tuned - base))
 
-    def _grams(self, curvature: Curvature) -> tuple[np.ndarray | None, np.ndarray | None] | None:
-        """Return Σ x·xᵀ of the target and of general data, None for a side that saw nothing; None if one is lacking."""
-        general = curvature.general
-        assert general is not None
-        found = []
-        for side in (curvature, general):
-            if side.num_tokens and side.gram is None:
-                return None
-            found.append(side.gram)
-        return found[0], found[1]
+    def _grams(self, curvature: Curvature) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return Σ x·xᵀ of the target and of general data; None if one is lacking."""
+        assert curvature.general is not None
+        if curvature.gram is None or curvature.general.gram is None:
+            return None
+        return curvature.gram, curvature.general.gram
 
     def _make_whole(self, name: str, shape: tuple[int, ...], curvature: Curvature, read: Read) -> np.ndarray:
         import torch
 
         device = torch_device(self._device)
-        known = curvature if curvature.gram is not None else curvature.general
-        assert known is not None
-        layout = row_layout(name, shape, known)
-        shapes = {gram.shape for gram in self._grams(curvature) or () if gram is not None}
+        layout = row_layout(name, shape, curvature)
+        shapes = {gram.shape for gram in self._grams(curvature) or ()}
         if len(shapes) > 1:
             first, second = (list(found) for found in sorted(shapes))
             raise CurvatureError(
@@ -142,7 +143,7 @@ class Protector:
                 else:
                     base, tuned = (array[k] for array in flat)
                 if mixing is None:
-                    mixing = self._mixing(name, curvature, k, layout.width)
+                    mixing = self._mixing(name, curvature, k)
                 if whole is None:
                     whole = np.empty(prod(shape), base.dtype)
                 delta = torch.from_numpy(np.ascontiguousarray(tuned - base)).to(device)
@@ -151,7 +152,7 @@ class Protector:
         assert whole is not None
         return whole if flat is None else layout.join(whole.reshape(layout.stack, rows, layout.width))
 
-    def _mixing(self, name: str, curvature: Curvature, k: int, width: int) -> Any:
+    def _mixing(self, name: str, curvature: Curvature, k: int) -> Any:
         """Return the blocks of the k-th of the stacked matrices; shared by tensors that see the same inputs."""
         import torch
 
@@ -164,10 +165,6 @@ class Protector:
         if key not in self._mixings:
             matrices, means = [], []
             for gram, side in zip(grams, (curvature, curvature.general), strict=True):
-                if gram is None:
-                    matrices.append(torch.zeros(width, width, dtype=torch.float64, device=device))
-                    means.append(0.0)
-                    continue
                 one = gram[k] if gram.ndim == 3 else gram
                 check_matrix(name, one)
                 diagonal = np.diagonal(gram, axis1=-2, axis2=-1)

@@ -25,8 +25,8 @@ class TensorRecord:
         distance_l1, distance_l2: Norms of the stored result minus the base.
         options: Of the method, where a recipe gave the tensor its own; else None, and the run's hold.
         measured: Whether it was fused with measured curvature, not with H = I.
-        protected: How its delta was mixed by two-sided curvature: `full`, `block:N`, `diagonal`, or `interpolation`
-            where neither side has statistics; None without.
+        protected: How its delta was mixed by two-sided curvature: `full`, `block:N`, `diagonal`; `target alone` or
+            `general alone` where only one side reached it, `interpolation` where neither did; None without.
         figures: What the method's reduction learned, such as the expected loss.
         digest: xxh3-128 over the xxh3-128 of each written piece.
     """

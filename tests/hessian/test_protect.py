@@ -242,3 +242,28 @@ def test_the_command_protects_and_says_so(models: Callable[[str], dict[str, Path
     assert third["realised_sparsity"] > 0.4
     tensors = {record["name"]: record["protected"] for record in second["tensors"]}
     assert tensors["model.layers.1.mlp.down_proj.weight"] == "full"
+
+
+@pytest.mark.parametrize("curvature", ["full", "diagonal"])
+def test_what_general_text_does_not_reach_keeps_its_delta_and_that_is_said(
+    curvature: str, models: Callable[[str], dict[str, Path]], tmp_path: Path, tensors_of: Read
+) -> None:
+    found = models("llava")
+    rows = [json.loads(line) for line in found["general"].read_text().splitlines()]
+    config = json.loads((found["base"] / "config.json").read_text())
+    picture = config.get("image_token_id", config.get("image_token_index"))
+    text = [{"input_ids": [token for token in row["input_ids"] if token != picture]} for row in rows]
+    assert all(len(row["input_ids"]) < len(old["input_ids"]) for row, old in zip(text, rows, strict=True))
+    (tmp_path / "text.jsonl").write_text("\n".join(json.dumps(row) for row in text))
+    command = [sys.executable, "-m", "sculpt", "fuse", found["base"], found["tuned"], "--data", found["target"]]
+    options = ["--protect", tmp_path / "text.jsonl", "--curvature", curvature, "-o", tmp_path / "out", "--json"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    forms = {record["name"]: record["protected"] for record in json.loads(done.stdout)["tensors"]}
+    alone = {name for name, form in forms.items() if form == "target alone"}
+    assert any("multi_modal_projector" in name for name in alone)
+    assert not any("language_model" in name and name.endswith("proj.weight") for name in alone)
+    assert "no general sample reached `" in done.stderr
+    fused, tuned = tensors_of(tmp_path / "out"), tensors_of(found["tuned"])
+    for name in alone:
+        np.testing.assert_array_equal(fused[name], tuned[name])
