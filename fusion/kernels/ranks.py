@@ -11,10 +11,10 @@ from ..methods.trim import magnitudes
 from ..ranks import BINS, DIGIT
 from ..tile import RawTile
 from .native import Kernel, address
-from .tiles import ROOT_OF_ONES, root_of, scratch_block, scratch_words
+from .tiles import root_of, scratch_block, scratch_words
 
-_SCORE_DIGITS = Kernel("ranks", "score_digits", "u Fuu uuuuu FWI")
-_PLACE_DIGITS = Kernel("ranks", "place_digits", "u Fuu uuuuuu FI")
+_SCORE_DIGITS = Kernel("ranks", "score_digits", "uu Fuu uuuuu FWI")
+_PLACE_DIGITS = Kernel("ranks", "place_digits", "uu Fuu uuuuuu FI")
 _WAYS, _OTHERS = 4, 16  # as in the source
 
 
@@ -38,7 +38,8 @@ def digit_counts(
     shift, mask = rest - digit, (1 << digit) - 1
     rows = np.zeros((len(searches), BINS + 1), np.int32)
     rows[:, -1] = score_bits
-    place = (len(tile.base), *(root_of(tile) if scores is saliencies else ROOT_OF_ONES), tile.start)
+    weighted = scores is saliencies and tile.root is not None
+    place = (len(tile.base), weighted, *root_of(tile), tile.start)
     for row, search in zip(rows, searches, strict=True):
         inputs = tile.base, tile.tuned[search.stream]
         counts = np.zeros((_WAYS << digit) + _OTHERS, np.int32)

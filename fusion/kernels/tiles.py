@@ -14,7 +14,7 @@ from .native import address
 LANES = 512  # 256 of a sum, 256 of a sum of squares
 
 _ONES = np.ones(BLOCK, np.float32)
-ROOT_OF_ONES = address(_ONES), 1 << 40, BLOCK
+_ROOT_OF_ONES = address(_ONES), 1 << 40, BLOCK
 
 
 def num_blocks(tile: RawTile) -> int:
@@ -25,7 +25,7 @@ def num_blocks(tile: RawTile) -> int:
 def root_of(tile: RawTile) -> tuple[int, int, int]:
     """Return `sqrt(H)` as (address of values, repeat, inner), signature `F u u`; ones for `H = I`."""
     if tile.root is None:
-        return ROOT_OF_ONES
+        return _ROOT_OF_ONES
     return address(tile.root.values), tile.root.repeat, tile.root.inner
 
 

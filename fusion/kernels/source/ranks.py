@@ -1,4 +1,4 @@
-"""The kernels of `fusion.ranks` for scores `root·|δ|`: magnitudes of deltas, weighed by `sqrt(H)` or by ones."""
+"""The kernels of `fusion.ranks` for scores that are magnitudes of deltas, as they are or times `sqrt(H)`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ OTHERS = u64(16)
 
 
 @inlined
-def _bits(root, base, tuned):
-    return bits_of(root * abs(decoded(tuned) - decoded(base)))
+def _score(base, tuned, root, weighted):
+    magnitude = abs(decoded(tuned) - decoded(base))
+    return root * magnitude if weighted else magnitude
 
 
 def score_digits(
-    base, tuned, count, values, repeat, inner, start, rest, shift, mask, prefix, root, bins, counts
+    base, tuned, count, weighted, values, repeat, inner, start, rest, shift, mask, prefix, root, bins, counts
 ):  # fmt: skip
     """Count, of the scores whose bits above `rest` are `prefix`, each value of the digit at `shift`.
 
     Without a branch: the others are counted too, beyond the digits.
 
     Args:
+        weighted: Whether scores are times `root`.
         rest: 32 or more where no bits are known.
         mask: The largest value of a digit.
         bins: Room for a block.
@@ -34,9 +36,10 @@ def score_digits(
     held = NOWHERE, NOWHERE
     for at in range(u64(0), count, SIZE):
         size = min(SIZE, count - at)
-        held = root_block(values, repeat, inner, start + at, size, root, held)
+        if weighted:
+            held = root_block(values, repeat, inner, start + at, size, root, held)
         for i in range(size):
-            bits = _bits(root[i], base[at + i], tuned[at + i])
+            bits = bits_of(_score(base[at + i], tuned[at + i], root[i], weighted))
             digit = u32(u32(u32(bits >> shift) & mask) + u32(u32(u32(i) % u32(WAYS)) * num_values))
             bins[i] = digit if (not known) | (u32(bits >> rest) == wanted) else u32(others + u32(u32(i) % u32(OTHERS)))
         for i in range(size):
@@ -44,7 +47,7 @@ def score_digits(
 
 
 def place_digits(
-    base, tuned, count, values, repeat, inner, start, value, rest, shift, mask, prefix, root, counts
+    base, tuned, count, weighted, values, repeat, inner, start, value, rest, shift, mask, prefix, root, counts
 ):  # fmt: skip
     """Count, of the places above `rest` with `prefix` where the score has bits `value`, each value of their digit.
 
@@ -59,15 +62,16 @@ def place_digits(
         last = first + size - u64(1)
         if (last >> rest) < prefix or (first >> rest) > prefix:
             continue
-        held = root_block(values, repeat, inner, first, size, root, held)
+        if weighted:
+            held = root_block(values, repeat, inner, first, size, root, held)
         if (first >> shift) == (last >> shift):
             number = i32(0)
             for i in range(size):
-                equal = _bits(root[i], base[at + i], tuned[at + i]) == value
+                equal = bits_of(_score(base[at + i], tuned[at + i], root[i], weighted)) == value
                 number = i32(number + i32(equal))
             counts[(first >> shift) & mask] += number
         else:
             for i in range(size):
-                equal = _bits(root[i], base[at + i], tuned[at + i]) == value
+                equal = bits_of(_score(base[at + i], tuned[at + i], root[i], weighted)) == value
                 if equal and ((first + i) >> rest) == prefix:
                     counts[((first + i) >> shift) & mask] += i32(1)
