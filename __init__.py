@@ -53,32 +53,7 @@ if TYPE_CHECKING:
     from .hessian.diagonal import DiagonalHessian
     from .measuring import Calibration
 
-_METHODS = (
-    "AdaDare",
-    "ArceeFusion",
-    "Breadcrumbs",
-    "BreadcrumbsTies",
-    "Dare",
-    "DareTies",
-    "Della",
-    "DellaLinear",
-    "Karcher",
-    "Linear",
-    "Magnitude",
-    "ModelStock",
-    "MultiSlerp",
-    "NearSwap",
-    "NuSlerp",
-    "Passthrough",
-    "Saliency",
-    "Sce",
-    "Slerp",
-    "Tailor",
-    "TaskArithmetic",
-    "Ties",
-)
-_PLACES = {
-    **dict.fromkeys(_METHODS, ".fusion.methods"),
+_PLACES = {  # of public names that are no methods
     "Calibration": ".measuring",
     "Checkpoint": ".fusion.checkpoint",
     "Curvature": ".fusion.curvature",
@@ -142,9 +117,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in __all__:
         raise AttributeError(f"module 'sculpt' has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name], __name__), name)
+    return getattr(import_module(_PLACES.get(name, ".fusion.methods"), __name__), name)
 
 
 def __dir__() -> list[str]:
