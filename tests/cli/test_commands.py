@@ -151,3 +151,11 @@ def test_every_command_has_help_with_an_example() -> None:
         assert command in listed
         text = sculpt(command, "--help").stdout
         assert f"sculpt {command}" in text.split("Options")[0], command
+
+
+def test_an_unknown_command_is_refused_with_the_nearest_of_all_commands() -> None:
+    for typed, meant in (("fuze", "fuse"), ("lora-merg", "lora-merge"), ("hesian", "hessian")):
+        done = sculpt(typed)
+        assert done.returncode == 2
+        assert f"'{meant}'" in done.stderr
+    assert "merge" in sculpt("hessian", "--help").stdout
