@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import fuse
+    from .fusion.arithmetic.curvature import Curvature
+    from .fusion.arithmetic.two_sided import Protection
     from .fusion.checkpoint import Checkpoint, open_checkpoint
-    from .fusion.curvature import Curvature
-    from .fusion.diff import diff
     from .fusion.errors import SculptError
-    from .fusion.fuse import Settings
     from .fusion.lora.combine import combine_adapters
     from .fusion.lora.extract import extract_adapter
-    from .fusion.manifest import Manifest
     from .fusion.methods import (
         AdaDare,
         ArceeFusion,
@@ -46,31 +44,33 @@ if TYPE_CHECKING:
         TaskArithmetic,
         Ties,
     )
-    from .fusion.plan import Policies, Selection
-    from .fusion.two_sided import Protection
-    from .fusion.verify import verify
+    from .fusion.plan.plan import Policies, Selection
+    from .fusion.record.manifest import Manifest
+    from .fusion.record.verify import verify
+    from .fusion.run.diff import diff
+    from .fusion.run.fuse import Settings
     from .hessian import calibrate
-    from .hessian.diagonal import DiagonalHessian
+    from .hessian.store.diagonal import DiagonalHessian
     from .measuring import Calibration
 
 _PLACES = {  # of public names that are no methods
     "Calibration": ".measuring",
     "Checkpoint": ".fusion.checkpoint",
-    "Curvature": ".fusion.curvature",
-    "DiagonalHessian": ".hessian.diagonal",
-    "Manifest": ".fusion.manifest",
-    "Policies": ".fusion.plan",
-    "Protection": ".fusion.two_sided",
+    "Curvature": ".fusion.arithmetic.curvature",
+    "DiagonalHessian": ".hessian.store.diagonal",
+    "Manifest": ".fusion.record.manifest",
+    "Policies": ".fusion.plan.plan",
+    "Protection": ".fusion.arithmetic.two_sided",
     "SculptError": ".fusion.errors",
-    "Selection": ".fusion.plan",
-    "Settings": ".fusion.fuse",
+    "Selection": ".fusion.plan.plan",
+    "Settings": ".fusion.run.fuse",
     "calibrate": ".hessian",
     "combine_adapters": ".fusion.lora.combine",
-    "diff": ".fusion.diff",
+    "diff": ".fusion.run.diff",
     "extract_adapter": ".fusion.lora.extract",
     "fuse": ".api",
     "open_checkpoint": ".fusion.checkpoint",
-    "verify": ".fusion.verify",
+    "verify": ".fusion.record.verify",
 }
 
 __all__ = [

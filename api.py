@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from .fusion.arithmetic.two_sided import Protection
 from .fusion.errors import MethodError
-from .fusion.fuse import Prepared, Settings, execute, prepare
-from .fusion.manifest import Manifest
 from .fusion.methods import AdaDare, Method
-from .fusion.run import Progress
-from .fusion.two_sided import Protection
+from .fusion.record.manifest import Manifest
+from .fusion.run.fuse import Prepared, Settings, execute, prepare
+from .fusion.run.loop import Progress
 from .measuring import Calibration, Given, PathLike, statistics
 
 

@@ -9,12 +9,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .fusion.arithmetic.curvature import Curvature
+from .fusion.arithmetic.two_sided import counted_together, paired
 from .fusion.checkpoint import Checkpoint
-from .fusion.curvature import Curvature
 from .fusion.errors import CurvatureError, MethodError
-from .fusion.fuse import Prepared
-from .fusion.run import Progress
-from .fusion.two_sided import counted_together, paired
+from .fusion.run.fuse import Prepared
+from .fusion.run.loop import Progress
 
 if TYPE_CHECKING:
     from .hessian.session import Session
@@ -164,7 +164,7 @@ def _one_side(side: Side, calibration: Calibration, progress: Progress, stack: E
 
 
 def _measured_before(side: Side, calibration: Calibration) -> Statistics:
-    from .hessian.diagonal import DiagonalHessian
+    from .hessian.store.diagonal import DiagonalHessian
 
     hessian = calibration.hessian
     if isinstance(hessian, (Path, str)):

@@ -38,11 +38,11 @@ from sculpt.demo.fetch import default_cache, fetch
 from sculpt.demo.models import smollm2
 from sculpt.demo.score import load_model, score_model
 from sculpt.demo.task import Example, Row, encode_example, encode_prose
-from sculpt.fusion.fuse import Settings
 from sculpt.fusion.lora.density import adapter_density
 from sculpt.fusion.lora.prune import prune_adapter
 from sculpt.fusion.methods import Dare
 from sculpt.fusion.methods.tailor import Tailor
+from sculpt.fusion.run.fuse import Settings
 from sculpt.training import Method, Schedule, train_adapter
 
 TRAINED = ("lora", "l2", "lorasculpt")

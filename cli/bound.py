@@ -11,8 +11,8 @@ from .flags import with_options
 from .options import AsJson, BasePath, OutputOptions, RunOptions, SelectionOptions, TunedPath, settings_of
 
 if TYPE_CHECKING:
-    from ..fusion.bounds import TensorBound
-    from ..fusion.budget import Budget, L1Norms
+    from ..fusion.arithmetic.budget import Budget, L1Norms
+    from ..fusion.run.bounds import TensorBound
 
 MAX_ROWS = 80
 HELP = """Print Σ|δ|, ‖base‖₁ and the largest γ of each block, for a budget η of the L1 distance to the base.
@@ -60,8 +60,8 @@ def bound(
     run: ReadingOptions,
 ) -> None:
     """Measure the pair and print its bounds."""
-    from ..fusion.bounds import measure_bounds
-    from ..fusion.budget import Budget
+    from ..fusion.arithmetic.budget import Budget
+    from ..fusion.run.bounds import measure_bounds
     from .console import print_json, progress_bar
 
     given = eta is not None or eta_relative is not None
@@ -90,7 +90,7 @@ def _blocks(found: tuple[TensorBound, ...]) -> dict[str, list[TensorBound]]:
 
 
 def _sum(tensors: list[TensorBound]) -> L1Norms:
-    from ..fusion.budget import L1Norms
+    from ..fusion.arithmetic.budget import L1Norms
 
     return sum((tensor.norms for tensor in tensors), L1Norms(delta=0.0, base=0.0))
 

@@ -70,7 +70,7 @@ def calibrate_command(
 
         sculpt calibrate llava-sft/ --data images-and-text.jsonl --device cuda --memory 8GB
     """
-    from ..fusion.checkpoint.layout import parse_size
+    from ..fusion.checkpoint.output.layout import parse_size
     from ..hessian import calibrate
     from .console import progress_bar, say
 
@@ -111,7 +111,7 @@ def merge_command(
 
         sculpt hessian merge first.safetensors second.safetensors -o both.safetensors
     """
-    from ..fusion.checkpoint.claim import Claim
+    from ..fusion.checkpoint.output.claim import Claim
     from ..fusion.errors import OutputError
     from ..hessian import DiagonalHessian
 
@@ -164,7 +164,7 @@ def _show(hessian: DiagonalHessian, path: Path, *, report: bool, json: bool) -> 
 
 
 def _show_report(hessian: DiagonalHessian) -> None:
-    from ..hessian.report import report
+    from ..hessian.store.report import report
     from .console import table
 
     rows = [
@@ -192,7 +192,7 @@ def _as_json(hessian: DiagonalHessian, path: Path, *, report: bool) -> dict[str,
         "why_missing": dict(hessian.why_missing),
     }
     if report:
-        from ..hessian import report as reports
+        from ..hessian.store import report as reports
 
         content["tensors"] = [asdict(entry) for entry in reports.report(hessian)]
     return content

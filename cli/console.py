@@ -24,7 +24,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from ..fusion.errors import SculptError
-    from ..fusion.run import Progress as Report
+    from ..fusion.run.loop import Progress as Report
 
 WIDTH_WITHOUT_TERMINAL = 140  # of tables in a log file
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else WIDTH_WITHOUT_TERMINAL)

@@ -13,7 +13,7 @@ from .options import AsJson
 
 if TYPE_CHECKING:
     from ..demo.result import DemoResult, Mean
-    from ..fusion.run import Progress
+    from ..fusion.run.loop import Progress
 
 HELP = """Fetch a small real model, fine-tune it until it forgets, fuse it in five ways, and score them all.
 

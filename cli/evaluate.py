@@ -60,7 +60,7 @@ class ScoringOptions:
 
     def arguments(self) -> dict[str, Any]:
         """Return them as `evaluate` takes them."""
-        from ..fusion.checkpoint.layout import parse_size
+        from ..fusion.checkpoint.output.layout import parse_size
 
         return {
             "device": self.device,

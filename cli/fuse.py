@@ -27,7 +27,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..fusion.fuse import Prepared
+    from ..fusion.run.fuse import Prepared
     from ..measuring import Calibration
 
 EXAMPLES = {
@@ -101,7 +101,7 @@ def run_fuse(
 
 def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool, overwrite: bool, json: bool) -> None:
     """Calibrate where the method wants it, fuse, and show what was done; or show the plan."""
-    from ..fusion.fuse import execute
+    from ..fusion.run.fuse import execute
     from ..measuring import statistics
     from . import fuse_view
     from .console import print_json, progress_bar, say

@@ -8,14 +8,14 @@ from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 from ..fusion.names import block_of, kind_of, natural_key
-from ..fusion.protector import TARGET_ALONE
+from ..fusion.run.protector import TARGET_ALONE
 from .console import count, gigabytes, say, table
 
 if TYPE_CHECKING:
-    from ..fusion.fuse import Prepared
-    from ..fusion.manifest import Manifest
-    from ..fusion.plan import Step
-    from ..fusion.records import TensorRecord
+    from ..fusion.plan.plan import Step
+    from ..fusion.record.manifest import Manifest
+    from ..fusion.record.records import TensorRecord
+    from ..fusion.run.fuse import Prepared
     from ..measuring import Statistics
 
 MAX_ROWS = 60
@@ -32,7 +32,7 @@ def _groups(steps: Iterable[Step]) -> dict[tuple[str, str, str], list[Step]]:
 
 def show_plan(prepared: Prepared) -> None:
     """Print what would happen to each group of tensors, and what it would take."""
-    from ..fusion.fuse import free_disk
+    from ..fusion.run.fuse import free_disk
 
     plan = prepared.plan
     rows = [
@@ -56,7 +56,7 @@ def show_plan(prepared: Prepared) -> None:
 
 def plan_json(prepared: Prepared) -> dict[str, Any]:
     """Return the plan for programs."""
-    from ..fusion.fuse import free_disk
+    from ..fusion.run.fuse import free_disk
 
     return {
         "output": str(prepared.output),

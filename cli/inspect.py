@@ -96,7 +96,7 @@ def diff_command(first: First, second: Second, top: Top = 40, json: AsJson = Fal
     """
     from dataclasses import asdict
 
-    from ..fusion.diff import diff
+    from ..fusion.run.diff import diff
     from .console import print_json, progress_bar, say, table
 
     with progress_bar("comparing") as report:

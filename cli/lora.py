@@ -215,7 +215,7 @@ def extract_command(
         sculpt lora-extract base/ sft/ --energy 0.95 --include 'model.layers.*'
     """
     from ..fusion.lora.extract import extract_adapter
-    from ..fusion.step import Selection
+    from ..fusion.plan.step import Selection
     from .console import progress_bar
 
     with progress_bar("extracting") as report_bytes:

@@ -65,7 +65,7 @@ def merge_command(
 
         sculpt merge adadare --base base/ --tuned sft/ -o fused/
     """
-    from ..fusion.checkpoint.layout import parse_size
+    from ..fusion.checkpoint.output.layout import parse_size
     from ..fusion.recipe.prepare import prepare_recipe
     from ..fusion.recipe.read import find_recipe, read_recipes
     from ..fusion.recipe.several import in_order

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from ..fusion.fuse import Settings
-    from ..fusion.two_sided import Protection
+    from ..fusion.arithmetic.two_sided import Protection
+    from ..fusion.run.fuse import Settings
     from ..measuring import Calibration
 
 BasePath = Annotated[Path, typer.Argument(help="The checkpoint before fine-tuning: a folder or a weight file.")]
@@ -96,8 +96,8 @@ class ProtectOptions:
 
     def protection(self, recipe: Protection | None = None, given: Collection[str] = ()) -> Protection | None:
         """Return how the base is protected, if it is: by a recipe, with the flags that were given over it."""
+        from ..fusion.arithmetic.two_sided import Protection
         from ..fusion.errors import MethodError
-        from ..fusion.two_sided import Protection
 
         names = {
             "protect_weight": "weight", "curvature": "curvature", "protect_ridge": "ridge", "protect_scores": "scores"
@@ -187,9 +187,9 @@ class RunOptions:
 
 def settings_of(output: OutputOptions, selection: SelectionOptions, run: RunOptions) -> Settings:
     """Return the options as the library takes them."""
-    from ..fusion.checkpoint.layout import parse_size
-    from ..fusion.fuse import Settings
-    from ..fusion.plan import Policies, Selection
+    from ..fusion.checkpoint.output.layout import parse_size
+    from ..fusion.plan.plan import Policies, Selection
+    from ..fusion.run.fuse import Settings
 
     return Settings(
         seed=run.seed,

@@ -11,9 +11,9 @@ from ..fusion.errors import MethodError
 from .options import CalibrationOptions, OutputOptions, ProtectOptions
 
 if TYPE_CHECKING:
-    from ..fusion.fuse import Prepared, Settings
     from ..fusion.methods import Method
     from ..fusion.recipe.recipe import Recipe
+    from ..fusion.run.fuse import Prepared, Settings
 
 # Fields of `Settings` by the flag that sets them.
 SETTING_FLAGS = {"max_shard_size": "max_shard_bytes"}

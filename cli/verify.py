@@ -22,7 +22,7 @@ def verify_command(output: Output, inputs: Inputs = None, json: AsJson = False) 
 
         sculpt verify sft-fused/ --input base/ --input sft/
     """
-    from ..fusion.verify import verify
+    from ..fusion.record.verify import verify
     from .console import gigabytes, print_json, say
 
     found = verify(output, inputs or ())

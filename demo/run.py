@@ -85,9 +85,9 @@ class _Story:
 
     def tell(self, strength: float, sparsity: float) -> DemoResult:
         from ..api import PROTECTED, fuse
-        from ..fusion.fuse import Settings
+        from ..fusion.arithmetic.two_sided import Protection
         from ..fusion.methods import AdaDare, Dare, TaskArithmetic
-        from ..fusion.two_sided import Protection
+        from ..fusion.run.fuse import Settings
         from ..hessian import calibrate
         from ..measuring import Calibration
         from .task import write_calibration

@@ -84,7 +84,7 @@ def _processor(model: LiveModel) -> Any:
 
 @torch.inference_mode()
 def _of_image(task: Caption, model: LiveModel, processor: Any, row: Row) -> str:
-    from ..hessian.media import load_image
+    from ..data.media import load_image
 
     image = load_image(row.get("image"), row.folder, row.what)
     prompt = row.text("prompt") if "prompt" in row else ""

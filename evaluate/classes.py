@@ -49,7 +49,7 @@ def _texts(model: LiveModel, rows: Sequence[Row], max_length: int) -> dict[str, 
 def _images(model: LiveModel, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
     from transformers import AutoImageProcessor
 
-    from ..hessian.media import load_image
+    from ..data.media import load_image
 
     try:
         processor = AutoImageProcessor.from_pretrained(model.path, local_files_only=True)

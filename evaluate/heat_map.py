@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..fusion.names import block_of, kind_of, natural_key
-from ..fusion.records import TensorRecord
+from ..fusion.record.records import TensorRecord
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..fusion.backend import Backend
-from ..fusion.curvature import Curvature
-from ..fusion.fuse import Prepared, execute, prepare_plan
-from ..fusion.in_memory import FusedTensors, RememberingBackend, fuse_in_memory
-from ..fusion.manifest import Manifest
+from ..fusion.arithmetic.curvature import Curvature
+from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.methods import Method
 from ..fusion.names import block_of
-from ..fusion.plan import Plan, make_plan
-from ..fusion.run import Progress
-from ..fusion.two_sided import Protection
-from ..hessian.names import Recipe
-from ..hessian.skeleton import build
+from ..fusion.plan.plan import Plan, make_plan
+from ..fusion.record.manifest import Manifest
+from ..fusion.run.backend import Backend
+from ..fusion.run.fuse import Prepared, execute, prepare_plan
+from ..fusion.run.in_memory import FusedTensors, RememberingBackend, fuse_in_memory
+from ..fusion.run.loop import Progress
+from ..live.names import Recipe
+from ..live.skeleton import build
 from ..measuring import Statistics
 from .live_model import LiveModel, load_model
 

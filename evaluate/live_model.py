@@ -13,8 +13,8 @@ import torch
 
 from ..fusion.checkpoint import Checkpoint, open_checkpoint
 from ..fusion.errors import DataError, ModelError
-from ..hessian.devices import compute_dtype, pick_device
-from ..hessian.skeleton import build
+from ..live.devices import compute_dtype, pick_device
+from ..live.skeleton import build
 
 HEADROOM = 0.9  # of the memory, which weights may fill; the rest is for activations
 

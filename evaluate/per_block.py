@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from ..fusion.errors import MethodError
 from ..fusion.methods import AdaDare
 from ..fusion.names import block_of
-from ..fusion.records import TensorRecord
+from ..fusion.record.records import TensorRecord
 
 BISECTIONS = 200
 

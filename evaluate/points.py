@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.methods import Method
-from ..fusion.two_sided import Protection
 from .choice import Pick
 from .evaluate import SuiteScores
 from .live_fuse import Distance

@@ -12,10 +12,10 @@ from typing import Any
 
 from ..fusion.checkpoint.reader import read_json
 from ..fusion.errors import DataError
-from ..fusion.manifest import Manifest
 from ..fusion.methods import METHODS
 from ..fusion.names import block_of, natural_key
-from ..fusion.records import TensorRecord
+from ..fusion.record.manifest import Manifest
+from ..fusion.record.records import TensorRecord
 from .heat_map import heat_maps
 
 TEMPLATE = "report.html.j2"

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..data.rows import Rows, open_rows
 from ..fusion.errors import DataError
-from ..hessian.rows import Rows, open_rows
 
 
 class TaskRows:

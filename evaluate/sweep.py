@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.methods import AdaDare, Method, TaskArithmetic
-from ..fusion.two_sided import Protection
 from .choice import Pick, golden_section, least_that_holds
 from .evaluate import score_suite
 from .live_fuse import LiveFuse

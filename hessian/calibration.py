@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..fusion.curvature import Curvature
+from ..fusion.arithmetic.curvature import Curvature
 from ..fusion.errors import DataError, OutputError
-from .diagonal import DiagonalHessian
+from .store.diagonal import DiagonalHessian
 
 Progress = Callable[[int, int, str], None]  # done, total, what is being done
 

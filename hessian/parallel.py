@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..fusion.curvature import Curvature
+from ..fusion.arithmetic.curvature import Curvature
 from ..fusion.errors import ModelError
-from .diagonal import add_curvature
-from .gram_store import GramStore, by_block, with_summed_grams
+from .store.diagonal import add_curvature
+from .store.gram_store import GramStore, by_block, with_summed_grams
 
 
 @dataclass(frozen=True, kw_only=True)

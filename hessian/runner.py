@@ -7,15 +7,15 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..fusion.checkpoint.claim import Claim
-from ..fusion.curvature import Curvature
+from ..fusion.arithmetic.curvature import Curvature
+from ..fusion.checkpoint.output.claim import Claim
 from .calibration import CalibrationOptions, Progress
-from .diagonal import DiagonalHessian
-from .journal import GRAMS, Journal
+from .forward.journal import GRAMS, Journal
+from .forward.tape import LostError
+from .measure.statistics import ReturnError
 from .parallel import Processes, add_up, join, own_device, wait
 from .session import Session
-from .statistics import ReturnError
-from .tape import LostError
+from .store.diagonal import DiagonalHessian
 
 logger = logging.getLogger(__name__)
 

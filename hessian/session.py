@@ -11,30 +11,30 @@ from typing import Any
 
 import numpy as np
 
+from ..data.batching import Batch, make_batches, sizes_in
+from ..data.encoding import Encoder
+from ..data.rows import open_rows
+from ..data.sampling import digest_of, draw_samples
+from ..data.texts import num_positions
+from ..fusion.arithmetic.curvature import Curvature
 from ..fusion.checkpoint import open_checkpoint
-from ..fusion.curvature import Curvature
 from ..fusion.errors import ModelError
-from . import skeleton
-from .activations import Activations
-from .batching import Batch, make_batches, sizes_in
+from ..live import skeleton
+from ..live.devices import activation_budget, compute_dtype, pick_device
+from ..live.units import Unit, find_units
 from .calibration import CalibrationOptions, Progress
 from .changed import changed_tensors
-from .collector import Collector
-from .devices import activation_budget, compute_dtype, pick_device
-from .diagonal import Provenance
-from .encoding import Encoder
-from .forward import Forward
-from .gram_store import GramStore
-from .journal import Journal
-from .recorder import Recorder
-from .rows import open_rows
-from .sampling import digest_of, draw_samples
-from .statistics import ParameterStatistics, ReturnError
-from .stopping import all_passed, final_parameter
-from .tape import Tape
-from .texts import num_positions
-from .units import Unit, find_units
-from .weights import Weights
+from .forward.activations import Activations
+from .forward.forward import Forward
+from .forward.journal import Journal
+from .forward.stopping import all_passed, final_parameter
+from .forward.tape import Tape
+from .forward.weights import Weights
+from .measure.collector import Collector
+from .measure.recorder import Recorder
+from .measure.statistics import ParameterStatistics, ReturnError
+from .store.diagonal import Provenance
+from .store.gram_store import GramStore
 
 PACKAGES = ("checkpoint-sculpt", "numpy", "torch", "transformers")
 

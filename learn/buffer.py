@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.rows import open_rows
 from ..fusion.errors import DataError
-from ..hessian.rows import open_rows
 
 IGNORED = -100
 

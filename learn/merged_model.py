@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..fusion.checkpoint import Checkpoint
-from ..fusion.checkpoint.module_names import ModelNames, Place
+from ..fusion.checkpoint.adapter.module_names import ModelNames, Place
 from ..fusion.errors import ModelError
 from .parts import Rule, parts_of
 

@@ -13,13 +13,13 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from ..fusion.arithmetic.elect import agreeing
+from ..fusion.arithmetic.random import SEGMENT, tensor_key
+from ..fusion.arithmetic.tile import Tile
 from ..fusion.checkpoint import Checkpoint
-from ..fusion.elect import agreeing
 from ..fusion.errors import MethodError
 from ..fusion.methods.checks import fraction, one_of
 from ..fusion.methods.dare import survivors
-from ..fusion.random import SEGMENT, tensor_key
-from ..fusion.tile import Tile
 
 Merge = Literal["task-arithmetic", "ties", "dare-ties", "dare-linear"]
 

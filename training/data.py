@@ -17,10 +17,10 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from ..data.batching import PADDED, Sample
+from ..data.encoding import READY_MADE, Encoder
+from ..data.rows import Rows
 from ..fusion.errors import DataError
-from ..hessian.batching import PADDED, Sample
-from ..hessian.encoding import READY_MADE, Encoder
-from ..hessian.rows import Rows
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..fusion.checkpoint.adapter_targets import PREFIX, without_prefix
+from ..fusion.checkpoint.adapter.targets import PREFIX, without_prefix
 from ..fusion.errors import ModelError
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 import transformers
 
+from ..data.encoding import Encoder
+from ..data.rows import open_rows
 from ..fusion.checkpoint import Checkpoint
 from ..fusion.errors import ModelError
 from ..fusion.lora.write import refuse_folder, write_adapter
-from ..hessian.devices import compute_dtype, pick_device
-from ..hessian.encoding import Encoder
 from ..hessian.parallel import join
-from ..hessian.rows import open_rows
+from ..live.devices import compute_dtype, pick_device
 from .callback import LoRASculptCallback
 from .data import Examples, collate
 from .model import load_base, their_deprecations, with_adapter

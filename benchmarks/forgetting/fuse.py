@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from time import monotonic
 
 from arms import Arm
-from data import write_samples
+from corpora import write_samples
 from score import score
 from tasks import TASKS
 from train import tuned_folder

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from data import SEED
+from corpora import SEED
 from sculpt.demo.fetch import Package, default_cache, fetch
 from sculpt.demo.task import Example
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import GENERAL_TOKENS
+from corpora import GENERAL_TOKENS
 from sculpt.demo.fetch import default_cache
 from sculpt.demo.models import save_checkpoint, smollm2
 from sculpt.demo.score import load_model

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from sculpt.fusion.curvature import Curvature
-from sculpt.fusion.protector import Protector
-from sculpt.fusion.two_sided import Protection
+from sculpt.fusion.arithmetic.curvature import Curvature
+from sculpt.fusion.arithmetic.two_sided import Protection
+from sculpt.fusion.run.protector import Protector
 from torch import Tensor
 
 Hidden = list[tuple[Tensor, Tensor]]  # of each sample: hidden state (1, tokens, width), and positions

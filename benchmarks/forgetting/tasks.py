@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import data
+import corpora
 import images
 from arms import IMAGES, TEXT, Arm
 from language import Language
@@ -15,9 +15,9 @@ from vision_language import VisionLanguage
 
 Sample = Mapping[str, str]  # a row that `sculpt calibrate` reads
 GENERAL: dict[str, Callable[[str], Sequence[str | Example]]] = {
-    "prose": lambda split: data.general("prose", split),
-    "docs": lambda split: data.general("docs", split),
-    "facts": lambda split: data.general("facts", split),
+    "prose": lambda split: corpora.general("prose", split),
+    "docs": lambda split: corpora.general("docs", split),
+    "facts": lambda split: corpora.general("facts", split),
     "names": lambda split: images.names()[split],
 }
 
@@ -58,7 +58,7 @@ def sample_of(example: Example) -> Sample:
 
 
 def texts(name: str) -> list[Sample]:
-    return [{"text": text} for text in data.protection(name)]
+    return [{"text": text} for text in corpora.protection(name)]
 
 
 def named() -> list[Sample]:
@@ -75,7 +75,7 @@ PROTECTS = {name: lambda name=name: texts(name) for name in ("default", "fiction
 TASKS = {
     "tagging": Task(
         model=LANGUAGE,
-        target=lambda: data.target("tagging"),
+        target=lambda: corpora.target("tagging"),
         batch_size=8,
         learning_rate={"full": 1.5e-4, "lora": 5e-4},
         scored=SCORED,
@@ -84,7 +84,7 @@ TASKS = {
     ),
     "pronouncing": Task(
         model=LANGUAGE,
-        target=lambda: data.target("pronouncing"),
+        target=lambda: corpora.target("pronouncing"),
         batch_size=16,
         learning_rate={"full": 3e-4, "lora": 6e-4},
         scored=SCORED,

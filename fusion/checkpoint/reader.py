@@ -19,7 +19,7 @@ from .tensor_info import TensorInfo
 from .torch_file import TorchFile
 
 if TYPE_CHECKING:
-    from .adapter_file import AdapterFile
+    from .adapter.file import AdapterFile
 
 __all__ = ["Checkpoint", "TensorInfo"]
 
@@ -127,7 +127,7 @@ class Checkpoint:
         self.tensors: Mapping[str, TensorInfo] = tensors
 
     def _open_adapter(self, base: Checkpoint) -> None:
-        from .adapter_file import AdapterFile
+        from .adapter.file import AdapterFile
 
         self.adapter = adapter = AdapterFile(self.path, base)
         self.folder, self.index, self._base = base.folder, None, base
@@ -230,7 +230,7 @@ def open_checkpoint(path: Path | str, base: Checkpoint | Path | str | None = Non
     Raises:
         CheckpointError: It cannot be read, or an adapter's base is nowhere.
     """
-    from .adapter_config import ADAPTER_CONFIG, AdapterConfig, is_adapter
+    from .adapter.config import ADAPTER_CONFIG, AdapterConfig, is_adapter
 
     folder = Path(path)
     if not is_adapter(folder) or any((folder / name).is_file() for name in LAYOUTS):

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from ..budget import l1_sums
+from ..arithmetic.budget import l1_sums
+from ..arithmetic.ranks import digit_counts
+from ..arithmetic.tile import RawTile
 from ..methods import adadare as adadare_method
 from ..methods import dare as dare_method
 from ..methods import saliency as saliency_method
 from ..methods import task_arithmetic as task_arithmetic_method
 from ..methods import trim as trim_method
-from ..ranks import digit_counts
-from ..tile import RawTile
 from . import adadare, budget, dare, merge, ranks, saliency, task_arithmetic
 from .native import TAKEN_FOR
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..tile import RawTile
+from ..arithmetic.tile import RawTile
 from .native import Kernel, address
 from .tiles import num_blocks, root_of, scratch
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..elect import Merging
+from ..arithmetic.elect import Merging
+from ..arithmetic.sums import BLOCK
+from ..arithmetic.tile import RawTile
 from ..methods.trim import Range
-from ..sums import BLOCK
-from ..tile import RawTile
 from .native import Kernel, address
 from .tiles import num_blocks, scratch, scratch_rows
 

@@ -23,7 +23,8 @@ import numpy as np
 from ml_dtypes import bfloat16
 
 SOURCE = Path(__file__).parent / "source"
-CONSTANTS = ("random.py", "sums.py", "tile.py")  # of `fusion`: numbers that are compiled in
+ARITHMETIC = Path(__file__).parents[1] / "arithmetic"
+CONSTANTS = ("random.py", "sums.py", "tile.py")  # of `fusion.arithmetic`: numbers that are compiled in
 SYMBOL = "sculpt_kernel"
 
 # What Numba takes a stored dtype for: it knows neither bfloat16 nor, on the CPU, float16.
@@ -61,7 +62,7 @@ def _folder() -> Path:
     """Return where the code is kept: a folder for each state of the source, of LLVM, and of the processor."""
     digest = sha256(f"{llvmlite.__version__} {llvm.get_host_cpu_name()} {_target().triple}".encode())
     digest.update(llvm.get_host_cpu_features().flatten().encode())
-    for file in (Path(__file__), *sorted(SOURCE.glob("*.py")), *map(SOURCE.parent.parent.joinpath, CONSTANTS)):
+    for file in (Path(__file__), *sorted(SOURCE.glob("*.py")), *map(ARITHMETIC.joinpath, CONSTANTS)):
         digest.update(file.read_bytes())
     return _user_cache() / "sculpt" / f"kernels-{digest.hexdigest()[:16]}"
 

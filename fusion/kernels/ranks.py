@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from ..arithmetic.ranks import BINS, DIGIT
+from ..arithmetic.tile import RawTile
 from ..methods.saliency import saliencies
 from ..methods.trim import magnitudes
-from ..ranks import BINS, DIGIT
-from ..tile import RawTile
 from .native import Kernel, address
 from .tiles import root_of, scratch_block, scratch_words
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..ranks import Cut
-from ..tile import RawTile
+from ..arithmetic.ranks import Cut
+from ..arithmetic.tile import RawTile
 from .native import Kernel, address
 from .tiles import num_blocks, root_of, scratch
 

@@ -7,8 +7,8 @@ from typing import final
 
 import numpy as np
 
-from ..sums import BLOCK
-from ..tile import RawTile
+from ..arithmetic.sums import BLOCK
+from ..arithmetic.tile import RawTile
 from .native import address
 
 LANES = 512  # 256 of a sum, 256 of a sum of squares

@@ -12,12 +12,12 @@ from typing import Literal
 
 import numpy as np
 
+from ..arithmetic.random import tensor_key
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import CheckpointError, MismatchError, NonFiniteError
 from ..names import align
-from ..random import tensor_key
-from ..run import Progress
-from ..step import Selection
+from ..plan.step import Selection
+from ..run.loop import Progress
 from .combine import AdapterReport, LayerReport, check_rank
 from .layers import Layer, layers_of, refuse_tied
 from .modules import Factors, Module

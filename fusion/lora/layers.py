@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..checkpoint import Checkpoint
-from ..checkpoint.adapter_targets import PREFIX
-from ..checkpoint.module_names import ModelNames
+from ..checkpoint.adapter.module_names import ModelNames
+from ..checkpoint.adapter.targets import PREFIX
 from ..errors import CheckpointError
 from ..names import VOCABULARY_MODULES, config_values
 from .modules import Module

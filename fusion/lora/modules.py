@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..checkpoint.adapter_config import ADAPTER_CONFIG
-from ..checkpoint.adapter_file import AdapterFile
-from ..checkpoint.adapter_patch import Patch, Product
-from ..checkpoint.adapter_targets import without_prefix
+from ..checkpoint.adapter.config import ADAPTER_CONFIG
+from ..checkpoint.adapter.file import AdapterFile
+from ..checkpoint.adapter.patch import Patch, Product
+from ..checkpoint.adapter.targets import without_prefix
 from ..checkpoint.reader import read_json
 from ..errors import CheckpointError
 

@@ -9,8 +9,8 @@ from typing import final
 
 import numpy as np
 
-from ..checkpoint.adapter_config import ADAPTER_WEIGHTS, AdapterConfig, is_adapter
-from ..checkpoint.adapter_targets import FACTOR, without_prefix
+from ..checkpoint.adapter.config import ADAPTER_WEIGHTS, AdapterConfig, is_adapter
+from ..checkpoint.adapter.targets import FACTOR, without_prefix
 from ..checkpoint.safetensors_file import SafetensorsFile
 from ..checkpoint.torch_file import TorchFile
 from ..errors import CheckpointError

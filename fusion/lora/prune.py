@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint.adapter_config import ADAPTER_CONFIG
+from ..checkpoint.adapter.config import ADAPTER_CONFIG
 from ..checkpoint.reader import read_json
 from ..errors import MethodError
 from ..methods.checks import fraction

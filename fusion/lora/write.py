@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from ..checkpoint.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from ..checkpoint.claim import Claim
+from ..checkpoint.adapter.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from ..checkpoint.output.claim import Claim
 from ..errors import OutputError, os_error
 from .modules import Factors, Module
 

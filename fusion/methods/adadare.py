@@ -19,12 +19,13 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 from array_api_compat import array_namespace
 
-from ..budget import Budget, L1Norms, l1_sums
+from ..arithmetic.budget import Budget, L1Norms, l1_sums
+from ..arithmetic.passes import Fused, Map, Pass, Reduction
+from ..arithmetic.sums import block_sums, exact_total
+from ..arithmetic.tile import Tile
 from ..errors import MethodError
-from ..sums import block_sums, exact_total
-from ..tile import Tile
 from .checks import at_least_zero, fraction, one_of
-from .method import Fused, Map, Method, Pass, Reduction, Scope
+from .method import Method, Scope
 from .task_arithmetic import add_scaled
 
 Allocation = Literal["closed-form", "exact"]

@@ -17,10 +17,11 @@ from typing import Any, ClassVar
 import numpy as np
 from array_api_compat import array_namespace
 
-from ..curvature import Curvature
-from ..ranks import find_cuts
-from ..tile import Tile
-from .method import Fused, Map, Method, Pass, Reduction
+from ..arithmetic.curvature import Curvature
+from ..arithmetic.passes import Fused, Map, Pass, Reduction
+from ..arithmetic.ranks import find_cuts
+from ..arithmetic.tile import Tile
+from .method import Method
 
 EPSILON = 1e-8
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from ..elect import Merging
+from ..arithmetic.elect import Merging
+from ..arithmetic.passes import Reduction
 from .checks import as_tuple, at_least_zero, each, finite, fraction, one_of, spread
-from .method import Method, PerModel, Reduction
+from .method import Method, PerModel
 from .task_arithmetic import scaling
 from .trim import Rescale, identity_of, trimming
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from array_api_compat import array_namespace
 
-from ..elect import weighted_sum
-from ..span import Vector
-from ..tile import Tile
-from .method import Fused, Map
+from ..arithmetic.elect import weighted_sum
+from ..arithmetic.passes import Fused, Map
+from ..arithmetic.span import Vector
+from ..arithmetic.tile import Tile
 from .task_arithmetic import scaling
 
 

@@ -16,11 +16,12 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 from array_api_compat import array_namespace
 
-from ..elect import Merging
-from ..sums import block_sums
-from ..tile import Tile
+from ..arithmetic.elect import Merging
+from ..arithmetic.passes import Fused, Map, Pass, Reduction
+from ..arithmetic.sums import block_sums
+from ..arithmetic.tile import Tile
 from .checks import as_tuple, at_least_zero, each, finite, fraction, one_of, spread
-from .method import Fused, Map, Method, Pass, PerModel, Reduction
+from .method import Method, PerModel
 from .task_arithmetic import add_scaled, identity_of, scaling
 from .trim import merge_kept
 

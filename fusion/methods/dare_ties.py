@@ -13,10 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from ..elect import Election, Merging
+from ..arithmetic.elect import Election, Merging
+from ..arithmetic.passes import Map, Reduction
 from .checks import as_tuple, at_least_zero, each, finite, fraction, one_of, spread
 from .dare import Rescale, drop_and_merge, factors_of
-from .method import Map, Method, PerModel, Reduction
+from .method import Method, PerModel
 from .task_arithmetic import add_scaled
 from .trim import identity_of
 

@@ -18,14 +18,15 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 from array_api_compat import array_namespace
 
-from ..curvature import Curvature
-from ..elect import Election, Merging
+from ..arithmetic.curvature import Curvature
+from ..arithmetic.elect import Election, Merging
+from ..arithmetic.passes import Fused, Map, Pass, Reduction
+from ..arithmetic.sums import block_sums
+from ..arithmetic.tile import Tile
 from ..errors import MethodError
-from ..sums import block_sums
-from ..tile import Tile
 from .checks import as_tuple, at_least_zero, each, finite, fraction, one_of, spread
 from .dare import Rescale
-from .method import Fused, Map, Method, Pass, PerModel, Reduction
+from .method import Method, PerModel
 from .task_arithmetic import scaling
 from .trim import identity_of, magnitudes, merge_kept
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from math import prod
 from typing import ClassVar, Literal, get_args
 
-from ..curvature import Curvature
-from ..elect import Merging
+from ..arithmetic.curvature import Curvature
+from ..arithmetic.elect import Merging
+from ..arithmetic.passes import Reduction
 from .checks import as_tuple, at_least_zero, each, finite, one_of, spread
 from .dare import Rescale
 from .della import check_window, pruning
-from .method import Method, PerModel, Reduction
+from .method import Method, PerModel
 from .task_arithmetic import scaling
 from .trim import identity_of
 

@@ -16,11 +16,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..arithmetic.passes import Pass, Reduction
+from ..arithmetic.span import Span, Vector, basis_products
 from ..errors import MethodError
-from ..span import Span, Vector, basis_products
 from .checks import as_tuple, at_least_zero, each
 from .combine import combination
-from .method import Method, Pass, PerModel, Reduction
+from .method import Method, PerModel
 
 
 def karcher_mean(

@@ -3,74 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-from array_api_compat import array_namespace
-
-from ..curvature import Curvature
+from ..arithmetic.curvature import Curvature
+from ..arithmetic.passes import Reduction
 from ..errors import MethodError
-from ..sums import block_sums, exact_total
-from ..tile import Tile
 from .checks import spread
-
-
-def join_blocks(pieces: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the block sums of consecutive pieces as those of one tile."""
-    return np.concatenate(pieces, axis=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pass:
-    """One look at every element before any is changed.
-
-    Attributes:
-        function: `function(tile, *arguments)` returns a (rows, num_blocks) array of block sums. A module-level
-            function: the CPU kernel that stands in for it is found by its identity.
-        combine: Turns the arrays of all tiles, in order, into what `Method.reduce` is sent.
-        join: Turns the arrays of consecutive pieces of a tile into that of the tile.
-    """
-
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...] = ()
-    combine: Callable[[Sequence[np.ndarray]], Any] = exact_total
-    join: Callable[[Sequence[np.ndarray]], np.ndarray] = join_blocks
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Fused:
-    """What a method made of a tile.
-
-    Attributes:
-        values: Fused elements, float32 or float64, shape (n,).
-        kept: Which deltas had a part in it; bool, shape (n,).
-        clipped: Which keep probabilities were cut at 1, or None for a method without such.
-    """
-
-    values: Any
-    kept: Any
-    clipped: Any = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Map:
-    """The second step of a method over one tensor, ready to run on any of its tiles.
-
-    Attributes:
-        function: `function(tile, *arguments)` returns `Fused`; module-level, as for `Pass`.
-        figures: What the reduction learned of the tensor, for the manifest.
-    """
-
-    function: Callable[..., Fused]
-    arguments: tuple[Any, ...] = ()
-    figures: dict[str, float] = field(default_factory=dict)
-
 
 PerModel = float | tuple[float, ...]  # one number for all models, or one for each
 Scope = Literal["tensor", "block", "model"]  # what shares one reduction
-Reduction = Generator[Pass, Any, Map]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,22 +76,3 @@ class Method(ABC):
     def options(self) -> dict[str, Any]:
         """Return the options as plain values, for the manifest."""
         return asdict(self)
-
-
-def measure(tile: Tile, stored: Any, fused: Fused) -> Any:
-    """Return block sums of the figures that every tensor is recorded with, shape (6, num_blocks).
-
-    Rows: kept deltas, zero deltas, clipped probabilities, Σ|δ| over all tuned models, and the L1 and squared L2
-    distance between `stored`, the fused values as rounded for storage, and the base.
-    """
-    xp = array_namespace(tile.base)
-    zero = xp.ones(tile.base.shape, dtype=xp.bool, device=tile.base.device)
-    magnitude = xp.zeros_like(tile.base)
-    for delta in tile.deltas:
-        zero = zero & (delta == 0)
-        magnitude = magnitude + xp.abs(delta)
-    clipped = xp.zeros_like(zero) if fused.clipped is None else fused.clipped
-    moved = xp.abs(stored - tile.base)
-    wide = xp.astype(moved, xp.float64)
-    rows = (fused.kept & ~zero, zero, clipped & ~zero, magnitude, moved, wide * wide)
-    return xp.stack([block_sums(row) for row in rows])

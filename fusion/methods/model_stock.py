@@ -16,11 +16,12 @@ from typing import Any, ClassVar
 import numpy as np
 from array_api_compat import array_namespace
 
-from ..curvature import Curvature
-from ..span import Span, basis_products
-from ..tile import Tile
+from ..arithmetic.curvature import Curvature
+from ..arithmetic.passes import Fused, Map, Pass, Reduction
+from ..arithmetic.span import Span, basis_products
+from ..arithmetic.tile import Tile
 from .combine import combination
-from .method import Fused, Map, Method, Pass, Reduction
+from .method import Method
 
 SINGULAR = 1e-6
 

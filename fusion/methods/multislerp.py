@@ -17,11 +17,12 @@ from typing import ClassVar, get_args
 
 import numpy as np
 
+from ..arithmetic.passes import Pass, Reduction
+from ..arithmetic.span import Span, Vector, basis_products
 from ..errors import MethodError
-from ..span import Span, Vector, basis_products
 from .checks import as_tuple, each, finite, one_of
 from .combine import combination
-from .method import Method, Pass, PerModel, Reduction
+from .method import Method, PerModel
 from .nuslerp import Origin
 
 TINY = 1e-8

@@ -15,12 +15,13 @@ from typing import Any, ClassVar, Literal, get_args
 
 from array_api_compat import array_namespace
 
-from ..curvature import Curvature
-from ..span import Span, Vector, basis_products
-from ..tile import Tile
+from ..arithmetic.curvature import Curvature
+from ..arithmetic.passes import Fused, Map, Pass, Reduction
+from ..arithmetic.span import Span, Vector, basis_products
+from ..arithmetic.tile import Tile
 from .checks import as_tuple, each, finite, one_of
 from .combine import combination
-from .method import Fused, Map, Method, Pass, PerModel, Reduction
+from .method import Method, PerModel
 from .slerp import interpolated
 from .task_arithmetic import scaling
 

@@ -10,9 +10,10 @@ from typing import ClassVar, Literal
 
 from array_api_compat import array_namespace
 
-from ..tile import Tile
+from ..arithmetic.passes import Fused, Map, Reduction
+from ..arithmetic.tile import Tile
 from .checks import finite
-from .method import Fused, Map, Method, Reduction
+from .method import Method
 
 
 def scaled(tile: Tile, scale: float) -> Fused:

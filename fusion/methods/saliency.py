@@ -14,11 +14,12 @@ from typing import Any, ClassVar, Literal, get_args
 
 from array_api_compat import array_namespace
 
-from ..ranks import Cut, find_cuts
-from ..tile import Tile
+from ..arithmetic.passes import Fused, Map, Reduction
+from ..arithmetic.ranks import Cut, find_cuts
+from ..arithmetic.tile import Tile
 from .adadare import scores
 from .checks import at_least_zero, fraction, one_of
-from .method import Fused, Map, Method, Reduction, Scope
+from .method import Method, Scope
 from .task_arithmetic import add_scaled
 
 

@@ -16,12 +16,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from array_api_compat import array_namespace
 
-from ..elect import Merging
-from ..ranks import Cut, find_cuts
-from ..sums import block_sums
-from ..tile import Tile
+from ..arithmetic.elect import Merging
+from ..arithmetic.passes import Fused, Map, Pass, Reduction
+from ..arithmetic.ranks import Cut, find_cuts
+from ..arithmetic.sums import block_sums
+from ..arithmetic.tile import Tile
 from .checks import fraction
-from .method import Fused, Map, Method, Pass, Reduction
+from .method import Method
 from .task_arithmetic import add_scaled
 
 

@@ -13,10 +13,11 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from ..span import Span, Vector, basis_products
+from ..arithmetic.passes import Map, Pass, Reduction
+from ..arithmetic.span import Span, Vector, basis_products
 from .checks import finite
 from .combine import combination
-from .method import Map, Method, Pass, Reduction
+from .method import Method
 from .task_arithmetic import add_scaled
 
 LINEAR_ABOVE = 0.9995

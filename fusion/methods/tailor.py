@@ -22,12 +22,13 @@ from typing import Any, ClassVar, Literal, get_args
 
 from array_api_compat import array_namespace
 
-from ..curvature import Curvature
+from ..arithmetic.curvature import Curvature
+from ..arithmetic.inverse_factor import InverseFactors, inverse_factors
+from ..arithmetic.passes import Fused, Map, Reduction
+from ..arithmetic.tile import Tile
 from ..errors import MethodError
-from ..inverse_factor import InverseFactors, inverse_factors
-from ..tile import Tile
 from .checks import fraction, one_of
-from .method import Fused, Map, Method, Reduction
+from .method import Method
 from .task_arithmetic import add_scaled
 
 Compensation = Literal["obs", "released", "none"]

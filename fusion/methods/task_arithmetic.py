@@ -10,11 +10,12 @@ from typing import ClassVar, Literal
 
 from array_api_compat import array_namespace
 
-from ..elect import weighted_sum
+from ..arithmetic.elect import weighted_sum
+from ..arithmetic.passes import Fused, Map, Reduction
+from ..arithmetic.tile import Tile
 from ..errors import MethodError
-from ..tile import Tile
 from .checks import as_tuple, at_least_zero, each, finite
-from .method import Fused, Map, Method, PerModel, Reduction
+from .method import Method, PerModel
 
 
 def add_scaled(tile: Tile, scale: float) -> Fused:

@@ -13,9 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from ..elect import Election, Merging
+from ..arithmetic.elect import Election, Merging
+from ..arithmetic.passes import Reduction
 from .checks import as_tuple, at_least_zero, each, finite, fraction, one_of, spread
-from .method import Method, PerModel, Reduction, Scope
+from .method import Method, PerModel, Scope
 from .task_arithmetic import scaling
 from .trim import identity_of, trimming
 

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import numpy as np
 from array_api_compat import array_namespace
 
-from ..elect import Merging
-from ..ranks import NOTHING, Cut, find_cuts
-from ..sums import block_sums
-from ..tile import Tile
-from .method import Fused, Map, Pass
+from ..arithmetic.elect import Merging
+from ..arithmetic.passes import Fused, Map, Pass
+from ..arithmetic.ranks import NOTHING, Cut, find_cuts
+from ..arithmetic.sums import block_sums
+from ..arithmetic.tile import Tile
 
 Rescale = Literal["none", "l1"]
 Range = tuple[Cut, Cut]  # what is kept: all that the first selects and the second does not

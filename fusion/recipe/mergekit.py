@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from ..fuse import Settings as RunSettings
+from ..run.fuse import Settings as RunSettings
 from .document import Document, Place, did_you_mean
 from .mergekit_methods import DIALECTS, Dialect
 from .recipe import ModelName, Recipe, Slice, Source, TokenSource, Vocabulary

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint
+from ..checkpoint.output.writer import refuse_output
 from ..checkpoint.reader import open_checkpoint, read_json
-from ..checkpoint.writer import refuse_output
 from ..dtypes import BY_TORCH_NAME
 from ..errors import CheckpointError, MethodError
-from ..fuse import Prepared, Settings, prepare_plan
 from ..methods import Method
 from ..names import selects
-from ..plan import Plan, make_plan
-from ..step import Step
+from ..plan.plan import Plan, make_plan
+from ..plan.step import Step
+from ..run.fuse import Prepared, Settings, prepare_plan
 from .layers import fraction_through, stacks, with_layers
 from .recipe import ModelName, Recipe, Source
 from .slices import SlicePlan, plan_slices

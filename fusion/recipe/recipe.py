@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MethodError
-from ..fuse import Settings as RunSettings
 from ..methods import Method
+from ..run.fuse import Settings as RunSettings
 from .setting import Settings, first_of
 
 

@@ -29,12 +29,12 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict
 
-from ..checkpoint.layout import parse_size
+from ..arithmetic.two_sided import Protection
+from ..checkpoint.output.layout import parse_size
 from ..errors import MethodError
-from ..fuse import Settings as RunSettings
 from ..methods import METHODS, Method
-from ..step import Policies, Selection, Side
-from ..two_sided import Protection
+from ..plan.step import Policies, Selection, Side
+from ..run.fuse import Settings as RunSettings
 from .document import Document, Place, did_you_mean
 from .recipe import ModelName, Parameter, Recipe, Source, Vocabulary
 from .setting import Case, Gradient, Setting

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from ..checkpoint import Checkpoint, TensorInfo
 from ..dtypes import BY_TORCH_NAME
 from ..errors import MethodError, MismatchError
-from ..fuse import Settings
 from ..methods import Method
-from ..plan import Plan
-from ..step import Step
+from ..plan.plan import Plan
+from ..plan.step import Step
+from ..run.fuse import Settings
 from .layers import comes_after, place_of, stack_of
 from .recipe import ModelName, Recipe, Slice, Source
 

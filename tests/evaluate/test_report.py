@@ -16,8 +16,8 @@ from sculpt.api import fuse
 from sculpt.evaluate.heat_map import heat_maps
 from sculpt.evaluate.report import block_rows, make_report, score_table
 from sculpt.fusion.errors import CheckpointError, DataError
-from sculpt.fusion.manifest import Manifest
 from sculpt.fusion.methods import AdaDare, Method, TaskArithmetic
+from sculpt.fusion.record.manifest import Manifest
 
 MakePair = Callable[..., tuple[Path, Path]]
 

@@ -22,12 +22,12 @@ from sculpt.evaluate.points import Point, Sweep
 from sculpt.evaluate.strengths import Family, parse_grid
 from sculpt.evaluate.suite import read_suite
 from sculpt.evaluate.sweep import Grid, run_sweep
-from sculpt.fusion.curvature import Curvature
+from sculpt.fusion.arithmetic.curvature import Curvature
+from sculpt.fusion.arithmetic.two_sided import Protection
 from sculpt.fusion.errors import MethodError, ModelError
-from sculpt.fusion.fuse import Settings
-from sculpt.fusion.manifest import Manifest
 from sculpt.fusion.methods import AdaDare, Dare, Magnitude, Method, TaskArithmetic
-from sculpt.fusion.two_sided import Protection
+from sculpt.fusion.record.manifest import Manifest
+from sculpt.fusion.run.fuse import Settings
 
 from .conftest import Pair
 

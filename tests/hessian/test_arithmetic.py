@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sculpt.hessian import moments
-from sculpt.hessian.conversions import Step, _by_element_numbers, collapse, num_rows, pull_back
-from sculpt.hessian.gram import GramSum, LastProduct, own_rows
-from sculpt.hessian.placement import locate
-from sculpt.hessian.row_weights import RowWeights
-from sculpt.hessian.statistics import ParameterStatistics
+from sculpt.hessian.measure import moments
+from sculpt.hessian.measure.gram import GramSum, LastProduct, own_rows
+from sculpt.hessian.measure.placement import locate
+from sculpt.hessian.measure.row_weights import RowWeights
+from sculpt.hessian.measure.statistics import ParameterStatistics
+from sculpt.live.conversions import Step, _by_element_numbers, collapse, num_rows, pull_back
 from transformers import core_model_loading as loading
 
 VIEWS = {

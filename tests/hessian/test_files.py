@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors import safe_open
-from sculpt.fusion.curvature import Curvature
+from sculpt.fusion.arithmetic.curvature import Curvature
 from sculpt.fusion.errors import CurvatureError
 from sculpt.hessian import CalibrationOptions, DiagonalHessian, Provenance, calibrate
-from sculpt.hessian.report import report
 from sculpt.hessian.session import Session
+from sculpt.hessian.store.report import report
 
 from . import zoo  # noqa: TID251 (the tests' own folder)
 

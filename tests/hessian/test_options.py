@@ -102,7 +102,7 @@ def test_a_full_matrix_is_the_sum_of_outer_products(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "t5", "llava"])
 def test_activations_that_go_to_disk_change_no_bit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sculpt.hessian.activations.SMALLEST_SPILL_BYTES", 1)
+    monkeypatch.setattr("sculpt.hessian.forward.activations.SMALLEST_SPILL_BYTES", 1)
     folder, data = zoo.settle(zoo.ALL[name], tmp_path)
     kept = calibrate(folder, data=data)
     with Session(folder, CalibrationOptions(data=data, memory=0)) as session:

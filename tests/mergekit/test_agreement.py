@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from sculpt.fusion.fuse import execute
 from sculpt.fusion.recipe.prepare import prepare_recipe
 from sculpt.fusion.recipe.read import read_recipes
+from sculpt.fusion.run.fuse import execute
 
 from .tiny import run_mergekit, tensors_of, with_paths
 

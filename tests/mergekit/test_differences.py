@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from sculpt.fusion.tile import Tile
+from sculpt.fusion.arithmetic.tile import Tile
 
 from .test_agreement import merge
 from .tiny import run_mergekit, tensors_of, with_paths

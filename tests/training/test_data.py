@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from sculpt.data.encoding import Encoder
+from sculpt.data.rows import open_rows
 from sculpt.fusion.errors import DataError
-from sculpt.hessian.encoding import Encoder
-from sculpt.hessian.rows import open_rows
 from sculpt.training.data import IGNORED, Examples, collate, with_other_completion
 
 from . import tiny  # noqa: TID251 (the tests' own folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...tile import TWO_32
+from ...arithmetic.tile import TWO_32
 from .blocks import NOWHERE, SIZE, figures, root_block, sum_and_squares, word, zero_tail
 from .elements import bits_of, decoded, encoded, f32, f64, float_of, i32, u32, u64
 

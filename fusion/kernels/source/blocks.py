@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ...random import MULTIPLIERS, SHIFTS
-from ...sums import BLOCK
-from ...tile import TWO_32
+from ...arithmetic.random import MULTIPLIERS, SHIFTS
+from ...arithmetic.sums import BLOCK
+from ...arithmetic.tile import TWO_32
 from .compiler import inlined
 from .elements import f32, f64, i32, u32, u64
 

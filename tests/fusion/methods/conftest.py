@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from sculpt.fusion.backend import Backend, NumpyBackend, TorchBackend
-from sculpt.fusion.curvature import Curvature
+from sculpt.fusion.arithmetic.curvature import Curvature
+from sculpt.fusion.arithmetic.passes import Pass
+from sculpt.fusion.arithmetic.random import tensor_key
+from sculpt.fusion.arithmetic.tile import RawTile, root_curvature
 from sculpt.fusion.methods import Method
-from sculpt.fusion.methods.method import Pass
-from sculpt.fusion.random import tensor_key
-from sculpt.fusion.task import spans
-from sculpt.fusion.tile import RawTile, root_curvature
+from sculpt.fusion.run.backend import Backend, NumpyBackend, TorchBackend
+from sculpt.fusion.run.task import spans
 
 Fuse = Callable[..., np.ndarray]
 

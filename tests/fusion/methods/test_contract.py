@@ -7,8 +7,7 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 import pytest
-from sculpt.fusion.backend import Backend
-from sculpt.fusion.curvature import Curvature
+from sculpt.fusion.arithmetic.curvature import Curvature
 from sculpt.fusion.methods import (
     METHODS,
     AdaDare,
@@ -35,6 +34,7 @@ from sculpt.fusion.methods import (
     TaskArithmetic,
     Ties,
 )
+from sculpt.fusion.run.backend import Backend
 
 Fuse = Callable[..., np.ndarray]
 Models = Callable[..., list[np.ndarray]]

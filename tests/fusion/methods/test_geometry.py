@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from sculpt.fusion.arithmetic.span import Span
 from sculpt.fusion.methods import (
     ArceeFusion,
     Karcher,
@@ -16,7 +17,6 @@ from sculpt.fusion.methods import (
     Sce,
     Slerp,
 )
-from sculpt.fusion.span import Span
 
 Fuse = Callable[..., np.ndarray]
 Models = Callable[..., list[np.ndarray]]

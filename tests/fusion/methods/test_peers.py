@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from peft.utils import merge_utils
+from sculpt.fusion.arithmetic.tile import Tile
 from sculpt.fusion.methods import METHODS, Dare, DareTies, Magnitude, TaskArithmetic
-from sculpt.fusion.tile import Tile
 
 Fuse = Callable[..., np.ndarray]
 Models = Callable[..., list[np.ndarray]]

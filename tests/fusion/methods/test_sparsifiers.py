@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sculpt.fusion.curvature import Curvature
+from sculpt.fusion.arithmetic.curvature import Curvature
 from sculpt.fusion.errors import MethodError
 from sculpt.fusion.methods import (
     METHODS,

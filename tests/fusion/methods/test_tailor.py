@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from sculpt.fusion.curvature import Curvature
+from sculpt.fusion.arithmetic.curvature import Curvature
+from sculpt.fusion.arithmetic.inverse_factor import inverse_factor, inverse_factors
 from sculpt.fusion.errors import CurvatureError, MethodError
-from sculpt.fusion.inverse_factor import inverse_factor, inverse_factors
 from sculpt.fusion.methods import Tailor
 
 Fuse = Callable[..., np.ndarray]

@@ -1,0 +1,101 @@
+"""How a tensor is laid out as rows over the inputs of its Hessian."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from ..errors import CurvatureError
+from .curvature import Curvature
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowLayout:
+    """A tensor as stacked matrices whose columns meet the inputs.
+
+    Attributes:
+        shape: Of the tensor.
+        order: Its axes, those of the stack first, then the outputs, then the inputs.
+        stack: Number of matrices; more than 1 for the stacked experts of a layer or the groups of a convolution.
+        width: Number of inputs.
+    """
+
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+    stack: int
+    width: int
+
+    @property
+    def is_in_order(self) -> bool:
+        """Whether rows lie in the tensor one after the other."""
+        return self.order == tuple(range(len(self.shape)))
+
+    def split(self, flat: Any) -> Any:
+        """Return the elements of the tensor as (stack, rows, width)."""
+        xp = array_namespace(flat)
+        ordered = xp.permute_dims(xp.reshape(flat, self.shape), self.order) if self.shape else flat
+        return xp.reshape(ordered, (self.stack, -1, self.width))
+
+    def join(self, matrices: Any) -> Any:
+        """Return what `split` took apart, shape (n,)."""
+        xp = array_namespace(matrices)
+        if not self.shape:
+            return xp.reshape(matrices, (-1,))
+        ordered = xp.reshape(matrices, tuple(self.shape[axis] for axis in self.order))
+        back = tuple(int(axis) for axis in np.argsort(self.order))
+        return xp.reshape(xp.permute_dims(ordered, back), (-1,))
+
+
+def row_layout(name: str, shape: tuple[int, ...], curvature: Curvature) -> RowLayout:
+    """Return how a tensor of this shape meets the full Hessian of its curvature.
+
+    Raises:
+        CurvatureError: The Hessian has another number of inputs than the tensor.
+    """
+    gram = curvature.gram
+    assert gram is not None
+    stacked = gram.ndim == 3
+    for inputs in _candidates(shape, curvature, first=1 if stacked else 0):
+        width = prod(shape[axis] for axis in inputs)
+        if width == gram.shape[-1] and (not stacked or shape[0] % gram.shape[0] == 0):
+            order = _order(len(shape), inputs, stacked)
+            return RowLayout(shape=shape, order=order, stack=gram.shape[0] if stacked else 1, width=width)
+    raise CurvatureError(
+        f"the full Hessian of `{name}` has shape {list(gram.shape)}, which does not fit the tensor's {list(shape)}",
+        hint="calibrate the model that is fused",
+    )
+
+
+def _order(rank: int, inputs: tuple[int, ...], stacked: bool) -> tuple[int, ...]:
+    first = (0,) if stacked else ()
+    outputs = tuple(axis for axis in range(rank) if axis not in inputs and axis not in first)
+    return (*first, *outputs, *inputs)
+
+
+def _candidates(shape: tuple[int, ...], curvature: Curvature, *, first: int) -> Iterator[tuple[int, ...]]:
+    """Yield the axes that may be the inputs: those along which a term of the diagonal varies, then trailing ones."""
+    axes = range(first, len(shape))
+    for term in curvature.terms:
+        if term.ndim == len(shape):
+            yield tuple(axis for axis in axes if term.shape[axis] != 1 or shape[axis] == 1)
+            yield tuple(axis for axis in axes if term.shape[axis] != 1)
+    for start in axes:
+        yield tuple(range(start, len(shape)))
+
+
+def check_matrix(name: str, matrix: np.ndarray) -> None:
+    """Refuse a Σ x·xᵀ that is none.
+
+    Args:
+        matrix: (width, width).
+
+    Raises:
+        CurvatureError: It holds NaN or infinity, or a negative sum of squares.
+    """
+    if not np.isfinite(matrix).all() or (np.diagonal(matrix) < 0).any():
+        raise CurvatureError(f"the full Hessian of `{name}` holds a negative or non-finite sum of squares")

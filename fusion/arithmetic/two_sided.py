@@ -1,0 +1,166 @@
+"""Two-sided curvature: a delta stays where the target task needs it and spares what the base's own inputs use.
+
+    min_Θ  ‖(Θ − W_sft)·A^½‖² + λ·‖(Θ − W_pre)·G^½‖²     ⇒     Θ = W_pre + δ·A·(A + λ·G)⁻¹
+
+A and G are means of x·xᵀ over the inputs of a layer: A of target samples through the fine-tuned model, G of general
+samples through the base. Each gets a ridge, a fraction of its mean diagonal, so that A + λ·G can always be factorised:
+an input direction that neither side uses is then mixed by 1/(1 + λ·mean G/mean A), one that only general data use goes
+back to the base. λ = 0 gives the fine-tune, λ → ∞ the base, A = G an interpolation at 1/(1 + λ). At λ = 1 it is RegMean
+(Jin et al., ICLR 2023, arXiv:2212.09849, its eq. 2) of two models. With diagonals alone it is a γ for each column,
+A_jj/(A_jj + λ·G_jj), and for each row of an embedding, by token frequencies.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import MethodError
+from .curvature import Curvature
+from .tile import sum_of_squares
+
+EXPERT = re.compile(r"\.experts\.\d+\.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protection:
+    """How the base is held where general data go.
+
+    Attributes:
+        weight: λ, at least 0: how much an error on general inputs weighs against one of the same size on target inputs.
+        curvature: `full`, matrices over all inputs of a layer; `block:N`, over N neighbouring inputs; or `diagonal`.
+        ridge: Added to each side's matrices, as a fraction of their mean diagonal.
+        scores: Whose inputs the drop probabilities go by: the `target`'s, or `both` with λ.
+    """
+
+    weight: float = 1.0
+    curvature: str = "full"
+    ridge: float = 1e-3
+    scores: Literal["target", "both"] = "target"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < float("inf"):
+            raise MethodError(f"`--protect-weight` must be at least 0, got {self.weight}")
+        if not 0 <= self.ridge < float("inf"):
+            raise MethodError(f"`--protect-ridge` must be at least 0, got {self.ridge}")
+        if self.scores not in ("target", "both"):
+            raise MethodError(f"`--protect-scores` must be one of target, both, got `{self.scores}`")
+        if self.curvature not in ("full", "diagonal") and not re.fullmatch(r"block:[1-9]\d*", self.curvature):
+            raise MethodError(
+                f"`--curvature` must be full, diagonal or block:N such as block:512, got `{self.curvature}`"
+            )
+
+    @property
+    def needs_gram(self) -> bool:
+        """Whether Σ x·xᵀ is used, not its diagonal alone."""
+        return self.curvature != "diagonal"
+
+    @cached_property
+    def block_size(self) -> int | None:
+        """Number of neighbouring inputs that share a matrix; None for all."""
+        return int(self.curvature.partition(":")[2]) if ":" in self.curvature else None
+
+
+def paired(
+    target: Mapping[str, Curvature], general: Mapping[str, Curvature], base_names: Mapping[str, str]
+) -> dict[str, Curvature]:
+    """Return the curvature of each tensor with both sides, keyed by the tuned model's names.
+
+    A side that has not reached a tensor has no part in it.
+
+    Args:
+        target, general: By the names of the tuned model and of the base.
+        base_names: The base's name of each tensor of the tuned model.
+    """
+    nothing = Curvature(terms=(), num_tokens=0)
+    return {
+        name: replace(target.get(name, nothing), general=general.get(base_name, nothing))
+        for name, base_name in base_names.items()
+        if name in target or base_name in general
+    }
+
+
+def counted_together(curvatures: Mapping[str, Curvature]) -> dict[str, Curvature]:
+    """Return the statistics of a block with experts that are stored apart counted by the tokens of all of them.
+
+    As stacked ones are: what an expert sees, and how often, then weighs alike.
+    """
+    totals: dict[str, int] = {}
+    for name, curvature in curvatures.items():
+        if EXPERT.search(name):
+            group = EXPERT.sub(".experts.", name)
+            totals[group] = totals.get(group, 0) + curvature.num_tokens
+    return {
+        name: replace(curvature, num_tokens=totals.get(EXPERT.sub(".experts.", name), curvature.num_tokens))
+        for name, curvature in curvatures.items()
+    }
+
+
+def fractions(name: str, curvature: Curvature, shape: tuple[int, ...], protection: Protection) -> np.ndarray:
+    """Return which fraction of each delta stays by the diagonals, float64, an array that broadcasts to `shape`.
+
+    Raises:
+        CurvatureError: The statistics do not fit the tensor.
+    """
+    a = _mean_squares(name, curvature, shape, protection.ridge)
+    g = _mean_squares(name, curvature.general, shape, protection.ridge)
+    if not a.any() and not g.any():  # nothing is known of either: alike
+        return np.full((1,) * len(shape), 1 / (1 + protection.weight))
+    both = a + protection.weight * g
+    return np.divide(a, both, out=np.full(both.shape, 1 / (1 + protection.weight)), where=both > 0)
+
+
+def _mean_squares(name: str, curvature: Curvature | None, shape: tuple[int, ...], ridge: float) -> np.ndarray:
+    if curvature is None or not curvature.terms or not curvature.num_tokens:
+        return np.zeros((1,) * len(shape))
+    mean = sum_of_squares(name, curvature, shape) / curvature.num_tokens
+    return mean + ridge * mean.mean()
+
+
+def score_curvature(curvature: Curvature, protection: Protection) -> Curvature:
+    """Return the curvature that drop probabilities go by: the target's, or `A + λ·G` on the target's scale."""
+    general = curvature.general
+    if protection.scores == "target" or general is None or not general.num_tokens or not curvature.num_tokens:
+        return curvature
+    factor = protection.weight * curvature.num_tokens / general.num_tokens
+    return replace(curvature, terms=(*curvature.terms, *(factor * term for term in general.terms)))
+
+
+def mixing_blocks(
+    name: str, target: Any, general: Any, protection: Protection, *, mean_target: float, mean_general: float
+) -> list[tuple[slice, Any]]:
+    """Return `M = A·(A + λ·G)⁻¹` as its diagonal blocks: which inputs, and a float64 torch tensor over them.
+
+    `δ' = δ·M`; there is one block of all inputs unless `curvature` says otherwise. By Cholesky in float64; M is not
+    symmetric.
+
+    Args:
+        target, general: E[x·xᵀ], float64 torch tensors of shape (width, width), not yet ridged.
+        mean_target, mean_general: Mean diagonals that the ridges are fractions of.
+
+    Raises:
+        MethodError: A + λ·G is not positive definite, which only a ridge of nearly 0 leaves possible.
+    """
+    import torch
+
+    width = target.shape[0]
+    size = protection.block_size or width
+    found = []
+    for start in range(0, width, size):
+        part = slice(start, min(start + size, width))
+        eye = torch.eye(part.stop - part.start, dtype=target.dtype, device=target.device)
+        a = target[part, part] + protection.ridge * mean_target * eye
+        both = a + protection.weight * (general[part, part] + protection.ridge * mean_general * eye)
+        factor, failed = torch.linalg.cholesky_ex(both)
+        if int(failed) or not bool(torch.isfinite(factor).all()):
+            raise MethodError(
+                f"the curvature of `{name}` cannot be factorised with a ridge of {protection.ridge:g}",
+                hint="a larger `--protect-ridge` makes it positive definite",
+            )
+        found.append((part, torch.cholesky_solve(a, factor).T))
+    return found

@@ -1,0 +1,136 @@
+"""Where each output tensor will lie: every header and offset is known before a weight is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from ...dtypes import DTYPES
+from ...errors import MethodError
+from ..reader import SAFETENSORS_INDEX, Checkpoint
+
+SINGLE_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputTensor:
+    """A tensor to be written; `origin` is the file name that holds it in the base, or None."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    origin: str | None
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes."""
+        return prod(self.shape) * DTYPES[self.dtype].bits // 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One output file: its serialised header, and the byte in the file at which each tensor begins."""
+
+    file_name: str
+    header: bytes
+    offsets: Mapping[str, int]
+    nbytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """All output files."""
+
+    shards: tuple[Shard, ...]
+    tensors: Mapping[str, OutputTensor]
+    place: Mapping[str, Shard]
+
+    def index(self) -> bytes | None:
+        """Return the content of the index file, or None for a single file."""
+        if len(self.shards) == 1:
+            return None
+        weight_map = {name: shard.file_name for name, shard in self.place.items()}
+        metadata = {"total_size": sum(tensor.nbytes for tensor in self.tensors.values())}
+        text = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True)
+        return (text + "\n").encode()
+
+    @property
+    def index_name(self) -> str:
+        """The name of the index file."""
+        return SAFETENSORS_INDEX
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size such as `5GB`, `500MB` or `2GiB`.
+
+    Raises:
+        MethodError: The text is not a size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if not match or float(match[1]) <= 0:
+        raise MethodError(f"`{text}` is not a size", hint="write it like 5GB, 500MB or 2GiB")
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+
+
+def _shard(file_name: str, tensors: Sequence[OutputTensor]) -> Shard:
+    # Wide dtypes first, so that every tensor is aligned to its element; otherwise in the given order.
+    ordered = sorted(tensors, key=lambda tensor: -DTYPES[tensor.dtype].bits)
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position, starts = 0, {}
+    for tensor in ordered:
+        starts[tensor.name] = position
+        entries[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [position, position + tensor.nbytes],
+        }
+        position += tensor.nbytes
+    text = json.dumps(entries, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    offsets = {name: len(header) + start for name, start in starts.items()}
+    return Shard(file_name=file_name, header=header, offsets=offsets, nbytes=len(header) + position)
+
+
+def _by_size(tensors: Sequence[OutputTensor], max_bytes: int) -> list[list[OutputTensor]]:
+    groups: list[list[OutputTensor]] = []
+    filled = max_bytes
+    for tensor in tensors:
+        if filled + tensor.nbytes > max_bytes or not groups:
+            groups.append([])
+            filled = 0
+        groups[-1].append(tensor)
+        filled += tensor.nbytes
+    return groups
+
+
+def make_layout(tensors: Sequence[OutputTensor], base: Checkpoint, max_shard_bytes: int | None = None) -> Layout:
+    """Return the output's files: the base's shards, or shards of at most `max_shard_bytes`.
+
+    Tensors that the base does not have go into its last shard.
+    """
+    if max_shard_bytes is not None:
+        groups = _by_size(tensors, max_shard_bytes)
+    else:
+        by_file: dict[str, list[OutputTensor]] = {file.name: [] for file in base.files}
+        last = base.files[-1].name
+        for tensor in tensors:
+            by_file[tensor.origin or last].append(tensor)
+        groups = [group for group in by_file.values() if group]
+    names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
+    if len(groups) == 1:
+        names = [SINGLE_FILE]
+    elif max_shard_bytes is None and len(groups) == len(base.files) and _keeps_names(base.files):
+        names = [file.name for file in base.files]
+    shards = tuple(_shard(name, group) for name, group in zip(names, groups, strict=True))
+    place = {name: shard for shard in shards for name in shard.offsets}
+    return Layout(shards=shards, tensors={tensor.name: tensor for tensor in tensors}, place=place)
+
+
+def _keeps_names(files: Sequence[Path]) -> bool:
+    return all(file.suffix == ".safetensors" for file in files)

@@ -1,0 +1,105 @@
+"""What was done to one tensor, in figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from ..plan.plan import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRecord:
+    """One output tensor. The counts and norms are None for a tensor that was copied.
+
+    Attributes:
+        num_fused: Elements that the method ran over; fewer than `num_elements` for a grown vocabulary.
+        kept: Non-zero deltas that had a part in the result.
+        zero_deltas: Elements that fine-tuning did not change.
+        clipped: Keep probabilities cut at 1.
+        delta_l1: Σ|δ|, over all tuned models.
+        distance_l1, distance_l2: Norms of the stored result minus the base.
+        options: Of the method, where a recipe gave the tensor its own; else None, and the run's hold.
+        measured: Whether it was fused with measured curvature, not with H = I.
+        protected: How its delta was mixed by two-sided curvature: `full`, `block:N`, `diagonal`; `target alone` or
+            `general alone` where only one side reached it, `interpolation` where neither did; None without.
+        figures: What the method's reduction learned, such as the expected loss.
+        digest: xxh3-128 over the xxh3-128 of each written piece.
+    """
+
+    name: str
+    action: str
+    why: str
+    dtype: str
+    shape: tuple[int, ...]
+    num_fused: int
+    kept: int | None
+    zero_deltas: int | None
+    clipped: int | None
+    delta_l1: float | None
+    distance_l1: float | None
+    distance_l2: float | None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    measured: bool = False
+    protected: str | None = None
+    options: Mapping[str, Any] | None = None
+    digest: str = ""
+
+    @property
+    def realised_sparsity(self) -> float | None:
+        """Fraction of the fused elements whose delta was dropped or zero."""
+        return None if self.kept is None or not self.num_fused else 1 - self.kept / self.num_fused
+
+    @classmethod
+    def of(
+        cls,
+        step: Step,
+        totals: np.ndarray | None,
+        figures: Mapping[str, float],
+        digest: str,
+        *,
+        measured: bool = False,
+        protected: str | None = None,
+    ) -> TensorRecord:
+        """Build the record from the totals of `methods.method.measure`."""
+        norms: dict[str, Any] = dict.fromkeys(
+            ("kept", "zero_deltas", "clipped", "delta_l1", "distance_l1", "distance_l2")
+        )
+        if totals is not None:
+            norms = {
+                "kept": int(totals[0]),
+                "zero_deltas": int(totals[1]),
+                "clipped": int(totals[2]),
+                "delta_l1": float(totals[3]),
+                "distance_l1": float(totals[4]),
+                "distance_l2": sqrt(float(totals[5])),
+            }
+        return cls(
+            name=step.name,
+            action=step.action,
+            why=step.why,
+            dtype=step.dtype,
+            shape=step.shape,
+            num_fused=step.num_fused,
+            figures=dict(figures),
+            measured=measured,
+            protected=protected,
+            options=step.method.options() if step.method is not None and totals is not None else None,
+            digest=digest,
+            **norms,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the record as plain values, the realised sparsity included."""
+        plain = {"shape": list(self.shape), "figures": dict(self.figures), "realised_sparsity": self.realised_sparsity}
+        return {**vars(self), **plain}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> TensorRecord:
+        """Return the record that `as_json` wrote."""
+        fields = {key: value for key, value in content.items() if key != "realised_sparsity"}
+        return cls(**{**fields, "shape": tuple(fields["shape"])})

@@ -1,0 +1,61 @@
+"""Is a fused checkpoint what its manifest says?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..errors import CheckpointError
+from .manifest import FileRecord, Manifest, file_digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """What was found equal: the manifest, and how many files and bytes were read."""
+
+    manifest: Manifest
+    num_files: int
+    nbytes: int
+
+
+def _check(folder: Path, records: Sequence[FileRecord]) -> int:
+    for record in records:
+        file = folder / record.name
+        if not file.is_file():
+            raise CheckpointError(f"`{file}` is missing")
+        if file.stat().st_size != record.nbytes:
+            raise CheckpointError(f"`{file}` has {file.stat().st_size} bytes, the manifest says {record.nbytes}")
+        found = file_digest(file, record.digest.split(":")[0])
+        if found != record.digest:
+            raise CheckpointError(f"`{file}` is {found}, the manifest says {record.digest}")
+    return sum(record.nbytes for record in records)
+
+
+def verify(output: Path | str, inputs: Sequence[Path | str] = ()) -> Verified:
+    """Compare a fused checkpoint's weight files, and any of its inputs, with the digests in its manifest.
+
+    Args:
+        inputs: Checkpoints that it was made from; each must be one that the manifest names, by fingerprint.
+
+    Raises:
+        CheckpointError: The first difference, in one sentence.
+    """
+    folder = Path(output)
+    manifest = Manifest.read(folder)
+    stored = {file.name for file in Checkpoint(folder).files}
+    unknown = sorted(stored - {record.name for record in manifest.outputs})
+    if unknown:
+        raise CheckpointError(f"`{folder / unknown[0]}` is not in the manifest")
+    nbytes = _check(folder, manifest.outputs)
+    num_files = len(manifest.outputs)
+    for path in inputs:
+        checkpoint = open_checkpoint(path, manifest.inputs[0].path)
+        record = next((found for found in manifest.inputs if found.fingerprint == checkpoint.fingerprint), None)
+        if record is None:
+            raise CheckpointError(f"`{path}` is none of the checkpoints that `{folder}` was made from")
+        where = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+        nbytes += _check(where, record.files)
+        num_files += len(record.files)
+    return Verified(manifest=manifest, num_files=num_files, nbytes=nbytes)

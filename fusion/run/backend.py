@@ -1,0 +1,221 @@
+"""How one tile is computed: by the definition of the method, in NumPy or on an accelerator, or by a CPU kernel."""
+
+from __future__ import annotations
+
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any, final
+
+import numpy as np
+
+from ..arithmetic.passes import Map, Pass, measure
+from ..arithmetic.sums import BLOCK
+from ..arithmetic.tile import RawTile, Tile
+from ..device import torch_device
+
+DEFINITION_TILE = 1 << 14  # elements whose float64 sums stay in the second-level cache
+KERNEL_TILE = 1 << 21
+TORCH_TILE = 1 << 22
+TORCH_BYTES = 160  # an element's, at the height of a definition: its float32 forms, hash words and float64 sums
+MIN_KERNEL_ELEMENTS = 1 << 23  # fewer are fused by NumPy while Numba would still be loading
+
+
+class Backend(ABC):
+    """Runs passes and maps on tiles. `threads` workers may call it at once, with tiles of `tile_elements`."""
+
+    threads: int
+    tile_elements: int
+
+    @abstractmethod
+    def run_pass(self, tile: RawTile, wanted: Pass) -> np.ndarray:
+        """Return what a pass's function makes of a tile."""
+
+    @abstractmethod
+    def run_map(self, tile: RawTile, wanted: Map, out: np.ndarray) -> np.ndarray:
+        """Write the fused elements into `out`, rounded once to its dtype; return `measure`'s rows."""
+
+
+@final
+class NumpyBackend(Backend):
+    """The definitions on NumPy arrays: 50 times slower than kernels, and there at once."""
+
+    def __init__(self, *, threads: int = 1, tile_elements: int = DEFINITION_TILE) -> None:
+        self.threads = threads
+        self.tile_elements = tile_elements
+
+    def run_pass(self, tile: RawTile, wanted: Pass) -> np.ndarray:
+        """Return the pass's rows for a tile."""
+        with np.errstate(all="ignore"):
+            return np.asarray(wanted.function(tile.decode(), *wanted.arguments))
+
+    def run_map(self, tile: RawTile, wanted: Map, out: np.ndarray) -> np.ndarray:
+        """Fuse a tile."""
+        with np.errstate(all="ignore"):
+            decoded = tile.decode()
+            fused = wanted.function(decoded, *wanted.arguments)
+            out[:] = fused.values.astype(out.dtype)
+            return measure(decoded, out.astype(decoded.base.dtype), fused)
+
+
+@final
+class KernelBackend(Backend):
+    """Compiled kernels; what has none runs as `NumpyBackend` does, in pieces that fit the cache."""
+
+    def __init__(self, *, threads: int = 1, tile_elements: int = KERNEL_TILE) -> None:
+        from ..kernels import kernel_for
+
+        self.threads = threads
+        self.tile_elements = tile_elements
+        self._kernel_for = kernel_for
+        self._definitions = NumpyBackend()
+
+    def run_pass(self, tile: RawTile, wanted: Pass) -> np.ndarray:
+        """Return the pass's rows for a tile."""
+        kernel = self._kernel_for(wanted.function, wanted.arguments, tile)
+        if kernel is None:
+            return wanted.join([self._definitions.run_pass(piece, wanted) for piece in _pieces(tile)])
+        return kernel(tile, *wanted.arguments)
+
+    def run_map(self, tile: RawTile, wanted: Map, out: np.ndarray) -> np.ndarray:
+        """Fuse a tile."""
+        kernel = self._kernel_for(wanted.function, wanted.arguments, tile, out)
+        if kernel is None:
+            rows = []
+            for piece in _pieces(tile):
+                first = piece.start - tile.start
+                rows.append(self._definitions.run_map(piece, wanted, out[first : first + len(piece.base)]))
+            return np.concatenate(rows, axis=1)
+        return kernel(tile, out, *wanted.arguments)
+
+
+def _pieces(tile: RawTile) -> Iterator[RawTile]:
+    """Cut a tile into pieces of whole grains that the definitions compute in cache."""
+    size, count = max(1, DEFINITION_TILE // tile.grain) * tile.grain, len(tile.base)
+    for first in range(0, count, size):
+        part = slice(first, first + size)
+        tuned = tuple(array[part] for array in tile.tuned)
+        yield replace(tile, start=tile.start + first, base=tile.base[part], tuned=tuned)
+
+
+class _Staging(threading.local):
+    """One thread's way to an accelerator: a stream of its own, and page-locked memory that copies can overlap from."""
+
+    def __init__(self, torch: Any, device: Any) -> None:
+        self._torch = torch
+        self._pinned = device.type == "cuda"
+        self._slots: dict[str, Any] = {}
+        self.stream = torch.cuda.Stream(device) if self._pinned else None
+
+    def slot(self, name: str, nbytes: int) -> Any:
+        """Return a reused host buffer of bytes."""
+        found = self._slots.get(name)
+        if found is None or found.numel() < nbytes:
+            found = self._torch.empty(nbytes, dtype=self._torch.uint8, pin_memory=self._pinned)
+            self._slots[name] = found
+        return found[:nbytes]
+
+
+@final
+class TorchBackend(Backend):
+    """The definitions on an accelerator, a tile at a time.
+
+    Three threads, each with a stream of its own: while one tile is computed, the next is on its way to the device and
+    the one before on its way back. The same code runs on torch's CPU device, with streams and page-locking left out.
+    """
+
+    def __init__(self, device: str, *, tile_elements: int = TORCH_TILE) -> None:
+        import torch
+
+        self._torch = torch
+        self._device = torch_device(device)
+        self.threads = 3 if self._device.type == "cuda" else 1
+        self.tile_elements = tile_elements
+        self._staging = _Staging(torch, self._device)
+
+    def _on_stream(self) -> AbstractContextManager[Any]:
+        stream = self._staging.stream
+        return nullcontext() if stream is None else self._torch.cuda.stream(stream)
+
+    def _sent(self, name: str, array: np.ndarray) -> Any:
+        """Return an array on the device; the copy may still be under way on this thread's stream."""
+        slot = self._staging.slot(name, array.nbytes)
+        slot.numpy()[:] = array.reshape(-1).view(np.uint8)
+        return slot.view(getattr(self._torch, array.dtype.name)).to(self._device, non_blocking=True)
+
+    def _received(self, name: str, tensor: Any) -> np.ndarray:
+        """Return the bytes of a tensor, once everything before it on the stream is done."""
+        flat = tensor.contiguous().view(-1).view(self._torch.uint8)
+        slot = self._staging.slot(name, flat.numel())
+        slot.copy_(flat, non_blocking=True)
+        if self._staging.stream is not None:
+            self._staging.stream.synchronize()
+        return slot.numpy()
+
+    def _decode(self, tile: RawTile) -> Tile:
+        torch = self._torch
+        wide = any(array.dtype == np.float64 for array in (tile.base, *tile.tuned))
+        dtype = torch.float64 if wide else torch.float32
+        root = None
+        if tile.root is not None:
+            values, inner = self._sent("root", tile.root.values), tile.root.inner
+            index = torch.arange(tile.start, tile.start + len(tile.base), device=self._device)
+            root = values[index // (tile.root.repeat * inner) * inner + index % inner]
+        return Tile(
+            start=tile.start,
+            base=self._sent("base", tile.base).to(dtype),
+            tuned=tuple(self._sent(f"tuned {k}", array).to(dtype) for k, array in enumerate(tile.tuned)),
+            keys=tile.keys,
+            root=root,
+            grain=tile.grain,
+            prepared=tile.prepared,
+        )
+
+    def run_pass(self, tile: RawTile, wanted: Pass) -> np.ndarray:
+        """Return the pass's rows for a tile."""
+        with self._on_stream():
+            rows = wanted.function(self._decode(tile), *wanted.arguments)
+            kind = np.dtype(str(rows.dtype).removeprefix("torch."))
+            return self._received("rows", rows).view(kind).reshape(tuple(rows.shape)).copy()
+
+    def run_map(self, tile: RawTile, wanted: Map, out: np.ndarray) -> np.ndarray:
+        """Fuse a tile."""
+        with self._on_stream():
+            decoded = self._decode(tile)
+            fused = wanted.function(decoded, *wanted.arguments)
+            stored = fused.values.to(getattr(self._torch, out.dtype.name))
+            rows = measure(decoded, stored.to(decoded.base.dtype), fused)
+            out.view(np.uint8)[:] = self._received("out", stored)
+            return self._received("rows", rows).view(np.float64).reshape(tuple(rows.shape)).copy()
+
+
+def pick_backend(
+    device: str = "auto",
+    *,
+    threads: int | None = None,
+    tile_elements: int | None = None,
+    num_elements: int | None = None,
+    memory: int | None = None,
+) -> Backend:
+    """Return the backend of a device: `auto`, `cpu`, or any torch device such as `cuda:1`.
+
+    Args:
+        num_elements: How many will be fused, if that is known: loading the kernels takes longer than fusing a few.
+        memory: Bytes that the tiles under way may take; a tensor of any size is cut into as many as it needs.
+    """
+
+    def tile(default: int, bytes_each: int) -> int:
+        if tile_elements is not None:
+            return tile_elements
+        affordable = default if memory is None else memory // bytes_each // BLOCK * BLOCK
+        return max(BLOCK, min(default, affordable))
+
+    if device not in ("auto", "cpu"):
+        return TorchBackend(device, tile_elements=tile(TORCH_TILE, 3 * TORCH_BYTES))
+    threads = threads or max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    if num_elements is not None and num_elements < MIN_KERNEL_ELEMENTS:
+        return NumpyBackend(threads=threads, tile_elements=tile(DEFINITION_TILE, threads * TORCH_BYTES))
+    return KernelBackend(threads=threads, tile_elements=tile(KERNEL_TILE, (threads + 4) * 8))

@@ -1,0 +1,327 @@
+"""Two checkpoints in, one fused checkpoint out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ..arithmetic.curvature import Curvature
+from ..arithmetic.two_sided import Protection
+from ..checkpoint import open_checkpoint
+from ..checkpoint.output.companions import copy_companions
+from ..checkpoint.output.layout import Layout, OutputTensor, make_layout
+from ..checkpoint.output.writer import CheckpointWriter, refuse_output
+from ..checkpoint.reader import read_json
+from ..device import torch_device
+from ..errors import MethodError, OutputError
+from ..methods import Method
+from ..plan.plan import Plan, Policies, Selection, Side, make_plan
+from ..record.card import model_card
+from ..record.input_digests import InputDigests
+from ..record.manifest import DIGESTS, FileRecord, Manifest, installed_version, make_manifest
+from .backend import Backend, pick_backend
+from .loop import Progress, run
+from .protector import HELD, Protector
+from .staged import run_as_measured
+from .task import Context
+
+PROCESS_BYTES = 120_000_000  # the interpreter with NumPy, measured
+BYTES_PER_ELEMENT = 100  # of a tile: its float32 and float64 intermediates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a fuse is run, whatever the method.
+
+    Attributes:
+        seed: Of the random masks.
+        dtype: torch name of the float dtype to store, or None for the base's.
+        max_shard_bytes: Size limit of an output file, or None for the base's shards.
+        config_from: Whose names, shapes, configuration and tokenizer the output has.
+        digest: Of input and output files in the manifest: xxh3-128 (fast), blake3 or sha256 (cryptographic).
+        memory: Bytes that may be worked on at once; a tensor of any size is cut into as many tiles as it needs.
+        tile_elements: Elements that are worked on at once; no bit of the output depends on it.
+        recipe: What a recipe says beyond these settings, for the manifest.
+        protection: How the base is held where general data go, by two-sided curvature; or None.
+    """
+
+    seed: int = 0
+    selection: Selection = field(default_factory=Selection)
+    policies: Policies = field(default_factory=Policies)
+    dtype: str | None = None
+    max_shard_bytes: int | None = None
+    config_from: Side = "tuned"
+    digest: str = "xxh3-128"
+    device: str = "auto"
+    threads: int | None = None
+    memory: int | None = None
+    tile_elements: int | None = None
+    recipe: Mapping[str, Any] | None = None
+    protection: Protection | None = None
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what the manifest holds: all that can change the output, and the digest."""
+        free = ("device", "threads", "memory", "tile_elements")
+        return {key: value for key, value in asdict(self).items() if key not in free}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a run takes. `memory` is private to the process; `mapped` pages belong to the page cache."""
+
+    bytes_read: int
+    bytes_written: int
+    num_files: int
+    memory: int
+    mapped: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A fuse that is planned and checked, with nothing written yet.
+
+    Attributes:
+        finish: Changes what was copied beside the weights, in the folder that it is given; or None.
+    """
+
+    plan: Plan
+    layout: Layout
+    method: Method
+    settings: Settings
+    output: Path
+    finish: Callable[[Path], None] | None = None
+
+    def needs(self) -> Needs:
+        """Return what the run takes, from headers alone."""
+        backend = self.backend()
+        largest = max((step.bytes_read for step in self.plan.steps), default=0)
+        return Needs(
+            bytes_read=self.plan.bytes_read,
+            bytes_written=sum(shard.nbytes for shard in self.layout.shards),
+            num_files=len(self.layout.shards),
+            memory=PROCESS_BYTES + backend.threads * backend.tile_elements * BYTES_PER_ELEMENT + self._matrix_bytes(),
+            mapped=min(backend.threads * largest, self.plan.bytes_read),
+        )
+
+    def _matrix_bytes(self) -> int:
+        """Return what two-sided curvature with matrices holds: a few tensors in float32, and four float64 matrices."""
+        if self.settings.protection is None or not self.settings.protection.needs_gram:
+            return 0
+        shapes = [step.shape for step in self.plan.steps if step.action == "fuse" and len(step.shape) > 1]
+        widths = [min(prod(shape[1:]), max(shape)) for shape in shapes]
+        return 4 * HELD * max(map(prod, shapes), default=0) + 4 * 8 * max(widths, default=0) ** 2
+
+    def protector(self) -> Protector | None:
+        """Return what mixes the deltas before the method sees them, if the base is protected."""
+        if self.settings.protection is None:
+            return None
+        device = self.settings.device
+        return Protector(self.settings.protection, device="cpu" if device == "auto" else device)
+
+    def backend(self) -> Backend:
+        """Return what the run computes with."""
+        settings = self.settings
+        return pick_backend(
+            settings.device,
+            threads=settings.threads,
+            tile_elements=settings.tile_elements,
+            num_elements=sum(step.num_fused for step in self.plan.steps),
+            memory=settings.memory,
+        )
+
+
+def prepare(
+    base: Path,
+    tuned: Sequence[Path],
+    *,
+    output: Path,
+    method: Method,
+    settings: Settings | None = None,
+    overwrite: bool = False,
+) -> Prepared:
+    """Open the inputs, plan from their headers and check the output's place and the free disk.
+
+    Raises:
+        SculptError: Anything that could be found out before the long part starts.
+    """
+    settings = settings or Settings()
+    method = method.for_models(len(tuned))
+    refuse_output(output, [base, *tuned], overwrite=overwrite)
+    opened = open_checkpoint(base)
+    plan = make_plan(
+        opened,
+        [open_checkpoint(path, opened) for path in tuned],
+        method=method,
+        selection=settings.selection,
+        policies=settings.policies,
+        config_from=settings.config_from,
+        dtype=settings.dtype,
+    )
+    return prepare_plan(plan, output=output, method=method, settings=settings)
+
+
+def prepare_plan(
+    plan: Plan,
+    *,
+    output: Path,
+    method: Method,
+    settings: Settings,
+    finish: Callable[[Path], None] | None = None,
+) -> Prepared:
+    """Lay out the output of a plan and check the free disk.
+
+    Raises:
+        SculptError: The output does not fit.
+    """
+    if settings.digest not in DIGESTS:
+        raise MethodError(f"`--digest` must be one of {', '.join(DIGESTS)}, got `{settings.digest}`")
+    if settings.protection is not None and len(plan.tuned) != 1:
+        raise MethodError(f"`--protect` takes one tuned model, got {len(plan.tuned)}")
+    if settings.device not in ("auto", "cpu"):
+        torch_device(settings.device)
+    outputs = [
+        OutputTensor(
+            name=step.name,
+            dtype=step.dtype,
+            shape=step.shape,
+            origin=step.base.file.name if step.base else None,
+        )
+        for step in plan.steps
+    ]
+    layout = make_layout(outputs, plan.base, settings.max_shard_bytes)
+    _refuse_full_disk(output, sum(shard.nbytes for shard in layout.shards))
+    return Prepared(plan=plan, layout=layout, method=method, settings=settings, output=output, finish=finish)
+
+
+def free_disk(output: Path) -> int:
+    """Return the free bytes where the output will lie."""
+    folder = output.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _refuse_full_disk(output: Path, needed: int) -> None:
+    partial = output.with_name(output.name + ".partial")
+    held = sum(file.stat().st_blocks * 512 for file in partial.rglob("*") if file.is_file()) if partial.exists() else 0
+    free = free_disk(output)
+    if needed > free + held:
+        raise OutputError(f"the output takes {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free")
+
+
+def execute(
+    prepared: Prepared,
+    *,
+    curvature: Mapping[str, Curvature] | Iterator[Mapping[str, Curvature]] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    command: str | None = None,
+    overwrite: bool = False,
+    progress: Progress = lambda _done, _total, _name: None,
+    backend: Backend | None = None,
+) -> Manifest:
+    """Run a prepared fuse and return its manifest.
+
+    Args:
+        curvature: By tensor name of the (first) tuned model; a tensor without is fused with H = I. An iterator gives
+            it block by block, as it is being measured.
+        provenance: Where the curvature came from, for the manifest.
+
+    Raises:
+        SculptError: Nothing is left under the output's name.
+    """
+    plan, settings, method = prepared.plan, prepared.settings, prepared.method
+    backend = backend or prepared.backend()
+    writer = CheckpointWriter(
+        prepared.output,
+        prepared.layout,
+        fingerprint=_fingerprint(prepared, provenance),
+        overwrite=overwrite,
+        new_digest=DIGESTS[settings.digest],
+        rooms=backend.threads + 4,
+    )
+    inputs = InputDigests((plan.base, *plan.tuned), plan.steps, settings.digest)
+    with closing(inputs), writer:
+        context = Context(
+            plan=plan,
+            method=method,
+            curvature=curvature if isinstance(curvature, Mapping) else None,
+            seed=settings.seed,
+            backend=backend,
+            writer=writer,
+            inputs=inputs,
+            keep_nonfinite=settings.policies.on_nonfinite == "keep",
+            protector=prepared.protector(),
+        )
+        if curvature is None or isinstance(curvature, Mapping):
+            records = run(plan.steps, context, progress=progress)
+        else:
+            records = run_as_measured(context, curvature, progress=progress)
+        outputs = [
+            FileRecord(
+                name=shard.file_name,
+                nbytes=shard.nbytes,
+                digest=f"{settings.digest}:{writer.digest(shard.file_name)}",
+            )
+            for shard in prepared.layout.shards
+        ]
+        manifest = make_manifest(
+            plan,
+            method,
+            settings=settings.recorded(),
+            command=command,
+            curvature=provenance,
+            digests=inputs.results(backend.threads),
+            outputs=outputs,
+            records=records,
+        )
+        writer.commit(lambda folder: _add_files(folder, prepared, manifest))
+    return manifest
+
+
+def _fingerprint(prepared: Prepared, provenance: Mapping[str, Any] | None) -> str:
+    """Return a digest of all that decides the output's bytes: a resumed run must have the same."""
+    plan = prepared.plan
+    facts = {
+        "sculpt": installed_version("checkpoint-sculpt"),
+        "inputs": [checkpoint.fingerprint for checkpoint in (plan.base, *plan.tuned)],
+        "method": prepared.method.name,
+        "options": prepared.method.options(),
+        "own": {step.name: [step.method.name, step.method.options()] for step in plan.steps if step.method},
+        "settings": prepared.settings.recorded(),
+        "tiles": prepared.settings.tile_elements,
+        "curvature": provenance,
+        "shards": {shard.file_name: hashlib.sha256(shard.header).hexdigest() for shard in prepared.layout.shards},
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> None:
+    """Write the manifest and the card, and copy configuration, tokenizer and code from the chosen side."""
+    plan = prepared.plan
+    copy_companions(plan.base if prepared.settings.config_from == "base" else plan.tuned[0], folder)
+    if prepared.settings.dtype is not None:
+        _record_dtype(folder / "config.json", prepared.settings.dtype)
+    if prepared.finish is not None:
+        prepared.finish(folder)
+    manifest.write(folder)
+    (folder / "README.md").write_text(model_card(plan, manifest, prepared.output.name), encoding="utf-8")
+
+
+def _record_dtype(config: Path, dtype: str) -> None:
+    """Name the dtype that the weights were cast to wherever a copied config names one: loaders go by it."""
+
+    def renamed(content: Any) -> Any:
+        if isinstance(content, dict):
+            return {k: dtype if k in ("dtype", "torch_dtype") else renamed(v) for k, v in content.items()}
+        return content
+
+    if config.is_file():
+        content = renamed(read_json(config))
+        config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,182 @@
+"""The loop: read, let the method reduce and map, write; tiles of any tensor on any thread."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Any, final
+
+from ..methods import Method
+from ..names import block_of
+from ..plan.plan import Step
+from ..record.records import TensorRecord
+from .task import Context, TensorTask, stages
+
+BATCH = 1 << 18  # units smaller than this run whole in one task, several to a task
+TINY = 1 << 15  # units smaller than this are more Python than arithmetic: threads would fight for the interpreter
+Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, tensor
+
+Unit = list[TensorTask]
+
+
+def units(steps: Sequence[Step], context: Context) -> Iterator[Unit]:
+    """Return the tensors that share a reduction together: each alone, or by the method's scope."""
+    shared: dict[tuple[Method, str], Unit] = {}
+    for step in steps:
+        task = TensorTask(step, context)
+        if task.method.scope == "tensor" or step.action != "fuse":
+            yield [task]
+        else:
+            block = block_of(step.name) if task.method.scope == "block" else ""
+            shared.setdefault((task.method, block), []).append(task)
+    yield from shared.values()
+
+
+def _size(unit: Unit) -> int:
+    return sum(task.step.num_elements for task in unit)
+
+
+def _batches(all_units: Iterable[Unit]) -> Iterator[list[Unit]]:
+    """Put consecutive small units together, and tiny ones; a large one comes alone.
+
+    The order stays: it is that of the files.
+    """
+    batch: list[Unit] = []
+    filled, tiny = 0, False
+    for unit in all_units:
+        size = _size(unit)
+        if batch and (max(size, filled) >= BATCH or len(batch) >= 256 or tiny != (size < TINY)):
+            yield batch
+            batch, filled = [], 0
+        if size >= BATCH:
+            yield [unit]
+        else:
+            batch.append(unit)
+            filled += size
+            tiny = size < TINY
+    if batch:
+        yield batch
+
+
+def _run_whole(batch: list[Unit]) -> list[TensorRecord]:
+    """Run small units one after the other within one task."""
+    records: list[TensorRecord] = []
+    for unit in batch:
+        generator, results = stages(unit), None
+        try:
+            while True:
+                wanted, work = generator.send(results)  # pyright: ignore[reportArgumentType]
+                results = [task.run(wanted, span) for task, span in work]
+        except StopIteration as end:
+            records += end.value
+    return records
+
+
+@final
+class _Spread:
+    """A large unit whose spans run on all threads."""
+
+    def __init__(self, unit: Unit, submit: Callable[..., None]) -> None:
+        self._stages = stages(unit)
+        self._submit = submit
+        self._results: list[Any] = []
+        self._missing = 0
+
+    def advance(self) -> list[TensorRecord] | None:
+        """Submit the next stage; return the records when there is none."""
+        try:
+            wanted, work = self._stages.send(self._results or None)  # pyright: ignore[reportArgumentType]
+        except StopIteration as end:
+            return end.value
+        self._results = [None] * len(work)
+        self._missing = len(work)
+        for index, (task, span) in enumerate(work):
+            self._submit(self, index, task.run, wanted, span)
+        return None
+
+    def receive(self, index: int, result: Any) -> list[TensorRecord] | None:
+        """Take one result; go on when the stage is complete."""
+        self._results[index] = result
+        self._missing -= 1
+        return self.advance() if not self._missing else None
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Pause the search for reference cycles: nothing here makes any, and 50,000 tensors are many objects to search."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_without_collector()
+def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[str, TensorRecord]:
+    """Fuse or copy every step into the writer; return a record for each output tensor.
+
+    Tensors that the writer's journal names as finished, and whose bytes are still there, are not run again.
+    """
+    total = sum(step.bytes_read for step in steps)
+    records = _resumed(steps, context)
+    done = sum(step.bytes_read for step in steps if step.name in records)
+    by_name = {step.name: step for step in steps}
+    threads = context.backend.threads
+    finished: SimpleQueue[tuple[Any, int, Future[Any]]] = SimpleQueue()
+    outstanding = 0
+
+    def note(ready: Iterable[TensorRecord]) -> None:
+        nonlocal done
+        for record in ready:
+            context.writer.finish(record.name, {"record": record.as_json()})
+            records[record.name] = record
+            done += by_name[record.name].bytes_read
+            progress(done, total, record.name)
+
+    with ThreadPoolExecutor(threads) as pool:
+
+        def submit(owner: Any, index: int, function: Callable[..., Any], *arguments: Any) -> None:
+            nonlocal outstanding
+            outstanding += 1
+            future = pool.submit(function, *arguments)
+            future.add_done_callback(lambda found: finished.put((owner, index, found)))
+
+        def start(batch: list[Unit]) -> None:
+            if len(batch) == 1 and _size(batch[0]) >= BATCH:
+                _Spread(batch[0], submit).advance()
+            elif _size(batch[0]) >= TINY:
+                submit(None, 0, _run_whole, batch)
+            else:
+                note(_run_whole(batch))
+
+        waiting = _batches(units([step for step in steps if step.name not in records], context))
+        try:
+            while True:
+                while outstanding < 4 * threads and (batch := next(waiting, None)) is not None:
+                    start(batch)
+                if not outstanding:
+                    break
+                owner, index, future = finished.get()
+                outstanding -= 1
+                ready = future.result() if owner is None else owner.receive(index, future.result())
+                note(ready or ())
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return records
+
+
+def _resumed(steps: Sequence[Step], context: Context) -> dict[str, TensorRecord]:
+    records = {}
+    for step in steps:
+        entry = context.writer.finished.get(step.name)
+        if entry is not None:
+            record = TensorRecord.from_json(entry["record"])
+            if TensorTask(step, context).still_written(record.digest):
+                records[step.name] = record
+    return records

@@ -1,0 +1,199 @@
+"""The folder in which an unfinished calibration keeps what it needs to go on from its last finished unit.
+
+Files are written first, then `state.json` replaces the one before: a kill at any time leaves the last whole state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...fusion.checkpoint.output.claim import Claim
+from ..measure.statistics import ParameterStatistics
+from ..store.gram_store import GramStore
+from .tape import Event, Handle, Tape
+
+STATE = "state.json"
+GRAMS = "grams.bin"
+
+
+class Journal:
+    """The folder of one unfinished run.
+
+    Attributes:
+        folder: Beside the output.
+        passed: Indices of units that all batches have passed, as far as the state on disk goes.
+    """
+
+    def __init__(self, claim: Claim, fingerprint: Mapping[str, Any]) -> None:
+        self.folder = claim.folder
+        self._claim = claim
+        self.fingerprint = json.loads(json.dumps(fingerprint))
+        self.passed: list[int] = []
+        self._state: dict[str, Any] | None = None
+        self._count = 0
+        self._files: dict[str, str] = {}  # parameter -> file of its statistics
+        self._uses: dict[str, int] = {}  # parameter -> uses that the file counts
+
+    def open(self) -> bool:
+        """Return whether there is a state of this very run to go on from; what is left of another is removed."""
+        try:
+            state = json.loads((self.folder / STATE).read_text())
+        except (OSError, ValueError):
+            state = None
+        if not isinstance(state, dict) or state.get("fingerprint") != self.fingerprint:
+            self.discard()
+            return False
+        self._state = state
+        self.passed = list(state["passed"])
+        self._count = state["count"]
+        self._files = dict(state["statistics"])
+        self._uses = dict.fromkeys(self._files, 0)  # what is restored counts from nought
+        return True
+
+    def discard(self) -> None:
+        """Remove everything."""
+        self._claim.empty()
+        self.passed, self._state, self._files, self._uses = [], None, {}, {}
+
+    def keep(self, run: int, tape: Tape) -> None:
+        """Write the tensors with which a batch was parked, those that are not written yet."""
+        if tape.unsupported:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for number, handle in enumerate(tape.handles):
+            if handle.storage.expired():
+                handle.file = None
+            elif handle.file is None:
+                handle.file = f"{run}-{number}.bin"
+                _dense(handle.tensor().cpu()).view(torch.uint8).numpy().tofile(self.folder / handle.file)
+
+    def write(
+        self,
+        passed: Sequence[int],
+        tapes: Mapping[int, Tape],
+        finished: Mapping[str, ParameterStatistics],
+        unfinished: Mapping[str, ParameterStatistics],
+        grams: GramStore | None,
+    ) -> None:
+        """Write the state after a unit.
+
+        Args:
+            tapes: Of the batches that go on; their tensors have been kept.
+            finished: Statistics of units that all batches have passed; written again only if they have changed.
+            unfinished: Other statistics.
+            grams: Of finished statistics.
+        """
+        if any(tape.unsupported for tape in tapes.values()):
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._count += 1
+        new = {name: e for name, e in finished.items() if e.used and self._uses.get(name, -1) != e.num_uses}
+        if new:
+            self._files |= dict.fromkeys(new, self._write_statistics(f"unit-{self._count}.npz", new))
+            self._uses |= {name: entry.num_uses for name, entry in new.items()}
+        still = {name: entry for name, entry in unfinished.items() if entry.used}
+        self._files = {name: file for name, file in self._files.items() if name not in still}
+        state = {
+            "fingerprint": self.fingerprint,
+            "count": self._count,
+            "passed": list(passed),
+            "statistics": self._files,
+            "open": self._write_statistics(f"open-{self._count}.npz", still) if still else None,
+            "grams": None if grams is None else grams.state(),
+            "runs": {str(run): _described(tape) for run, tape in tapes.items()},
+        }
+        beside = self.folder / f"{STATE}.tmp"
+        beside.write_text(json.dumps(state))
+        os.replace(beside, self.folder / STATE)
+        self._remove_unused(state)
+
+    def _write_statistics(self, name: str, statistics: Mapping[str, ParameterStatistics]) -> str:
+        arrays = {f"{name}|{key}": array for name, entry in statistics.items() for key, array in entry.dump().items()}
+        with (self.folder / name).open("wb") as stream:
+            np.savez(stream, **arrays)  # pyright: ignore[reportArgumentType]
+        return name
+
+    def _remove_unused(self, state: Mapping[str, Any]) -> None:
+        used = {STATE, GRAMS, state["open"], *state["statistics"].values()}
+        used |= {place[0] for run in state["runs"].values() for place in run["tensors"]}
+        for file in self.folder.iterdir():
+            if file.name not in used:
+                file.unlink()
+
+    def restore_statistics(self, statistics: Mapping[str, ParameterStatistics]) -> None:
+        """Fill in the sums of the state that was opened."""
+        assert self._state is not None
+        open_file = self._state["open"]
+        for file in sorted({*self._files.values(), *filter(None, [open_file])}):
+            with np.load(self.folder / file) as arrays:
+                for key in arrays.files:
+                    parameter, _, rest = key.partition("|")
+                    if self._files.get(parameter, open_file) == file:  # not what another file replaces
+                        statistics[parameter].fill(rest, arrays[key])
+
+    def grams_state(self) -> dict[str, Any] | None:
+        """Return the state of the store of Σ x·xᵀ, as it was written with that which was opened."""
+        assert self._state is not None
+        return self._state["grams"]
+
+    def tapes(self, device: torch.device) -> dict[int, Tape]:
+        """Return the tape of each batch that was on its way, rewound."""
+        assert self._state is not None
+        found = {}
+        for run, entry in self._state["runs"].items():
+            tape = Tape()
+            tape.events = [Event(what, description) for what, description in entry["events"]]
+            tensors = [self._read_tensor(*place, device=device) for place in entry["tensors"]]
+            for (file, *_), tensor in zip(entry["tensors"], tensors, strict=True):
+                tape.handles.append(Handle.of(tensor, file))
+            tape.rewind(tensors)
+            found[int(run)] = tape
+        return found
+
+    def _read_tensor(
+        self, file: str | None, dtype: str, size: Sequence[int], stride: Sequence[int], *, device: torch.device
+    ) -> Tensor:
+        kind: torch.dtype = getattr(torch, dtype)
+        if file is None:
+            value = float("nan") if kind.is_floating_point else 0
+            return torch.full((), value, dtype=kind, device=device).expand(tuple(size))
+        content = torch.from_numpy(np.fromfile(self.folder / file, np.uint8)).view(kind)
+        order = _order(size, stride)
+        if order is None:
+            return content.reshape(tuple(size)).to(device)
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return content.reshape([size[k] for k in order]).permute(back).to(device)
+
+
+def _described(tape: Tape) -> dict[str, Any]:
+    return {
+        "events": [[event.what, event.description] for event in tape.events],
+        "tensors": [
+            [handle.file, str(handle.dtype).removeprefix("torch."), list(handle.size), list(handle.stride)]
+            for handle in tape.handles
+        ],
+    }
+
+
+def _order(size: Sequence[int], stride: Sequence[int]) -> list[int] | None:
+    """Return the axes from the widest stride to the narrowest, or None where they do not lie without gaps."""
+    order = sorted(range(len(size)), key=lambda k: (-stride[k], -size[k], k))
+    expected = 1
+    for k in reversed(order):
+        if size[k] != 1 and stride[k] != expected:
+            return None
+        expected *= size[k]
+    return order
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """Return the elements in the order of memory, flat; in the order of axes where they do not fill it."""
+    order = _order(tensor.shape, tensor.stride())
+    return (tensor if order is None else tensor.permute(order)).contiguous().reshape(-1)

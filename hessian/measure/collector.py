@@ -1,0 +1,159 @@
+"""From the sums of parameters to the curvature of the checkpoint's tensors, as they become whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ...fusion.arithmetic.curvature import Curvature
+from ...fusion.checkpoint import Checkpoint
+from ...fusion.errors import CurvatureError
+from ...live.conversions import num_rows
+from ...live.names import Recipe
+from ...live.skeleton import Skeleton
+from ...live.terms import Terms
+from ..forward.weights import Weights
+from ..store.diagonal import add_curvature
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A recipe whose statistics were handed out, and how many uses they counted."""
+
+    recipe: Recipe
+    num_uses: int
+
+
+class Collector:
+    """Hands out the curvature of each tensor once no later unit adds to it."""
+
+    def __init__(self, checkpoint: Checkpoint, skeleton: Skeleton, weights: Weights, wanted: frozenset[str]) -> None:
+        self.checkpoint = checkpoint
+        self.model = skeleton.model
+        self.weights = weights
+        self.wanted = wanted
+        self._pending = list(skeleton.names.recipes)
+        self._given: list[_Given] = []
+        self._targets = {name: r.targets for r in skeleton.names.recipes for name in r.source_names}
+        self._twins = self._find_twins(skeleton)
+
+    def _find_twins(self, skeleton: Skeleton) -> list[tuple[str, str]]:
+        """Return pairs that the config ties but the checkpoint stores twice, equal: each is used in both ways."""
+        sources = {r.targets[0]: r.source_names[0] for r in skeleton.names.recipes if not r.steps}
+        found = set()
+        for target, source in getattr(self.model, "all_tied_weights_keys", {}).items():
+            first, second = sources.get(source), sources.get(target)
+            if first is not None and second is not None and first != second and self._equal(first, second):
+                found.add((first, second))
+        return sorted(found)
+
+    def _equal(self, first: str, second: str) -> bool:
+        ours, theirs = self.checkpoint.raw(first), self.checkpoint.raw(second)
+        return np.array_equal(ours.view(np.uint8), theirs.view(np.uint8))
+
+    def settled(self, *, everything: bool = False, once: bool = False) -> tuple[dict[str, Curvature], list[str]]:
+        """Return the curvature of tensors that are whole by now, and the names of these and of those without any.
+
+        Args:
+            everything: The forward has ended. What was handed out and has changed since comes again.
+            once: What is handed out is not held any longer: Σ x·xᵀ is let go of.
+
+        Raises:
+            CurvatureError: A sum is not finite.
+        """
+        if everything:
+            self._pending += [given.recipe for given in self._given if self._uses(given.recipe) != given.num_uses]
+        open_parameters = set() if everything else self.weights.unfinished() | self.weights.pinned()
+        held = set() if everything else {name for pair in self._twins for name in pair}
+        found: dict[str, Curvature] = {}
+        names: list[str] = []
+        pending, self._pending = self._pending, []
+        for recipe in pending:
+            if open_parameters.intersection(recipe.targets) or held.intersection(recipe.source_names):
+                self._pending.append(recipe)
+                continue
+            self._given.append(_Given(recipe, self._uses(recipe)))
+            names += recipe.source_names
+            found |= self._curvatures(recipe)
+            if once:
+                self._forget_grams(recipe)
+        if everything:
+            self._join_twins(found)
+        return _sharing_equal_grams(found), names
+
+    def returned_to(self) -> str | None:
+        """Return a tensor that was handed out and has been used again since, if there is one."""
+        changed = (g.recipe.source_names[0] for g in self._given if self._uses(g.recipe) != g.num_uses)
+        return next(changed, None)
+
+    def _uses(self, recipe: Recipe) -> int:
+        statistics = self.weights.statistics()
+        return sum(statistics[target].num_uses for target in recipe.targets if target in statistics)
+
+    def _curvatures(self, recipe: Recipe) -> dict[str, Curvature]:
+        statistics = self.weights.statistics()
+        terms = {t: statistics[t].finish() for t in recipe.targets if t in statistics and statistics[t].seen}
+        moved = recipe.pull_back(terms)
+        return {name: _curvature(name, own) for name, own in moved.items() if name in self.wanted}
+
+    def _forget_grams(self, recipe: Recipe) -> None:
+        statistics = self.weights.statistics()
+        for target in recipe.targets:
+            if target in statistics:
+                statistics[target].forget_gram()
+
+    def _join_twins(self, found: dict[str, Curvature]) -> None:
+        for first, second in self._twins:
+            if first in found and second in found:
+                found[first] = found[second] = add_curvature(found[first], found[second])
+
+    def why_missing(self, found: Mapping[str, Any]) -> dict[str, str]:
+        """Return for each tensor of the checkpoint without statistics the reason."""
+        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        return {name: self._reason(name, parameters) for name in self.checkpoint.tensors if name not in found}
+
+    def _reason(self, name: str, parameters: set[str]) -> str:
+        targets = self._targets.get(name, ())
+        statistics = self.weights.statistics()
+        own = [statistics[target] for target in targets if target in statistics]
+        ops = sorted({op for entry in own for op in entry.ops})
+        if not targets:
+            return f"no part of `{type(self.model).__name__}`"
+        if not self.checkpoint.tensors[name].stored.fusible:
+            return "not a float tensor"
+        if not parameters.intersection(targets):
+            return "a buffer, not a parameter"
+        if name not in self.wanted:
+            return "the same as in the base"
+        if any(entry.seen for entry in own):
+            return "made by a conversion that statistics cannot be moved back through"
+        if ops:
+            return f"used by `{'`, `'.join(ops)}`, which gives it no inputs of its own"
+        return "never reached by the data"
+
+
+def _sharing_equal_grams(curvatures: dict[str, Curvature]) -> dict[str, Curvature]:
+    """Return the same with one array for equal Σ x·xᵀ: q, k and v see the same inputs, so do gate and up."""
+    kept: dict[tuple[object, ...], np.ndarray] = {}
+    found = {}
+    for name, curvature in curvatures.items():
+        gram = curvature.gram
+        if gram is not None:
+            first = kept.setdefault((gram.shape, np.diagonal(gram, axis1=-2, axis2=-1).tobytes()), gram)
+            if first is not gram and np.array_equal(first, gram):
+                curvature = replace(curvature, gram=first)
+        found[name] = curvature
+    return found
+
+
+def _curvature(name: str, terms: Terms) -> Curvature:
+    if not all(np.isfinite(term).all() for term in terms.sums):
+        raise CurvatureError(
+            f"the inputs of `{name}` hold NaN or infinity",
+            hint="a wider `--dtype` may help; float16 overflows at 65504",
+        )
+    gram = None if terms.gram is None else terms.gram.astype(np.float32)
+    return Curvature(terms=terms.sums, num_tokens=num_rows(terms), gram=gram)

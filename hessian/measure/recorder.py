@@ -1,0 +1,229 @@
+"""Watches the operations of a forward and sums what each watched parameter is given.
+
+It sits where torch dispatches operations to kernels, below modules and functions. What a model calls its layers,
+whether it calls a module or uses its weight directly, one expert at a time or through einsum: a linear use of a
+parameter arrives as one of a few operations. A parameter is recognised by the storage of the operand, so views need
+no tracing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..forward.activations import Activations
+from ..forward.tape import Tape
+from . import rules
+from .gram import LastProduct, own_rows
+from .placement import Placement, compose, locate
+from .row_weights import RowWeights
+from .statistics import ParameterStatistics
+
+
+@dataclass(frozen=True)
+class Use:
+    """A tensor that is (part of) a watched parameter."""
+
+    statistics: ParameterStatistics
+    placement: Placement
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A storage: of a parameter itself, or of a copy of a part of it (`outer`), such as one in another dtype."""
+
+    storage: StorageWeakRef
+    shape: tuple[int, ...]
+    statistics: ParameterStatistics
+    outer: Placement | None
+
+
+@dataclass(eq=False)
+class _Inputs:
+    """The matrix of inputs that was summed last, and what was made of it."""
+
+    rows: Tensor
+    version: int
+    weights: Tensor | None
+    squares: Tensor | None = None
+    own: Tensor | None = None
+
+    def are(self, rows: Tensor, weights: Tensor | None) -> bool:
+        """Return whether these are the inputs at hand."""
+        return (
+            self.rows.data_ptr() == rows.data_ptr()
+            and self.rows.shape == rows.shape
+            and self.rows.stride() == rows.stride()
+            and self.rows.dtype == rows.dtype
+            and self.version == rows._version
+            and (self.weights is None) == (weights is None)
+        )
+
+
+class Stop(BaseException):
+    """Ends a forward whose remaining operations are of no use; models do not catch it."""
+
+
+def storage_key(tensor: Tensor) -> int:
+    """Return what identifies a tensor's storage as long as a weak reference to it is held."""
+    return tensor.untyped_storage()._cdata
+
+
+def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+class Recorder(TorchDispatchMode):
+    """A dispatch mode; while it is entered, uses of watched parameters are summed.
+
+    Attributes:
+        rows: The masks of the batch that is running.
+        absent: Storages that stand for weights that are not loaded, by key.
+        demand: Called with the key of an absent storage that an operation is about to use; returns the weight.
+        activations: Told of each new tensor, and asked for those that are on disk.
+        tape: Of the batch that is running, if what it does between units is kept.
+        last_product: Shared by the sums of x·xᵀ.
+        final: What is given to this parameter ends the forward: nothing that follows is of use.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = RowWeights((), 1)
+        self.absent: dict[int, StorageWeakRef] = {}
+        self.demand: Callable[[int], Tensor] | None = None
+        self.activations: Activations | None = None
+        self.final: ParameterStatistics | None = None
+        self.tape: Tape | None = None
+        self._watched: dict[int, _Watched] = {}
+        self.last_product = LastProduct()
+        self._last: _Inputs | None = None
+
+    def watch(self, tensor: Tensor, statistics: ParameterStatistics) -> None:
+        """Sum the inputs of a contiguous tensor from now on."""
+        storage = StorageWeakRef(tensor.untyped_storage())
+        self._watched[storage_key(tensor)] = _Watched(storage, tuple(tensor.shape), statistics, None)
+
+    def is_watched(self, key: int) -> bool:
+        """Return whether a storage is a watched parameter's, or a copy of one."""
+        return key in self._watched
+
+    def forget_dead(self) -> None:
+        """Drop what is known of storages that are gone."""
+        self._watched = {key: w for key, w in self._watched.items() if not w.storage.expired()}
+        self._last = None
+
+    def use_of(self, value: Any) -> Use | None:
+        """Return the parameter that a tensor is a view of, and where it lies in it."""
+        if not isinstance(value, Tensor):
+            return None
+        watched = self._watched.get(storage_key(value))
+        if watched is None or watched.storage.expired():
+            return None
+        placement = locate(watched.shape, tuple(value.shape), value.stride(), int(value.storage_offset()))
+        if placement is not None and watched.outer is not None:
+            placement = compose(watched.outer, placement)
+        return None if placement is None else Use(watched.statistics, placement)
+
+    def copied(self, use: Use, copy: Tensor) -> None:
+        """Take a tensor for a copy of a part of a parameter: what it is given, the parameter is given."""
+        order = sorted(range(copy.ndim), key=lambda k: (-copy.stride(k), k))
+        shape = tuple(copy.shape[k] for k in order)
+        if not copy.permute(order).is_contiguous():
+            return
+        outer = Placement(tuple(use.placement.axes[k] for k in order), use.placement.part, use.placement.shape)
+        storage = StorageWeakRef(copy.untyped_storage())
+        self._watched[storage_key(copy)] = _Watched(storage, shape, use.statistics, outer)
+
+    def column_squares(self, rows: Tensor, weights: Tensor | None) -> Tensor:
+        """Return Σ_t w_t·x_tj² of a matrix."""
+        inputs = self._remembered(rows, weights)
+        if inputs.squares is None:
+            inputs.squares = rules.moments.column_squares(rows, weights)
+        return inputs.squares
+
+    def own_rows(self, rows: Tensor, weights: Tensor | None) -> Tensor:
+        """Return the rows as sums of x·xᵀ take them."""
+        inputs = self._remembered(rows, weights)
+        if inputs.own is None:
+            inputs.own = own_rows(rows, weights)
+        return inputs.own
+
+    def _remembered(self, rows: Tensor, weights: Tensor | None) -> _Inputs:
+        """Return what is known of a matrix of inputs; that of the last is, as q, k and v see the same."""
+        if self._last is None or not self._last.are(rows, weights):
+            self._last = _Inputs(rows, rows._version, weights)
+        return self._last
+
+    def forget_inputs(self) -> None:
+        """Let go of the inputs that were summed last."""
+        self._last = None
+        self.last_product.forget()
+
+    def _with_loaded(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            key = storage_key(value)
+            if key in self.absent and not self.absent[key].expired() and self.demand is not None:
+                return self.demand(key)
+            return value
+        if isinstance(value, (list, tuple)) and any(True for _ in _tensors(value)):
+            return type(value)(self._with_loaded(item) for item in value)
+        return value
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.tape is not None and not self.tape.inside:
+            out = self.tape.operation(func, args, lambda: self._run(func, args, kwargs))
+        else:
+            out = self._run(func, args, kwargs)
+        if self.activations is not None:
+            for tensor in _tensors(out if isinstance(out, (list, tuple)) else (out,)):
+                self.activations.made(tensor)
+        return out
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operation with its weights loaded and its tensors in memory, and record it."""
+        keys = [storage_key(tensor) for tensor in _tensors(args)]
+        if self.absent and any(key in self.absent for key in keys):
+            args = tuple(self._with_loaded(arg) for arg in args)
+            keys = [storage_key(tensor) for tensor in _tensors(args)]
+        if self.activations is not None and self.activations.has_spilled:
+            for key in keys:
+                self.activations.restore(key)
+        if not any(key in self._watched for key in keys):
+            return func(*args, **kwargs)
+        rule = rules.RULES.get(func)
+        if rule is not None:
+            return rule(self, self._last_operation(func, args), args, kwargs)
+        self._note(func, args)
+        return func(*args, **kwargs)
+
+    def _last_operation(self, func: Any, args: Sequence[Any]) -> Any:
+        """Return the operation, or one that ends the forward where nothing after it is wanted."""
+        if self.final is None or func not in rules.PRODUCTS:
+            return func
+        uses = [self.use_of(tensor) for tensor in _tensors(args)]
+        if not any(use is not None and use.statistics is self.final for use in uses):
+            return func
+
+        def end(*_: Any, **__: Any) -> Any:
+            raise Stop
+
+        return end
+
+    def _note(self, func: Any, args: Sequence[Any]) -> None:
+        """Remember that a parameter was used by an operation without a rule, to say why it has no statistics."""
+        if func in rules.VIEWS:
+            return
+        for tensor in _tensors(args):
+            use = self.use_of(tensor)
+            if use is not None:
+                use.statistics.ops.add(str(func).removeprefix("aten.").split(".")[0])

@@ -1,0 +1,150 @@
+"""`hessian.safetensors`: one array a term, everything else in one sorted JSON string.
+
+`name` is the first term of the tensor `name`, `name#1` its second, float64; `name#gram` its Σx·xᵀ, float32, stored once
+for tensors that share it. The
+header's one metadata key, `sculpt`, holds the format version, provenance, token counts and reasons; a header with
+sorted keys that we write ourselves makes equal statistics equal bytes, which safetensors' own writer does not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...fusion.arithmetic.curvature import Curvature
+from ...fusion.checkpoint.safetensors_file import SafetensorsFile
+from ...fusion.errors import CheckpointError, CurvatureError, OutputError
+from .diagonal import DiagonalHessian, Provenance
+
+FORMAT = 2  # 1 had Σx·xᵀ in float64, once a tensor
+KEY = "sculpt"
+GRAM = "gram"
+
+
+def _arrays(hessian: DiagonalHessian) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the arrays to write, sorted, and whose Σx·xᵀ a tensor shares that has none of its own."""
+    found: dict[str, np.ndarray] = {}
+    shared: dict[str, str] = {}
+    owners: dict[int, str] = {}
+    for name in sorted(hessian):
+        curvature = hessian[name]
+        for k, term in enumerate(curvature.terms):
+            found[name if k == 0 else f"{name}#{k}"] = np.ascontiguousarray(term, dtype="<f8")
+        if curvature.gram is not None:
+            owner = owners.setdefault(id(curvature.gram), name)
+            if owner != name:
+                shared[name] = owner
+            else:
+                found[f"{name}#{GRAM}"] = np.ascontiguousarray(curvature.gram, dtype="<f4")
+    return {key: found[key] for key in sorted(found)}, shared
+
+
+def _header(hessian: DiagonalHessian, arrays: dict[str, np.ndarray], shared: dict[str, str]) -> bytes:
+    about = {
+        "format": FORMAT,
+        "provenance": dataclasses.asdict(hessian.provenance),
+        "num_tokens": {name: curvature.num_tokens for name, curvature in hessian.items()},
+        "shared": shared,
+        "why_missing": dict(hessian.why_missing),
+    }
+    header: dict[str, Any] = {"__metadata__": {KEY: json.dumps(about, sort_keys=True)}}
+    start = 0
+    for key, array in arrays.items():
+        header[key] = {
+            "dtype": "F32" if array.dtype == np.float32 else "F64",
+            "shape": list(array.shape),
+            "data_offsets": [start, start + array.nbytes],
+        }
+        start += array.nbytes
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    return text + b" " * (-len(text) % 8)
+
+
+def write(hessian: DiagonalHessian, path: Path) -> None:
+    """Write the file beside its place, then rename it there."""
+    arrays, shared = _arrays(hessian)
+    header = _header(hessian, arrays, shared)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("wb") as stream:
+            stream.write(len(header).to_bytes(8, "little"))
+            stream.write(header)
+            for array in arrays.values():
+                stream.write(array.data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write `{path}`: {error.strerror or error}") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _about(path: Path, opened: SafetensorsFile) -> tuple[Provenance, dict[str, int], dict[str, str], dict[str, str]]:
+    refusal = CurvatureError(f"`{path}` holds no statistics of sculpt", hint="`sculpt calibrate` writes such files")
+    if KEY not in opened.metadata:
+        raise refusal
+    try:
+        about = json.loads(opened.metadata[KEY])
+        if about["format"] != FORMAT:
+            raise CurvatureError(f"`{path}` is of format {about['format']}; this version of sculpt reads {FORMAT}")
+        fields = dict(about["provenance"])
+        fields["versions"] = tuple((str(name), str(version)) for name, version in fields["versions"])
+        counts = {str(name): int(count) for name, count in about["num_tokens"].items()}
+        shared, missing = ({str(k): str(v) for k, v in about[key].items()} for key in ("shared", "why_missing"))
+        return Provenance(**fields), counts, shared, missing
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise refusal from error
+
+
+def _check(path: Path, key: str, array: np.ndarray) -> None:
+    if not np.isfinite(array).all():
+        raise CurvatureError(f"`{key}` in `{path}` holds NaN or infinity")
+    if (array < 0).any():
+        raise CurvatureError(f"`{key}` in `{path}` holds a negative sum of squares")
+
+
+def read(path: Path) -> DiagonalHessian:
+    """Return the statistics of a file, checked."""
+    if not path.is_file():
+        raise CurvatureError(f"`{path}` does not exist", hint="`sculpt calibrate` writes such files")
+    try:
+        opened = SafetensorsFile(path)
+    except CheckpointError as error:
+        raise CurvatureError(error.message) from error
+    provenance, counts, shared, why_missing = _about(path, opened)
+    terms: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
+    grams: dict[str, np.ndarray] = {}
+    for key, info in opened.tensors.items():
+        name, _, suffix = key.partition("#")
+        expected = "F32" if suffix == GRAM else "F64"
+        if info.dtype != expected:
+            raise CurvatureError(f"`{key}` in `{path}` is {info.dtype}, expected {expected}")
+        array = opened.raw(info, 0, info.num_elements).reshape(info.shape)
+        if suffix != GRAM:  # gigabytes, which are looked at where they are used
+            _check(path, key, array)
+        if suffix == GRAM:
+            grams[name] = array
+        elif suffix == "" or suffix.isdigit():
+            terms[name][int(suffix or 0)] = array
+        else:
+            raise CurvatureError(f"`{key}` in `{path}` is no name of a statistic")
+    for name, owner in shared.items():
+        if owner not in grams:
+            raise CurvatureError(f"`{name}` in `{path}` shares a full Hessian that is not there")
+        grams[name] = grams[owner]
+    for name in terms:
+        if sorted(terms[name]) != list(range(len(terms[name]))) or name not in counts:
+            raise CurvatureError(f"`{name}` in `{path}` lacks a term or its token count")
+    curvatures = {
+        name: Curvature(terms=tuple(found[k] for k in sorted(found)), num_tokens=counts[name], gram=grams.get(name))
+        for name, found in terms.items()
+    }
+    return DiagonalHessian(curvatures=curvatures, provenance=provenance, why_missing=why_missing)

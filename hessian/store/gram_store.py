@@ -1,0 +1,125 @@
+"""Where Σ x·xᵀ of finished tensors goes while a calibration is under way: a file, so that memory stays a block's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...fusion.arithmetic.curvature import Curvature
+from ...fusion.errors import OutputError
+from ...fusion.names import block_of
+
+
+def with_summed_grams(
+    block: Mapping[str, Curvature], sides: Sequence[Mapping[str, np.ndarray | None]]
+) -> dict[str, Curvature]:
+    """Return a block's curvature with Σ x·xᵀ added up over several sets of samples, in float64.
+
+    Tensors that share a matrix on every side share the sum. One that a side has seen without its matrix gets none.
+
+    Args:
+        sides: Of each set, the matrices of the tensors that it has seen.
+    """
+    sums: dict[tuple[int, ...], np.ndarray] = {}
+    found = {}
+    for name, curvature in block.items():
+        grams = [side[name] for side in sides if name in side]
+        known = [gram for gram in grams if gram is not None]
+        key = tuple(map(id, known)) if len(known) == len(grams) else ()
+        if key and key not in sums:
+            sums[key] = np.asarray(np.sum(known, axis=0, dtype=np.float64), np.float32)
+        found[name] = replace(curvature, gram=sums.get(key))
+    return found
+
+
+def by_block(names: Iterable[str]) -> list[list[str]]:
+    """Return the names, sorted, of one block after another: the matrices of all together would not fit in memory."""
+    blocks: dict[str, list[str]] = {}
+    for name in sorted(names):
+        blocks.setdefault(block_of(name), []).append(name)
+    return list(blocks.values())
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a matrix lies in the file."""
+
+    start: int
+    shape: tuple[int, ...]
+
+
+class GramStore:
+    """A file of float32 matrices, one copy for tensors that see the same inputs.
+
+    Args:
+        file: To be made, or to be gone on with.
+        state: What `state` returned when the run was interrupted; what was written after that is cut off.
+
+    Raises:
+        LostError: The file is gone, or shorter than it was.
+    """
+
+    def __init__(self, file: Path, state: Mapping[str, Any] | None = None) -> None:
+        self.file = file
+        self._end = 0 if state is None else int(state["end"])
+        self._places = {name: _Place(start, tuple(shape)) for name, start, shape in (state or {}).get("places", ())}
+        self._views: dict[_Place, np.ndarray] = {}
+        if self._end and (not file.exists() or file.stat().st_size < self._end):
+            from ..forward.tape import LostError  # needs torch, which merging files does without
+
+            raise LostError(f"`{file}` does not hold what was written to it")
+        if file.exists():
+            with file.open("r+b") as stream:
+                stream.truncate(self._end)
+
+    def state(self) -> dict[str, Any]:
+        """Return what another store needs to go on with the file."""
+        places = [[name, place.start, list(place.shape)] for name, place in sorted(self._places.items())]
+        return {"end": self._end, "places": places}
+
+    def keep(self, curvatures: Mapping[str, Curvature]) -> dict[str, Curvature]:
+        """Write the matrices of a block; return its curvature with views of the file in their place.
+
+        A tensor that an earlier run has written, and that comes without its matrix, is given it.
+
+        Raises:
+            OutputError: The disk is full.
+        """
+        written: dict[int, _Place] = {}
+        found: dict[str, Curvature] = {}
+        for name, curvature in curvatures.items():
+            gram = curvature.gram
+            if gram is not None:
+                if id(gram) not in written:
+                    written[id(gram)] = self._write(gram)
+                self._places[name] = written[id(gram)]
+            found[name] = replace(curvature, gram=self._view(name))
+        return found
+
+    def _write(self, gram: np.ndarray) -> _Place:
+        place = _Place(self._end, gram.shape)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("r+b" if self.file.exists() else "w+b") as stream:
+                stream.seek(place.start)
+                stream.write(np.ascontiguousarray(gram, "<f4").data)
+        except OSError as error:
+            raise OutputError(f"cannot write `{self.file}`: {error.strerror or error}") from error
+        self._end += gram.size * 4
+        return place
+
+    def _view(self, name: str) -> np.ndarray | None:
+        place = self._places.get(name)
+        if place is None:
+            return None
+        if place not in self._views:
+            try:
+                mapped = np.memmap(self.file, "<f4", "r", place.start, place.shape)
+            except OSError as error:
+                raise OutputError(f"cannot read `{self.file}` back: {error.strerror or error}") from error
+            self._views[place] = mapped.view(np.ndarray)
+        return self._views[place]

@@ -1,0 +1,283 @@
+"""Each CPU kernel gives the bits of the definition that it stands in for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sculpt.fusion.arithmetic.elect import Merging
+from sculpt.fusion.arithmetic.passes import Map, Pass
+from sculpt.fusion.arithmetic.per_element import PerElement
+from sculpt.fusion.arithmetic.random import Key
+from sculpt.fusion.arithmetic.ranks import EVERYTHING, NOTHING, Cut, Search, digit_counts
+from sculpt.fusion.arithmetic.tile import RawTile
+from sculpt.fusion.kernels import kernel_for
+from sculpt.fusion.methods import METHODS, Magnitude, Method, Ties, adadare, dare, saliency, task_arithmetic, trim
+from sculpt.fusion.run.backend import Backend, KernelBackend, NumpyBackend
+
+BFLOAT16, FLOAT16, FLOAT32 = (np.dtype(found) for found in (ml_dtypes.bfloat16, np.float16, np.float32))
+SIZES = (1, 4095, 4096, 4097, 100_000)
+DTYPES = [
+    pytest.param((BFLOAT16, BFLOAT16, BFLOAT16), id="bfloat16"),
+    pytest.param((FLOAT16, FLOAT16, FLOAT16), id="float16"),
+    pytest.param((FLOAT32, FLOAT32, FLOAT32), id="float32"),
+    pytest.param((BFLOAT16, FLOAT16, FLOAT32), id="mixed"),
+]
+LAYOUTS = [
+    pytest.param(None, id="no-curvature"),
+    pytest.param((100, 2048), id="columns"),
+    pytest.param((64, 1), id="rows"),
+    pytest.param((1, 7), id="own"),
+    pytest.param((3, 37), id="ragged"),
+]
+START = 5 * 4096
+
+Dtypes = tuple[np.dtype, np.dtype, np.dtype]
+
+
+def make_tile(
+    dtypes: Dtypes, size: int, layout: tuple[int, int] | None = None, start: int = START, num_models: int = 1
+) -> RawTile:
+    """Return a tile with a share of zero deltas, of huge and of tiny ones."""
+    rng = np.random.default_rng(size)
+    base = (rng.standard_normal(size) * 0.02).astype(dtypes[0])
+    tuned = []
+    for _ in range(num_models):
+        delta = rng.standard_normal(size) * rng.choice([0.0, 1e-3, 1e-3, 1e-3, 1e-6, 0.1], size)
+        tuned.append((base.astype(np.float32) + delta.astype(np.float32)).astype(dtypes[1]))
+    root = None
+    if layout is not None:
+        repeat, inner = layout
+        outer = -(-(start + size) // (repeat * inner))
+        values = np.exp(rng.standard_normal(outer * inner)).astype(np.float32) + 1
+        root = PerElement(values=values, repeat=repeat, inner=inner)
+    keys = tuple(Key(low=2**32 - 999 * k, high=0xDEADBEEF + k) for k in range(1, num_models + 1))
+    return RawTile(start=start, base=base, tuned=tuple(tuned), keys=keys, root=root)
+
+
+def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    """Return whether two arrays are equal bit for bit, a negative zero told from a zero."""
+    return one.dtype == other.dtype and np.array_equal(one.view(np.uint8), other.view(np.uint8))
+
+
+def check_pass(tile: RawTile, function: Callable[..., Any], *arguments: Any) -> None:
+    kernel = kernel_for(function, arguments, tile)
+    assert kernel is not None
+    expected = NumpyBackend().run_pass(tile, Pass(function=function, arguments=arguments))
+    assert same_bits(kernel(tile, *arguments), expected)
+
+
+def check_map(tile: RawTile, dtype: np.dtype, function: Callable[..., Any], *arguments: Any) -> None:
+    expected, found = np.empty(len(tile.base), dtype), np.empty(len(tile.base), dtype)
+    kernel = kernel_for(function, arguments, tile, found)
+    assert kernel is not None
+    rows = NumpyBackend().run_map(tile, Map(function=function, arguments=arguments), expected)
+    assert same_bits(kernel(tile, found, *arguments), rows)
+    assert same_bits(found, expected)
+
+
+def level(tile: RawTile, sparsity: float) -> float:
+    """Return the c of the closed form; something large at sparsity 0."""
+    decoded = tile.decode()
+    keep = (1 - sparsity) * len(tile.base) or 1e-3
+    total = float(adadare.scores(decoded).sum()) or 1.0
+    return float(np.float32(keep / total))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtypes", DTYPES)
+def test_adadare_kernels_give_the_bits_of_their_definitions(
+    dtypes: Dtypes, size: int, layout: tuple[int, int] | None
+) -> None:
+    tile = make_tile(dtypes, size, layout)
+    check_pass(tile, adadare.score_sums)
+    for sparsity in (0.0, 0.5, 0.9, 1.0):
+        c = level(tile, sparsity)
+        check_pass(tile, adadare.clipped_sums, c)
+        for gamma in (0.5, 1.0):
+            check_map(tile, dtypes[2], adadare.drop_and_rescale, c, gamma)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtypes", DTYPES)
+def test_dare_and_task_arithmetic_kernels_give_the_bits_of_their_definitions(dtypes: Dtypes, size: int) -> None:
+    tile = make_tile(dtypes, size)
+    for keep in (1e-6, 0.1, 0.5, 1 - 1e-9):
+        for scale in (0.5, 1.0):
+            check_map(tile, dtypes[2], dare.drop_and_rescale, keep, scale)
+    for scale in (0.0, 0.3, 1.0, 2.5):
+        check_map(tile, dtypes[2], task_arithmetic.add_scaled, scale)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtypes", DTYPES)
+def test_saliency_kernels_give_the_bits_of_their_definitions(
+    dtypes: Dtypes, size: int, layout: tuple[int, int] | None
+) -> None:
+    tile = make_tile(dtypes, size, layout)
+    ordered = np.sort(adadare.scores(tile.decode()))
+    for k in (0, size // 2, size - 1):
+        for place in (START - 1, START + size // 2, START + size):
+            for scale in (0.5, 1.0):
+                cut = Cut(value=float(ordered[k]), place=place)
+                check_map(tile, dtypes[2], saliency.keep_salient, cut, scale)
+    value = int(ordered[size // 2].view(np.int32))
+    for found, num_bits in ((0, 32), (11, 32), (22, 32), (0, 0)):
+        prefix = value >> (32 - found) if num_bits else 0
+        search = Search(stream=0, wanted=1, prefix=prefix, value=None if num_bits else value)
+        place_bits = 0 if num_bits else 20
+        check_pass(tile, digit_counts, saliency.saliencies, (), (search,), found, 32, place_bits)
+
+
+def test_kernels_round_every_float16_and_bfloat16_as_numpy_does() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16)
+    for dtype in (FLOAT16, BFLOAT16):
+        with np.errstate(all="ignore"):
+            wide = every.view(dtype).astype(np.float32)
+            wide = wide[np.isfinite(wide)]
+            stored = wide.astype(dtype)
+            between = np.concatenate([wide, np.nextafter(wide, np.inf), (wide + np.roll(wide, 1)) / 2, wide * 1.001])
+        exact = between[np.isfinite(between)].astype(np.float32)
+        for tuned in (stored, exact):
+            base = np.zeros(len(tuned), tuned.dtype)
+            keys = (Key(low=0, high=0),)
+            check_map(
+                RawTile(start=0, base=base, tuned=(tuned,), keys=keys, root=None),
+                dtype,
+                task_arithmetic.add_scaled,
+                1.0,
+            )
+
+
+@pytest.mark.parametrize("start", [0, 4096 * 7, 2**32 - 4096, 2**32, 2**40])
+def test_masks_follow_the_flat_index_beyond_32_bits(start: int) -> None:
+    tile = make_tile((BFLOAT16, BFLOAT16, BFLOAT16), 5000, start=start)
+    check_map(tile, BFLOAT16, dare.drop_and_rescale, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_non_finite_inputs_show_in_the_figures(bad: float) -> None:
+    for side in range(2):
+        tile = make_tile((FLOAT16, FLOAT16, FLOAT16), 5000)
+        (tile.base if side == 0 else tile.tuned[0])[4321] = bad
+        for function, arguments in ((adadare.drop_and_rescale, (10.0, 0.5)), (task_arithmetic.add_scaled, (1.0,))):
+            out = np.empty(5000, np.float16)
+            kernel = kernel_for(function, arguments, tile, out)
+            assert kernel is not None
+            assert not np.isfinite(kernel(tile, out, *arguments)[3]).all()
+
+
+def test_a_wider_dtype_has_no_kernel() -> None:
+    float64 = np.dtype(np.float64)
+    assert kernel_for(adadare.score_sums, (), make_tile((float64, BFLOAT16, BFLOAT16), 10)) is None
+    tile = make_tile((BFLOAT16, BFLOAT16, BFLOAT16), 10)
+    assert kernel_for(dare.drop_and_rescale, (0.5, 1.0), tile, np.empty(10, np.float64)) is None
+
+
+MERGINGS = [
+    Merging(weights=(1.0, 0.5, -0.3)),
+    Merging(weights=(0.0, 1.0, 0.0)),
+    Merging(weights=(1.0, 1.0, 2.0), election="weighted", normalize=True),
+    Merging(weights=(0.7, -0.5, 0.1), election="weighted"),
+    Merging(weights=(1.0, 1.0, 0.0), election="unweighted", normalize=True, by_number=True),
+    Merging(weights=(0.7, 0.5, 0.1), election="unweighted", normalize=True),
+]
+CUT = Cut(value=float(np.float32(0.0009765625)), place=START + 4500)  # a delta that bfloat16 often has
+
+
+@pytest.mark.parametrize("num_models", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 4097, 100_000])
+@pytest.mark.parametrize("dtypes", DTYPES)
+def test_merging_kernels_give_the_bits_of_their_definitions(dtypes: Dtypes, size: int, num_models: int) -> None:
+    tile = make_tile(dtypes, size, num_models=num_models)
+    for full, scale in product(MERGINGS, (0.7, 1.0)):
+        merging = Merging(**{**vars(full), "weights": full.weights[:num_models]})
+        for ranges in ((CUT, NOTHING), (EVERYTHING, CUT)), ((EVERYTHING, NOTHING), (CUT, NOTHING)):
+            arguments = ((*ranges, ranges[0])[:num_models], (1.0, 2.5, 1.0)[:num_models], merging, scale)
+            check_map(tile, dtypes[2], trim.trim_and_merge, *arguments)
+        keeps, factors = (0.5, 0.1, 1 - 1e-9)[:num_models], (1.0, 10.0, 1.0)[:num_models]
+        check_map(tile, dtypes[2], dare.drop_and_merge, keeps, factors, merging, scale)
+
+
+@pytest.mark.parametrize("coefficients", [(1.0, 0.5), (0.0, 1.0), (0.0, 0.3), (0.0, 0.0), (-1.0, 2.0)])
+def test_adding_several_models_gives_the_bits_of_its_definition(coefficients: tuple[float, ...]) -> None:
+    tile = make_tile((BFLOAT16, BFLOAT16, BFLOAT16), 70_000, num_models=2)
+    check_map(tile, BFLOAT16, task_arithmetic.add_weighted, coefficients)
+
+
+def fuse_on(backend: Backend, method: Method, whole: RawTile) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return what a method makes of a tensor, tile by tile, and the figures of each tile."""
+    size = backend.tile_elements
+    tiles = [
+        RawTile(
+            start=first,
+            base=whole.base[first : first + size],
+            tuned=tuple(array[first : first + size] for array in whole.tuned),
+            keys=whole.keys,
+            root=whole.root,
+        )
+        for first in range(0, len(whole.base), size)
+    ]
+    reduction, value = method.reduce(len(whole.base)), None
+    try:
+        while True:
+            wanted = reduction.send(value)
+            value = wanted.combine([backend.run_pass(tile, wanted) for tile in tiles])
+    except StopIteration as end:
+        found = end.value
+    out = np.empty_like(whole.base)
+    rows = [backend.run_map(tile, found, out[tile.start : tile.start + len(tile.base)]) for tile in tiles]
+    return out, rows
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    density=st.sampled_from([0.0, 1e-5, 0.1, 0.5, 0.999, 1.0]),
+    size=st.sampled_from([1, 2, 4096, 20_000, 300_000]),
+    num_models=st.integers(1, 3),
+    dtype=st.sampled_from([BFLOAT16, FLOAT16, FLOAT32]),
+    tile=st.sampled_from([4096, 1 << 15, 1 << 20]),
+    unweighted=st.booleans(),
+)
+def test_ties_by_kernels_and_by_definition_agree_to_the_bit(
+    density: float, size: int, num_models: int, dtype: np.dtype, tile: int, unweighted: bool
+) -> None:
+    whole = make_tile((dtype, dtype, dtype), size, start=0, num_models=num_models)
+    method = Ties(
+        density=density, weights=(1.0, 0.5, 2.0)[:num_models], election="unweighted" if unweighted else "weighted"
+    )
+    expected, _ = fuse_on(NumpyBackend(tile_elements=1 << 16), method, whole)
+    found, _ = fuse_on(KernelBackend(tile_elements=tile), method, whole)
+    assert same_bits(found, expected)
+
+
+def test_ties_of_one_model_is_its_magnitude_trim() -> None:
+    whole = make_tile((BFLOAT16, BFLOAT16, BFLOAT16), 300_000, start=0)
+    for scale in (1.0, 0.5):
+        ties, _ = fuse_on(KernelBackend(), Ties(density=0.1, scale=scale), whole)
+        trimmed, _ = fuse_on(KernelBackend(), Magnitude(density=0.1, scale=scale), whole)
+        assert same_bits(ties, trimmed)
+        order = np.argsort(-np.abs(whole.tuned[0].astype(np.float32) - whole.base.astype(np.float32)), kind="stable")
+        changed = np.flatnonzero(ties.view(np.uint16) != whole.base.view(np.uint16))
+        assert set(changed) <= set(order[:30_000])
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_gives_the_same_bits_by_kernels_and_without(name: str) -> None:
+    if name in ("tailor", "nuslerp", "passthrough"):  # they want a matrix, two models, or none
+        pytest.skip("not a method of one flat tensor")
+    method = METHODS[name]()
+    num_models = max(method.min_models, 1)
+    whole = make_tile((BFLOAT16, BFLOAT16, BFLOAT16), 70_000, start=0, num_models=num_models)
+    method = method.for_models(num_models)
+    expected, _ = fuse_on(NumpyBackend(tile_elements=1 << 14), method, whole)
+    found, _ = fuse_on(KernelBackend(tile_elements=1 << 15), method, whole)
+    assert same_bits(found, expected)
