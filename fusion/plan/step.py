@@ -107,3 +107,9 @@ class Step:
         if self.action == "copy":
             return self.copied_from[1].nbytes
         return sum(info.nbytes for info in (self.base, *self.tuned) if info is not None)
+
+    @property
+    def curvatures(self) -> tuple[str | None, ...]:
+        """The names under which calibration of each model has seen it, the base first."""
+        others = (info and info.name for info in self.tuned[1:])
+        return (self.base and self.base.name, self.curvature, *others)

@@ -14,7 +14,7 @@ from typing import Any, final
 
 import numpy as np
 
-from ..arithmetic.curvature import Curvature
+from ..arithmetic.curvature import Curvatures
 from ..arithmetic.passes import Map, Pass
 from ..arithmetic.tile import RawTile
 from ..dtypes import DTYPES
@@ -59,10 +59,11 @@ class RememberingBackend(Backend):
     @staticmethod
     def _key(tile: RawTile, wanted: Pass) -> Any:
         """Return what a pass over a tile depends on while inputs and curvature stay; None where that is not known."""
-        if tile.prepared is not None:
+        if tile.group is None:
             return None
-        address = tile.base.__array_interface__["data"][0]  # tells tied twins apart, which share their keys
-        key = (wanted.function, wanted.arguments, tile.keys, tile.start, len(tile.base), address, tile.root is None)
+        # The name tells tied twins apart, which share their random keys.
+        key = (wanted.function, wanted.arguments, tile.keys, tile.start, len(tile.base), tile.group.name)
+        key = (*key, tile.root is None)
         try:
             hash(key)
         except TypeError:
@@ -115,7 +116,7 @@ def fuse_in_memory(
     plan: Plan,
     method: Method,
     *,
-    curvature: Mapping[str, Curvature] | None,
+    curvature: Mapping[str, Curvatures] | None,
     seed: int,
     backend: Backend,
     keep_nonfinite: bool = False,

@@ -1,0 +1,77 @@
+"""Looking at a plan's tensors without writing any: the one loop, with a transform that ends in a finding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, final
+
+import numpy as np
+
+from ..checkpoint import Checkpoint, TensorInfo
+from ..methods import Method
+from ..plan.plan import Plan
+from ..plan.step import Step
+from .backend import Backend
+from .loop import Progress, run
+from .task import Context
+
+
+@final
+class Nowhere:
+    """A sink for runs that write nothing."""
+
+    finished: Mapping[str, Any] = {}
+
+    @contextmanager
+    def room(self, name: str, start: int, stop: int, dtype: np.dtype) -> Iterator[np.ndarray]:
+        """Refuse: nothing is to be written."""
+        raise AssertionError(name, start, stop, dtype)
+        yield
+
+    def finish(self, name: str, entry: Mapping[str, Any]) -> None:
+        """Keep no journal."""
+
+
+def pair_plan(base: Checkpoint, tuned: Checkpoint, pairs: Iterable[tuple[TensorInfo, TensorInfo]]) -> Plan:
+    """Return tensors of two checkpoints as a plan that looks at both, by the base's names."""
+    steps = tuple(
+        Step(
+            name=info.name,
+            action="fuse",
+            why="looked at",
+            dtype=info.dtype,
+            shape=info.shape,
+            base=info,
+            tuned=(other,),
+            source="base",
+            num_fused=info.num_elements,
+            key=info.name,
+            curvature=other.name,
+        )
+        for info, other in pairs
+    )
+    return Plan(base=base, tuned=(tuned,), steps=steps, renamings=(), notes=())
+
+
+def look(
+    plan: Plan, method: Method, backend: Backend, *, progress: Progress = lambda _done, _total, _name: None
+) -> dict[str, Any]:
+    """Return what a transform finds of each tensor that the plan would fuse, by output name.
+
+    Tensors without elements have no entry.
+
+    Raises:
+        NonFiniteError: An input holds NaN or infinity, where the transform minds.
+    """
+    context = Context(
+        plan=plan,
+        method=method,
+        curvature=None,
+        seed=0,
+        backend=backend,
+        writer=Nowhere(),  # pyright: ignore[reportArgumentType]
+        inputs=None,
+        keep_nonfinite=False,
+    )
+    return run([step for step in plan.steps if step.num_fused], context, progress=progress)
