@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .fusion.arithmetic.curvature import Curvature
 from .fusion.arithmetic.two_sided import counted_together, paired
-from .fusion.checkpoint import Checkpoint
+from .fusion.checkpoint import Source
 from .fusion.errors import CurvatureError, MethodError
 from .fusion.run.fuse import Prepared
 from .fusion.run.loop import Progress
@@ -101,7 +101,7 @@ class Side:
         purpose: What wants it.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: Source
     base: Path | None
     role: str
     wanted: frozenset[str] | None
@@ -137,7 +137,7 @@ def _target_side(prepared: Prepared, *, wanted: frozenset[str] | None) -> Side:
     protects = protection is not None and protection.needs_gram
     return Side(
         checkpoint=plan.tuned[0],
-        base=plan.base.path if plan.tuned[0].adapter else None,
+        base=plan.base.path if plan.tuned[0].base else None,
         role="tuned model",
         wanted=wanted,
         full=prepared.method.needs_gram or protects,

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..fusion.checkpoint import Checkpoint
+from ..fusion.checkpoint import Checkpoint, Source
 from ..fusion.errors import CurvatureError
 from ..fusion.names import align
 
 CHUNK_ELEMENTS = 1 << 22
 
 
-def changed_tensors(tuned: Checkpoint, base_path: Path | str) -> frozenset[str]:
+def changed_tensors(tuned: Source, base_path: Path | str) -> frozenset[str]:
     """Return the names of tuned tensors that are not the base's bit for bit, or that the base lacks.
 
     Reading stops at the first chunk that differs, so a tensor that was trained costs little. Needs no torch.
@@ -21,8 +21,8 @@ def changed_tensors(tuned: Checkpoint, base_path: Path | str) -> frozenset[str]:
     Raises:
         CurvatureError: None differs.
     """
-    if tuned.adapter is not None:
-        return frozenset(tuned.adapter.tensors)
+    if tuned.changed is not None:
+        return tuned.changed
     base = Checkpoint(base_path)
     base_shapes = {name: info.shape for name, info in base.tensors.items()}
     pairs = align(base_shapes, {name: info.shape for name, info in tuned.tensors.items()}).pairs
@@ -33,7 +33,7 @@ def changed_tensors(tuned: Checkpoint, base_path: Path | str) -> frozenset[str]:
     return changed
 
 
-def _same(base: Checkpoint, base_name: str | None, tuned: Checkpoint, name: str) -> bool:
+def _same(base: Source, base_name: str | None, tuned: Source, name: str) -> bool:
     if base_name is None:
         return False
     ours, theirs = tuned.tensors[name], base.tensors[base_name]
@@ -41,7 +41,7 @@ def _same(base: Checkpoint, base_name: str | None, tuned: Checkpoint, name: str)
         return False
     for start in range(0, ours.num_elements, CHUNK_ELEMENTS):
         stop = min(start + CHUNK_ELEMENTS, ours.num_elements)
-        left, right = tuned.raw(name, start, stop), base.raw(base_name, start, stop)
+        left, right = tuned.read(name, start, stop), base.read(base_name, start, stop)
         if not np.array_equal(left.view(np.uint8), right.view(np.uint8)):
             return False
     tuned.release(name)

@@ -59,6 +59,8 @@ class RawTile:
         root: `sqrt(H)`, or None for `H = I`.
         grain: Elements that the method asked not to be cut apart: 1, or those of a row.
         prepared: What the method made of the tensor's curvature, or None.
+        name: Of the output tensor, which together with `start` says what the elements are as long as a run's inputs
+            stay; None where that does not hold.
     """
 
     start: int
@@ -68,6 +70,7 @@ class RawTile:
     root: PerElement | None
     grain: int = 1
     prepared: Any = None
+    name: str | None = None
 
     def decode(self) -> Tile:
         """Return the tile in float32, or in float64 where any side stores float64, as NumPy arrays."""

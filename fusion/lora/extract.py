@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from ..arithmetic.random import tensor_key
-from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint import Source, open_checkpoint
 from ..errors import CheckpointError, MismatchError, NonFiniteError
 from ..names import align
 from ..plan.step import Selection
@@ -32,8 +32,8 @@ Rest = Literal["save", "drop"]
 class _Pair:
     """A tensor of both sides."""
 
-    base: Checkpoint
-    tuned: Checkpoint
+    base: Source
+    tuned: Source
     name: str
     tuned_name: str
 
@@ -43,8 +43,8 @@ class _Pair:
 
     def delta(self, start: int, stop: int) -> np.ndarray:
         """Return elements of δ, float32."""
-        before = self.base.raw(self.name, start, stop).astype(np.float32)
-        return self.tuned.raw(self.tuned_name, start, stop).astype(np.float32) - before
+        before = self.base.read(self.name, start, stop).astype(np.float32)
+        return self.tuned.read(self.tuned_name, start, stop).astype(np.float32) - before
 
     def spans(self, row: int) -> Iterator[tuple[int, int]]:
         """Cut the tensor into runs of whole rows."""
@@ -134,7 +134,7 @@ def extract_adapter(
     return result
 
 
-def _pairs(base: Checkpoint, tuned: Checkpoint, selection: Selection) -> Sequence[_Pair]:
+def _pairs(base: Source, tuned: Source, selection: Selection) -> Sequence[_Pair]:
     """Return the selected tensors, in file order.
 
     Raises:
@@ -144,7 +144,7 @@ def _pairs(base: Checkpoint, tuned: Checkpoint, selection: Selection) -> Sequenc
     matched = align(*shapes).pairs
     pairs = []
     for name, info in base.tensors.items():
-        if not selection.covers(name) or not info.stored.fusible:
+        if not selection.covers(name) or not info.kind.fusible:
             continue
         if name not in matched:
             raise MismatchError(name, f"`{name}` is in the base and missing in `{tuned.path}`")
@@ -237,4 +237,4 @@ def _is_alone(pair: _Pair) -> bool:
 
 
 def _value(pair: _Pair) -> np.ndarray:
-    return pair.tuned.raw(pair.tuned_name).astype(np.float32).reshape(pair.shape)
+    return pair.tuned.read(pair.tuned_name).astype(np.float32).reshape(pair.shape)

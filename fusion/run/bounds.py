@@ -103,9 +103,10 @@ def _tile(plan: Plan, step: Step, start: int, stop: int) -> RawTile:
     assert step.base is not None
     assert step.tuned[0] is not None
     return RawTile(
+        name=step.name,
         start=start,
-        base=plan.base.raw(step.base.name, start, stop),
-        tuned=(plan.tuned[0].raw(step.tuned[0].name, start, stop),),
+        base=plan.base.read(step.base.name, start, stop),
+        tuned=(plan.tuned[0].read(step.tuned[0].name, start, stop),),
         keys=(Key(low=0, high=0),),  # nothing is drawn
         root=None,
     )
@@ -116,6 +117,6 @@ def _refuse_nonfinite(plan: Plan, step: Step, norms: L1Norms) -> None:
         return
     for checkpoint, info in zip((plan.base, plan.tuned[0]), (step.base, step.tuned[0]), strict=True):
         assert info is not None
-        count = int((~np.isfinite(checkpoint.raw(info.name).astype(np.float32))).sum())
+        count = int((~np.isfinite(checkpoint.read(info.name).astype(np.float32))).sum())
         if count:
             raise NonFiniteError(info.name, f"`{checkpoint.path}`", count)

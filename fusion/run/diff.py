@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from ..checkpoint import Source, TensorInfo, open_checkpoint
 from ..names import align
 
 TILE = 1 << 20
@@ -44,11 +44,11 @@ class CheckpointDiff:
     other_form: tuple[str, ...]
 
 
-def _tensor_diff(first: Checkpoint, second: Checkpoint, one: TensorInfo, other: TensorInfo) -> TensorDiff:
+def _tensor_diff(first: Source, second: Source, one: TensorInfo, other: TensorInfo) -> TensorDiff:
     changed, squares, norm, largest = 0, 0.0, 0.0, 0.0
     for start in range(0, one.num_elements, TILE):
         stop = min(start + TILE, one.num_elements)
-        a, b = first.raw(one.name, start, stop), second.raw(other.name, start, stop)
+        a, b = first.read(one.name, start, stop), second.read(other.name, start, stop)
         a = a.astype(b.dtype, copy=False)  # what an adapter makes is wider than its base
         changed += int(np.count_nonzero(a.view(f"V{a.itemsize}") != b.view(f"V{b.itemsize}")))
         with np.errstate(all="ignore"):
@@ -70,7 +70,7 @@ def _tensor_diff(first: Checkpoint, second: Checkpoint, one: TensorInfo, other: 
 
 
 def _same_form(one: TensorInfo, other: TensorInfo) -> bool:
-    return one.shape == other.shape and (one.dtype == other.dtype or (other.derived and one.stored.fusible))
+    return one.shape == other.shape and one.dtype in (other.dtype, other.stored)
 
 
 def diff(

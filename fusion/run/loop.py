@@ -118,9 +118,9 @@ def _without_collector() -> Iterator[None]:
 
 @_without_collector()
 def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[str, TensorRecord]:
-    """Fuse or copy every step into the writer; return a record for each output tensor.
+    """Fuse or copy every step into the sink; return a record for each output tensor.
 
-    Tensors that the writer's journal names as finished, and whose bytes are still there, are not run again.
+    Tensors that the sink knows as finished, and whose bytes are still there, are not run again.
     """
     total = sum(step.bytes_read for step in steps)
     records = _resumed(steps, context)
@@ -133,7 +133,7 @@ def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[
     def note(ready: Iterable[TensorRecord]) -> None:
         nonlocal done
         for record in ready:
-            context.writer.finish(record.name, {"record": record.as_json()})
+            context.sink.finish(record.name, {"record": record.as_json()})
             records[record.name] = record
             done += by_name[record.name].bytes_read
             progress(done, total, record.name)
@@ -174,7 +174,7 @@ def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[
 def _resumed(steps: Sequence[Step], context: Context) -> dict[str, TensorRecord]:
     records = {}
     for step in steps:
-        entry = context.writer.finished.get(step.name)
+        entry = context.sink.finished.get(step.name)
         if entry is not None:
             record = TensorRecord.from_json(entry["record"])
             if TensorTask(step, context).still_written(record.digest):

@@ -18,9 +18,9 @@ from ..arithmetic.random import SEGMENT, Key, tensor_key
 from ..arithmetic.sums import exact_total
 from ..arithmetic.tile import RawTile, root_curvature
 from ..arithmetic.two_sided import score_curvature
-from ..checkpoint import Checkpoint, TensorInfo
+from ..checkpoint import Source, TensorInfo
 from ..checkpoint.bytes_of import as_bytes
-from ..checkpoint.output.writer import CheckpointWriter
+from ..checkpoint.output.sink import Sink
 from ..checkpoint.safetensors_file import MIN_RELEASED
 from ..dtypes import DTYPES
 from ..errors import MethodError, NonFiniteError
@@ -63,8 +63,8 @@ class Context:
     curvature: Mapping[str, Curvature] | None
     seed: int
     backend: Backend
-    writer: CheckpointWriter
-    inputs: InputDigests
+    sink: Sink
+    inputs: InputDigests | None
     keep_nonfinite: bool
     protector: Protector | None = None
 
@@ -106,7 +106,7 @@ class TensorTask:
         self.copied_spans = spans(step.num_fused, step.num_elements, size)
 
     @cached_property
-    def _inputs(self) -> list[tuple[Checkpoint, TensorInfo]]:
+    def _inputs(self) -> list[tuple[Source, TensorInfo]]:
         plan, step = self.context.plan, self.step
         pairs = zip((plan.base, *plan.tuned), (step.base, *step.tuned), strict=False)
         return [(checkpoint, info) for checkpoint, info in pairs if info is not None]
@@ -144,10 +144,10 @@ class TensorTask:
             return self._prepared[0]
 
     def _stored(self, span: Span) -> list[np.ndarray]:
-        arrays = [checkpoint.raw(info.name, span.start, span.stop) for checkpoint, info in self._inputs]
-        if not self._seen:
-            for array in arrays:
-                self.context.inputs.see(array)
+        arrays = [checkpoint.read(info.name, span.start, span.stop) for checkpoint, info in self._inputs]
+        if self.context.inputs is not None and not self._seen:
+            for checkpoint, info in self._inputs:
+                self.context.inputs.see(checkpoint, info.name, span.start, span.stop)
         return arrays
 
     def _finite(self, span: Span) -> list[np.ndarray]:
@@ -181,6 +181,7 @@ class TensorTask:
             keys = tuple(tensor_key(seed, name, segment=segment, stream=k) for k in range(len(arrays) - 1))
             self._keys[segment] = keys
         tile = RawTile(
+            name=None if self._set_aside else self.step.name,
             start=span.start,
             base=arrays[0],
             tuned=tuple(arrays[1:]),
@@ -197,12 +198,12 @@ class TensorTask:
         """Run a pass or a map over a span, or copy it."""
         if isinstance(wanted, Pass):
             return self.context.backend.run_pass(self._tile(span), wanted)
-        with self.context.writer.room(self.step.name, span.start, span.stop, self.dtype) as out:
+        with self.context.sink.room(self.step.name, span.start, span.stop, self.dtype) as out:
             rows = self._copy(span, out) if wanted is None else self._map(span, wanted, out)
             digest = xxhash.xxh3_128_digest(as_bytes(out))
         if out.nbytes >= MIN_RELEASED:
             for checkpoint, info in self._inputs:
-                checkpoint.release_part(info.name, span.start, min(span.stop, info.num_elements))
+                checkpoint.release(info.name, span.start, min(span.stop, info.num_elements))
         return digest if wanted is None else (rows, digest)
 
     def _map(self, span: Span, wanted: Map, out: np.ndarray) -> np.ndarray:
@@ -218,9 +219,10 @@ class TensorTask:
         """Copy a span from its source, cast if the plan says so."""
         index, info = self.step.copied_from
         checkpoint = (self.context.plan.base, *self.context.plan.tuned)[index]
-        data = checkpoint.raw(info.name, span.start, span.stop)
-        self.context.inputs.see(data)
-        if info.stored.fusible and not self.context.keep_nonfinite:
+        data = checkpoint.read(info.name, span.start, span.stop)
+        if self.context.inputs is not None:
+            self.context.inputs.see(checkpoint, info.name, span.start, span.stop)
+        if info.kind.fusible and not self.context.keep_nonfinite:
             count = int(_nonfinite([data]).sum())
             if count:
                 raise NonFiniteError(info.name, f"`{checkpoint.path}`", count)
@@ -242,7 +244,7 @@ class TensorTask:
             return True
         found = 0
         for checkpoint, info in self._inputs:
-            count = sum(int(_nonfinite([checkpoint.raw(info.name, s.start, s.stop)]).sum()) for s in self.fused_spans)
+            count = sum(int(_nonfinite([checkpoint.read(info.name, s.start, s.stop)]).sum()) for s in self.fused_spans)
             if count and not self.context.keep_nonfinite:
                 raise NonFiniteError(info.name, f"`{checkpoint.path}`", count)
             found += count
@@ -271,7 +273,7 @@ class TensorTask:
         """Return whether the output holds the bytes that an interrupted run noted as finished."""
         size, whole = self.dtype.itemsize, xxhash.xxh3_128()
         for span in self.fused_spans + self.copied_spans:
-            data = self.context.writer.read(self.step.name, span.start * size, (span.stop - span.start) * size)
+            data = self.context.sink.read(self.step.name, span.start * size, (span.stop - span.start) * size)
             whole.update(xxhash.xxh3_128_digest(data))
         return whole.hexdigest() == digest
 
