@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .fusion.arithmetic.curvature import Curvature, Curvatures
 from .fusion.arithmetic.two_sided import counted_together
-from .fusion.checkpoint import Checkpoint
+from .fusion.checkpoint import Source
 from .fusion.errors import CurvatureError, MethodError
 from .fusion.run.diff import changed_outputs
 from .fusion.run.fuse import Prepared
@@ -125,7 +125,7 @@ class MeasuredModel:
         purpose: What wants it.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: Source
     place: int
     base: Path | None
     wanted: frozenset[str] | None
@@ -211,7 +211,7 @@ def _models(prepared: Prepared, names: Mapping[str, tuple[str | None, ...]]) -> 
             MeasuredModel(
                 checkpoint=checkpoint,
                 place=place,
-                base=plan.base.path if checkpoint.adapter else None,
+                base=plan.base.path if checkpoint.base else None,
                 wanted=None if protection is None else wanted,  # pyright: ignore[reportArgumentType]
                 full=full if place else protects,
                 purpose="two-sided curvature" if protects else method.title,

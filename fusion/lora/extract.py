@@ -17,7 +17,7 @@ from ..arithmetic.group import Group
 from ..arithmetic.matrices import Matrices
 from ..arithmetic.passes import Finding, Reduction
 from ..arithmetic.random import tensor_key
-from ..checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from ..checkpoint import Source, TensorInfo, open_checkpoint
 from ..errors import CheckpointError, MismatchError, NonFiniteError
 from ..methods import Method
 from ..methods.method import Region
@@ -167,7 +167,7 @@ def extract_adapter(
     return result
 
 
-def _pairs(base: Checkpoint, tuned: Checkpoint, selection: Selection) -> list[tuple[TensorInfo, TensorInfo]]:
+def _pairs(base: Source, tuned: Source, selection: Selection) -> list[tuple[TensorInfo, TensorInfo]]:
     """Return the selected tensors, in file order.
 
     Raises:
@@ -177,7 +177,7 @@ def _pairs(base: Checkpoint, tuned: Checkpoint, selection: Selection) -> list[tu
     matched = align(*shapes).pairs
     pairs = []
     for name, info in base.tensors.items():
-        if not selection.covers(name) or not info.stored.fusible:
+        if not selection.covers(name) or not info.kind.fusible:
             continue
         if name not in matched:
             raise MismatchError(name, f"`{name}` is in the base and missing in `{tuned.path}`")
@@ -214,8 +214,8 @@ def _factors(layer: Layer, shape: tuple[int, ...], found: Truncated) -> tuple[Fa
 
 
 def _save(
-    base: Checkpoint,
-    tuned: Checkpoint,
+    base: Source,
+    tuned: Source,
     whole: Sequence[tuple[Layer, TensorInfo, TensorInfo]],
     adapted: dict[Module, int],
     tensors: dict[str, np.ndarray],
@@ -248,11 +248,11 @@ def _save(
     return sorted(saved), has_biases
 
 
-def _is_alone(base: Checkpoint, name: str) -> bool:
+def _is_alone(base: Source, name: str) -> bool:
     """Return whether the other tensors of a bias's module are no matrices, as a layer norm's are not."""
     weight = base.tensors.get(f"{name.rpartition('.')[0]}.weight")
     return weight is None or len(weight.shape) == 1
 
 
-def _value(tuned: Checkpoint, name: str) -> np.ndarray:
-    return tuned.raw(name).astype(np.float32).reshape(tuned.tensors[name].shape)
+def _value(tuned: Source, name: str) -> np.ndarray:
+    return tuned.read(name).astype(np.float32).reshape(tuned.tensors[name].shape)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..checkpoint import Checkpoint, TensorInfo
+from ..checkpoint import Source, TensorInfo
 from ..dtypes import DType
 from ..errors import MismatchError
 from ..names import OUTPUT_MODULES, config_values, tied_source
@@ -17,8 +17,8 @@ from .step import Policies, Selection, Side, Step
 class Sides:
     """Base and tuned under the base's names: what `step_of` decides from."""
 
-    base: Checkpoint
-    tuned: tuple[Checkpoint, ...]
+    base: Source
+    tuned: tuple[Source, ...]
     pairs: tuple[Mapping[str, str], ...]
     config_from: Side
     policies: Policies
@@ -60,8 +60,8 @@ def step_of(base: TensorInfo, sides: Sides) -> Step | None:
     def step(action: Literal["fuse", "copy"], why: str, source: Side = "base", fused: int | None = None) -> Step:
         info = found[0] if source == "tuned" or (fused is not None and sides.config_from == "tuned") else base
         assert info is not None
-        stored = base if action == "fuse" or info.derived else info
-        dtype = sides.dtype.code if sides.dtype and stored.stored.fusible else stored.dtype
+        kept = base if action == "fuse" else info
+        dtype = sides.dtype.code if sides.dtype and kept.kind.fusible else kept.stored
         return Step(
             name=out_name,
             action=action,
@@ -106,17 +106,17 @@ def step_of(base: TensorInfo, sides: Sides) -> Step | None:
             hint="`--on-mismatch keep-base` or `take-tuned` copies such tensors from one side",
         )
     for checkpoint, info in zip(sides.tuned, infos, strict=True):
-        converts = policies.on_dtype == "convert" or info.derived
-        if info.dtype != base.dtype and not (converts and info.stored.fusible and base.stored.fusible):
+        converts = policies.on_dtype == "convert" and info.kind.fusible and base.kind.fusible
+        if info.stored != base.stored and not converts:
             raise MismatchError(
                 name,
-                f"`{name}` is {base.stored.torch} in the base and {info.stored.torch} in `{checkpoint.path}`",
+                f"`{name}` is {base.kind.torch} in the base and {info.kind.torch} in `{checkpoint.path}`",
                 hint="`--on-dtype convert` computes in float32 and stores the base's dtype",
             )
     if all(info is base for info in infos):
         return step("copy", "no adapter changes it")
-    if not base.stored.fusible:
-        return step("copy", f"{base.stored.torch} is not fused", sides.identity or "tuned")
+    if not base.kind.fusible:
+        return step("copy", f"{base.kind.torch} is not fused", sides.identity or "tuned")
     if not sides.selection.covers(name):
         return step("copy", "not selected", sides.selection.rest)
     if grown:
@@ -137,9 +137,9 @@ def extra_step(info: TensorInfo, sides: Sides) -> Step | None:
         base = sides.base.tensors[tied]
         return Step(
             name=name,
-            action="fuse" if sides.selection.covers(name) and info.stored.fusible else "copy",
+            action="fuse" if sides.selection.covers(name) and info.kind.fusible else "copy",
             why=f"the base ties it to {tied}",
-            dtype=sides.dtype.code if sides.dtype else base.dtype,
+            dtype=sides.dtype.code if sides.dtype else base.stored,
             shape=info.shape,
             base=base,
             tuned=(info,),
@@ -155,7 +155,7 @@ def extra_step(info: TensorInfo, sides: Sides) -> Step | None:
             name=name,
             action="copy",
             why="only in the tuned model",
-            dtype=sides.dtype.code if sides.dtype and info.stored.fusible else info.dtype,
+            dtype=sides.dtype.code if sides.dtype and info.kind.fusible else info.stored,
             shape=info.shape,
             base=None,
             tuned=(info,),

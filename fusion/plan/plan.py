@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Source
 from ..dtypes import BY_TORCH_NAME, DTYPES
 from ..errors import CheckpointError, MethodError, MismatchError
 from ..methods import Method
@@ -20,8 +20,8 @@ __all__ = ["Plan", "Policies", "Selection", "Side", "Step", "make_plan"]
 class Plan:
     """Every output tensor in the order in which the base's files hold them, and what was found on the way."""
 
-    base: Checkpoint
-    tuned: tuple[Checkpoint, ...]
+    base: Source
+    tuned: tuple[Source, ...]
     steps: tuple[Step, ...]
     renamings: tuple[Renaming, ...]
     notes: tuple[str, ...]
@@ -37,18 +37,18 @@ class Plan:
         return sum(step.bytes_read for step in self.steps)
 
 
-def _refuse_unreadable(checkpoint: Checkpoint) -> None:
+def _refuse_unreadable(checkpoint: Source) -> None:
     for info in checkpoint.tensors.values():
-        if info.stored.numpy is None or info.dtype.startswith("F8") or info.dtype == "C64":
+        if info.kind.numpy is None or info.dtype.startswith("F8") or info.dtype == "C64":
             raise CheckpointError(
-                f"`{info.name}` in `{checkpoint.path}` is {info.stored.torch}, which sculpt cannot fuse yet",
+                f"`{info.name}` in `{checkpoint.path}` is {info.kind.torch}, which sculpt cannot fuse yet",
                 hint="fuse the unquantised checkpoints, then quantise the result",
             )
 
 
 def make_plan(
-    base: Checkpoint,
-    tuned: Sequence[Checkpoint],
+    base: Source,
+    tuned: Sequence[Source],
     *,
     method: Method,
     selection: Selection | None = None,

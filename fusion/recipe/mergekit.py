@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from ..run.fuse import Settings as RunSettings
 from .document import Document, Place, did_you_mean
 from .mergekit_methods import DIALECTS, Dialect
-from .recipe import ModelName, Recipe, Slice, Source, TokenSource, Vocabulary
+from .recipe import ModelEntry, ModelName, Recipe, Slice, TokenSource, Vocabulary
 from .setting import Case, Gradient, Setting, Settings
 
 REFUSED = {
@@ -212,13 +212,13 @@ def read_mergekit(document: Document) -> Recipe:
     if dialect.needs_base and not has_base:
         raise document.error(("merge_method",), f"`{method}` needs a `base_model`")
     models = tuple(
-        Source(model=part.model, settings=_settings(part, document, ("models", index), dialect, method))
+        ModelEntry(model=part.model, settings=_settings(part, document, ("models", index), dialect, method))
         for index, part in enumerate(found.models or [])
     )
     slices = tuple(
         Slice(
             sources=tuple(
-                Source(
+                ModelEntry(
                     model=part.model,
                     layers=_range(part.layer_range, document, ("slices", index, "sources", k)),
                     settings=_settings(part, document, ("slices", index, "sources", k), dialect, method),

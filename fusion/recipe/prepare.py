@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Checkpoint
-from ..checkpoint.output.writer import refuse_output
-from ..checkpoint.reader import open_checkpoint, read_json
+from ..checkpoint import Source, open_checkpoint
+from ..checkpoint.json_file import read_json
+from ..checkpoint.output.folder_sink import refuse_output
 from ..dtypes import BY_TORCH_NAME
 from ..errors import CheckpointError, MethodError
 from ..methods import Method
@@ -20,7 +20,7 @@ from ..plan.plan import Plan, make_plan
 from ..plan.step import Step
 from ..run.fuse import Prepared, Settings, prepare_plan
 from .layers import fraction_through, stacks, with_layers
-from .recipe import ModelName, Recipe, Source
+from .recipe import ModelEntry, ModelName, Recipe
 from .slices import SlicePlan, plan_slices
 from .tokenizers import Finish, known_tokens, load_tokenizer, taken_from, union
 from .vocabulary import Alignment, Member, align_vocabularies, aligned
@@ -46,7 +46,7 @@ def find_model(name: str, near: Path) -> Path:
         ) from None
 
 
-def open_model(name: ModelName, near: Path) -> Checkpoint:
+def open_model(name: ModelName, near: Path) -> Source:
     """Return a model's checkpoint, its adapter on top."""
     opened = open_checkpoint(find_model(name.path, near))
     return opened if name.adapter is None else open_checkpoint(find_model(name.adapter, near), opened)
@@ -89,7 +89,9 @@ def _first_method(plan: Plan) -> Method:
     return next(step.method for step in plan.steps if step.method is not None)
 
 
-def participants(base: ModelName | None, sources: Sequence[Source], method: type[Method]) -> tuple[list[Source], bool]:
+def participants(
+    base: ModelName | None, sources: Sequence[ModelEntry], method: type[Method]
+) -> tuple[list[ModelEntry], bool]:
     """Return the models in the order of a plan, what stands for the base first, and whether that is one of the models.
 
     Raises:
@@ -98,13 +100,13 @@ def participants(base: ModelName | None, sources: Sequence[Source], method: type
     own = next((source for source in sources if source.model == base), None)
     if base is not None:
         others = [source for source in sources if source.model != base]
-        return [own or Source(model=base), *others], False
+        return [own or ModelEntry(model=base), *others], False
     if not sources:
         raise MethodError(f"{method.title} merges no models")
     return list(sources), True
 
 
-def _plan_models(recipe: Recipe, opened: Mapping[ModelName, Checkpoint], settings: Settings) -> Plan:
+def _plan_models(recipe: Recipe, opened: Mapping[ModelName, Source], settings: Settings) -> Plan:
     """Return the plan of whole models, with a method for each tensor that is fused."""
     order, baseless = participants(recipe.base, recipe.models, recipe.method)
     base, *tuned = [opened[source.model] for source in order]
@@ -145,20 +147,20 @@ def _plan_models(recipe: Recipe, opened: Mapping[ModelName, Checkpoint], setting
     return replace(plan, steps=tuple(steps))
 
 
-def _plan_alone(recipe: Recipe, source: Source, model: Checkpoint, settings: Settings) -> Plan:
+def _plan_alone(recipe: Recipe, source: ModelEntry, model: Source, settings: Settings) -> Plan:
     """Return the plan of one model by itself, as it is or scaled."""
     cast = BY_TORCH_NAME.get(settings.dtype or "")
     counts, steps = stacks(model.tensors), []
     for name, info in model.tensors.items():
         t = fraction_through(name, counts)
         method = recipe.method_for(name, t, sources=[source], names=[name], origin_is_zero=True).for_models(0)
-        copied = not info.stored.fusible or method.identity == "base"
+        copied = not info.kind.fusible or method.identity == "base"
         steps.append(
             Step(
                 name=name,
                 action="copy" if copied else "fuse",
                 why="taken as it is" if copied else "selected",
-                dtype=cast.code if cast and info.stored.fusible else info.dtype,
+                dtype=cast.code if cast and info.kind.fusible else info.dtype,
                 shape=info.shape,
                 base=info,
                 tuned=(),
@@ -177,8 +179,8 @@ def _names_in(step: Step) -> list[str]:
 
 
 def _with_one_vocabulary(
-    recipe: Recipe, names: Sequence[ModelName], opened: Mapping[ModelName, Checkpoint]
-) -> tuple[dict[ModelName, Checkpoint], Alignment, Finish]:
+    recipe: Recipe, names: Sequence[ModelName], opened: Mapping[ModelName, Source]
+) -> tuple[dict[ModelName, Source], Alignment, Finish]:
     """Return the models with their vocabularies aligned, how, and what writes the output's tokenizer."""
     vocabulary = recipe.vocabulary
     assert vocabulary is not None

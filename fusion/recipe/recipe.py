@@ -25,7 +25,7 @@ class ModelName:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class ModelEntry:
     """A model that takes part.
 
     Attributes:
@@ -46,7 +46,7 @@ class Slice:
         base: In place of the recipe's own.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[ModelEntry, ...]
     base: ModelName | None = None
     settings: Settings = field(default_factory=dict)
 
@@ -119,7 +119,7 @@ class Recipe:
 
     method: type[Method]
     base: ModelName | None
-    models: tuple[Source, ...] = ()
+    models: tuple[ModelEntry, ...] = ()
     slices: tuple[Slice, ...] = ()
     name: str | None = None
     settings: Settings = field(default_factory=dict)
@@ -149,7 +149,7 @@ class Recipe:
         name: str,
         t: float,
         *,
-        sources: Sequence[Source],
+        sources: Sequence[ModelEntry],
         names: Sequence[str],
         piece: Settings | None = None,
         origin_is_zero: bool = False,
@@ -210,6 +210,6 @@ class Recipe:
             raise MethodError(f"the recipe is for {len(self.models)} models, got {len(tuned)}")
         settings = [source.settings for source in self.models] or [{}] * len(tuned)
         models = tuple(
-            Source(model=ModelName(path=str(path)), settings=own) for path, own in zip(tuned, settings, strict=True)
+            ModelEntry(model=ModelName(path=str(path)), settings=own) for path, own in zip(tuned, settings, strict=True)
         )
         return replace(self, base=ModelName(path=str(base)), models=models)

@@ -36,7 +36,7 @@ from ..methods import METHODS, Method
 from ..plan.step import Policies, Selection, Side
 from ..run.fuse import Settings as RunSettings
 from .document import Document, Place, did_you_mean
-from .recipe import ModelName, Parameter, Recipe, Source, Vocabulary
+from .recipe import ModelEntry, ModelName, Parameter, Recipe, Vocabulary
 from .setting import Case, Gradient, Setting
 
 
@@ -174,11 +174,11 @@ def _settings(found: _Recipe, known: Mapping[str, Parameter], document: Document
     return {option: tuple(own) for option, own in cases.items()}
 
 
-def _models(found: _Recipe, known: Mapping[str, Parameter], document: Document) -> tuple[Source, ...]:
+def _models(found: _Recipe, known: Mapping[str, Parameter], document: Document) -> tuple[ModelEntry, ...]:
     sources = []
     for index, entry in enumerate(found.models or []):
         if isinstance(entry, str):
-            sources.append(Source(model=ModelName(path=entry)))
+            sources.append(ModelEntry(model=ModelName(path=entry)))
             continue
         own: dict[str, Setting] = {}
         for option, value in (entry.model_extra or {}).items():
@@ -187,7 +187,7 @@ def _models(found: _Recipe, known: Mapping[str, Parameter], document: Document) 
             if not known[option].per_model:
                 raise document.error(place, f"`{option}` is the same for all models: it belongs under `options`")
             own[option] = _value(value, document, place)
-        sources.append(Source(model=ModelName(path=entry.model, adapter=entry.adapter), settings=own))
+        sources.append(ModelEntry(model=ModelName(path=entry.model, adapter=entry.adapter), settings=own))
     return tuple(sources)
 
 

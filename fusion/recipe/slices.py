@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..checkpoint import Checkpoint, TensorInfo
+from ..checkpoint import Source, TensorInfo
 from ..dtypes import BY_TORCH_NAME
 from ..errors import MethodError, MismatchError
 from ..methods import Method
@@ -13,7 +13,7 @@ from ..plan.plan import Plan
 from ..plan.step import Step
 from ..run.fuse import Settings
 from .layers import comes_after, place_of, stack_of
-from .recipe import ModelName, Recipe, Slice, Source
+from .recipe import ModelEntry, ModelName, Recipe, Slice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class _Seat:
     """One input of a slice: which checkpoint of the plan it is, 0 the plan's base."""
 
     index: int
-    source: Source
+    source: ModelEntry
 
 
 def _seats(piece: Slice, base: ModelName | None, order: list[ModelName]) -> list[_Seat]:
@@ -43,7 +43,7 @@ def _seats(piece: Slice, base: ModelName | None, order: list[ModelName]) -> list
     if base is not None:
         own = next((source for source in sources if source.model == base), None)
         others = [source for source in sources if source is not own]
-        sources = [own or Source(model=base, layers=piece.sources[0].layers), *others]
+        sources = [own or ModelEntry(model=base, layers=piece.sources[0].layers), *others]
     seats = []
     for source in sources:
         number = taken.get(source.model, 0)
@@ -78,7 +78,7 @@ def _length(seats: Sequence[_Seat], counts: Mapping[ModelName, int]) -> int:
     return found.pop()
 
 
-def plan_slices(recipe: Recipe, opened: Mapping[ModelName, Checkpoint], settings: Settings) -> SlicePlan:
+def plan_slices(recipe: Recipe, opened: Mapping[ModelName, Source], settings: Settings) -> SlicePlan:
     """Return the plan of a recipe with slices.
 
     Tensors outside the layers come from the models of the first slice, those after them (the last norm, the output's
@@ -135,7 +135,7 @@ def _padded(infos: tuple[TensorInfo | None, ...], length: int) -> tuple[TensorIn
 
 
 def _outside(
-    opened: Mapping[ModelName, Checkpoint], seats: Sequence[_Seat], prefixes: Mapping[ModelName, str]
+    opened: Mapping[ModelName, Source], seats: Sequence[_Seat], prefixes: Mapping[ModelName, str]
 ) -> list[str]:
     lead = seats[0].source.model
     places = {name: place_of(name) for name in opened[lead].tensors}
@@ -147,7 +147,7 @@ class _Builder:
     """What every step of the plan is built from."""
 
     recipe: Recipe
-    opened: Mapping[ModelName, Checkpoint]
+    opened: Mapping[ModelName, Source]
     order: Sequence[ModelName]
     settings: Settings
 
@@ -163,11 +163,11 @@ class _Builder:
         found = [info for info in infos if info is not None]
         if any(info.shape != found[0].shape for info in found):
             raise MismatchError(name, f"`{name}` would be made of tensors of different shapes")
-        fusible = all(info.stored.fusible for info in found)
+        fusible = all(info.kind.fusible for info in found)
         method = self._method(name, piece, seats, names, t)
         copied = not fusible or (len(found) == 1 and method.identity == "base")
         cast = BY_TORCH_NAME.get(self.settings.dtype or "")
-        dtype = cast.code if cast and found[0].stored.fusible else found[0].dtype
+        dtype = cast.code if cast and found[0].kind.fusible else found[0].dtype
         return Step(
             name=name,
             action="copy" if copied else "fuse",
@@ -187,7 +187,7 @@ class _Builder:
         baseless = (piece.base or self.recipe.base) is None
         sources = [seat.source for seat in seats]
 
-        def of(counted: Sequence[Source], own: Sequence[str]) -> Method:
+        def of(counted: Sequence[ModelEntry], own: Sequence[str]) -> Method:
             return self.recipe.method_for(
                 name, t, sources=counted, names=own, piece=piece.settings, origin_is_zero=baseless
             )

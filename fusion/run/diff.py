@@ -13,7 +13,7 @@ import numpy as np
 from ..arithmetic.passes import Finding, Pass, Reduction
 from ..arithmetic.sums import block_sums, exact_total
 from ..arithmetic.tile import RawTile
-from ..checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from ..checkpoint import Source, TensorInfo, open_checkpoint
 from ..errors import CurvatureError
 from ..methods import Method
 from ..names import align
@@ -114,10 +114,10 @@ class Differs(Method):
 
 
 def _same_form(one: TensorInfo, other: TensorInfo) -> bool:
-    return one.shape == other.shape and (one.dtype == other.dtype or (other.derived and one.stored.fusible))
+    return one.shape == other.shape and one.dtype in (other.dtype, other.stored)
 
 
-def _pairs(first: Checkpoint, second: Checkpoint) -> tuple[list[tuple[TensorInfo, TensorInfo]], dict[str, str]]:
+def _pairs(first: Source, second: Source) -> tuple[list[tuple[TensorInfo, TensorInfo]], dict[str, str]]:
     """Return the tensors that both have in one form, and all matched names."""
     shapes = [{name: info.shape for name, info in checkpoint.tensors.items()} for checkpoint in (first, second)]
     matched = dict(align(shapes[0], shapes[1]).pairs)
@@ -162,7 +162,7 @@ def _tensor_diff(step: Step, figures: Sequence[float]) -> TensorDiff:
     )
 
 
-def changed_tensors(tuned: Checkpoint, base: Checkpoint) -> frozenset[str]:
+def changed_tensors(tuned: Source, base: Source) -> frozenset[str]:
     """Return the names of tuned tensors that are not the base's bit for bit, or that the base lacks.
 
     Raises:

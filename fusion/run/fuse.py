@@ -14,10 +14,10 @@ from typing import Any
 from ..arithmetic.curvature import Curvatures
 from ..arithmetic.two_sided import Protection
 from ..checkpoint import open_checkpoint
-from ..checkpoint.output.companions import copy_companions
+from ..checkpoint.companions import copy_companions
+from ..checkpoint.json_file import read_json
+from ..checkpoint.output.folder_sink import FolderSink, refuse_output
 from ..checkpoint.output.layout import Layout, OutputTensor, make_layout
-from ..checkpoint.output.writer import CheckpointWriter, refuse_output
-from ..checkpoint.reader import read_json
 from ..device import torch_device
 from ..errors import MethodError, OutputError
 from ..methods import Method
@@ -192,20 +192,24 @@ def prepare_plan(
         raise MethodError("a base is protected from tuned models, and there are none")
     if settings.device not in ("auto", "cpu"):
         torch_device(settings.device)
-    outputs = [
-        OutputTensor(
-            name=step.name,
-            dtype=step.dtype,
-            shape=step.shape,
-            origin=step.base.file.name if step.base else None,
-        )
-        for step in plan.steps
-    ]
-    layout = make_layout(outputs, plan.base, settings.max_shard_bytes)
+    layout = make_layout(output_tensors(plan), plan.base, settings.max_shard_bytes)
     _refuse_full_disk(output, sum(shard.nbytes for shard in layout.shards))
     prepared = Prepared(plan=plan, layout=layout, method=method, settings=settings, output=output, finish=finish)
     prepared.needs()  # refuses what does not fit the memory
     return prepared
+
+
+def output_tensors(plan: Plan) -> list[OutputTensor]:
+    """Return what a run of the plan writes."""
+    return [
+        OutputTensor(
+            name=step.name,
+            dtype=step.dtype,
+            shape=step.shape,
+            origin=step.base.file.name if step.base and step.base.file else None,
+        )
+        for step in plan.steps
+    ]
 
 
 def free_disk(output: Path) -> int:
@@ -246,23 +250,23 @@ def execute(
     """
     plan, settings, method = prepared.plan, prepared.settings, prepared.method
     backend = backend or prepared.backend()
-    writer = CheckpointWriter(
+    sink = FolderSink(
         prepared.output,
         prepared.layout,
         fingerprint=_fingerprint(prepared, provenance),
         overwrite=overwrite,
         new_digest=DIGESTS[settings.digest],
-        rooms=backend.threads + 4,
+        buffers=backend.threads + 4,
     )
     inputs = InputDigests((plan.base, *plan.tuned), plan.steps, settings.digest)
-    with closing(inputs), writer:
+    with closing(inputs), sink:
         context = Context(
             plan=plan,
             method=method,
             curvature=curvature if isinstance(curvature, Mapping) else None,
             seed=settings.seed,
             backend=backend,
-            writer=writer,
+            sink=sink,
             inputs=inputs,
             keep_nonfinite=settings.policies.on_nonfinite == "keep",
             protector=prepared.protector(),
@@ -276,7 +280,7 @@ def execute(
             FileRecord(
                 name=shard.file_name,
                 nbytes=shard.nbytes,
-                digest=f"{settings.digest}:{writer.digest(shard.file_name)}",
+                digest=f"{settings.digest}:{sink.digest(shard.file_name)}",
             )
             for shard in prepared.layout.shards
         ]
@@ -290,7 +294,7 @@ def execute(
             outputs=outputs,
             records=records,
         )
-        writer.commit(lambda folder: _add_files(folder, prepared, manifest))
+        sink.commit(lambda folder: _add_files(folder, prepared, manifest))
     return manifest
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, final
+from collections.abc import Iterable
+from typing import Any
 
-import numpy as np
-
-from ..checkpoint import Checkpoint, TensorInfo
+from ..checkpoint import Source, TensorInfo
+from ..checkpoint.output.sink import FiguresSink
 from ..methods import Method
 from ..plan.plan import Plan
 from ..plan.step import Step
@@ -17,23 +15,7 @@ from .loop import Progress, run
 from .task import Context
 
 
-@final
-class Nowhere:
-    """A sink for runs that write nothing."""
-
-    finished: Mapping[str, Any] = {}
-
-    @contextmanager
-    def room(self, name: str, start: int, stop: int, dtype: np.dtype) -> Iterator[np.ndarray]:
-        """Refuse: nothing is to be written."""
-        raise AssertionError(name, start, stop, dtype)
-        yield
-
-    def finish(self, name: str, entry: Mapping[str, Any]) -> None:
-        """Keep no journal."""
-
-
-def pair_plan(base: Checkpoint, tuned: Checkpoint, pairs: Iterable[tuple[TensorInfo, TensorInfo]]) -> Plan:
+def pair_plan(base: Source, tuned: Source, pairs: Iterable[tuple[TensorInfo, TensorInfo]]) -> Plan:
     """Return tensors of two checkpoints as a plan that looks at both, by the base's names."""
     steps = tuple(
         Step(
@@ -70,7 +52,7 @@ def look(
         curvature=None,
         seed=0,
         backend=backend,
-        writer=Nowhere(),  # pyright: ignore[reportArgumentType]
+        sink=FiguresSink(),
         inputs=None,
         keep_nonfinite=False,
     )

@@ -144,9 +144,9 @@ def _without_collector() -> Iterator[None]:
 
 @_without_collector()
 def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[str, Any]:
-    """Fuse or copy every step into the writer; return a record for each output tensor, or what was found of it.
+    """Fuse or copy every step into the sink; return a record for each output tensor, or what was found of it.
 
-    Tensors that the writer's journal names as finished, and whose bytes are still there, are not run again.
+    Tensors that the sink knows as finished, and whose bytes are still there, are not run again.
     """
     total = sum(step.bytes_read for step in steps)
     records = _resumed(steps, context)
@@ -161,7 +161,7 @@ def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[
         nonlocal done
         for name, found in ready:
             if isinstance(found, TensorRecord):
-                context.writer.finish(name, {"record": found.as_json()})
+                context.sink.finish(name, {"record": found.as_json()})
             records[name] = found
             done += by_name[name].bytes_read
             progress(done, total, name)
@@ -213,7 +213,7 @@ def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[
 def _resumed(steps: Sequence[Step], context: Context) -> dict[str, Any]:
     records = {}
     for step in steps:
-        entry = context.writer.finished.get(step.name)
+        entry = context.sink.finished.get(step.name)
         if entry is not None:
             record = TensorRecord.from_json(entry["record"])
             if TensorTask(step, context).still_written(record.digest):

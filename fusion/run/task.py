@@ -20,9 +20,9 @@ from ..arithmetic.random import SEGMENT, Key, tensor_key
 from ..arithmetic.sums import exact_total
 from ..arithmetic.tile import RawTile, root_curvature
 from ..arithmetic.two_sided import score_curvature
-from ..checkpoint import Checkpoint, TensorInfo
+from ..checkpoint import Source, TensorInfo
 from ..checkpoint.bytes_of import as_bytes
-from ..checkpoint.output.writer import CheckpointWriter
+from ..checkpoint.output.sink import Sink
 from ..checkpoint.safetensors_file import MIN_RELEASED
 from ..dtypes import DTYPES
 from ..errors import MethodError, NonFiniteError
@@ -71,7 +71,7 @@ class Context:
     curvature: Mapping[str, Curvatures] | None
     seed: int
     backend: Backend
-    writer: CheckpointWriter
+    sink: Sink
     inputs: InputDigests | None
     keep_nonfinite: bool
     protector: Protector | None = None
@@ -119,7 +119,7 @@ class TensorTask:
         self._only_tile: RawTile | None = None  # of a tensor that has one
 
     @cached_property
-    def _inputs(self) -> list[tuple[Checkpoint, TensorInfo]]:
+    def _inputs(self) -> list[tuple[Source, TensorInfo]]:
         plan, step = self.context.plan, self.step
         pairs = zip((plan.base, *plan.tuned), (step.base, *step.tuned), strict=False)
         return [(checkpoint, info) for checkpoint, info in pairs if info is not None]
@@ -166,10 +166,10 @@ class TensorTask:
             return self._prepared[0]
 
     def _stored(self, span: Span) -> list[np.ndarray]:
-        arrays = [checkpoint.raw(info.name, span.start, span.stop) for checkpoint, info in self._inputs]
+        arrays = [checkpoint.read(info.name, span.start, span.stop) for checkpoint, info in self._inputs]
         if not self._seen and self.context.inputs is not None:
-            for array in arrays:
-                self.context.inputs.see(array)
+            for checkpoint, info in self._inputs:
+                self.context.inputs.see(checkpoint, info.name, span.start, span.stop)
         return arrays
 
     def _finite(self, span: Span) -> list[np.ndarray]:
@@ -234,12 +234,12 @@ class TensorTask:
             return None
         if isinstance(wanted, Pass):
             return self.context.backend.run_pass(self._tile(span), wanted)
-        with self.context.writer.room(self.step.name, span.start, span.stop, self.dtype) as out:
+        with self.context.sink.room(self.step.name, span.start, span.stop, self.dtype) as out:
             rows = self._copy(span, out) if wanted is None else self._map(span, wanted, out)
             digest = xxhash.xxh3_128_digest(as_bytes(out))
         if out.nbytes >= MIN_RELEASED:
             for checkpoint, info in self._inputs:
-                checkpoint.release_part(info.name, span.start, min(span.stop, info.num_elements))
+                checkpoint.release(info.name, span.start, min(span.stop, info.num_elements))
         return digest if wanted is None else (rows, digest)
 
     def _map(self, span: Span, wanted: Map, out: np.ndarray) -> np.ndarray:
@@ -255,10 +255,10 @@ class TensorTask:
         """Copy a span from its source, cast if the plan says so."""
         index, info = self.step.copied_from
         checkpoint = (self.context.plan.base, *self.context.plan.tuned)[index]
-        data = checkpoint.raw(info.name, span.start, span.stop)
+        data = checkpoint.read(info.name, span.start, span.stop)
         if self.context.inputs is not None:
-            self.context.inputs.see(data)
-        if info.stored.fusible and not self.context.keep_nonfinite:
+            self.context.inputs.see(checkpoint, info.name, span.start, span.stop)
+        if info.kind.fusible and not self.context.keep_nonfinite:
             count = int(_nonfinite([data]).sum())
             if count:
                 raise NonFiniteError(info.name, f"`{checkpoint.path}`", count)
@@ -277,7 +277,7 @@ class TensorTask:
         """
         found = 0
         for checkpoint, info in self._inputs:
-            count = sum(int(_nonfinite([checkpoint.raw(info.name, s.start, s.stop)]).sum()) for s in self.fused_spans)
+            count = sum(int(_nonfinite([checkpoint.read(info.name, s.start, s.stop)]).sum()) for s in self.fused_spans)
             if count and not self.context.keep_nonfinite:
                 raise NonFiniteError(info.name, f"`{checkpoint.path}`", count)
             found += count
@@ -314,7 +314,7 @@ class TensorTask:
         """Return whether the output holds the bytes that an interrupted run noted as finished."""
         size, whole = self.dtype.itemsize, xxhash.xxh3_128()
         for span in self.fused_spans + self.copied_spans:
-            data = self.context.writer.read(self.step.name, span.start * size, (span.stop - span.start) * size)
+            data = self.context.sink.read(self.step.name, span.start * size, (span.stop - span.start) * size)
             whole.update(xxhash.xxh3_128_digest(data))
         return whole.hexdigest() == digest
 
