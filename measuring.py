@@ -245,7 +245,8 @@ def _changed(prepared: Prepared) -> dict[str, str]:
     plan = prepared.plan
     changed = changed_tensors(plan.tuned[0], plan.base.path)
     fused = (step for step in plan.steps if step.action == "fuse")
-    return {step.curvature: step.base.name for step in fused if step.base is not None and step.curvature in changed}
+    names = ((step.curvatures[1], step.base) for step in fused)
+    return {name: base.name for name, base in names if name in changed and name is not None and base is not None}
 
 
 def _paired_blocks(

@@ -38,7 +38,7 @@ class Member:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Alignment:
+class RowMap:
     """For every output row and model, which rows of which models make its embedding.
 
     Attributes:
@@ -84,7 +84,7 @@ def align_vocabularies(
     labels: Mapping[Any, int],
     pad_to_multiple_of: int | None,
     like: int | None,
-) -> Alignment:
+) -> RowMap:
     """Return how the models' rows make the output's.
 
     Args:
@@ -126,7 +126,7 @@ def align_vocabularies(
             holders = [base]
         donors[row] = tuple((k, int(own[k, row])) for k in holders)
     padding = num_tokens if num_rows > num_tokens and (own[:, num_tokens:] < 0).any() else num_rows
-    return Alignment(own=own, donors=donors, forced=frozenset(forced), padding=padding)
+    return RowMap(own=own, donors=donors, forced=frozenset(forced), padding=padding)
 
 
 def _asked_for(
@@ -148,7 +148,7 @@ def _asked_for(
 class _Rows:
     """A vocabulary tensor of one model in the output's rows; stands in for the file that a checkpoint reads."""
 
-    def __init__(self, member: int, members: Sequence[Member], alignment: Alignment, names: Sequence[str]) -> None:
+    def __init__(self, member: int, members: Sequence[Member], alignment: RowMap, names: Sequence[str]) -> None:
         self._member, self._members, self._alignment = member, members, alignment
         self._names = names
         self._mean: np.ndarray | None = None
@@ -195,7 +195,7 @@ class _Rows:
         self._members[self._member].checkpoint.release(self._names[self._member])
 
 
-def aligned(members: Sequence[Member], alignment: Alignment) -> list[Checkpoint]:
+def aligned(members: Sequence[Member], alignment: RowMap) -> list[Checkpoint]:
     """Return the checkpoints with their vocabulary tensors in the output's rows.
 
     Raises:

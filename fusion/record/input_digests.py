@@ -95,7 +95,7 @@ class InputDigests:
         mapped = {file: content for c in checkpoints for file, content in c.mapped().items()}
         read: dict[Path, list[tuple[int, int]]] = {}
         for step in steps:
-            used = (step.base, *step.tuned) if step.num_fused else (step.copied_from[1],)
+            used = (step.base, *step.tuned) if step.num_fused else (step.copied_from,)
             for info in used:
                 if info is not None and info.nbytes:
                     read.setdefault(info.file, []).append((info.offset, info.offset + info.nbytes))

@@ -18,7 +18,7 @@ from ..arithmetic.tile import RawTile
 from ..checkpoint import open_checkpoint
 from ..errors import NonFiniteError
 from ..methods import AdaDare
-from ..plan.plan import Plan, Policies, Selection, Step, make_plan
+from ..plan.plan import Plan, Policies, Request, Selection, Step, make_plan
 from .backend import Backend, pick_backend
 
 
@@ -52,7 +52,8 @@ def measure_bounds(
     """
     opened = open_checkpoint(base)
     method = AdaDare()
-    plan = make_plan(opened, [open_checkpoint(tuned, opened)], method=method, selection=selection, policies=policies)
+    request = Request(selection=selection or Selection(), policies=policies or Policies())
+    plan = make_plan([opened, open_checkpoint(tuned, opened)], lambda _: method, request)
     return bounds_of(plan, pick_backend(device, threads=threads), progress=progress)
 
 

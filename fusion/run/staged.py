@@ -42,7 +42,7 @@ def run_as_measured(
 
     for block in blocks:
         if at_once:
-            ready = [step for step in waiting.values() if step.action == "fuse" and step.curvature in block]
+            ready = [step for step in waiting.values() if step.action == "fuse" and step.curvatures[:2][-1] in block]
             run_some(ready, block)
         else:
             held |= block

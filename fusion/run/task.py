@@ -114,7 +114,8 @@ class TensorTask:
     @property
     def _curvature(self) -> Curvature | None:
         wanted = self.method.uses_curvature or self.context.protector is not None
-        return self.context.curvature.get(self.step.curvature) if wanted and self.context.curvature else None
+        seen_as = self.step.curvatures[:2][-1]
+        return self.context.curvature.get(seen_as) if wanted and self.context.curvature and seen_as else None
 
     @property
     def is_measured(self) -> bool:
@@ -216,8 +217,8 @@ class TensorTask:
 
     def _copy(self, span: Span, out: np.ndarray) -> None:
         """Copy a span from its source, cast if the plan says so."""
-        index, info = self.step.copied_from
-        checkpoint = (self.context.plan.base, *self.context.plan.tuned)[index]
+        info = self.step.copied_from
+        checkpoint = (self.context.plan.base, *self.context.plan.tuned)[self.step.origin]
         data = checkpoint.raw(info.name, span.start, span.stop)
         self.context.inputs.see(data)
         if info.stored.fusible and not self.context.keep_nonfinite:
