@@ -41,7 +41,9 @@ def inspect_command(checkpoint: CheckpointPath, tensors: ListAll = False, json: 
         print_json(_inspect_json(checkpoint, infos, blocks))
         return
     if tensors:
-        rows = [[i.name, i.stored.torch, str(list(i.shape)), gigabytes(i.nbytes), i.file.name] for i in infos]
+        rows = [
+            [i.name, i.kind.torch, str(list(i.shape)), gigabytes(i.nbytes), (i.file or checkpoint).name] for i in infos
+        ]
         table("tensors", ["name", "dtype", "shape", "size", "file"], rows)
     rows = [
         [
@@ -49,7 +51,7 @@ def inspect_command(checkpoint: CheckpointPath, tensors: ListAll = False, json: 
             str(len(found)),
             count(sum(i.num_elements for i in found)),
             gigabytes(sum(i.nbytes for i in found)),
-            " ".join(sorted({i.stored.torch for i in found})),
+            " ".join(sorted({i.kind.torch for i in found})),
         ]
         for block, found in blocks.items()
     ]
@@ -70,10 +72,10 @@ def _inspect_json(path: Path, infos: list[TensorInfo], blocks: dict[str, list[Te
         "tensors": [
             {
                 "name": info.name,
-                "dtype": info.stored.torch,
+                "dtype": info.kind.torch,
                 "shape": list(info.shape),
                 "nbytes": info.nbytes,
-                "file": info.file.name,
+                "file": (info.file or path).name,
             }
             for info in infos
         ],

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..fusion.arithmetic.curvature import Curvature
+from ..fusion.arithmetic.curvature import Curvatures
 from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.methods import Method
 from ..fusion.names import block_of
@@ -51,7 +51,7 @@ class LiveFuse:
     def __init__(
         self,
         prepared: Prepared,
-        curvature: Mapping[str, Curvature] | None,
+        curvature: Mapping[str, Curvatures] | None,
         *,
         device: str = "auto",
         dtype: str = "auto",
@@ -95,7 +95,6 @@ class LiveFuse:
             self.backend, self._protection = RememberingBackend(self._own_backend), protection
         found = fuse_in_memory(
             self.plan_of(method, blocks),
-            method,
             curvature=self.curvature,
             seed=self.prepared.settings.seed,
             backend=self.backend,
@@ -162,11 +161,11 @@ class LiveFuse:
                     named[target].copy_(value)
 
 
-def held_curvature(found: Statistics) -> Mapping[str, Curvature] | None:
+def held_curvature(found: Statistics) -> Mapping[str, Curvatures] | None:
     """Return all the curvature of a fuse at once: a sweep needs it again and again."""
     if found.curvature is None or isinstance(found.curvature, Mapping):
         return found.curvature
-    held: dict[str, Curvature] = {}
+    held: dict[str, Curvatures] = {}
     for block in found.curvature:
         held.update(block)
     return held

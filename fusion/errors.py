@@ -5,6 +5,7 @@
     ├── MismatchError       base and tuned disagree on a tensor's presence, shape or dtype
     ├── NonFiniteError       a tensor holds NaN or infinity
     ├── MethodError          an option of a method is out of range
+    │   └── MemoryBudgetError    a tensor that is worked on whole takes more memory than it may
     ├── CurvatureError       calibration statistics do not fit the checkpoint
     ├── DataError            calibration or evaluation data cannot be read
     ├── RecipeError          a recipe cannot be read, or says what cannot be done
@@ -73,6 +74,20 @@ class NonFiniteError(SculptError):
 
 class MethodError(SculptError):
     """An option of a method is out of range, or the method cannot be applied to a tensor."""
+
+
+class MemoryBudgetError(MethodError):
+    """A tensor that is worked on whole takes more memory than was allowed; `needed` and `budget` are bytes."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], method: str, *, needed: int, budget: int) -> None:
+        super().__init__(
+            f"`{name}` [{', '.join(map(str, shape))}] takes {needed / 1e6:,.0f} MB at once in {method}, "
+            f"and {budget / 1e6:,.0f} MB are allowed",
+            hint=f"a budget of {-(-needed // 1_000_000)}MB is enough for the largest tensor",
+        )
+        self.name = name
+        self.needed = needed
+        self.budget = budget
 
 
 class CurvatureError(SculptError):

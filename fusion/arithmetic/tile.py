@@ -11,6 +11,7 @@ from array_api_compat import array_namespace
 
 from ..errors import CurvatureError
 from .curvature import Curvature
+from .group import Group
 from .per_element import PerElement, per_element
 from .random import Key, random_words
 
@@ -58,7 +59,8 @@ class RawTile:
         keys: One a tuned model; a tile never crosses a multiple of 2³² elements.
         root: `sqrt(H)`, or None for `H = I`.
         grain: Elements that the method asked not to be cut apart: 1, or those of a row.
-        prepared: What the method made of the tensor's curvature, or None.
+        group: The tensor that it is a part of.
+        prepared: What the method made of the group, or None.
     """
 
     start: int
@@ -67,6 +69,7 @@ class RawTile:
     keys: tuple[Key, ...]
     root: PerElement | None
     grain: int = 1
+    group: Group | None = None
     prepared: Any = None
 
     def decode(self) -> Tile:
@@ -80,6 +83,7 @@ class RawTile:
             keys=self.keys,
             root=None if self.root is None else self.root.expand(self.start, len(self.base)),
             grain=self.grain,
+            group=self.group,
             prepared=self.prepared,
         )
 
@@ -91,7 +95,7 @@ class Tile:
     Attributes:
         base, tuned: float32 or float64, shape (n,).
         root: `sqrt(H)` of each element, float32, shape (n,), or None for `H = I`.
-        grain, prepared: As in `RawTile`; `prepared` is NumPy's whatever the arrays are.
+        grain, group, prepared: As in `RawTile`; `prepared` is NumPy's whatever the arrays are.
     """
 
     start: int
@@ -100,6 +104,7 @@ class Tile:
     keys: tuple[Key, ...]
     root: Any
     grain: int = 1
+    group: Group | None = None
     prepared: Any = None
 
     @cached_property

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..checkpoint import Checkpoint, TensorInfo
+from ..checkpoint import Source, TensorInfo
 from ..errors import CheckpointError, MismatchError
 from ..methods import Method
 from ..names import config_values, selects
-from .group import Group, seen_as
+from .matching import Match, seen_as
 from .step import WAYS, Request, Side, Step
 
 ALONE = "taken as it is"
@@ -18,7 +18,7 @@ KEPT = "kept by a rule"
 
 
 def decide(
-    group: Group, models: Sequence[Checkpoint], request: Request, method_of: Callable[[Group], Method]
+    match: Match, models: Sequence[Source], request: Request, method_of: Callable[[Match], Method]
 ) -> Step | None:
     """Return the step of one output tensor; None if the output has no place for it.
 
@@ -29,25 +29,25 @@ def decide(
         MismatchError: The models disagree on the tensor, and no policy allows it.
         CheckpointError: A tensor has a dtype that cannot be read.
     """
-    return _Decision(group, models, request, method_of).step()
+    return _Decision(match, models, request, method_of).step()
 
 
 @dataclass(frozen=True)
 class _Decision:
-    group: Group
-    models: Sequence[Checkpoint]
+    match: Match
+    models: Sequence[Source]
     request: Request
-    method_of: Callable[[Group], Method]
+    method_of: Callable[[Match], Method]
 
     def step(self) -> Step | None:
         """Go through all that can be in the way of fusing, then fuse."""
-        group, request = self.group, self.request
-        lead, *others = group.parts
-        base, *tuned = group.parts.values()
-        _refuse_unreadable(group, self.models)
+        match, request = self.match, self.request
+        lead, *others = match.parts
+        base, *tuned = match.parts.values()
+        _refuse_unreadable(match, self.models)
         if base is None:
             return self._extra()
-        missing = next((index for index in others if group.parts[index] is None), None)
+        missing = next((index for index in others if match.parts[index] is None), None)
         if missing is not None:
             self._allow(request.policies.on_missing, "on_missing", f"is in the base and missing in {self._at(missing)}")
             return self._made("copy", f"missing in {self.models[missing].path}")
@@ -62,47 +62,46 @@ class _Decision:
                 source: Side = "tuned" if request.policies.on_mismatch == "take-tuned" else "base"
                 return self._made("copy", f"shape differs in {self.models[index].path}", source)
         for index, info in zip(others, found, strict=True):
-            # What an adapter changes is float32 by the arithmetic, whatever the base stores.
-            converts = request.policies.on_dtype == "convert" or info.derived
-            if info.dtype != base.dtype and not (converts and info.stored.fusible and base.stored.fusible):
-                told = f"is {base.stored.torch} in the base and {info.stored.torch} in {self._at(index)}"
+            converts = request.policies.on_dtype == "convert" and info.kind.fusible and base.kind.fusible
+            if info.stored != base.stored and not converts:
+                told = f"is {base.kind.torch} in the base and {info.kind.torch} in {self._at(index)}"
                 self._allow("error", "on_dtype", told)
         return self._fused_or_copied(base, found, grown=grown)
 
     def _fused_or_copied(self, base: TensorInfo, tuned: Sequence[TensorInfo], *, grown: bool) -> Step:
         """Decide where the models agree: by selection, rules and method."""
-        group, selection = self.group, self.request.selection
+        match, selection = self.match, self.request.selection
         # Deltas of an adapter that leaves the tensor alone are zero; an average of the models may still scale it.
-        if tuned and all(info is base for info in tuned) and all(self.models[k].adapter for k in [*group.parts][1:]):
-            method = self.method_of(group)
+        if tuned and all(info is base for info in tuned) and all(self.models[k].base for k in [*match.parts][1:]):
+            method = self.method_of(match)
             if not method.counts_base:
                 return self._made("copy", "no adapter changes it")
-        if not base.stored.fusible:
-            identity = self.method_of(group).identity if tuned else "base"
-            return self._made("copy", f"{base.stored.torch} is not fused", identity or "tuned")
-        if not selection.covers(group.key):
+        if not base.kind.fusible:
+            identity = self.method_of(match).identity if tuned else "base"
+            return self._made("copy", f"{base.kind.torch} is not fused", identity or "tuned")
+        if not selection.covers(match.key):
             return self._made("copy", "not selected", selection.rest)
         for globs, source in self.request.keep:
-            if selects(globs, group.name):
+            if selects(globs, match.name):
                 return self._made("copy", KEPT, source)
-        method = self.method_of(group)
+        method = self.method_of(match)
         if not tuned and method.identity == "base":
             return self._made("copy", ALONE, method=method)
         if grown:
             rows, more = base.shape[0], tuned[0].shape[0] - base.shape[0]
-            taken = "taken from the tuned model" if self._home != next(iter(group.parts)) else "dropped"
+            taken = "taken from the tuned model" if self._home != next(iter(match.parts)) else "dropped"
             why = f"{rows} common rows; {more} new rows {taken}"
             return self._made("fuse", why, self.request.config_from, base.num_elements, method)
-        why = f"the base ties it to {base.name}" if next(iter(group.parts)) in group.tied else "selected"
+        why = f"the base ties it to {base.name}" if next(iter(match.parts)) in match.tied else "selected"
         return self._made("fuse", why, method=method)
 
     def _extra(self) -> Step | None:
         """Decide on a tensor that the base has not."""
-        first = next(index for index, info in self.group.parts.items() if info is not None)
+        first = next(index for index, info in self.match.parts.items() if info is not None)
         policy = self.request.policies.on_extra
         self._allow(policy, "on_extra", f"is in {self._at(first)} and missing in the base")
         # Those of further models have no place in the first one's architecture.
-        if policy == "take-tuned" and first == [*self.group.parts][1]:
+        if policy == "take-tuned" and first == [*self.match.parts][1]:
             return self._made("copy", "only in the tuned model", "tuned")
         return None
 
@@ -114,7 +113,7 @@ class _Decision:
         num_fused: int | None = None,
         method: Method | None = None,
     ) -> Step:
-        parts = self.group.parts
+        parts = self.match.parts
         lead = next(iter(parts))
         # Where one side has nothing to copy, the other has.
         others = [index for index, info in parts.items() if index != lead and info is not None]
@@ -123,19 +122,19 @@ class _Decision:
         assert info is not None
         if num_fused is None:
             num_fused = info.num_elements if action == "fuse" else 0
-        stored = base if base is not None and (action == "fuse" or info.derived) else info
+        kept = base if base is not None and action == "fuse" else info
         infos = [parts.get(index) for index in range(len(self.models))]
         return Step(
-            name=self.group.name,
+            name=self.match.name,
             action=action,
             why=why,
-            dtype=self.request.stored_as(stored).code,
+            dtype=self.request.stored_as(kept),
             shape=info.shape,
             base=infos[0],
             tuned=tuple(infos[1:]),
             origin=origin,
             num_fused=num_fused,
-            key=self.group.key,
+            key=self.match.key,
             curvatures=tuple(
                 None if found is None else seen_as(found, model)
                 for found, model in zip(infos, self.models, strict=True)
@@ -146,15 +145,15 @@ class _Decision:
     @property
     def _home(self) -> int:
         """The model whose configuration the output has, as far as this tensor is concerned."""
-        lead, *others = self.group.parts
+        lead, *others = self.match.parts
         return others[0] if others and self.request.config_from == "tuned" else lead
 
     def _is_tied_in_output(self) -> bool:
         """Return whether the output's configuration ties the tensor to another: one decision, under its name."""
-        if self._home in self.group.tied:
+        if self._home in self.match.tied:
             return True
         ties = True in config_values(self.models[self._home].config, "tie_word_embeddings")
-        return ties and next(iter(self.group.parts)) in self.group.tied
+        return ties and next(iter(self.match.parts)) in self.match.tied
 
     def _at(self, index: int) -> str:
         return f"`{self.models[index].path}`"
@@ -162,26 +161,26 @@ class _Decision:
     def _allow(self, policy: str, option: str, told: str) -> None:
         """Raise what is wrong, unless a policy allows it."""
         if policy == "error":
-            lead, *_ = self.group.parts
-            info = next(info for info in self.group.parts.values() if info is not None)
-            name = self.group.key if lead in self.group.tied else info.name
+            lead, *_ = self.match.parts
+            info = next(info for info in self.match.parts.values() if info is not None)
+            name = self.match.key if lead in self.match.tied else info.name
             raise MismatchError(name, f"`{name}` {told}", ways=WAYS[option])
 
 
-def _refuse_unreadable(group: Group, models: Sequence[Checkpoint]) -> None:
+def _refuse_unreadable(match: Match, models: Sequence[Source]) -> None:
     """Refuse what no arithmetic is offered for; what stands alone is copied, if NumPy has the dtype."""
-    for index, info in group.parts.items():
+    for index, info in match.parts.items():
         if info is None:
             continue
-        computed = len(group.parts) > 1 and (info.dtype.startswith("F8") or info.dtype == "C64")
-        if info.stored.numpy is None or computed:
+        computed = len(match.parts) > 1 and (info.dtype.startswith("F8") or info.dtype == "C64")
+        if info.kind.numpy is None or computed:
             raise CheckpointError(
-                f"`{info.name}` in `{models[index].path}` is {info.stored.torch}, which sculpt cannot fuse yet",
+                f"`{info.name}` in `{models[index].path}` is {info.kind.torch}, which sculpt cannot fuse yet",
                 hint="fuse the unquantised checkpoints, then quantise the result",
             )
 
 
-def _is_grown(base: TensorInfo, tuned: TensorInfo, before: Checkpoint, after: Checkpoint) -> bool:
+def _is_grown(base: TensorInfo, tuned: TensorInfo, before: Source, after: Source) -> bool:
     """Return whether only the number of vocabulary rows differs, and each side's config confirms its own."""
     if not base.shape or not tuned.shape or base.shape[1:] != tuned.shape[1:] or tuned.shape[0] <= base.shape[0]:
         return False

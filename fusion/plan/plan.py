@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Source
 from ..errors import MethodError
 from ..methods import Method
 from ..names import OUTPUT_MODULES, Renaming, config_values, selects, tied_source
 from .decide import ALONE, KEPT, decide
-from .group import Group, Grouping, whole_models
+from .matching import Match, Matching, whole_models
 from .step import Policies, Request, Selection, Side, Step
 
 __all__ = ["Plan", "Policies", "Request", "Selection", "Side", "Step", "make_plan"]
@@ -25,10 +25,10 @@ class Plan:
         config_from: The model whose configuration and tokenizer the output has.
     """
 
-    base: Checkpoint
-    tuned: tuple[Checkpoint, ...]
+    base: Source
+    tuned: tuple[Source, ...]
     method: Method
-    config_from: Checkpoint
+    config_from: Source
     steps: tuple[Step, ...]
     renamings: tuple[Renaming, ...]
     notes: tuple[str, ...]
@@ -43,20 +43,24 @@ class Plan:
         """Stored bytes of everything that is read."""
         return sum(step.bytes_read for step in self.steps)
 
+    def with_method(self, method: Method) -> Plan:
+        """Return the plan with this method for every tensor."""
+        return replace(self, method=method, steps=tuple(replace(step, method=None) for step in self.steps))
+
 
 def make_plan(
-    models: Sequence[Checkpoint],
-    method_of: Callable[[Group], Method],
+    models: Sequence[Source],
+    method_of: Callable[[Match], Method],
     request: Request | None = None,
     *,
-    grouping: Grouping | None = None,
+    matching: Matching | None = None,
 ) -> Plan:
     """Return one step for each output tensor, without reading a weight.
 
     Args:
         models: The base, then the tuned models, if any.
         method_of: The method of a tensor; where it is the same for all it is the plan's, and no step has its own.
-        grouping: What each output tensor is made of; by default the models are fused whole.
+        matching: What each output tensor is made of; by default the models are fused whole.
 
     Raises:
         MismatchError: The models disagree and no policy allows it.
@@ -64,24 +68,24 @@ def make_plan(
     """
     request = request or Request()
     from_tuned = request.config_from == "tuned" and len(models) > 1
-    grouping = grouping or whole_models(models, names_of_tuned=from_tuned)
+    matching = matching or whole_models(models, names_of_tuned=from_tuned)
     steps, notes = [], []
-    for group in grouping.groups:
-        step = decide(group, models, request, method_of)
+    for match in matching.matches:
+        step = decide(match, models, request, method_of)
         if step is not None:
             steps.append(step)
-        notes += _left_out(group, models, step)
+        notes += _left_out(match, models, step)
     notes += [
         f"`--{option} {pattern}` matches no tensor"
         for option, patterns in (("include", request.selection.include), ("exclude", request.selection.exclude))
         for pattern in patterns
-        if not any(selects([pattern], group.key) for group in grouping.groups)
+        if not any(selects([pattern], match.key) for match in matching.matches)
     ]
     if not any(step.action == "fuse" or step.why in (ALONE, KEPT) for step in steps):
         raise MethodError(
             "no tensor is selected for fusing", hint="`sculpt inspect` lists the names that --include takes"
         )
-    methods = [step.method for step in steps if step.method is not None] or [method_of(grouping.groups[0])]
+    methods = [step.method for step in steps if step.method is not None] or [method_of(matching.matches[0])]
     if all(method == methods[0] for method in methods):
         steps = [replace(step, method=None) for step in steps]
     config_from = models[1] if from_tuned else models[0]
@@ -91,27 +95,27 @@ def make_plan(
         method=methods[0],
         config_from=config_from,
         steps=tuple(_with_tied_keys(steps, config_from)),
-        renamings=grouping.renamings,
+        renamings=matching.renamings,
         notes=tuple(notes),
     )
 
 
-def _left_out(group: Group, models: Sequence[Checkpoint], step: Step | None) -> Iterable[str]:
-    """Return a note on each tensor of the group that has no place in the output."""
-    (lead, base), *others = group.parts.items()
-    if base is not None and step is None and lead not in group.tied:
+def _left_out(match: Match, models: Sequence[Source], step: Step | None) -> Iterable[str]:
+    """Return a note on each tensor of the match that has no place in the output."""
+    (lead, base), *others = match.parts.items()
+    if base is not None and step is None and lead not in match.tied:
         return [f"`{base.name}` is not stored: the tuned model ties it"]
     if base is not None and step is not None:
         return []
     return [
         f"`{info.name}` of `{models[index].path}` is left out"
         for index, info in others
-        if info is not None and index not in group.tied and (step is None or step.origin != index)
+        if info is not None and index not in match.tied and (step is None or step.origin != index)
     ]
 
 
-def _with_tied_keys(steps: Sequence[Step], config_from: Checkpoint) -> list[Step]:
-    """Give tensors that the output's config ties, but its files store twice, one key: one decision a group."""
+def _with_tied_keys(steps: Sequence[Step], config_from: Source) -> list[Step]:
+    """Give tensors that the output's config ties, but its files store twice, one key: one decision a match."""
     if True not in config_values(config_from.config, "tie_word_embeddings"):
         return list(steps)
     shapes = {step.name: step.shape for step in steps}

@@ -7,7 +7,7 @@ from math import prod
 from typing import Literal, get_args, get_type_hints
 
 from ..checkpoint import TensorInfo
-from ..dtypes import BY_TORCH_NAME, DTYPES, DType
+from ..dtypes import BY_TORCH_NAME, DTYPES
 from ..errors import MethodError, Way
 from ..methods import Method
 from ..names import selects
@@ -89,9 +89,9 @@ class Request:
             choices = ", ".join(found.torch for found in DTYPES.values() if found.fusible)
             raise MethodError(f"`--dtype` must be one of {choices}, got `{self.dtype}`")
 
-    def stored_as(self, info: TensorInfo) -> DType:
-        """Return the dtype in which a tensor like this one is stored."""
-        return BY_TORCH_NAME[self.dtype] if self.dtype is not None and info.stored.fusible else info.stored
+    def stored_as(self, info: TensorInfo) -> str:
+        """Return the code of the dtype in which a tensor like this one is stored."""
+        return BY_TORCH_NAME[self.dtype].code if self.dtype is not None and info.kind.fusible else info.stored
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,17 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Checkpoint
-from ..checkpoint.output.writer import refuse_output
-from ..checkpoint.reader import open_checkpoint, read_json
+from ..checkpoint import Source, open_checkpoint
+from ..checkpoint.json_file import read_json
+from ..checkpoint.output.folder_sink import refuse_output
 from ..errors import CheckpointError, MethodError
 from ..methods import Method
-from ..plan.group import Group
+from ..plan.matching import Match
 from ..plan.plan import make_plan
 from ..run.fuse import Prepared, Settings, prepare_plan
 from .layers import fraction_through, stacks, with_layers
 from .recipe import ModelEntry, ModelName, Recipe
-from .slices import group_slices
+from .slices import match_slices
 from .tokenizers import Finish, known_tokens, load_tokenizer, taken_from, union
 from .vocabulary import Member, RowMap, align_vocabularies, aligned
 
@@ -44,9 +44,9 @@ def find_model(name: str, near: Path) -> Path:
         ) from None
 
 
-def open_models(names: Sequence[ModelName], near: Path) -> dict[ModelName, Checkpoint]:
+def open_models(names: Sequence[ModelName], near: Path) -> dict[ModelName, Source]:
     """Return the models' checkpoints, their adapters on top; models and adapters of one base share it."""
-    bases: dict[Path, Checkpoint] = {}
+    bases: dict[Path, Source] = {}
     opened = {}
     for name in names:
         path = find_model(name.path, near)
@@ -82,9 +82,9 @@ def prepare_recipe(
     settings = replace(settings, recipe=facts)
     request = settings.request(keep=recipe.keep)
     if recipe.slices:
-        sliced = group_slices(recipe, opened)
+        sliced = match_slices(recipe, opened)
         layers = sliced.layers
-        plan = make_plan(sliced.models, sliced.method_of, request, grouping=sliced.grouping)
+        plan = make_plan(sliced.models, sliced.method_of, request, matching=sliced.matching)
     else:
         layers = ()
         sources = participants(recipe)
@@ -114,15 +114,15 @@ def participants(recipe: Recipe) -> list[ModelEntry]:
     return [own or ModelEntry(model=recipe.base), *(s for s in recipe.models if s.model != recipe.base)]
 
 
-def _method_of(recipe: Recipe, sources: Sequence[ModelEntry], counts: Mapping[str, int]) -> Callable[[Group], Method]:
+def _method_of(recipe: Recipe, sources: Sequence[ModelEntry], counts: Mapping[str, int]) -> Callable[[Match], Method]:
     """Return what gives the method of a tensor of whole models; `counts` are the base's stacks of layers."""
 
-    def method_of(group: Group) -> Method:
+    def method_of(match: Match) -> Method:
         found = recipe.method_for(
-            group.name,
-            fraction_through(group.key, counts),
+            match.name,
+            fraction_through(match.key, counts),
             sources=sources,
-            names=group.names,
+            names=match.names,
             baseless=recipe.base is None,
         )
         return found.for_models(len(sources) - 1)
@@ -131,8 +131,8 @@ def _method_of(recipe: Recipe, sources: Sequence[ModelEntry], counts: Mapping[st
 
 
 def _with_one_vocabulary(
-    recipe: Recipe, names: Sequence[ModelName], opened: Mapping[ModelName, Checkpoint]
-) -> tuple[dict[ModelName, Checkpoint], RowMap, Finish]:
+    recipe: Recipe, names: Sequence[ModelName], opened: Mapping[ModelName, Source]
+) -> tuple[dict[ModelName, Source], RowMap, Finish]:
     """Return the models with their vocabularies aligned, how, and what writes the output's tokenizer."""
     vocabulary = recipe.vocabulary
     assert vocabulary is not None

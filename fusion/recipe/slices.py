@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Source
 from ..errors import MethodError
 from ..methods import Method
 from ..names import Renaming, align
-from ..plan.group import Group, Grouping, make_group, shapes_of
+from ..plan.matching import Match, Matching, make_match, shapes_of
 from .layers import comes_after, place_of, stack_of
 from .recipe import ModelEntry, ModelName, Recipe, Slice
 
@@ -24,9 +24,9 @@ class Sliced:
         layers: From which layer of the model that gives the configuration each output layer comes.
     """
 
-    models: tuple[Checkpoint, ...]
-    grouping: Grouping
-    method_of: Callable[[Group], Method]
+    models: tuple[Source, ...]
+    matching: Matching
+    method_of: Callable[[Match], Method]
     layers: tuple[int, ...]
 
 
@@ -80,8 +80,8 @@ def _length(seats: Sequence[_Seat], counts: Mapping[ModelName, int]) -> int:
     return found.pop()
 
 
-def group_slices(recipe: Recipe, opened: Mapping[ModelName, Checkpoint]) -> Sliced:
-    """Return the groups of a recipe with slices.
+def match_slices(recipe: Recipe, opened: Mapping[ModelName, Source]) -> Sliced:
+    """Return the matches of a recipe with slices.
 
     Tensors outside the layers come from the models of the first slice, those after them (the last norm, the output's
     vocabulary) from the models of the last.
@@ -112,24 +112,24 @@ def group_slices(recipe: Recipe, opened: Mapping[ModelName, Checkpoint]) -> Slic
     builder.add_outside(*pieces[-1], after=True)
     return Sliced(
         models=builder.models,
-        grouping=Grouping(groups=tuple(builder.groups), renamings=tuple(dict.fromkeys(builder.renamings))),
+        matching=Matching(matches=tuple(builder.matches), renamings=tuple(dict.fromkeys(builder.renamings))),
         method_of=builder.method_of,
         layers=tuple(layers),
     )
 
 
 class _Builder:
-    """Collects the groups, and what each group's method is made of."""
+    """Collects the matches, and what each match's method is made of."""
 
     def __init__(
         self,
         recipe: Recipe,
-        opened: Mapping[ModelName, Checkpoint],
+        opened: Mapping[ModelName, Source],
         order: Sequence[ModelName],
         prefixes: Mapping[ModelName, str],
     ) -> None:
         self.models = tuple(opened[name] for name in order)
-        self.groups: list[Group] = []
+        self.matches: list[Match] = []
         self.renamings: list[Renaming] = []
         self._recipe = recipe
         self._prefixes = [prefixes[name] for name in order]
@@ -172,17 +172,17 @@ class _Builder:
 
     def _add(self, name: str, made_of: tuple[Slice, Sequence[_Seat], float], owns: Sequence[str | None]) -> None:
         indexes = [seat.index for seat in made_of[1]]
-        self.groups.append(make_group(name, name, dict(zip(indexes, owns, strict=True)), self.models))
+        self.matches.append(make_match(name, name, dict(zip(indexes, owns, strict=True)), self.models))
         self._made_of[name] = made_of
 
-    def method_of(self, group: Group) -> Method:
+    def method_of(self, match: Match) -> Method:
         """Return the method of an output tensor."""
-        piece, seats, t = self._made_of[group.name]
+        piece, seats, t = self._made_of[match.name]
         found = self._recipe.method_for(
-            group.name,
+            match.name,
             t,
             sources=[seat.source for seat in seats],
-            names=group.names,
+            names=match.names,
             piece=piece.settings,
             baseless=(piece.base or self._recipe.base) is None,
         )

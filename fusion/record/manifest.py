@@ -14,9 +14,9 @@ from typing import Any
 import blake3
 import xxhash
 
-from ..checkpoint import Checkpoint
-from ..checkpoint.output.writer import OWN_MARK
-from ..checkpoint.reader import read_json
+from ..checkpoint import Source
+from ..checkpoint.companions import OWN_MARK
+from ..checkpoint.json_file import read_json
 from ..errors import CheckpointError
 from ..plan.plan import Plan
 from .records import TensorRecord
@@ -79,14 +79,16 @@ class CheckpointRecord:
     files: tuple[FileRecord, ...]
 
     @classmethod
-    def of(cls, role: str, checkpoint: Checkpoint, digests: Mapping[Path, str]) -> CheckpointRecord:
+    def of(cls, role: str, checkpoint: Source, digests: Mapping[Path, str]) -> CheckpointRecord:
         """Describe an opened checkpoint."""
-        files = [*checkpoint.files, *([checkpoint.index] if checkpoint.index else [])]
         return cls(
             role=role,
             path=str(checkpoint.path),
             fingerprint=checkpoint.fingerprint,
-            files=tuple(FileRecord(name=file.name, nbytes=file.stat().st_size, digest=digests[file]) for file in files),
+            files=tuple(
+                FileRecord(name=file.name, nbytes=file.stat().st_size, digest=digests[file])
+                for file in checkpoint.all_files
+            ),
         )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 from sculpt.fusion.arithmetic.curvature import Curvature
+from sculpt.fusion.arithmetic.group import Group
+from sculpt.fusion.arithmetic.matrices import Matrices
 from sculpt.fusion.arithmetic.passes import Pass
 from sculpt.fusion.arithmetic.random import tensor_key
 from sculpt.fusion.arithmetic.tile import RawTile, root_curvature
@@ -32,20 +34,28 @@ def fuse_array(
     if not base.size:
         return base.copy()  # the run has no spans to hand out
     backend = backend or NumpyBackend()
+    group = Group(name=name, shape=base.shape, curvatures=(None, *[curvature] * len(tuned)))
     root = None
     if bound.uses_curvature and curvature is not None and curvature.terms:
         root = root_curvature(name, curvature, base.shape)
-    grain = bound.grain(base.shape, curvature)
-    prepared = bound.prepare(name, base.shape, curvature)
+    region = bound.region(group)
+    grain = group.row_length if region == "row" else 1
+    flat = [model.reshape(-1) for model in (base, *tuned)]
+    if region == "matrix":
+        matrices = Matrices(group, lambda start, stop: [a[start:stop] for a in flat], place=backend.place)
+        prepared = bound.matrix(matrices)
+    else:
+        prepared = bound.prepare(group)
     keys = tuple(tensor_key(seed, name, stream=k) for k in range(len(tuned)))
     tiles = [
         RawTile(
             start=span.start,
-            base=base.reshape(-1)[span.start : span.stop],
-            tuned=tuple(t.reshape(-1)[span.start : span.stop] for t in tuned),
+            base=flat[0][span.start : span.stop],
+            tuned=tuple(t[span.start : span.stop] for t in flat[1:]),
             keys=keys,
             root=root,
             grain=grain,
+            group=group,
             prepared=prepared,
         )
         for span in spans(0, base.size, tile_elements, grain)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..checkpoint import Checkpoint, TensorInfo
+from ..checkpoint import Source, TensorInfo
 from ..names import OUTPUT_MODULES, Renaming, align, config_values, is_vocabulary, tied_source
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class Match:
     """The tensors that one output tensor is made of.
 
     Attributes:
@@ -33,20 +33,20 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grouping:
-    """The groups of all output tensors, and the rules by which names were matched."""
+class Matching:
+    """The matches of all output tensors, and the rules by which names were matched."""
 
-    groups: tuple[Group, ...]
+    matches: tuple[Match, ...]
     renamings: tuple[Renaming, ...] = ()
 
 
-def shapes_of(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+def shapes_of(checkpoint: Source) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor."""
     return {name: info.shape for name, info in checkpoint.tensors.items()}
 
 
-def make_group(name: str, key: str, owns: Mapping[int, str | None], models: Sequence[Checkpoint]) -> Group:
-    """Return the group of one output tensor.
+def make_match(name: str, key: str, owns: Mapping[int, str | None], models: Sequence[Source]) -> Match:
+    """Return the match of one output tensor.
 
     Args:
         owns: What each model that takes part calls the tensor, the leading model first; None where it does not store
@@ -60,38 +60,38 @@ def make_group(name: str, key: str, owns: Mapping[int, str | None], models: Sequ
             own = tied_source(like.name, shapes_of(models[index]), like.shape, models[index].config)
             tied |= {index} if own else set()
         parts[index] = None if own is None else models[index].tensors.get(own)
-    return Group(name=name, key=key, parts=parts, tied=frozenset(tied))
+    return Match(name=name, key=key, parts=parts, tied=frozenset(tied))
 
 
-def whole_models(models: Sequence[Checkpoint], *, names_of_tuned: bool) -> Grouping:
-    """Return the groups of models that are fused whole: the base's tensors in their order, then those it lacks.
+def whole_models(models: Sequence[Source], *, names_of_tuned: bool) -> Matching:
+    """Return the matches of models that are fused whole: the base's tensors in their order, then those it lacks.
 
     Args:
         names_of_tuned: Whether the output's names are those of the first tuned model.
     """
     base, *tuned = models
     alignments = [align(shapes_of(base), shapes_of(model)) for model in tuned]
-    groups = []
+    matches = []
     for name in base.tensors:
         own = {index: alignment.pairs.get(name) for index, alignment in enumerate(alignments, 1)}
         output = own.get(1) if names_of_tuned else None
-        groups.append(make_group(output or name, name, {0: name, **own}, models))
-    taken = {index: used_names(groups, index) for index in range(1, len(models))}
+        matches.append(make_match(output or name, name, {0: name, **own}, models))
+    taken = {index: used_names(matches, index) for index in range(1, len(models))}
     extra = {name: None for index, used in taken.items() for name in models[index].tensors if name not in used}
     for name in extra:
         own = {k: name if name in models[k].tensors and name not in used else None for k, used in taken.items()}
-        groups.append(make_group(name, name, {0: None, **own}, models))
-    return Grouping(
-        groups=tuple(groups), renamings=tuple(rule for alignment in alignments for rule in alignment.renamings)
+        matches.append(make_match(name, name, {0: None, **own}, models))
+    return Matching(
+        matches=tuple(matches), renamings=tuple(rule for alignment in alignments for rule in alignment.renamings)
     )
 
 
-def used_names(groups: Iterable[Group], index: int) -> set[str]:
-    """Return the names of a model's tensors that are in one of the groups."""
-    return {info.name for group in groups if (info := group.parts.get(index)) is not None}
+def used_names(matches: Iterable[Match], index: int) -> set[str]:
+    """Return the names of a model's tensors that are in one of the matches."""
+    return {info.name for match in matches if (info := match.parts.get(index)) is not None}
 
 
-def seen_as(info: TensorInfo, checkpoint: Checkpoint) -> str:
+def seen_as(info: TensorInfo, checkpoint: Source) -> str:
     """Return the name under which calibration of a model sees a tensor: of two that are tied, the embedding's."""
     is_output = bool(OUTPUT_MODULES.intersection(info.name.split(".")[-2:-1]))
     if is_output and True in config_values(checkpoint.config, "tie_word_embeddings"):
