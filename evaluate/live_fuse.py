@@ -69,25 +69,20 @@ class LiveFuse:
 
     def _find_recipes(self) -> tuple[Recipe, ...]:
         """Return how output tensors become parameters: those of the side whose configuration the output has."""
-        plan, settings = self.prepared.plan, self.prepared.settings
-        side = plan.base if settings.config_from == "base" else plan.tuned[0]
         skeleton = build(
-            side, auto_class=None, dtype=torch.float32, device=torch.device("cpu"), seed=0, trust_remote_code=False
+            self.prepared.plan.config_from,
+            auto_class=None,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            seed=0,
+            trust_remote_code=False,
         )
         return skeleton.names.recipes
 
     def plan_of(self, method: Method, blocks: BlockStrengths | None = None) -> Plan:
         """Return the plan of a fuse by this method, with a γ for each block where that is given."""
-        plan, settings = self.prepared.plan, self.prepared.settings
-        made = make_plan(
-            plan.base,
-            plan.tuned,
-            method=method,
-            selection=settings.selection,
-            policies=settings.policies,
-            config_from=settings.config_from,
-            dtype=settings.dtype,
-        )
+        plan = self.prepared.plan
+        made = make_plan((plan.base, *plan.tuned), lambda _: method, self.prepared.settings.request())
         return made if blocks is None else with_block_strengths(made, method, blocks)
 
     def fused(
@@ -100,7 +95,6 @@ class LiveFuse:
             self.backend, self._protection = RememberingBackend(self._own_backend), protection
         found = fuse_in_memory(
             self.plan_of(method, blocks),
-            method,
             curvature=self.curvature,
             seed=self.prepared.settings.seed,
             backend=self.backend,
@@ -143,9 +137,7 @@ class LiveFuse:
         """
         settings, method = self._with(protection).settings, method.for_models(1)
         measured = method.uses_curvature or protection is not None
-        prepared = prepare_plan(
-            self.plan_of(method, blocks), output=self.prepared.output, method=method, settings=settings
-        )
+        prepared = prepare_plan(self.plan_of(method, blocks), output=self.prepared.output, settings=settings)
         return execute(
             prepared,
             curvature=self.curvature if measured else None,

@@ -14,22 +14,35 @@
     └── OutputError          the output exists, lies inside an input, or cannot be written
 
 The library raises, `cli/app.py` prints. A message is one sentence: lower case, no full stop, values in
-backticks. `hint` is a second sentence about the way out.
+backticks. `hint` is a second sentence about the way out; `ways` are options that allow it, which only the command
+line knows to name.
 """
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 
-class SculptError(Exception):
-    """An expected failure, told in one sentence, with an optional hint."""
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A way out of a failure: an option that allows it, its value, and what that does."""
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    option: str
+    value: str
+    effect: str
+
+
+class SculptError(Exception):
+    """An expected failure, told in one sentence, with an optional hint and ways out that an option offers."""
+
+    def __init__(self, message: str, *, hint: str | None = None, ways: Sequence[Way] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.ways = tuple(ways)
 
 
 class CheckpointError(SculptError):
@@ -39,8 +52,8 @@ class CheckpointError(SculptError):
 class MismatchError(SculptError):
     """Base and tuned disagree on a tensor; `name` is the tensor."""
 
-    def __init__(self, name: str, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
+    def __init__(self, name: str, message: str, *, hint: str | None = None, ways: Sequence[Way] = ()) -> None:
+        super().__init__(message, hint=hint, ways=ways)
         self.name = name
 
 
@@ -50,7 +63,9 @@ class NonFiniteError(SculptError):
     def __init__(self, name: str, where: str, count: int) -> None:
         super().__init__(
             f"`{name}` in {where} holds {count} NaN or infinite value{'s' if count != 1 else ''}",
-            hint="`--on-nonfinite keep` writes such elements as the tuned model has them",
+            ways=[
+                Way(option="on_nonfinite", value="keep", effect="writes such elements as the tuned model has them"),
+            ],
         )
         self.name = name
         self.where = where

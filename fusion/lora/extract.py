@@ -127,7 +127,7 @@ def extract_adapter(
     layers = layers_of(opened)
     method = Extraction(layers=layers, where=f"`{base}` or `{tuned}`", rank=rank, energy=energy)
     backend = NumpyBackend(threads=all_cores(), tile_elements=BLOCK_ELEMENTS)
-    found = look(pair_plan(opened, after, pairs), method, backend, progress=progress)
+    found = look(pair_plan(opened, after, pairs, method), backend, progress=progress)
     tensors: dict[str, np.ndarray] = {}
     whole: list[tuple[Layer, TensorInfo, TensorInfo]] = []
     ranks: dict[Module, int] = {}

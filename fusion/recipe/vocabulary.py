@@ -40,7 +40,7 @@ class Member:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Alignment:
+class RowMap:
     """For every output row and model, which rows of which models make its embedding.
 
     Attributes:
@@ -86,7 +86,7 @@ def align_vocabularies(
     labels: Mapping[Any, int],
     pad_to_multiple_of: int | None,
     like: int | None,
-) -> Alignment:
+) -> RowMap:
     """Return how the models' rows make the output's.
 
     Args:
@@ -128,7 +128,7 @@ def align_vocabularies(
             holders = [base]
         donors[row] = tuple((k, int(own[k, row])) for k in holders)
     padding = num_tokens if num_rows > num_tokens and (own[:, num_tokens:] < 0).any() else num_rows
-    return Alignment(own=own, donors=donors, forced=frozenset(forced), padding=padding)
+    return RowMap(own=own, donors=donors, forced=frozenset(forced), padding=padding)
 
 
 def _asked_for(
@@ -150,7 +150,7 @@ def _asked_for(
 class AlignedVocabulary(Source):
     """A model with its vocabulary tensors in the output's rows."""
 
-    def __init__(self, member: int, members: Sequence[Member], alignment: Alignment) -> None:
+    def __init__(self, member: int, members: Sequence[Member], alignment: RowMap) -> None:
         self._member, self._members, self._alignment = member, members, alignment
         self._own = own = members[member].checkpoint
         self.path, self.folder, self.files, self.index = own.path, own.folder, own.files, own.index
@@ -244,7 +244,7 @@ class AlignedVocabulary(Source):
             self._own.release(name)
 
 
-def aligned(members: Sequence[Member], alignment: Alignment) -> list[Source]:
+def aligned(members: Sequence[Member], alignment: RowMap) -> list[Source]:
     """Return the models with their vocabulary tensors in the output's rows.
 
     Raises:

@@ -89,7 +89,7 @@ class InputDigests:
         mapped = {file: content for source in sources for file, content in source.mapped().items()}
         read: dict[Path, list[tuple[int, int]]] = {}
         for step in steps:
-            used = enumerate((step.base, *step.tuned)) if step.num_fused else (step.copied_from,)
+            used = enumerate((step.base, *step.tuned)) if step.num_fused else [(step.origin, step.copied_from)]
             for index, info in used:
                 place = sources[index].stored(info.name) if info is not None else None
                 if place is not None and place[1] < place[2]:

@@ -18,7 +18,6 @@ from ..checkpoint import Source
 from ..checkpoint.companions import OWN_MARK
 from ..checkpoint.json_file import read_json
 from ..errors import CheckpointError
-from ..methods import Method
 from ..plan.plan import Plan
 from .records import TensorRecord
 
@@ -176,7 +175,7 @@ class Manifest:
 
 def make_manifest(
     plan: Plan,
-    method: Method,
+    options: Mapping[str, Any],
     *,
     settings: Mapping[str, Any],
     command: str | None,
@@ -191,8 +190,8 @@ def make_manifest(
         *(["tuned"] if len(plan.tuned) == 1 else [f"tuned {i + 1}" for i in range(len(plan.tuned))]),
     ]
     return Manifest(
-        method=method.name,
-        options=method.options(),
+        method=plan.method.name,
+        options=options,
         settings=settings,
         command=command,
         inputs=tuple(

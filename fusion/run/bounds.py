@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from ..arithmetic.budget import Budget, L1Norms, l1_sums
 from ..arithmetic.passes import Finding, Pass, Reduction
 from ..checkpoint import open_checkpoint
 from ..methods import AdaDare, Method
-from ..plan.plan import Plan, Policies, Selection, make_plan
+from ..plan.plan import Plan, Policies, Request, Selection, make_plan
 from .backend import Backend, pick_backend
 from .look import look
 from .loop import Progress
@@ -62,7 +62,8 @@ def measure_bounds(
     """
     opened = open_checkpoint(base)
     method = AdaDare()
-    plan = make_plan(opened, [open_checkpoint(tuned, opened)], method=method, selection=selection, policies=policies)
+    request = Request(selection=selection or Selection(), policies=policies or Policies())
+    plan = make_plan([opened, open_checkpoint(tuned, opened)], lambda _: method, request)
     return bounds_of(plan, pick_backend(device, threads=threads), progress=progress)
 
 
@@ -70,9 +71,10 @@ def bounds_of(
     plan: Plan, backend: Backend, *, progress: Progress = lambda _done, _total, _name: None
 ) -> tuple[TensorBound, ...]:
     """Return the norms of each tensor that a plan fuses with the first tuned model."""
-    steps = tuple(replace(step, method=None) for step in plan.steps if step.action == "fuse")
-    found = look(replace(plan, steps=steps), Norms(), backend, progress=progress)
+    found = look(plan.with_method(Norms()), backend, progress=progress)
     nothing = L1Norms(delta=0.0, base=0.0)
     return tuple(
-        TensorBound(name=step.name, num_elements=step.num_fused, norms=found.get(step.name, nothing)) for step in steps
+        TensorBound(name=step.name, num_elements=step.num_fused, norms=found.get(step.name, nothing))
+        for step in plan.steps
+        if step.action == "fuse"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 from typing import ClassVar
@@ -140,8 +140,8 @@ def diff(
     a = open_checkpoint(first)
     b = open_checkpoint(second, a)
     pairs, matched = _pairs(a, b)
-    plan = pair_plan(a, b, pairs)
-    found = look(plan, Distances(), _backend(), progress=progress)
+    plan = pair_plan(a, b, pairs, Distances())
+    found = look(plan, _backend(), progress=progress)
     compared = {step.name for step in plan.steps}
     return CheckpointDiff(
         tensors=tuple(_tensor_diff(step, found.get(step.name, (0.0,) * 4)) for step in plan.steps),
@@ -170,7 +170,7 @@ def changed_tensors(tuned: Source, base: Source) -> frozenset[str]:
     """
     pairs, _ = _pairs(base, tuned)
     changing = [(ours, theirs) for ours, theirs in pairs if ours is not theirs]  # an adapter leaves most alone
-    found = look(pair_plan(base, tuned, changing), Differs(), _backend())
+    found = look(pair_plan(base, tuned, changing, Differs()), _backend())
     same = {theirs.name for ours, theirs in pairs if not found.get(ours.name, False)}
     changed = frozenset(tuned.tensors) - same
     if not changed:
@@ -184,7 +184,7 @@ def changed_outputs(plan: Plan) -> frozenset[str]:
     Raises:
         CurvatureError: None differs.
     """
-    found = look(replace(plan, steps=tuple(replace(step, method=None) for step in plan.steps)), Differs(), _backend())
+    found = look(plan.with_method(Differs()), _backend())
     changed = frozenset(name for name, differs in found.items() if differs)
     if not changed:
         tuned = " and ".join(f"`{checkpoint.path}`" for checkpoint in plan.tuned)

@@ -21,7 +21,7 @@ from ..checkpoint.output.layout import Layout, OutputTensor, make_layout
 from ..device import torch_device
 from ..errors import MethodError, OutputError
 from ..methods import Method
-from ..plan.plan import Plan, Policies, Selection, Side, make_plan
+from ..plan.plan import Plan, Policies, Request, Selection, Side, make_plan
 from ..record.card import model_card
 from ..record.input_digests import InputDigests
 from ..record.manifest import DIGESTS, FileRecord, Manifest, installed_version, make_manifest
@@ -63,6 +63,16 @@ class Settings:
     recipe: Mapping[str, Any] | None = None
     protection: Protection | None = None
 
+    def request(self, keep: tuple[tuple[tuple[str, ...], Side], ...] = ()) -> Request:
+        """Return what is asked of every tensor; `keep` are globs of those that are copied all the same."""
+        return Request(
+            selection=self.selection,
+            policies=self.policies,
+            config_from=self.config_from,
+            dtype=self.dtype,
+            keep=keep,
+        )
+
     def recorded(self) -> dict[str, Any]:
         """Return what the manifest holds: all that can change the output, and the digest."""
         free = ("device", "threads", "memory", "tile_elements")
@@ -85,15 +95,21 @@ class Prepared:
     """A fuse that is planned and checked, with nothing written yet.
 
     Attributes:
+        options: Of the method, as the manifest has them: where tensors have their own, as the recipe says it.
         finish: Changes what was copied beside the weights, in the folder that it is given; or None.
     """
 
     plan: Plan
     layout: Layout
-    method: Method
+    options: Mapping[str, Any]
     settings: Settings
     output: Path
     finish: Callable[[Path], None] | None = None
+
+    @property
+    def method(self) -> Method:
+        """The method of all tensors that have none of their own."""
+        return self.plan.method
 
     def needs(self) -> Needs:
         """Return what the run takes, from headers alone."""
@@ -162,27 +178,22 @@ def prepare(
     method = method.for_models(len(tuned))
     refuse_output(output, [base, *tuned], overwrite=overwrite)
     opened = open_checkpoint(base)
-    plan = make_plan(
-        opened,
-        [open_checkpoint(path, opened) for path in tuned],
-        method=method,
-        selection=settings.selection,
-        policies=settings.policies,
-        config_from=settings.config_from,
-        dtype=settings.dtype,
-    )
-    return prepare_plan(plan, output=output, method=method, settings=settings)
+    models = [opened, *(open_checkpoint(path, opened) for path in tuned)]
+    return prepare_plan(make_plan(models, lambda _: method, settings.request()), output=output, settings=settings)
 
 
 def prepare_plan(
     plan: Plan,
     *,
     output: Path,
-    method: Method,
     settings: Settings,
+    options: Mapping[str, Any] | None = None,
     finish: Callable[[Path], None] | None = None,
 ) -> Prepared:
     """Lay out the output of a plan and check the free disk.
+
+    Args:
+        options: In place of the method's, for the manifest.
 
     Raises:
         SculptError: The output does not fit.
@@ -195,7 +206,14 @@ def prepare_plan(
         torch_device(settings.device)
     layout = make_layout(output_tensors(plan), plan.base, settings.max_shard_bytes)
     _refuse_full_disk(output, sum(shard.nbytes for shard in layout.shards))
-    prepared = Prepared(plan=plan, layout=layout, method=method, settings=settings, output=output, finish=finish)
+    prepared = Prepared(
+        plan=plan,
+        layout=layout,
+        options=plan.method.options() if options is None else options,
+        settings=settings,
+        output=output,
+        finish=finish,
+    )
     prepared.needs()  # refuses what does not fit the memory
     return prepared
 
@@ -249,7 +267,7 @@ def execute(
     Raises:
         SculptError: Nothing is left under the output's name.
     """
-    plan, settings, method = prepared.plan, prepared.settings, prepared.method
+    plan, settings = prepared.plan, prepared.settings
     backend = backend or prepared.backend()
     sink = FolderSink(
         prepared.output,
@@ -263,7 +281,6 @@ def execute(
     with closing(inputs), sink:
         context = Context(
             plan=plan,
-            method=method,
             curvature=curvature if isinstance(curvature, Mapping) else None,
             seed=settings.seed,
             backend=backend,
@@ -287,7 +304,7 @@ def execute(
         ]
         manifest = make_manifest(
             plan,
-            method,
+            prepared.options,
             settings=settings.recorded(),
             command=command,
             curvature=provenance,
@@ -319,7 +336,7 @@ def _fingerprint(prepared: Prepared, provenance: Mapping[str, Any] | None) -> st
 def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> None:
     """Write the manifest and the card, and copy configuration, tokenizer and code from the chosen side."""
     plan = prepared.plan
-    copy_companions(plan.base if prepared.settings.config_from == "base" else plan.tuned[0], folder)
+    copy_companions(plan.config_from, folder)
     if prepared.settings.dtype is not None:
         _record_dtype(folder / "config.json", prepared.settings.dtype)
     if prepared.finish is not None:

@@ -17,7 +17,6 @@ from ..arithmetic.curvature import Curvatures
 from ..arithmetic.passes import Map, Pass
 from ..arithmetic.tile import RawTile
 from ..checkpoint.output.sink import MemorySink
-from ..methods import Method
 from ..plan.plan import Plan
 from ..record.records import TensorRecord
 from .backend import Backend
@@ -84,7 +83,6 @@ class FusedTensors:
 
 def fuse_in_memory(
     plan: Plan,
-    method: Method,
     *,
     curvature: Mapping[str, Curvatures] | None,
     seed: int,
@@ -101,7 +99,6 @@ def fuse_in_memory(
     sink = MemorySink(output_tensors(plan))
     context = Context(
         plan=plan,
-        method=method,
         curvature=curvature,
         seed=seed,
         backend=backend,

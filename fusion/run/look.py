@@ -15,8 +15,8 @@ from .loop import Progress, run
 from .task import Context
 
 
-def pair_plan(base: Source, tuned: Source, pairs: Iterable[tuple[TensorInfo, TensorInfo]]) -> Plan:
-    """Return tensors of two checkpoints as a plan that looks at both, by the base's names."""
+def pair_plan(base: Source, tuned: Source, pairs: Iterable[tuple[TensorInfo, TensorInfo]], method: Method) -> Plan:
+    """Return tensors of two checkpoints as a plan that looks at both by a method, by the base's names."""
     steps = tuple(
         Step(
             name=info.name,
@@ -26,20 +26,18 @@ def pair_plan(base: Source, tuned: Source, pairs: Iterable[tuple[TensorInfo, Ten
             shape=info.shape,
             base=info,
             tuned=(other,),
-            source="base",
+            origin=0,
             num_fused=info.num_elements,
             key=info.name,
-            curvature=other.name,
+            curvatures=(info.name, other.name),
         )
         for info, other in pairs
     )
-    return Plan(base=base, tuned=(tuned,), steps=steps, renamings=(), notes=())
+    return Plan(base=base, tuned=(tuned,), method=method, config_from=base, steps=steps, renamings=(), notes=())
 
 
-def look(
-    plan: Plan, method: Method, backend: Backend, *, progress: Progress = lambda _done, _total, _name: None
-) -> dict[str, Any]:
-    """Return what a transform finds of each tensor that the plan would fuse, by output name.
+def look(plan: Plan, backend: Backend, *, progress: Progress = lambda _done, _total, _name: None) -> dict[str, Any]:
+    """Return what the plan's method finds of each tensor that it would fuse, by output name.
 
     Tensors without elements have no entry.
 
@@ -48,7 +46,6 @@ def look(
     """
     context = Context(
         plan=plan,
-        method=method,
         curvature=None,
         seed=0,
         backend=backend,

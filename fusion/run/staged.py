@@ -27,7 +27,7 @@ def run_as_measured(
     total = sum(step.bytes_read for step in context.plan.steps)
     records: dict[str, TensorRecord] = {}
     held: dict[str, Curvatures] = {}
-    at_once = all((step.method or context.method).scope == "tensor" for step in waiting.values())
+    at_once = all((step.method or context.plan.method).scope == "tensor" for step in waiting.values())
 
     def run_some(steps: list[Step], curvature: Mapping[str, Curvatures]) -> None:
         before = total - sum(step.bytes_read for step in waiting.values())

@@ -26,7 +26,6 @@ from ..checkpoint.output.sink import Sink
 from ..checkpoint.safetensors_file import MIN_RELEASED
 from ..dtypes import DTYPES
 from ..errors import MethodError, NonFiniteError
-from ..methods import Method
 from ..plan.plan import Plan, Step
 from ..record.input_digests import InputDigests
 from ..record.records import TensorRecord
@@ -67,7 +66,6 @@ class Context:
     """
 
     plan: Plan
-    method: Method
     curvature: Mapping[str, Curvatures] | None
     seed: int
     backend: Backend
@@ -102,7 +100,7 @@ class TensorTask:
         self.dtype: np.dtype = DTYPES[step.dtype].numpy  # pyright: ignore[reportAttributeAccessIssue] (the plan refused others)
         self._set_aside = False  # non-finite elements are computed apart
         size = context.backend.tile_elements
-        self.method = step.method or context.method
+        self.method = step.method or context.plan.method
         self.group = Group(
             name=step.name,
             shape=self._inputs[0][1].shape if self._inputs else step.shape,
@@ -253,8 +251,8 @@ class TensorTask:
 
     def _copy(self, span: Span, out: np.ndarray) -> None:
         """Copy a span from its source, cast if the plan says so."""
-        index, info = self.step.copied_from
-        checkpoint = (self.context.plan.base, *self.context.plan.tuned)[index]
+        info = self.step.copied_from
+        checkpoint = (self.context.plan.base, *self.context.plan.tuned)[self.step.origin]
         data = checkpoint.read(info.name, span.start, span.stop)
         if self.context.inputs is not None:
             self.context.inputs.see(checkpoint, info.name, span.start, span.stop)
