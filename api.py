@@ -10,9 +10,11 @@ from .fusion.arithmetic.two_sided import Protection
 from .fusion.errors import MethodError
 from .fusion.methods import AdaDare, Method
 from .fusion.record.manifest import Manifest
-from .fusion.run.fuse import Prepared, Settings, execute, prepare
+from .fusion.run.calibration import Calibration, Given, PathLike
+from .fusion.run.fuse import Prepared, execute, prepare
 from .fusion.run.loop import Progress
-from .measuring import Calibration, Given, PathLike, statistics
+from .fusion.run.settings import Settings
+from .measuring import statistics
 
 
 def quiet(_done: int, _total: int, _what: str) -> None:
