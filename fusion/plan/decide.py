@@ -13,7 +13,6 @@ from ..names import config_values, selects
 from .matching import Match, seen_as
 from .step import WAYS, Request, Side, Step
 
-ALONE = "taken as it is"
 KEPT = "kept by a rule"
 
 
@@ -86,7 +85,7 @@ class _Decision:
                 return self._made("copy", KEPT, source)
         method = self.method_of(match)
         if not tuned and method.identity == "base":
-            return self._made("copy", ALONE, method=method)
+            return self._made("copy", "taken as it is", method=method)
         if grown:
             rows, more = base.shape[0], tuned[0].shape[0] - base.shape[0]
             taken = "taken from the tuned model" if self._home != next(iter(match.parts)) else "dropped"
@@ -168,14 +167,15 @@ class _Decision:
 
 
 def _refuse_unreadable(match: Match, models: Sequence[Source]) -> None:
-    """Refuse what no arithmetic is offered for; what stands alone is copied, if NumPy has the dtype."""
+    """Refuse what no arithmetic is offered for; what stands alone is copied, by the byte if NumPy lacks the dtype."""
     for index, info in match.parts.items():
         if info is None:
             continue
-        computed = len(match.parts) > 1 and (info.dtype.startswith("F8") or info.dtype == "C64")
-        if info.kind.numpy is None or computed:
+        kind, own = info.kind, models[index]
+        computed = len(match.parts) > 1 and (kind.numpy is None or info.dtype.startswith("F8") or info.dtype == "C64")
+        if computed or (kind.numpy is None and own.stored(info.name) is None):
             raise CheckpointError(
-                f"`{info.name}` in `{models[index].path}` is {info.kind.torch}, which sculpt cannot fuse yet",
+                f"`{info.name}` in `{own.path}` is {kind.torch}, which sculpt cannot fuse yet",
                 hint="fuse the unquantised checkpoints, then quantise the result",
             )
 
