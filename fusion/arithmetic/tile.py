@@ -11,7 +11,6 @@ from array_api_compat import array_namespace
 
 from ..errors import CurvatureError
 from .curvature import Curvature
-from .group import Group
 from .per_element import PerElement, per_element
 from .random import Key, random_words
 
@@ -59,8 +58,9 @@ class RawTile:
         keys: One a tuned model; a tile never crosses a multiple of 2³² elements.
         root: `sqrt(H)`, or None for `H = I`.
         grain: Elements that the method asked not to be cut apart: 1, or those of a row.
-        group: The tensor that it is a part of.
         prepared: What the method made of the group, or None.
+        name: Of the output tensor, which together with `start` says what the elements are as long as a run's inputs
+            stay; None where that does not hold.
     """
 
     start: int
@@ -69,8 +69,8 @@ class RawTile:
     keys: tuple[Key, ...]
     root: PerElement | None
     grain: int = 1
-    group: Group | None = None
     prepared: Any = None
+    name: str | None = None
 
     def decode(self) -> Tile:
         """Return the tile in float32, or in float64 where any side stores float64, as NumPy arrays."""
@@ -83,7 +83,6 @@ class RawTile:
             keys=self.keys,
             root=None if self.root is None else self.root.expand(self.start, len(self.base)),
             grain=self.grain,
-            group=self.group,
             prepared=self.prepared,
         )
 
@@ -95,7 +94,7 @@ class Tile:
     Attributes:
         base, tuned: float32 or float64, shape (n,).
         root: `sqrt(H)` of each element, float32, shape (n,), or None for `H = I`.
-        grain, group, prepared: As in `RawTile`; `prepared` is NumPy's whatever the arrays are.
+        grain, prepared: As in `RawTile`; `prepared` is NumPy's whatever the arrays are.
     """
 
     start: int
@@ -104,7 +103,6 @@ class Tile:
     keys: tuple[Key, ...]
     root: Any
     grain: int = 1
-    group: Group | None = None
     prepared: Any = None
 
     @cached_property

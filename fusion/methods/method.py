@@ -26,6 +26,7 @@ class Method(ABC):
     source: ClassVar[str]
     uses_curvature: ClassVar[bool] = False
     needs_gram: ClassVar[bool] = False  # the full Σ x·xᵀ, not the diagonal alone
+    loads_torch: ClassVar[bool] = False  # whether it computes with torch, on a CPU too
     random: ClassVar[bool] = False
     min_models: ClassVar[int] = 1
     max_models: ClassVar[int | None] = 1  # None: any number of tuned models

@@ -196,7 +196,6 @@ class TorchBackend(Backend):
             keys=tile.keys,
             root=root,
             grain=tile.grain,
-            group=tile.group,
             prepared=tile.prepared,
         )
 

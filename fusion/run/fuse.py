@@ -136,7 +136,8 @@ class Prepared:
             settings.protection,
             backend,
             settings.memory,
-            loads_torch=settings.device not in ("auto", "cpu")
+            loads_torch=self.method.loads_torch
+            or settings.device not in ("auto", "cpu")
             or (settings.protection is not None and settings.protection.needs_gram),
         )
 

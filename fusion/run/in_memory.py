@@ -57,11 +57,10 @@ class RememberingBackend(Backend):
     @staticmethod
     def _key(tile: RawTile, wanted: Pass) -> Any:
         """Return what a pass over a tile depends on while inputs and curvature stay; None where that is not known."""
-        if tile.group is None:
+        if tile.prepared is not None or tile.name is None:
             return None
         # The name tells tied twins apart, which share their random keys.
-        key = (wanted.function, wanted.arguments, tile.keys, tile.start, len(tile.base), tile.group.name)
-        key = (*key, tile.root is None)
+        key = (tile.name, tile.start, len(tile.base), wanted.function, wanted.arguments, tile.keys, tile.root is None)
         try:
             hash(key)
         except TypeError:

@@ -19,7 +19,7 @@ from ..arithmetic.matrices import CHUNK, Matrices, Models
 from ..arithmetic.per_element import per_element
 from ..arithmetic.row_layout import check_matrix, row_layout
 from ..arithmetic.two_sided import Protection, fractions, mixing_blocks
-from ..device import torch_device
+from ..device import float64_device, torch_device
 from ..errors import CurvatureError
 
 HELD = 4  # tensors that are kept until they are released
@@ -165,8 +165,7 @@ class Protector:
         for ours, theirs, number, mixing in self._mixings:
             if ours is target.gram and theirs is general.gram and number == stack:
                 return mixing
-        device = torch_device(self._device)
-        device = torch.device("cpu") if device.type == "mps" else device  # no float64 there
+        device = float64_device(torch_device(self._device))
         matrices, means = [], []
         for side in (target, general):
             gram: Any = side.gram

@@ -213,8 +213,8 @@ class TensorTask:
             keys=keys,
             root=self._root,
             grain=self.grain,
-            group=self.group,
             prepared=prepared,
+            name=None if self._set_aside else self.step.name,  # other elements than the inputs have
         )
         if len(self.fused_spans) == 1:
             self._only_tile = tile

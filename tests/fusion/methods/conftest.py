@@ -55,7 +55,6 @@ def fuse_array(
             keys=keys,
             root=root,
             grain=grain,
-            group=group,
             prepared=prepared,
         )
         for span in spans(0, base.size, tile_elements, grain)
