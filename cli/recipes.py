@@ -25,15 +25,13 @@ def merged_settings(recipe: Recipe, flags: Settings, given: Collection[str]) -> 
     """Return a recipe's settings with those that were given as flags, and what only flags can say."""
     run = recipe.run
     names = {SETTING_FLAGS.get(name, name) for name in given}
+    names |= {"device", "threads", "digest"}  # no recipe can say these
     chosen = {field.name: getattr(flags, field.name) for field in fields(flags) if field.name in names}
     selection = {name: getattr(flags.selection, name) for name in SELECTION_FLAGS if name in given}
     policies = {name: getattr(flags.policies, name) for name in POLICY_FLAGS if name in given}
     return replace(
         run,
         **chosen,
-        device=flags.device,
-        threads=flags.threads,
-        digest=flags.digest,
         selection=replace(run.selection, **selection),
         policies=replace(run.policies, **policies),
     )
