@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from ..fusion.run.fuse import Settings
     from ..measuring import Calibration
 
-BasePath = Annotated[Path, typer.Argument(help="The checkpoint before fine-tuning: a folder or a weight file.")]
+BasePath = Annotated[
+    Path,
+    typer.Argument(help="The checkpoint before fine-tuning: a folder, a file, or a name on the hub that is cached."),
+]
 TunedPath = Annotated[Path, typer.Argument(help="The fine-tuned checkpoint.")]
 TunedPaths = Annotated[list[Path], typer.Argument(help="The fine-tuned checkpoints.")]
 ConfigName = Annotated[

@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..fusion.arithmetic.curvature import Curvature
 from ..fusion.errors import DataError, OutputError
 from .store.diagonal import DiagonalHessian
+
+if TYPE_CHECKING:
+    from ..fusion.checkpoint import Asked
 
 Progress = Callable[[int, int, str], None]  # done, total, what is being done
 
@@ -43,7 +47,7 @@ class CalibrationOptions:
     batch_size: int = 1
     device: str = "auto"
     dtype: str = "auto"
-    only_changed: Path | str | None = None
+    only_changed: Asked | None = None
     full: tuple[str, ...] = ()
     auto_class: str | None = None
     memory: int | None = None

@@ -111,7 +111,7 @@ def _left_out(match: Match, models: Sequence[Source], step: Step | None) -> Iter
     if base is not None and step is not None:
         return []
     return [
-        f"`{info.name}` of `{models[index].path}` is left out"
+        f"`{info.name}` of `{models[index].ref}` is left out"
         for index, info in others
         if info is not None and index not in match.tied and (step is None or step.origin != index)
     ]

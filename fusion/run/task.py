@@ -274,7 +274,7 @@ class TensorTask:
         if info.kind.fusible and not self.context.keep_nonfinite:
             count = int(_nonfinite([data]).sum())
             if count:
-                raise NonFiniteError(info.name, f"`{checkpoint.path}`", count)
+                raise NonFiniteError(info.name, f"`{checkpoint.ref}`", count)
         with np.errstate(all="ignore"):
             out[:] = data
 
@@ -297,7 +297,7 @@ class TensorTask:
         for checkpoint, info in self._inputs:
             count = sum(int(_nonfinite([checkpoint.read(info.name, s.start, s.stop)]).sum()) for s in self.fused_spans)
             if count and not self.context.keep_nonfinite:
-                raise NonFiniteError(info.name, f"`{checkpoint.path}`", count)
+                raise NonFiniteError(info.name, f"`{checkpoint.ref}`", count)
             found += count
         return found
 
