@@ -99,7 +99,7 @@ class LiveFuse:
             seed=self.prepared.settings.seed,
             backend=self.backend,
             keep_nonfinite=self.prepared.settings.policies.on_nonfinite == "keep",
-            protector=self._with(protection).protector(),
+            protector=self._with(protection).settings.protector(),
         )
         self.seconds += time.perf_counter() - start
         return found

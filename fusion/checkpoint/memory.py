@@ -63,3 +63,13 @@ def _flat(tensor: Any, dtype: DType) -> np.ndarray:
         return tensor.reshape(-1)
     assert dtype.numpy is not None  # _dtype_of refused others
     return as_array(tensor.detach().cpu().reshape(-1), dtype.numpy)
+
+
+def like(array: np.ndarray, example: Any) -> Any:
+    """Return an array as what `example` is: NumPy's, or a torch tensor on the example's device."""
+    if isinstance(example, np.ndarray):
+        return array
+    import torch
+
+    flat = torch.from_numpy(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return flat.view(getattr(torch, array.dtype.name)).reshape(array.shape).to(example.device)

@@ -73,6 +73,22 @@ class Settings:
             keep=keep,
         )
 
+    def protector(self) -> Protector | None:
+        """Return what mixes the deltas before the method sees them, if the base is protected."""
+        if self.protection is None:
+            return None
+        return Protector(self.protection, device="cpu" if self.device == "auto" else self.device)
+
+    def backend(self, plan: Plan) -> Backend:
+        """Return what computes a plan."""
+        return pick_backend(
+            self.device,
+            threads=self.threads,
+            tile_elements=self.tile_elements,
+            num_elements=sum(step.num_fused for step in plan.steps),
+            memory=self.memory,
+        )
+
     def recorded(self) -> dict[str, Any]:
         """Return what the manifest holds: all that can change the output, and the digest."""
         free = ("device", "threads", "memory", "tile_elements")
@@ -141,23 +157,9 @@ class Prepared:
             or (settings.protection is not None and settings.protection.needs_gram),
         )
 
-    def protector(self) -> Protector | None:
-        """Return what mixes the deltas before the method sees them, if the base is protected."""
-        if self.settings.protection is None:
-            return None
-        device = self.settings.device
-        return Protector(self.settings.protection, device="cpu" if device == "auto" else device)
-
     def backend(self) -> Backend:
         """Return what the run computes with."""
-        settings = self.settings
-        return pick_backend(
-            settings.device,
-            threads=settings.threads,
-            tile_elements=settings.tile_elements,
-            num_elements=sum(step.num_fused for step in self.plan.steps),
-            memory=settings.memory,
-        )
+        return self.settings.backend(self.plan)
 
 
 def prepare(
@@ -287,7 +289,7 @@ def execute(
             sink=sink,
             inputs=inputs,
             keep_nonfinite=settings.policies.on_nonfinite == "keep",
-            protector=prepared.protector(),
+            protector=settings.protector(),
             whole_bytes=prepared.bill(backend).budget,
         )
         if curvature is None or isinstance(curvature, Mapping):
