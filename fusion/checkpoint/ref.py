@@ -65,9 +65,8 @@ def find_model(asked: Asked, near: Path | None = None) -> ModelRef:
     repository, revision = (found["repository"], found["revision"]) if found else (None, None)
     folder = _cached(repository, revision) if repository else None
     if folder is None:
-        raise CheckpointError(
-            f"`{asked}` does not exist", hint="nothing is fetched: download the model first and name its folder"
-        )
+        hint = "nothing is fetched from the hub: download the model first" if found else None
+        raise CheckpointError(f"`{asked}` does not exist", hint=hint)
     return ModelRef(asked=str(asked), path=folder, repository=repository, revision=revision)
 
 
