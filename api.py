@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .fusion.arithmetic.two_sided import Protection
+from .fusion.checkpoint import find_model
 from .fusion.errors import MethodError
 from .fusion.methods import AdaDare, Method
 from .fusion.record.manifest import Manifest
@@ -27,8 +28,7 @@ PROTECTED = AdaDare(gamma=1.0, sparsity=0.0)
 
 def default_output(tuned: PathLike) -> Path:
     """Return `<tuned>-fused`, beside the tuned checkpoint."""
-    path = Path(tuned).resolve()
-    return path.with_name((path.stem if path.is_file() else path.name) + "-fused")
+    return find_model(tuned).beside("-fused")
 
 
 def prepare_fuse(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .fusion.arithmetic.curvature import Curvature, Curvatures
 from .fusion.arithmetic.two_sided import counted_together
-from .fusion.checkpoint import Source
+from .fusion.checkpoint import ModelRef, Source
 from .fusion.errors import CurvatureError, MethodError
 from .fusion.run.calibration import Calibration, SampleRun
 from .fusion.run.diff import changed_outputs
@@ -53,7 +53,7 @@ class MeasuredModel:
 
     checkpoint: Source
     place: int
-    base: Path | None
+    base: ModelRef | None
     wanted: frozenset[str] | None
     full: bool
     purpose: str
@@ -137,7 +137,7 @@ def _models(prepared: Prepared, names: Mapping[str, tuple[str | None, ...]]) -> 
             MeasuredModel(
                 checkpoint=checkpoint,
                 place=place,
-                base=plan.base.path if checkpoint.base else None,
+                base=plan.base.ref if checkpoint.base else None,
                 wanted=None if protection is None else wanted,  # pyright: ignore[reportArgumentType]
                 full=full if place else protects,
                 purpose="two-sided curvature" if protects else method.title,
@@ -175,7 +175,7 @@ def _measured_before(model: MeasuredModel, calibration: Calibration) -> Measured
     if hessian.provenance.model_fingerprint != model.checkpoint.fingerprint and not calibration.of_other_model:
         raise CurvatureError(
             f"the statistics were measured on `{hessian.provenance.model}`, "
-            f"not on the {model.role} `{model.checkpoint.path}`",
+            f"not on the {model.role} `{model.checkpoint.ref}`",
             hint=f"calibrate the {model.role}, or accept them with `--hessian-of-other-model`",
         )
     if model.full and all(found.gram is None for found in hessian.values()):
@@ -196,7 +196,7 @@ def _session(model: MeasuredModel, calibration: Calibration, progress: Progress)
         only_changed=model.base,
         **{field.name: getattr(calibration, field.name) for field in fields(SampleRun)},
     )
-    return Session(model.checkpoint.path, options, progress=progress, wanted=model.wanted)
+    return Session(model.checkpoint.ref, options, progress=progress, wanted=model.wanted)
 
 
 def _provenance(found: Sequence[Measured], num_tuned: int) -> dict[str, Any]:

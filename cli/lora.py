@@ -151,8 +151,9 @@ def merge_command(
 
 
 def _beside(path: Path, ending: str) -> Path:
-    resolved = path.resolve()
-    return resolved.with_name(resolved.name + ending)
+    from ..fusion.checkpoint import find_model
+
+    return find_model(path).beside(ending)
 
 
 def _merge_as_adapter(base: Path, adapters: list[Path], merge: MergeOptions, target: Target, *, json: bool) -> None:

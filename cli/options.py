@@ -15,7 +15,10 @@ from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
 from .flags import Group, flag_of
 
-BasePath = Annotated[Path, typer.Argument(help="The checkpoint before fine-tuning: a folder or a weight file.")]
+BasePath = Annotated[
+    Path,
+    typer.Argument(help="The checkpoint before fine-tuning: a folder, a file, or a name on the hub that is cached."),
+]
 TunedPath = Annotated[Path, typer.Argument(help="The fine-tuned checkpoint.")]
 TunedPaths = Annotated[list[Path], typer.Argument(help="The fine-tuned checkpoints.")]
 ConfigName = Annotated[

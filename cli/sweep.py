@@ -118,12 +118,13 @@ def sweep(
 ) -> None:
     """Run a sweep, show it, and write what was asked for."""
     quiet_libraries()
-    from ..api import default_output, prepare_fuse
+    from ..api import prepare_fuse
     from ..evaluate.choice import Pick
     from ..evaluate.live_fuse import LiveFuse, held_curvature
     from ..evaluate.strengths import Family, parse_grid
     from ..evaluate.suite import read_suite
     from ..evaluate.sweep import Grid, run_sweep
+    from ..fusion.checkpoint import find_model
     from ..measuring import statistics
     from .console import print_json, progress_bar, say
 
@@ -142,7 +143,7 @@ def sweep(
         protection_of(protection, calibration, set(given) - {"protect_weight"} if calibration.protect else given),
         given,
     )
-    folder = output or (default_output(tuned).with_name(f"{tuned.resolve().name}-sweep") if grid.pick else None)
+    folder = output or (find_model(tuned).beside("-sweep") if grid.pick else None)
     if folder is not None:
         _refuse_results(folder, overwrite)
     methods = [family.at(0.5) for family in wanted.families]

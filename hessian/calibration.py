@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..fusion.arithmetic.curvature import Curvature
+from ..fusion.checkpoint.ref import Asked
 from ..fusion.errors import OutputError
 from ..fusion.run.calibration import SampleRun
 from .store.diagonal import DiagonalHessian
@@ -30,7 +31,7 @@ class CalibrationOptions(SampleRun):
     """
 
     data: Path | str | None = None
-    only_changed: Path | str | None = None
+    only_changed: Asked | None = None
     full: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -108,7 +108,7 @@ def combine_adapters(
         "made by": "sculpt lora-merge",
         "base": {"path": str(base), "fingerprint": opened.fingerprint},
         "adapters": [
-            {"path": str(a.path), "weight": weight, "digest": a.file.digest()}
+            {"path": str(a.file.ref), "weight": weight, "digest": a.file.digest()}
             for a, weight in zip(found, weights, strict=True)
         ],
         **report.as_json(),
@@ -209,5 +209,6 @@ def _config(adapters: Sequence[OpenAdapter], ranks: dict[Module, int]) -> dict[s
         target_parameters=named or None,
         task_type=first.get("task_type"),
         base_model_name_or_path=first.get("base_model_name_or_path"),
+        **({"revision": first["revision"]} if first.get("revision") else {}),
         auto_mapping=first.get("auto_mapping"),
     )

@@ -111,7 +111,7 @@ class OpenAdapter:
         return cls(
             path=path,
             file=file,
-            content=read_json(path / ADAPTER_CONFIG),
+            content=read_json(file.path / ADAPTER_CONFIG),
             modules=modules,
             biases=biases,
             whole=whole,

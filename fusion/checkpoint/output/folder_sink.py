@@ -21,6 +21,7 @@ import xxhash
 
 from ...errors import REPLACED, OutputError, os_error
 from ..companions import OWN_MARK
+from ..ref import Asked, find_model
 from .buffers import Buffer, Buffers
 from .claim import Claim
 from .layout import Layout
@@ -32,17 +33,17 @@ SYNC_BYTES = 1 << 28  # of a file are written before the disk is asked to keep u
 _LINE = json.JSONEncoder(sort_keys=True).encode
 
 
-def refuse_output(output: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
+def refuse_output(output: Path, inputs: Iterable[Asked], *, overwrite: bool) -> None:
     """Raise OutputError where writing `output` would touch an input or something that exists."""
     if output.suffix == ".safetensors":
         raise OutputError(f"the output `{output}` must be a folder", hint="leave out `.safetensors`")
     here = output.resolve()
-    for path in inputs:
-        source = path.resolve()
+    for asked in inputs:
+        source = find_model(asked).path.resolve()
         if here == source or (source.is_dir() and source in here.parents):
-            raise OutputError(f"the output `{output}` lies inside the input `{path}`")
+            raise OutputError(f"the output `{output}` lies inside the input `{asked}`")
         if here in source.parents:
-            raise OutputError(f"the output `{output}` contains the input `{path}`")
+            raise OutputError(f"the output `{output}` contains the input `{asked}`")
     if output.exists() and not overwrite:
         raise OutputError(f"`{output}` exists", ways=REPLACED)
     if output.exists() and not output.is_dir():
