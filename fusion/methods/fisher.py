@@ -20,9 +20,10 @@ from ..arithmetic.average import shares
 from ..arithmetic.group import Group
 from ..arithmetic.passes import Fused, Map, Reduction
 from ..arithmetic.per_element import PerElement, per_element
+from ..arithmetic.per_model import PerModel, as_tuple
 from ..arithmetic.tile import Tile
-from .checks import as_tuple, averages
-from .method import Method, PerModel
+from .checks import averages
+from .method import Method
 
 
 def add_shares(tile: Tile) -> Fused:

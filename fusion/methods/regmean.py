@@ -17,14 +17,15 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..arithmetic.average import mean_matrices, mixings, shares
-from ..arithmetic.group import Group
+from ..arithmetic.group import Group, Region
 from ..arithmetic.matrices import CHUNK, Matrices, Whole, delivered
 from ..arithmetic.passes import Map, Reduction
 from ..arithmetic.per_element import per_element
+from ..arithmetic.per_model import PerModel, as_tuple
 from ..arithmetic.row_layout import row_layout
 from ..device import float64_device, torch_device
-from .checks import as_tuple, averages, fraction
-from .method import Method, PerModel, Region
+from .checks import averages, fraction
+from .method import Method
 
 
 @dataclass(frozen=True, kw_only=True)
