@@ -12,6 +12,7 @@ from .dare import Dare as Dare
 from .dare_ties import DareTies as DareTies
 from .della import Della as Della
 from .della_linear import DellaLinear as DellaLinear
+from .fisher import Fisher as Fisher
 from .karcher import Karcher as Karcher
 from .linear import Linear as Linear
 from .magnitude import Magnitude as Magnitude
@@ -21,6 +22,7 @@ from .multislerp import MultiSlerp as MultiSlerp
 from .nearswap import NearSwap as NearSwap
 from .nuslerp import NuSlerp as NuSlerp
 from .passthrough import Passthrough as Passthrough
+from .regmean import RegMean as RegMean
 from .saliency import Saliency as Saliency
 from .sce import Sce as Sce
 from .slerp import Slerp as Slerp
