@@ -157,9 +157,9 @@ def _beside(path: Path, ending: str) -> Path:
 
 
 def _merge_as_adapter(base: Path, adapters: list[Path], merge: MergeOptions, target: Target, *, json: bool) -> None:
+    from ..fusion.arithmetic.per_model import spread
     from ..fusion.errors import MethodError
     from ..fusion.lora.combine import combine_adapters
-    from ..fusion.methods.checks import spread
 
     if merge.method not in (*SUMS, "svd"):
         raise MethodError(

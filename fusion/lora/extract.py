@@ -13,14 +13,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from ..arithmetic.group import Group
+from ..arithmetic.group import Group, Region
 from ..arithmetic.matrices import Matrices
 from ..arithmetic.passes import Finding, Reduction
 from ..arithmetic.random import tensor_key
 from ..checkpoint import Source, TensorInfo, open_checkpoint
 from ..errors import CheckpointError, MismatchError, NonFiniteError, Way
 from ..methods import Method
-from ..methods.method import Region
 from ..names import align
 from ..plan.step import Selection
 from ..run.backend import NumpyBackend, all_cores

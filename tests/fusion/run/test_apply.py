@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import save_file
 from sculpt.fusion.arithmetic.curvature import Curvature
 from sculpt.fusion.errors import MethodError, MismatchError
-from sculpt.fusion.methods.regmean import RegMean
+from sculpt.fusion.methods import RegMean
 
 State = dict[str, np.ndarray]
 
