@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ..fusion.arithmetic.per_model import as_tuple
 from ..fusion.errors import MethodError
-from ..fusion.methods.checks import at_least_zero, fraction, one_of
+from ..fusion.methods.checks import above_zero, at_least, at_least_zero, fraction, one_of
 
 MethodName = Literal["lorasculpt", "lora", "dora", "l2", "orth"]
 
@@ -48,18 +47,17 @@ class Method:
     strength: float | None = None
 
     def __post_init__(self) -> None:
-        one_of("--method", self.method, get_args(MethodName))
-        at_least("--rank", self.rank, 1)
-        at_least("--warmup-steps", self.warmup_steps, 1)
+        one_of("method", self.method, get_args(MethodName))
+        at_least("rank", self.rank, 1)
+        at_least("warmup_steps", self.warmup_steps, 1)
         for density in as_tuple(self.density):
-            fraction("--density", density)
-        for name in ("alpha", "beta", "omega", "strength", "lora_alpha"):
-            value = getattr(self, name)
-            if value is not None:
-                at_least_zero(f"--{name.replace('_', '-')}", value)
+            fraction("density", density)
+        for name in ("alpha", "beta", "strength"):
+            if getattr(self, name) is not None:
+                at_least_zero(name, getattr(self, name))
         for name in ("lora_alpha", "omega"):
-            if getattr(self, name) == 0:
-                raise MethodError(f"--{name.replace('_', '-')} must be above 0")
+            if getattr(self, name) is not None:
+                above_zero(name, getattr(self, name))
         self._refuse_idle()
 
     def _refuse_idle(self) -> None:
@@ -72,10 +70,10 @@ class Method:
         if self.strength is not None and self.method not in ("l2", "orth"):
             idle.append("strength")
         if idle:
-            flags = " and ".join(f"`--{name.replace('_', '-')}`" for name in idle)
+            needs = " without `connector`" if idle == ["beta"] and self.method == "lorasculpt" else ""
             raise MethodError(
-                f"{flags} would have no effect on `--method {self.method}`"
-                + (" without `--connector`" if idle == ["beta"] and self.method == "lorasculpt" else "")
+                f"{' and '.join(f'`{name}`' for name in idle)} would have no effect on {self.method}{needs}",
+                options=[*idle, "connector"],
             )
 
     @property
@@ -120,18 +118,11 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("gradient_accumulation", 1), ("max_length", 2), ("save_steps", 0)):
-            at_least(f"--{name.replace('_', '-')}", getattr(self, name), least)
+            at_least(name, getattr(self, name), least)
         if self.max_steps is not None:
-            at_least("--max-steps", self.max_steps, 1)
-        for flag, value in (("--epochs", self.epochs), ("--learning-rate", self.learning_rate)):
-            if not (math.isfinite(value) and value > 0):
-                raise MethodError(f"{flag} must be above 0, got {value:g}")
-
-
-def at_least(flag: str, value: int, least: int) -> None:
-    """Raise MethodError for a whole number that is too small."""
-    if value < least:
-        raise MethodError(f"{flag} must be at least {least}, got {value}")
+            at_least("max_steps", self.max_steps, 1)
+        above_zero("epochs", self.epochs)
+        above_zero("learning_rate", self.learning_rate)
 
 
 def split(text: str | None) -> tuple[str, ...]:

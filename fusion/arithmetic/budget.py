@@ -57,9 +57,9 @@ class Budget:
     def __post_init__(self) -> None:
         for name, value in (("eta", self.eta), ("eta_relative", self.eta_relative)):
             if value is not None and not (np.isfinite(value) and value >= 0):
-                raise MethodError(f"{name} must be at least 0, got {value:g}")
+                raise MethodError(f"`{name}` must be at least 0, got {value:g}", options=[name])
         if self.eta is not None and self.eta_relative is not None:
-            raise MethodError("`eta` and `eta_relative` exclude each other")
+            raise MethodError("`eta` and `eta_relative` exclude each other", options=["eta", "eta_relative"])
 
     @property
     def is_set(self) -> bool:

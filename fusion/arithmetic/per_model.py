@@ -22,5 +22,5 @@ def spread(option: str, value: PerModel, num_models: int) -> tuple[float, ...]:
     if len(values) == 1:
         return values * num_models
     if len(values) != num_models:
-        raise MethodError(f"{option} has {len(values)} values for {num_models} models")
+        raise MethodError(f"`{option}` has {len(values)} values for {num_models} models", options=[option])
     return values

@@ -15,33 +15,49 @@ def each(option: str, value: PerModel, check: Callable[[str, float], None]) -> N
         check(option, one)
 
 
+def _refused(option: str, expected: str, got: str, *, hint: str | None = None) -> MethodError:
+    return MethodError(f"`{option}` must {expected}, got {got}", hint=hint, options=[option])
+
+
 def finite(option: str, value: float) -> None:
     """Raise MethodError unless `value` is a number."""
     if not math.isfinite(value):
-        raise MethodError(f"{option} must be a finite number, got {value:g}")
+        raise _refused(option, "be a finite number", f"{value:g}")
 
 
 def fraction(option: str, value: float) -> None:
     """Raise MethodError unless `value` lies in [0, 1]."""
     if not 0 <= value <= 1:
         hint = f"did you mean {value / 100:g}?" if 1 < value <= 100 else None
-        raise MethodError(f"{option} must lie between 0 and 1, got {value:g}", hint=hint)
+        raise _refused(option, "lie between 0 and 1", f"{value:g}", hint=hint)
 
 
 def at_least_zero(option: str, value: float) -> None:
     """Raise MethodError unless `value` is finite and not negative."""
     if not (math.isfinite(value) and value >= 0):
-        raise MethodError(f"{option} must be a finite number of at least 0, got {value:g}")
+        raise _refused(option, "be a finite number of at least 0", f"{value:g}")
+
+
+def above_zero(option: str, value: float) -> None:
+    """Raise MethodError unless `value` is finite and above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise _refused(option, "be a finite number above 0", f"{value:g}")
+
+
+def at_least(option: str, value: int, least: int) -> None:
+    """Raise MethodError for a whole number that is too small."""
+    if value < least:
+        raise _refused(option, f"be at least {least}", str(value))
 
 
 def one_of(option: str, value: str, choices: Collection[str]) -> None:
     """Raise MethodError unless `value` is among the choices."""
     if value not in choices:
-        raise MethodError(f"{option} must be one of {', '.join(choices)}, got `{value}`")
+        raise _refused(option, f"be one of {', '.join(choices)}", f"`{value}`")
 
 
-def averages(option: str, value: float | tuple[float, ...]) -> None:
+def averages(option: str, value: PerModel) -> None:
     """Raise MethodError unless the values can be the weights of an average: none negative, not all 0."""
     each(option, value, at_least_zero)
     if not any(as_tuple(value)):
-        raise MethodError(f"{option} are all 0, expected one that counts")
+        raise _refused(option, "count for one model at least", "zeros alone")

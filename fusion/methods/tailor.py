@@ -26,9 +26,8 @@ from ..arithmetic.group import Group, Region
 from ..arithmetic.inverse_factor import inverse_factors
 from ..arithmetic.matrices import Matrices, Whole, delivered, whole_of
 from ..arithmetic.passes import Map, Reduction
-from ..errors import MethodError
 from ..transforms.scale import add_scaled
-from .checks import fraction, one_of
+from .checks import at_least, fraction, one_of
 from .method import Method
 
 Compensation = Literal["obs", "released", "none"]
@@ -123,8 +122,7 @@ class Tailor(Method):
         fraction("sparsity", self.sparsity)
         fraction("salience", self.salience)
         one_of("compensation", self.compensation, get_args(Compensation))
-        if self.block_size < 1:
-            raise MethodError(f"block_size must be at least 1, got {self.block_size}")
+        at_least("block_size", self.block_size, 1)
 
     @property
     def identity(self) -> Literal["base", "tuned"] | None:

@@ -83,7 +83,10 @@ class MagPrune(Selection):
     def __post_init__(self) -> None:
         for keep, half in self._windows(max(len(self.density), len(self.epsilon))):
             if 0 < keep < 1 and not 0 < keep - half <= keep + half < 1:
-                raise MethodError(f"density {keep:g} with epsilon {half:g} gives probabilities outside (0, 1)")
+                raise MethodError(
+                    f"a `density` of {keep:g} with an `epsilon` of {half:g} gives probabilities outside (0, 1)",
+                    options=["density", "epsilon"],
+                )
 
     @property
     def fractions(self) -> tuple[float, ...]:
