@@ -46,9 +46,9 @@ class Selection(ABC):
     region: ClassVar[Region] = "element"
 
     @property
-    @abstractmethod
     def fractions(self) -> tuple[float, ...]:
-        """How much is kept, of each model or of all; 0 is nothing and 1 all of it, for certain."""
+        """How much is kept, of each model or of all; 0 is nothing and 1 all of it, for certain. Empty if unknown."""
+        return ()
 
     @abstractmethod
     def settle(self, num_models: int, num_elements: int) -> Generator[Pass, Any, Kept]:
@@ -73,10 +73,12 @@ class Chain:
     def identity(self) -> Literal["base", "tuned"] | None:
         """Which input is left as it is: the base where nothing is added, a first model that is alone and whole."""
         fractions, merging = self.selection.fractions, self.merging
-        if self.strength == 0 or not any(merging.weights) or max(fractions) == 0:
+        if self.strength == 0 or not any(merging.weights) or max(fractions, default=1) == 0:
             return "base"
         factor = merging.sole_factor if merging.sole == 0 else None
-        return "tuned" if min(fractions) == 1 and factor is not None and self.strength * factor == 1 else None
+        return (
+            "tuned" if min(fractions, default=0) == 1 and factor is not None and self.strength * factor == 1 else None
+        )
 
     def reduce(self, num_elements: int) -> Generator[Pass, Any, Map]:
         """Yield the selection's passes; return the map of the whole chain."""
