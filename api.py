@@ -9,15 +9,10 @@ from pathlib import Path
 from .fusion.arithmetic.two_sided import Protection
 from .fusion.errors import MethodError
 from .fusion.methods import AdaDare, Method
+from .fusion.progress import Progress, silent
 from .fusion.record.manifest import Manifest
 from .fusion.run.fuse import Prepared, Settings, execute, prepare
-from .fusion.run.loop import Progress
 from .measuring import Calibration, Given, PathLike, statistics
-
-
-def quiet(_done: int, _total: int, _what: str) -> None:
-    """Report progress to nobody."""
-
 
 # AdaDARE-γ's own options where the base is protected: what is to be held back is held back by the curvature.
 PROTECTED = AdaDare(gamma=1.0, sparsity=0.0)
@@ -67,7 +62,7 @@ def fuse(
     calibration: Calibration | bool = True,
     settings: Settings | None = None,
     overwrite: bool = False,
-    progress: Progress = quiet,
+    progress: Progress = silent,
 ) -> Manifest:
     """Fuse a base and its fine-tune into a new checkpoint; return what was done.
 

@@ -13,8 +13,8 @@ from .fusion.arithmetic.curvature import Curvature
 from .fusion.arithmetic.two_sided import counted_together, paired
 from .fusion.checkpoint import Checkpoint
 from .fusion.errors import CurvatureError, MethodError
+from .fusion.progress import Progress, silent
 from .fusion.run.fuse import Prepared
-from .fusion.run.loop import Progress
 
 if TYPE_CHECKING:
     from .hessian.session import Session
@@ -110,9 +110,7 @@ class Side:
 
 
 @contextmanager
-def statistics(
-    prepared: Prepared, calibration: Calibration, *, progress: Progress = lambda _done, _total, _what: None
-) -> Iterator[Statistics]:
+def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progress = silent) -> Iterator[Statistics]:
     """Give the curvature that a prepared fuse is to use.
 
     Raises:
@@ -153,8 +151,8 @@ def _one_side(side: Side, calibration: Calibration, progress: Progress, stack: E
 
     def blocks() -> Iterator[Mapping[str, Curvature]]:
         for block in session.blocks():
-            seen.update(dict.fromkeys(block.curvatures))
-            yield block.curvatures
+            seen.update(dict.fromkeys(block))
+            yield block
 
     return Statistics(
         curvature=blocks(),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .evaluate import ScoringOptions, SuiteFile, quiet_libraries
+from .evaluate import ScoringOptions, SuiteFile
 from .flags import given_flags, with_options
 from .fuse import command_line
 from .options import (
@@ -125,6 +125,8 @@ def sweep(
     run: SweepRunOptions,
 ) -> None:
     """Run a sweep, show it, and write what was asked for."""
+    from .console import print_json, progress_bar, quiet_libraries, say
+
     quiet_libraries()
     from ..api import default_output, prepare_fuse
     from ..evaluate.choice import Pick
@@ -133,7 +135,6 @@ def sweep(
     from ..evaluate.suite import read_suite
     from ..evaluate.sweep import Grid, run_sweep
     from ..measuring import statistics
-    from .console import print_json, progress_bar, say
 
     read = read_suite(suite)
     known = read.measures()

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..fusion.errors import ModelError
+from ..fusion.progress import Progress
 from .fetch import FetchError
-
-Progress = Callable[[int, int, str], None]
 
 
 class Narrator(Protocol):
@@ -130,21 +128,6 @@ def _tiny(cache: Path, *, steps: int | None, minutes: float | None, seed: int, n
         compute=torch.float32,
         tiny=True,
     )
-
-
-def refuse_device(device: str) -> None:
-    """Refuse a device that torch cannot use.
-
-    Raises:
-        ModelError: torch says no; its first line is in the message.
-    """
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise ModelError(f"torch cannot use the device `{device}`: {reason}") from error
 
 
 def counter(progress: Progress, total: int, item: str) -> Callable[[], None]:

@@ -17,7 +17,7 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import CheckpointError, MismatchError, NonFiniteError
 from ..names import align
 from ..plan.step import Selection
-from ..run.loop import Progress
+from ..progress import Progress, silent
 from .combine import AdapterReport, LayerReport, check_rank
 from .layers import Layer, layers_of, refuse_tied
 from .modules import Factors, Module
@@ -72,7 +72,7 @@ def extract_adapter(
     selection: Selection | None = None,
     rest: Rest = "save",
     overwrite: bool = False,
-    progress: Progress = lambda _done, _total, _name: None,
+    progress: Progress = silent,
 ) -> AdapterReport:
     """Write the adapter of a fine-tune.
 

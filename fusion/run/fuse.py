@@ -23,11 +23,12 @@ from ..device import torch_device
 from ..errors import MethodError, OutputError
 from ..methods import Method
 from ..plan.plan import Plan, Policies, Selection, Side, make_plan
+from ..progress import Progress, silent
 from ..record.card import model_card
 from ..record.input_digests import InputDigests
 from ..record.manifest import DIGESTS, FileRecord, Manifest, installed_version, make_manifest
 from .backend import Backend, pick_backend
-from .loop import Progress, run
+from .loop import run
 from .protector import HELD, Protector
 from .staged import run_as_measured
 from .task import Context
@@ -223,7 +224,7 @@ def execute(
     provenance: Mapping[str, Any] | None = None,
     command: str | None = None,
     overwrite: bool = False,
-    progress: Progress = lambda _done, _total, _name: None,
+    progress: Progress = silent,
     backend: Backend | None = None,
 ) -> Manifest:
     """Run a prepared fuse and return its manifest.

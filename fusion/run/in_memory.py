@@ -21,9 +21,10 @@ from ..dtypes import DTYPES
 from ..methods import Method
 from ..plan.plan import Plan
 from ..plan.step import Step
+from ..progress import Progress, silent
 from ..record.records import TensorRecord
 from .backend import Backend
-from .loop import Progress, run
+from .loop import run
 from .protector import Protector
 from .task import Context
 
@@ -120,7 +121,7 @@ def fuse_in_memory(
     backend: Backend,
     keep_nonfinite: bool = False,
     protector: Protector | None = None,
-    progress: Progress = lambda _done, _total, _name: None,
+    progress: Progress = silent,
 ) -> FusedTensors:
     """Return every output tensor of a plan.
 

@@ -12,13 +12,12 @@ from typing import Any, final
 from ..methods import Method
 from ..names import block_of
 from ..plan.plan import Step
+from ..progress import Progress
 from ..record.records import TensorRecord
 from .task import Context, TensorTask, stages
 
 BATCH = 1 << 18  # units smaller than this run whole in one task, several to a task
 TINY = 1 << 15  # units smaller than this are more Python than arithmetic: threads would fight for the interpreter
-Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, tensor
-
 Unit = list[TensorTask]
 
 
