@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..fusion.progress import Progress
+from ..fusion.progress import Progress, silent
 from .fetch import FetchError
 
 
@@ -31,7 +31,7 @@ class Silence:
     def stage(self, title: str, *, unit: str = "steps") -> AbstractContextManager[Progress]:
         """Begin a stage in silence."""
         del title, unit
-        return nullcontext(lambda _done, _total, _item: None)
+        return nullcontext(silent)
 
     def note(self, text: str) -> None:
         """Say nothing."""

@@ -22,3 +22,10 @@ def torch_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise DeviceError(f"the device `{name}` cannot be used: {first_line(error)}") from error
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Return where float64 is computed for this device: there, or on the CPU where the device has no float64."""
+    import torch
+
+    return torch.device("cpu") if device.type == "mps" else device

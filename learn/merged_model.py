@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..fusion.checkpoint import Checkpoint
+from ..fusion.checkpoint import Source
 from ..fusion.checkpoint.adapter.module_names import ModelNames, ParameterPart
 from ..fusion.errors import ModelError
 from ..live.model import load_model
@@ -30,21 +30,21 @@ class MergedModel:
         gradient: ∂L/∂α, summed over the backwards since `start_gradient`, shape (num_adapters,).
     """
 
-    def __init__(self, base: Checkpoint, rule: Rule, *, device: str = "cpu") -> None:
+    def __init__(self, base: Source, rule: Rule, *, device: str = "cpu") -> None:
         self.base = base
         self.rule = rule
         loaded = load_model(base, device=device, dtype=torch.float32, may_stream=False)
         self.model = loaded.model.requires_grad_(False)
         self._device = loaded.device
         self._places = _places(base, dict(self.model.named_parameters(remove_duplicate=False)))
-        self._adapters: Sequence[Checkpoint] = ()
+        self._adapters: Sequence[Source] = ()
         self._hooks: list[Any] = []
         self._cached: dict[str, list[Tensor]] = {}
         self._caches = False
         self.names: tuple[str, ...] = ()
         self.gradient = torch.zeros(0, dtype=torch.float64)
 
-    def use(self, adapters: Sequence[Checkpoint]) -> None:
+    def use(self, adapters: Sequence[Source]) -> None:
         """Take these adapters from now on.
 
         Raises:
@@ -52,7 +52,7 @@ class MergedModel:
         """
         self.close()
         self._adapters = tuple(adapters)
-        changed = {name for adapter in adapters for name, info in adapter.tensors.items() if info.derived}
+        changed = frozenset[str]().union(*(adapter.changed or () for adapter in adapters))
         self.names = tuple(name for name in self.base.tensors if name in changed)
         unknown = sorted(changed - set(self._places))
         if unknown:
@@ -94,7 +94,7 @@ class MergedModel:
     def set(self, alpha: Sequence[float]) -> None:
         """Write `W_pre + Σ α_k·P_k` into the model."""
         for name in self.names:
-            before = self.base.raw(name).astype(np.float32).reshape(self.base.tensors[name].shape)
+            before = self.base.read(name).astype(np.float32).reshape(self.base.tensors[name].shape)
             value = torch.from_numpy(before).to(self._device)
             if any(alpha):
                 for weight, part in zip(alpha, self.parts(name), strict=True):
@@ -125,7 +125,7 @@ class MergedModel:
         return meet
 
 
-def _places(base: Checkpoint, parameters: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ParameterPart]]:
+def _places(base: Source, parameters: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ParameterPart]]:
     """Return where each tensor of the checkpoint lies in the model."""
     found = {name: (parameters[name], ParameterPart(tensor=name)) for name in base.tensors if name in parameters}
     if len(found) < len(base.tensors):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..fusion.checkpoint import Checkpoint
+from ..fusion.checkpoint import Source
 from ..fusion.errors import DataError, MethodError
 from ..fusion.progress import Progress, silent
 from .buffer import IGNORED, LabelledBatch, LabelledSample, batches
@@ -84,7 +84,7 @@ def predictions(model: Any, batch: LabelledBatch) -> tuple[Tensor, Tensor, Tenso
 
 def learn(
     merged: MergedModel,
-    adapters: Sequence[Checkpoint],
+    adapters: Sequence[Source],
     samples: Sequence[LabelledSample],
     learning: Learning,
     *,

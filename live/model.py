@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import torch
 
-from ..fusion.checkpoint import Checkpoint, open_checkpoint
+from ..fusion.checkpoint import Source, open_checkpoint
 from ..fusion.errors import DataError, ModelError, first_line
 from .devices import compute_dtype, pick_device
 from .skeleton import build
@@ -97,7 +97,7 @@ class LiveModel:
 
 
 def load_model(
-    source: Checkpoint | Path,
+    source: Source | Path,
     *,
     device: str = "auto",
     dtype: str | torch.dtype = "auto",
@@ -119,7 +119,7 @@ def load_model(
         ModelError: transformers cannot load it, or the weights are not the model's.
         DeviceError: The device is not there.
     """
-    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
+    checkpoint = source if isinstance(source, Source) else open_checkpoint(source)
     where = pick_device(device)
     kind = compute_dtype(dtype, checkpoint, where) if isinstance(dtype, str) else dtype
     # Built first without weights: it costs little, and refuses what `from_pretrained` would fill with random values.
@@ -140,7 +140,7 @@ def load_model(
         offload = tempfile.TemporaryDirectory(prefix="sculpt-offload-")
         limits = {"cpu" if where.type == "cpu" else (where.index or 0): room}
         options |= {"device_map": "auto", "max_memory": limits, "offload_folder": offload.name}
-    if checkpoint.adapter is not None or checkpoint.folder is None:
+    if checkpoint.base is not None or checkpoint.folder is None:
         if offload is not None:
             raise ModelError(
                 f"`{checkpoint.path}` takes {needed} bytes of the {room} that are free, and can only be run whole",
@@ -158,7 +158,7 @@ def load_model(
     )
 
 
-def _given(checkpoint: Checkpoint, folder: Path, trust_remote_code: bool) -> dict[str, Any]:
+def _given(checkpoint: Source, folder: Path, trust_remote_code: bool) -> dict[str, Any]:
     """Return the arguments that hand the weights over, where they are not those that the folder holds."""
     from transformers import AutoConfig, GenerationConfig
 
@@ -171,13 +171,13 @@ def _given(checkpoint: Checkpoint, folder: Path, trust_remote_code: bool) -> dic
     return found
 
 
-def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+def read_tensor(checkpoint: Source, name: str) -> torch.Tensor:
     """Return a copy of a tensor on the CPU, in its stored dtype."""
     info = checkpoint.tensors[name]
-    tensor = torch.empty(info.shape, dtype=getattr(torch, info.stored.torch))
+    tensor = torch.empty(info.shape, dtype=getattr(torch, info.kind.torch))
     if tensor.numel():
         flat = tensor.reshape(-1).view(torch.uint8).numpy()
-        flat[:] = checkpoint.raw(name).view(np.uint8)
+        flat[:] = checkpoint.read(name).view(np.uint8)
         checkpoint.release(name)
     return tensor
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..fusion.checkpoint import Checkpoint
+from ..fusion.checkpoint import Source
 from ..fusion.checkpoint.loading_rules import Converted, LoadingRules
 from ..fusion.errors import ModelError
 from .conversions import Conversion, Values, collapse, pull_back
@@ -108,14 +108,14 @@ class NameMap:
     unexpected: frozenset[str]
 
 
-def _stored_on_meta(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+def _stored_on_meta(checkpoint: Source, name: str) -> torch.Tensor:
     import torch
 
     info = checkpoint.tensors[name]
-    return torch.empty(info.shape, dtype=getattr(torch, info.stored.torch), device="meta")
+    return torch.empty(info.shape, dtype=getattr(torch, info.kind.torch), device="meta")
 
 
-def map_names(model: Any, checkpoint: Checkpoint) -> NameMap:
+def map_names(model: Any, checkpoint: Source) -> NameMap:
     """Return how the checkpoint's tensors make the parameters of a model that is on the meta device, not yet tied.
 
     Raises:
@@ -133,7 +133,7 @@ def map_names(model: Any, checkpoint: Checkpoint) -> NameMap:
     )
 
 
-def _converted(model: Any, checkpoint: Checkpoint, converted: Converted) -> Assembly:
+def _converted(model: Any, checkpoint: Source, converted: Converted) -> Assembly:
     """Return the assembly of a converter, by running it on tensors without data."""
     converter, first, sources = converted.converter, converted.first, converted.sources
     values: dict[str, list[torch.Tensor]] = {
@@ -173,7 +173,7 @@ def _converted(model: Any, checkpoint: Checkpoint, converted: Converted) -> Asse
     )
 
 
-def _check_shapes(model: Any, checkpoint: Checkpoint, assembly: Assembly, state: Mapping[str, torch.Tensor]) -> None:
+def _check_shapes(model: Any, checkpoint: Source, assembly: Assembly, state: Mapping[str, torch.Tensor]) -> None:
     shapes = (
         {key: made[0] for key, made in assembly.steps[-1].after.items()}
         if assembly.steps

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..fusion.checkpoint import Checkpoint
+from ..fusion.checkpoint import Source
 from ..fusion.checkpoint.loading_rules import named_class
 from ..fusion.errors import ModelError, SculptError, first_line
 from . import privates
@@ -87,7 +87,7 @@ def _remote_class(folder: Path, config: Any, auto_class: str | None) -> Any:
 
 
 def build(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     *,
     auto_class: str | None,
     dtype: torch.dtype,

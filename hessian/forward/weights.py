@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ...fusion.checkpoint import Checkpoint
+from ...fusion.checkpoint import Source
 from ...fusion.errors import ModelError
 from ...live.model import read_tensor
 from ...live.names import Assembly
@@ -51,7 +51,7 @@ class Weights:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Source,
         skeleton: Skeleton,
         units: Iterable[Unit],
         recorder: Recorder,
@@ -179,7 +179,7 @@ class Weights:
             if slot.pinned or not slot.loaded:
                 continue
             if slot.users > 0:
-                stored = self.checkpoint.tensors[slot.assembly.source_names[0]].stored.torch
+                stored = self.checkpoint.tensors[slot.assembly.source_names[0]].kind.torch
                 self._kept[slot.names[0]] = slot.tensor.data.to("cpu", getattr(torch, stored))
             slot.tensor.data = slot.stand_in
             slot.loaded = False

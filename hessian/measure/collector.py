@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...fusion.arithmetic.curvature import Curvature
-from ...fusion.checkpoint import Checkpoint
+from ...fusion.checkpoint import Source
 from ...fusion.errors import CurvatureError
 from ...live.conversions import num_rows
 from ...live.names import Assembly
@@ -33,7 +33,7 @@ class Collector:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Source,
         skeleton: Skeleton,
         statistics: Mapping[str, ParameterStatistics],
         wanted: frozenset[str],
@@ -58,7 +58,7 @@ class Collector:
         return sorted(found)
 
     def _equal(self, first: str, second: str) -> bool:
-        ours, theirs = self.checkpoint.raw(first), self.checkpoint.raw(second)
+        ours, theirs = self.checkpoint.read(first), self.checkpoint.read(second)
         return np.array_equal(ours.view(np.uint8), theirs.view(np.uint8))
 
     def settled(self, open_parameters: Collection[str] | None, *, once: bool = False) -> dict[str, Curvature]:
@@ -129,7 +129,7 @@ class Collector:
         ops = sorted({op for entry in own for op in entry.ops})
         if not targets:
             return f"no part of `{type(self.model).__name__}`"
-        if not self.checkpoint.tensors[name].stored.fusible:
+        if not self.checkpoint.tensors[name].kind.fusible:
             return "not a float tensor"
         if not parameters.intersection(targets):
             return "a buffer, not a parameter"
