@@ -48,14 +48,14 @@ if TYPE_CHECKING:
     from .fusion.record.manifest import Manifest
     from .fusion.record.verify import verify
     from .fusion.run.apply import apply
+    from .fusion.run.calibration import Calibration
     from .fusion.run.diff import diff
-    from .fusion.run.fuse import Settings
+    from .fusion.run.settings import Settings
     from .hessian import calibrate
     from .hessian.store.diagonal import DiagonalHessian
-    from .measuring import Calibration
 
 _PLACES = {  # of public names that are no methods
-    "Calibration": ".measuring",
+    "Calibration": ".fusion.run.calibration",
     "Checkpoint": ".fusion.checkpoint",
     "Curvature": ".fusion.arithmetic.curvature",
     "DiagonalHessian": ".hessian.store.diagonal",
@@ -64,7 +64,7 @@ _PLACES = {  # of public names that are no methods
     "Protection": ".fusion.arithmetic.two_sided",
     "SculptError": ".fusion.errors",
     "Selection": ".fusion.plan.plan",
-    "Settings": ".fusion.run.fuse",
+    "Settings": ".fusion.run.settings",
     "apply": ".fusion.run.apply",
     "calibrate": ".hessian",
     "combine_adapters": ".fusion.lora.combine",

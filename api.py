@@ -11,8 +11,10 @@ from .fusion.errors import MethodError
 from .fusion.methods import AdaDare, Method
 from .fusion.progress import Progress, silent
 from .fusion.record.manifest import Manifest
-from .fusion.run.fuse import Prepared, Settings, execute, prepare
-from .measuring import Calibration, Given, PathLike, statistics
+from .fusion.run.calibration import Calibration, Given, PathLike
+from .fusion.run.fuse import Prepared, execute, prepare
+from .fusion.run.settings import Settings
+from .measuring import statistics
 
 # AdaDARE-γ's own options where the base is protected: what is to be held back is held back by the curvature.
 PROTECTED = AdaDare(gamma=1.0, sparsity=0.0)

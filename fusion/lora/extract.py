@@ -18,7 +18,7 @@ from ..arithmetic.matrices import Matrices
 from ..arithmetic.passes import Finding, Reduction
 from ..arithmetic.random import tensor_key
 from ..checkpoint import Source, TensorInfo, open_checkpoint
-from ..errors import CheckpointError, MismatchError, NonFiniteError
+from ..errors import CheckpointError, MismatchError, NonFiniteError, Way
 from ..methods import Method
 from ..methods.method import Region
 from ..names import align
@@ -186,7 +186,8 @@ def _pairs(base: Source, tuned: Source, selection: Selection) -> list[tuple[Tens
                 name,
                 f"`{name}` is {list(info.shape)} in the base and {list(tuned.tensors[matched[name]].shape)} "
                 f"in `{tuned.path}`",
-                hint="an adapter cannot change a shape; `--exclude` leaves the tensor out",
+                hint="an adapter cannot change a shape",
+                ways=[Way(option="exclude", value=name, effect="leaves the tensor out")],
             )
         pairs.append((info, tuned.tensors[matched[name]]))
     for name in tuned.tensors:
@@ -237,7 +238,10 @@ def _save(
         if not module or module in names:
             raise CheckpointError(
                 f"fine-tuning changed `{info.name}`, which no adapter can hold",
-                hint=f"`--exclude {info.name}` or `--others drop` leaves its change out",
+                ways=[
+                    Way(option="exclude", value=info.name, effect="leaves its change out"),
+                    Way(option="others", value="drop", effect="leaves out all such"),
+                ],
             )
         saved.add(module)
         stem, tuned_stem = info.name.rpartition(".")[0], other.name.rpartition(".")[0]

@@ -135,5 +135,5 @@ def _refuse_dora(path: Path, tensor: str, patch: Patch) -> None:
     if patch.magnitude is not None:
         raise CheckpointError(
             f"`{path}` is a DoRA adapter (`{tensor}` has magnitudes), which is no product of two factors",
-            hint="merge it into the base, without `--as-adapter`",
+            hint="merge it into the base, not into an adapter",
         )

@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from ..checkpoint.adapter.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..checkpoint.output.claim import Claim
-from ..errors import OutputError, os_error
+from ..errors import REPLACED, OutputError, os_error
 from .modules import Factors, Module
 
 RECORD = "sculpt-adapter.json"  # how it was made; only a folder that holds it is ever replaced
@@ -29,9 +29,9 @@ def refuse_folder(output: Path, inputs: Sequence[Path], *, overwrite: bool) -> N
     if not output.exists():
         return
     if not overwrite:
-        raise OutputError(f"`{output}` exists", hint="`--overwrite` replaces it, `-o` names another output")
+        raise OutputError(f"`{output}` exists", ways=REPLACED)
     if not (output / RECORD).is_file():
-        raise OutputError(f"`{output}` is no adapter that sculpt wrote, so `--overwrite` does not replace it")
+        raise OutputError(f"`{output}` is no adapter that sculpt wrote, so it is not replaced")
 
 
 def tensors_of(module: Module, factors: Factors) -> dict[str, np.ndarray]:

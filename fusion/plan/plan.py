@@ -76,14 +76,16 @@ def make_plan(
             steps.append(step)
         notes += _left_out(match, models, step)
     notes += [
-        f"`--{option} {pattern}` matches no tensor"
+        f"{option} `{pattern}` matches no tensor"
         for option, patterns in (("include", request.selection.include), ("exclude", request.selection.exclude))
         for pattern in patterns
         if not any(selects([pattern], match.key) for match in matching.matches)
     ]
     if not any(step.action == "fuse" or step.why in (ALONE, KEPT) for step in steps):
         raise MethodError(
-            "no tensor is selected for fusing", hint="`sculpt inspect` lists the names that --include takes"
+            "no tensor is selected for fusing",
+            hint="`sculpt inspect` lists the names that `include` takes",
+            options=["include"],
         )
     methods = [step.method for step in steps if step.method is not None] or [method_of(matching.matches[0])]
     if all(method == methods[0] for method in methods):

@@ -16,7 +16,8 @@ from ..errors import CheckpointError, MethodError
 from ..methods import Method
 from ..plan.matching import Match
 from ..plan.plan import make_plan
-from ..run.fuse import Prepared, Settings, prepare_plan
+from ..run.fuse import Prepared, prepare_plan
+from ..run.settings import Settings
 from .layers import fraction_through, stacks, with_layers
 from .recipe import ModelEntry, ModelName, Recipe
 from .slices import match_slices

@@ -19,7 +19,7 @@ from typing import Any, final
 import numpy as np
 import xxhash
 
-from ...errors import OutputError, os_error
+from ...errors import REPLACED, OutputError, os_error
 from ..companions import OWN_MARK
 from .buffers import Buffer, Buffers
 from .claim import Claim
@@ -44,11 +44,11 @@ def refuse_output(output: Path, inputs: Iterable[Path], *, overwrite: bool) -> N
         if here in source.parents:
             raise OutputError(f"the output `{output}` contains the input `{path}`")
     if output.exists() and not overwrite:
-        raise OutputError(f"`{output}` exists", hint="`--overwrite` replaces it, `-o` names another output")
+        raise OutputError(f"`{output}` exists", ways=REPLACED)
     if output.exists() and not output.is_dir():
         raise OutputError(f"`{output}` is a file, not a folder")
     if output.is_dir() and any(output.iterdir()) and not (output / OWN_MARK).is_file():
-        raise OutputError(f"`{output}` was not written by sculpt, so `--overwrite` does not replace it")
+        raise OutputError(f"`{output}` was not written by sculpt, so it is not replaced")
 
 
 @final

@@ -18,7 +18,8 @@ from sculpt.fusion.errors import CheckpointError, MethodError, MismatchError, Sc
 from sculpt.fusion.methods import Ties
 from sculpt.fusion.recipe.prepare import prepare_recipe
 from sculpt.fusion.recipe.read import read_recipe
-from sculpt.fusion.run.fuse import Prepared, Settings, execute
+from sculpt.fusion.run.fuse import Prepared, execute
+from sculpt.fusion.run.settings import Settings
 
 Make = Callable[..., Path]
 Read = Callable[[Path], dict[str, np.ndarray]]

@@ -28,7 +28,8 @@ from sculpt.fusion.run.backend import (
     TorchBackend,
     pick_backend,
 )
-from sculpt.fusion.run.fuse import Settings, execute, prepare
+from sculpt.fusion.run.fuse import execute, prepare
+from sculpt.fusion.run.settings import Settings
 
 METHODS = [
     AdaDare(sparsity=0.7),
