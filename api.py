@@ -10,17 +10,12 @@ from .fusion.arithmetic.two_sided import Protection
 from .fusion.checkpoint import find_model
 from .fusion.errors import MethodError
 from .fusion.methods import AdaDare, Method
+from .fusion.progress import Progress, silent
 from .fusion.record.manifest import Manifest
 from .fusion.run.calibration import Calibration, Given, PathLike
 from .fusion.run.fuse import Prepared, execute, prepare
-from .fusion.run.loop import Progress
 from .fusion.run.settings import Settings
 from .measuring import statistics
-
-
-def quiet(_done: int, _total: int, _what: str) -> None:
-    """Report progress to nobody."""
-
 
 # AdaDARE-γ's own options where the base is protected: what is to be held back is held back by the curvature.
 PROTECTED = AdaDare(gamma=1.0, sparsity=0.0)
@@ -69,7 +64,7 @@ def fuse(
     calibration: Calibration | bool = True,
     settings: Settings | None = None,
     overwrite: bool = False,
-    progress: Progress = quiet,
+    progress: Progress = silent,
 ) -> Manifest:
     """Fuse a base and its fine-tune into a new checkpoint; return what was done.
 

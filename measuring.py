@@ -13,10 +13,10 @@ from .fusion.arithmetic.curvature import Curvature, Curvatures
 from .fusion.arithmetic.two_sided import counted_together
 from .fusion.checkpoint import ModelRef, Source
 from .fusion.errors import CurvatureError, MethodError
+from .fusion.progress import Progress, silent
 from .fusion.run.calibration import Calibration, SampleRun
 from .fusion.run.diff import changed_outputs
 from .fusion.run.fuse import Prepared
-from .fusion.run.loop import Progress
 
 if TYPE_CHECKING:
     from .hessian.session import Session
@@ -78,9 +78,7 @@ class Measured:
 
 
 @contextmanager
-def statistics(
-    prepared: Prepared, calibration: Calibration, *, progress: Progress = lambda _done, _total, _what: None
-) -> Iterator[Statistics]:
+def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progress = silent) -> Iterator[Statistics]:
     """Give the curvature that a prepared fuse is to use: of the tuned models, and of the base where it is protected.
 
     Raises:
@@ -154,8 +152,8 @@ def _measured(model: MeasuredModel, calibration: Calibration, progress: Progress
 
     def blocks() -> Iterator[Mapping[str, Curvature]]:
         for block in session.blocks():
-            seen.update(dict.fromkeys(block.curvatures))
-            yield block.curvatures
+            seen.update(dict.fromkeys(block))
+            yield block
 
     return Measured(
         curvature=blocks(),

@@ -36,13 +36,14 @@ from sculpt.api import Calibration
 from sculpt.demo.brown import BROWN, tagging_task
 from sculpt.demo.fetch import default_cache, fetch
 from sculpt.demo.models import smollm2
-from sculpt.demo.score import load_model, score_model
+from sculpt.demo.score import score_model
 from sculpt.demo.task import Example, Row, encode_example, encode_prose
 from sculpt.fusion.lora.density import adapter_density
 from sculpt.fusion.lora.prune import prune_adapter
 from sculpt.fusion.methods import Dare
 from sculpt.fusion.methods.tailor import Tailor
 from sculpt.fusion.run.settings import Settings
+from sculpt.live.model import load_model
 from sculpt.training import Method, Schedule, train_adapter
 
 TRAINED = ("lora", "l2", "lorasculpt")
@@ -81,7 +82,7 @@ class Experiment:
         self.data = write_data(short(task.train, args.words), folder / "train.jsonl")
         self.test: list[Row] = [encode_example(one, tokenizer) for one in short(part, args.words)[: args.test]]
         self.prose = [encode_prose(text, tokenizer, args.prose_tokens) for text in task.prose[: args.prose]]
-        self.model = load_model(self.base, dtype=torch.float32, device="cpu")
+        self.model = load_model(self.base, dtype=torch.float32, device="cpu").model
 
     def score(self, model: Any) -> dict[str, float]:
         found = score_model(model, self.test, self.prose)
@@ -139,7 +140,7 @@ class Experiment:
                     settings=Settings(seed=seed, dtype="float32", device="cpu"),
                 )
                 del manifest
-                model = load_model(Path(output) / "fused", dtype=torch.float32, device="cpu")
+                model = load_model(Path(output) / "fused", dtype=torch.float32, device="cpu").model
                 yield name, {**self.score(model), "density": self.args.density}
 
 

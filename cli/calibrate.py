@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..hessian.calibration import CalibrationOptions
+from ..hessian.options import CalibrationOptions
 from .flags import Group, with_options
 from .options import SIZE, AsJson
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from ..fusion.errors import SculptError, Way
-    from ..fusion.run.loop import Progress as Report
+    from ..fusion.progress import Progress as Report
 
 WIDTH_WITHOUT_TERMINAL = 140  # of tables in a log file
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else WIDTH_WITHOUT_TERMINAL)
@@ -77,6 +78,16 @@ def table(title: str, columns: list[str], rows: list[list[str]], *, note: str | 
     for row in rows:
         view.add_row(*map(Text, row))
     console.print(view)
+
+
+def quiet_libraries() -> None:
+    """Set what must be set before torch and transformers are imported: no hub, no bars, no warnings of theirs."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from .options import AsJson
 
 if TYPE_CHECKING:
     from ..demo.result import DemoResult, Mean
-    from ..fusion.run.loop import Progress
+    from ..fusion.progress import Progress
 
 HELP = """Fetch a small real model, fine-tune it until it forgets, fuse it in five ways, and score them all.
 
@@ -156,12 +156,10 @@ def _quiet_libraries() -> None:
     """Set what must be set before torch and transformers are imported: no hub, no bars, idle threads asleep."""
     import os
 
+    from .console import quiet_libraries
+
     # Threads that spin while they wait take the cores from those that work, on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet_libraries()

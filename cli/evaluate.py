@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -127,9 +126,10 @@ def gate_command(
 
 def scored(model: Path, suite: Path | Suite, scoring: ScoringOptions) -> SuiteScores:
     """Return a model's scores, with a bar while they are taken."""
+    from .console import progress_bar, quiet_libraries
+
     quiet_libraries()
     from ..evaluate.evaluate import evaluate
-    from .console import progress_bar
 
     with progress_bar(f"scoring {model}", unit="tasks") as report:
         return evaluate(model, suite, **scoring.arguments(), progress=report)
@@ -154,16 +154,6 @@ def show_scores(title: str, scores: SuiteScores) -> None:
         )
     else:
         say("Avg and H-score need tasks on both sides, `pretrained:` and `target:`")
-
-
-def quiet_libraries() -> None:
-    """Set what must be set before torch and transformers are imported: no hub, no bars."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def register(app: typer.Typer) -> None:

@@ -49,15 +49,11 @@ def train_command(
 
         sculpt lora-train base/ --data train.jsonl -o plain/ --method lora
     """
-    from transformers.utils import logging
-
     from ..hessian.parallel import join
     from ..training.train import train_adapter
-    from .console import print_json, progress_bar
+    from .console import print_json, progress_bar, quiet_libraries
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
+    quiet_libraries()
     with progress_bar("training", unit="steps") as report:
         trained = train_adapter(
             base,

@@ -13,7 +13,7 @@ from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.plan.step import Policies, Selection
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
-from .evaluate import ScoringOptions, SuiteFile, quiet_libraries
+from .evaluate import ScoringOptions, SuiteFile
 from .flags import Group, given_flags, with_options
 from .fuse import command_line
 from .options import (
@@ -117,6 +117,8 @@ def sweep(
     settings: Settings,
 ) -> None:
     """Run a sweep, show it, and write what was asked for."""
+    from .console import print_json, progress_bar, quiet_libraries, say
+
     quiet_libraries()
     from ..api import prepare_fuse
     from ..evaluate.choice import Pick
@@ -126,7 +128,6 @@ def sweep(
     from ..evaluate.sweep import Grid, run_sweep
     from ..fusion.checkpoint import find_model
     from ..measuring import statistics
-    from .console import print_json, progress_bar, say
 
     read = read_suite(suite)
     known = read.measures()

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..fusion.errors import OutputError
 from .result import DemoResult, DemoRow
-from .setup import Narrator, Setup, Silence, counter, make_setup, refuse_device
+from .setup import Narrator, Setup, Silence, counter, make_setup
 
 RESULT = "sculpt-demo.json"
 SAMPLES = 128
@@ -47,7 +47,9 @@ def run_demo(
     """
     narrator = narrator or Silence()
     _refuse_foreign(out)
-    refuse_device(device)
+    from ..live.devices import pick_device
+
+    pick_device(device)  # refused before anything is fetched
     clock = _Clock()
     setup = make_setup(cache, tiny=tiny, steps=steps, minutes=minutes, seed=seed, device=device, narrator=narrator)
     clock.lap("set-up")
@@ -163,15 +165,15 @@ class _Story:
 
         import torch
 
+        from ..live.model import load_model
         from .models import new_folder, save_checkpoint
-        from .score import load_model
         from .task import encode_example
         from .train import fine_tune
 
         training = self.setup.training
         rows = [encode_example(example, self.tokenizer) for example in self.setup.task.train]
         torch.manual_seed(self.seed)
-        model = load_model(self.setup.base, dtype=torch.float32, device=self.device)
+        model = load_model(self.setup.base, dtype=torch.float32, device=self.device, may_stream=False).model
         with self.narrator.stage(f"fine-tuning on {self.setup.task.name}") as progress:
             report = fine_tune(
                 model,
@@ -193,10 +195,11 @@ class _Story:
 
     def score(self, name: str, path: Path) -> None:
         """Load a checkpoint as any user would, score it, and keep the row."""
-        from .score import load_model, num_score_batches, score_model
+        from ..live.model import load_model
+        from .score import num_score_batches, score_model
 
         with self.narrator.stage(f"scoring: {name}") as progress:
-            model = load_model(path, dtype=self.setup.compute, device=self.device)
+            model = load_model(path, dtype=self.setup.compute, device=self.device).model
             total = num_score_batches(self.test, self.prose)
             score = score_model(model, self.test, self.prose, advance=counter(progress, total, "batch"))
         self.rows.append(

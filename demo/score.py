@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..evaluate.scores import average, h_score
-from ..fusion.errors import ModelError
 from .task import Row, batches
 from .train import answer_logits
 
@@ -41,21 +39,6 @@ class Score:
     def h_score(self) -> float:
         """Harmonic mean of `general` and `target`."""
         return h_score([self.general], [self.target])
-
-
-def load_model(checkpoint: Path, *, dtype: torch.dtype, device: str) -> Any:
-    """Return the checkpoint as transformers loads it, for causal language modelling.
-
-    Raises:
-        ModelError: transformers refuses it.
-    """
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"transformers cannot load `{checkpoint}`: {error}") from error
-    return model.to(device).eval()
 
 
 def score_model(

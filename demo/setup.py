@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..fusion.errors import ModelError
+from ..fusion.progress import Progress, silent
 from .fetch import FetchError
-
-Progress = Callable[[int, int, str], None]
 
 
 class Narrator(Protocol):
@@ -33,7 +31,7 @@ class Silence:
     def stage(self, title: str, *, unit: str = "steps") -> AbstractContextManager[Progress]:
         """Begin a stage in silence."""
         del title, unit
-        return nullcontext(lambda _done, _total, _item: None)
+        return nullcontext(silent)
 
     def note(self, text: str) -> None:
         """Say nothing."""
@@ -130,21 +128,6 @@ def _tiny(cache: Path, *, steps: int | None, minutes: float | None, seed: int, n
         compute=torch.float32,
         tiny=True,
     )
-
-
-def refuse_device(device: str) -> None:
-    """Refuse a device that torch cannot use.
-
-    Raises:
-        ModelError: torch says no; its first line is in the message.
-    """
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise ModelError(f"torch cannot use the device `{device}`: {reason}") from error
 
 
 def counter(progress: Progress, total: int, item: str) -> Callable[[], None]:

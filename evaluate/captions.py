@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ..fusion.errors import DataError, ModelError
+from ..live.model import LiveModel
 from .generation import cut_at, generate
-from .live_model import LiveModel
 from .prompting import Prompting
 from .rows import Row
 from .suite import Caption

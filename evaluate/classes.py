@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..fusion.errors import DataError
-from .live_model import LiveModel
+from ..live.model import LiveModel
 from .rows import Row
 
 

@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .live_model import LiveModel, load_model
+from ..fusion.progress import Progress, silent
+from ..live.model import LiveModel, load_model
 from .rows import TaskRows
 from .scores import average, h_score, source_target_average
 from .suite import Harness, Side, Suite, read_suite
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +78,7 @@ def evaluate(
     dtype: str = "auto",
     batch_size: int | None = None,
     memory_bytes: int | None = None,
-    progress: Progress = lambda _done, _total, _what: None,
+    progress: Progress = silent,
 ) -> SuiteScores:
     """Return the scores of a model, given as a checkpoint folder or as it runs.
 
@@ -102,7 +101,7 @@ def score_suite(
     suite: Suite,
     *,
     batch_size: int | None = None,
-    progress: Progress = lambda _done, _total, _what: None,
+    progress: Progress = silent,
 ) -> SuiteScores:
     """Return the scores of a live model; all files are opened before the first is scored."""
     from .harness import score_by_harness

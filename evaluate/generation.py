@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..fusion.errors import ModelError
+from ..live.model import LiveModel
 from .likelihood import pad
-from .live_model import LiveModel
 
 
 @torch.inference_mode()

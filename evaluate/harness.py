@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..fusion.errors import DataError, ModelError
-from .live_model import LiveModel
+from ..live.model import LiveModel
 from .scorers import Scored
 from .suite import Harness
 

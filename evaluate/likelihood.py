@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..fusion.errors import ModelError
-from .live_model import LiveModel
+from ..live.model import LiveModel
 
 LOGIT_BYTES = 1 << 29  # of the float32 logits of one batch, unless one row alone has more
 

@@ -19,15 +19,15 @@ from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.methods import Method
 from ..fusion.names import block_of
 from ..fusion.plan.plan import Plan, make_plan
+from ..fusion.progress import Progress, silent
 from ..fusion.record.manifest import Manifest
 from ..fusion.run.backend import Backend
 from ..fusion.run.fuse import Prepared, execute, prepare_plan
 from ..fusion.run.in_memory import FusedTensors, RememberingBackend, fuse_in_memory
-from ..fusion.run.loop import Progress
-from ..live.names import Recipe
+from ..live.model import LiveModel, load_model
+from ..live.names import Assembly
 from ..live.skeleton import build
 from ..measuring import Statistics
-from .live_model import LiveModel, load_model
 
 BlockStrengths = Mapping[str, float]  # block to γ
 
@@ -64,10 +64,10 @@ class LiveFuse:
         self._own_backend = backend or prepared.backend()
         self._protection: Protection | None = None
         self.backend = RememberingBackend(self._own_backend)
-        self.live: LiveModel = load_model(tuned.folder or tuned.path.parent, device=device, dtype=dtype)
-        self._recipes = self._find_recipes()
+        self.live: LiveModel = load_model(tuned, device=device, dtype=dtype)
+        self._assemblies = self._find_assemblies()
 
-    def _find_recipes(self) -> tuple[Recipe, ...]:
+    def _find_assemblies(self) -> tuple[Assembly, ...]:
         """Return how output tensors become parameters: those of the side whose configuration the output has."""
         skeleton = build(
             self.prepared.plan.config_from,
@@ -77,7 +77,7 @@ class LiveFuse:
             seed=0,
             trust_remote_code=False,
         )
-        return skeleton.names.recipes
+        return skeleton.names.assemblies
 
     def plan_of(self, method: Method, blocks: BlockStrengths | None = None) -> Plan:
         """Return the plan of a fuse by this method, with a γ for each block where that is given."""
@@ -128,7 +128,7 @@ class LiveFuse:
         provenance: Mapping[str, Any] | None,
         command: str | None = None,
         overwrite: bool = False,
-        progress: Progress = lambda _done, _total, _name: None,
+        progress: Progress = silent,
     ) -> Manifest:
         """Write the weights of a fuse as an ordinary fuse does; return its manifest.
 
@@ -154,9 +154,9 @@ class LiveFuse:
     def _place(self, tensors: Mapping[str, np.ndarray]) -> None:
         model: Any = self.live.model
         named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-        for recipe in self._recipes:
-            sources = {name: as_torch(tensors[name]) for name in recipe.source_names}
-            for target, value in recipe.make(sources).items():
+        for assembly in self._assemblies:
+            sources = {name: as_torch(tensors[name]) for name in assembly.source_names}
+            for target, value in assembly.make(sources).items():
                 if target in named:
                     named[target].copy_(value)
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..fusion.errors import DataError
+from ..live.model import LiveModel
 from .likelihood import Prompted
-from .live_model import LiveModel
 from .rows import Row
 
 

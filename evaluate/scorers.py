@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..fusion.errors import DataError, ModelError
+from ..live.model import LiveModel
 from .generation import generate
 from .likelihood import Prompted, likelihoods
-from .live_model import LiveModel
 from .prompting import Prompting
 from .rows import Row, TaskRows
 from .suite import Caption, Classification, ExactMatch, MultipleChoice, Perplexity

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.methods import AdaDare, Method, TaskArithmetic
+from ..fusion.progress import Progress, silent
 from .choice import Pick, golden_section, least_that_holds
 from .evaluate import score_suite
 from .live_fuse import LiveFuse
@@ -16,7 +17,6 @@ from .points import Point, Sweep
 from .strengths import Family
 from .suite import Suite
 
-Progress = Callable[[int, int, str], None]
 TOLERANCE = 0.02  # of the strength that `auto` finds
 DECADES = 2.0  # to either side of 1, where `auto` looks for the weight of a protection
 
@@ -67,7 +67,7 @@ def run_sweep(
     *,
     batch_size: int | None = None,
     tolerance: float = TOLERANCE,
-    progress: Progress = lambda _done, _total, _what: None,
+    progress: Progress = silent,
 ) -> Sweep:
     """Return the scores of every point of the grid, or of those at which the best strength was sought.
 

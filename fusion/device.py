@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .errors import DeviceError
+from .errors import DeviceError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +21,7 @@ def torch_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise DeviceError(f"the device `{name}` cannot be used: {reason}") from error
+        raise DeviceError(f"the device `{name}` cannot be used: {first_line(error)}") from error
 
 
 def float64_device(device: torch.device) -> torch.device:

@@ -134,6 +134,12 @@ class OutputError(SculptError):
     """The output exists, lies inside an input, or cannot be written."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return what a library's error says, without its further lines: torch and transformers write whole pages."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")
+
+
 def os_error(error: OSError, path: Path) -> OutputError:
     """Return the error of the file system as ours."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

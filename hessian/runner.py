@@ -9,13 +9,14 @@ from pathlib import Path
 
 from ..fusion.arithmetic.curvature import Curvature
 from ..fusion.checkpoint.output.claim import Claim
-from .calibration import CalibrationOptions, Progress
+from ..fusion.progress import Progress
 from .forward.journal import GRAMS, Journal
-from .forward.tape import LostError
 from .measure.statistics import ReturnError
+from .options import CalibrationOptions
 from .parallel import Processes, add_up, join, own_device, wait
 from .session import Session
 from .store.diagonal import DiagonalHessian
+from .store.gram_store import LostError
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def run(
     *,
     output: Path | None,
     resume: bool,
-    progress: Progress | None,
+    progress: Progress,
 ) -> DiagonalHessian:
     """Return the statistics of a whole calibration, and write them."""
     processes = join(options.device)
@@ -63,7 +64,7 @@ def _run(
     processes: Processes,
     *,
     resume: bool,
-    progress: Progress | None,
+    progress: Progress,
     in_store: bool = True,
 ) -> DiagonalHessian:
     if claim is not None and not resume:  # what a killed run left must not be taken for this one's
@@ -76,7 +77,7 @@ def _run(
             session.gram_file = claim.folder / GRAMS
         curvatures: dict[str, Curvature] = {}
         for block in session.blocks(may_return=True):
-            curvatures |= block.curvatures
+            curvatures |= block
         missing = session.collector.why_missing(curvatures)
         total, why_missing = add_up(curvatures, missing, processes, session.grams)
         hessian = DiagonalHessian(curvatures=total, provenance=provenance, why_missing=why_missing)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ..data.batching import Batch, make_batches, sizes_in
 from ..data.encoding import Encoder
@@ -19,11 +16,11 @@ from ..data.texts import num_positions
 from ..fusion.arithmetic.curvature import Curvature
 from ..fusion.checkpoint import Asked, open_checkpoint
 from ..fusion.errors import ModelError
+from ..fusion.progress import Progress, silent
 from ..fusion.run.diff import changed_tensors
 from ..live import skeleton
 from ..live.devices import activation_budget, compute_dtype, pick_device
 from ..live.units import Unit, find_units
-from .calibration import CalibrationOptions, Progress
 from .forward.activations import Activations
 from .forward.forward import Forward
 from .forward.journal import Journal
@@ -32,27 +29,13 @@ from .forward.tape import Tape
 from .forward.weights import Weights
 from .measure.collector import Collector
 from .measure.recorder import Recorder
+from .measure.rules import TABLE
 from .measure.statistics import ParameterStatistics, ReturnError
-from .store.diagonal import Provenance
+from .options import CalibrationOptions
 from .store.gram_store import GramStore
+from .store.provenance import Provenance
 
 PACKAGES = ("checkpoint-sculpt", "numpy", "torch", "transformers")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibratedBlock:
-    """What is whole once all batches have passed a block.
-
-    Attributes:
-        name: Of the module.
-        curvatures: Of tensors that nothing later adds to; each tensor comes once.
-        weights: Where they were asked to be kept: the same tensors, and those that turned out to have no statistics, as
-            the checkpoint stores them.
-    """
-
-    name: str
-    curvatures: Mapping[str, Curvature]
-    weights: Mapping[str, np.ndarray]
 
 
 def is_mixture(config: Any) -> bool:
@@ -77,20 +60,18 @@ class Session:
         checkpoint: Asked,
         options: CalibrationOptions,
         *,
-        progress: Progress | None = None,
+        progress: Progress = silent,
         share: tuple[int, int] = (0, 1),
-        keep_weights: bool = False,
         wanted: frozenset[str] | None = None,
     ) -> None:
         """Open model and data.
 
         Args:
             share: This process's place among all, and their number.
-            keep_weights: Hand the stored weights out with a block's statistics.
             wanted: Names of the tensors to measure; None is all of them, or those that `only_changed` finds.
         """
         self.options = options
-        self.progress = progress or _silent
+        self.progress = progress
         self.journal: Journal | None = None
         self.gram_file: Path | None = None
         self.grams: GramStore | None = None
@@ -111,7 +92,7 @@ class Session:
         )
         self.model = self.skeleton.model
         self._draw(share)
-        self._prepare(keep_weights)
+        self._prepare()
 
     def _draw(self, share: tuple[int, int]) -> None:
         options = self.options
@@ -126,13 +107,15 @@ class Session:
         self.samples = draw_samples(rows, encoder, count=options.samples, seed=options.seed)
         self.own_samples = self.samples[share[0] :: share[1]]
 
-    def _prepare(self, keep_weights: bool) -> None:
+    def _prepare(self) -> None:
         self.units = find_units(self.model)
-        self.recorder = Recorder()
+        self.recorder = Recorder(TABLE)
         self.activations = Activations(activation_budget(self.options.memory))
         self.activations.is_weight = self.recorder.is_watched
-        self.recorder.activations = self.activations
-        self._sources = {target: r.source_names for r in self.skeleton.names.recipes for target in r.targets}
+        self.recorder.made, self.recorder.restore = self.activations.made, self.activations.restore
+        self._sources = {
+            target: made.source_names for made in self.skeleton.names.assemblies for target in made.targets
+        }
         self.weights = Weights(
             self.checkpoint,
             self.skeleton,
@@ -140,9 +123,8 @@ class Session:
             self.recorder,
             device=self.device,
             statistics_of=self._statistics_of,
-            keep_stored=keep_weights,
         )
-        self.collector = Collector(self.checkpoint, self.skeleton, self.weights, self.wanted)
+        self.collector = Collector(self.checkpoint, self.skeleton, self.weights.statistics(), self.wanted)
 
     def __enter__(self) -> Session:
         return self
@@ -166,8 +148,8 @@ class Session:
         wants_gram = any(fnmatchcase(source, glob) for source in sources for glob in self.options.full)
         return ParameterStatistics(name, shape, wants_gram=wants_gram, last=self.recorder.last_product)
 
-    def blocks(self, *, may_return: bool = False) -> Iterator[CalibratedBlock]:
-        """Yield what is whole, unit by unit; what is used throughout, such as a tied embedding, comes last.
+    def blocks(self, *, may_return: bool = False) -> Iterator[dict[str, Curvature]]:
+        """Yield the curvature that is whole, unit by unit; of what is used throughout, such as a tied embedding, last.
 
         Args:
             may_return: Let a model come back to a unit whose statistics were yielded; the last block has them again.
@@ -184,17 +166,17 @@ class Session:
         total = len(self.units)
         self.progress(len(forward.passed), total, "calibrate")
         for unit in self._passed_units(forward, tapes, may_return=may_return):
-            block = self._block(unit.name, once=once)
+            block = self._block(once=once)
             if journal is not None:
                 journal.write(sorted(forward.passed), forward.tapes(), *self._settled(), self.grams)
             self.progress(min(len(forward.passed), total), total, unit.name)
-            if block is not None:
+            if block:
                 yield block
             if self._is_partial and not forward.comes_back() and self._has_all(forward):
                 break
-        block = self._block("", everything=True, once=once)
+        block = self._block(everything=True, once=once)
         self.progress(total, total, "calibrate")
-        if block is not None:
+        if block:
             yield block
 
     def _passed_units(self, forward: Forward, tapes: dict[int, Tape] | None, *, may_return: bool) -> Iterator[Unit]:
@@ -226,12 +208,9 @@ class Session:
         forward.passed.update(journal.passed)
         return journal.tapes(self.device)
 
-    def _block(self, name: str, *, everything: bool = False, once: bool) -> CalibratedBlock | None:
-        found, names = self.collector.settled(everything=everything, once=once)
-        if self.grams is not None:
-            found = self.grams.keep(found)
-        weights = self.weights.take_stored(names)
-        return CalibratedBlock(name=name, curvatures=found, weights=weights) if found or weights else None
+    def _block(self, *, everything: bool = False, once: bool) -> dict[str, Curvature]:
+        found = self.collector.settled(None if everything else self._open_parameters(), once=once)
+        return found if self.grams is None else self.grams.keep(found)
 
     def _check_not_returned(self, place: str) -> None:
         name = self.collector.returned_to()
@@ -241,9 +220,13 @@ class Session:
                 hint="calibrate first, then fuse with `--hessian`",
             )
 
+    def _open_parameters(self) -> set[str]:
+        """Return the parameters that a later unit may add to."""
+        return self.weights.unfinished() | self.weights.pinned()
+
     def _settled(self) -> tuple[dict[str, ParameterStatistics], dict[str, ParameterStatistics]]:
         """Return the statistics that no later unit adds to, and the others."""
-        unfinished = self.weights.unfinished() | self.weights.pinned()
+        unfinished = self._open_parameters()
         by_name = {entry.name: entry for entry in self.weights.statistics().values()}
         done = {name: entry for name, entry in by_name.items() if name not in unfinished}
         return done, {name: entry for name, entry in by_name.items() if name in unfinished}
@@ -276,7 +259,3 @@ def _versions() -> tuple[tuple[str, str], ...]:
         except PackageNotFoundError:
             continue
     return tuple(found)
-
-
-def _silent(_done: int, _total: int, _what: str) -> None:
-    pass

@@ -8,10 +8,11 @@ from typing import Any
 
 from ..fusion.checkpoint import Source
 from ..fusion.errors import DataError
+from ..fusion.progress import Progress, silent
 from .buffer import LabelledSample
 from .coefficients import Coefficients
 from .merged_model import MergedModel
-from .training import Learning, Report, Score, learn, score
+from .training import Learning, Score, learn, score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ def learn_continually(
     learning: Learning,
     *,
     test: Sequence[LabelledSample] | None = None,
-    report: Report = lambda _done, _total, _what: None,
+    report: Progress = silent,
 ) -> list[Experience]:
     """Return an entry for each adapter in order: learned on the buffer of the domains so far, scored on their tests.
 

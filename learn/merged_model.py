@@ -14,28 +14,10 @@ import torch
 from torch import Tensor
 
 from ..fusion.checkpoint import Source
-from ..fusion.checkpoint.adapter.module_names import ModelNames, Place
+from ..fusion.checkpoint.adapter.module_names import ModelNames, ParameterPart
 from ..fusion.errors import ModelError
+from ..live.model import load_model
 from .parts import Rule, parts_of
-
-
-def load_model(base: Source, *, device: str) -> Any:
-    """Return the base's model in float32, in eval mode.
-
-    Raises:
-        ModelError: transformers refuses it.
-    """
-    import transformers
-
-    if base.folder is None:
-        raise ModelError(f"`{base.ref}` has no `config.json`, so the model cannot be run")
-    name = ((base.config or {}).get("architectures") or ["AutoModelForCausalLM"])[0]
-    cls = getattr(transformers, name, transformers.AutoModelForCausalLM)
-    try:
-        model: Any = cls.from_pretrained(base.folder, dtype=torch.float32, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"transformers cannot load `{base.folder}`: {error}") from error
-    return model.to(device).eval().requires_grad_(False)
 
 
 @final
@@ -51,8 +33,9 @@ class MergedModel:
     def __init__(self, base: Source, rule: Rule, *, device: str = "cpu") -> None:
         self.base = base
         self.rule = rule
-        self.model = load_model(base, device=device)
-        self._device = torch.device(device)
+        loaded = load_model(base, device=device, dtype=torch.float32, may_stream=False)
+        self.model = loaded.model.requires_grad_(False)
+        self._device = loaded.device
         self._places = _places(base, dict(self.model.named_parameters(remove_duplicate=False)))
         self._adapters: Sequence[Source] = ()
         self._hooks: list[Any] = []
@@ -123,13 +106,13 @@ class MergedModel:
         self.gradient = torch.zeros(len(self._adapters), dtype=torch.float64)
 
     def _view(self, name: str, grad: bool = False) -> Tensor:
-        parameter, place = self._places[name]
+        parameter, part = self._places[name]
         value = parameter.grad if grad else parameter.data
         assert value is not None
-        if place.expert is not None:
-            value = value[place.expert]
+        if part.expert is not None:
+            value = value[part.expert]
         rows = self.base.tensors[name].shape[:1]
-        return value[place.first : place.first + rows[0]] if rows else value
+        return value[part.first : part.first + rows[0]] if rows else value
 
     def _hook(self, names: Sequence[str]) -> Any:
         def meet(parameter: Tensor) -> None:
@@ -142,12 +125,12 @@ class MergedModel:
         return meet
 
 
-def _places(base: Source, parameters: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Place]]:
+def _places(base: Source, parameters: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ParameterPart]]:
     """Return where each tensor of the checkpoint lies in the model."""
-    found = {name: (parameters[name], Place(tensor=name)) for name in base.tensors if name in parameters}
+    found = {name: (parameters[name], ParameterPart(tensor=name)) for name in base.tensors if name in parameters}
     if len(found) < len(base.tensors):
         for name, parameter in ModelNames(base).parameters.items():
-            for place in parameter.places:
+            for part in parameter.parts:
                 if name in parameters:
-                    found.setdefault(place.tensor, (parameters[name], place))
+                    found.setdefault(part.tensor, (parameters[name], part))
     return found

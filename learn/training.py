@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ..fusion.checkpoint import Source
 from ..fusion.errors import DataError, MethodError
+from ..fusion.progress import Progress, silent
 from .buffer import IGNORED, LabelledBatch, LabelledSample, batches
 from .coefficients import Coefficients, Learnable
 from .merged_model import MergedModel
 
 BATCH_ROWS = 16
-Report = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def learn(
     samples: Sequence[LabelledSample],
     learning: Learning,
     *,
-    report: Report = lambda _done, _total, _what: None,
+    report: Progress = silent,
 ) -> Learned:
     """Return the coefficients of the adapters that suit the samples; the model is left with them.
 

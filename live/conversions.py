@@ -3,8 +3,7 @@
 On load transformers renames tensors and rearranges some: experts are stacked, gate and up projections joined, fused
 projections split, rotary halves permuted. These operations only move elements, so statistics are moved back the same
 way: by each operation's inverse on the small arrays that broadcast to the tensors, or, for an operation that is not
-    known here, by moving
-element numbers forward through the operation itself.
+known here, by moving element numbers forward through the operation itself.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Values = dict[str, list[Arrays]]  # pattern -> tensors in order -> arrays that b
 
 
 @dataclass(frozen=True)
-class Step:
+class Conversion:
     """One operation of a conversion, with the shapes that it takes and gives, by pattern."""
 
     op: Any
@@ -45,7 +44,7 @@ class Step:
         return {key: list(value) if isinstance(value, list) else [value] for key, value in out.items()}
 
 
-def pull_back(steps: Sequence[Step], values: Values) -> Values:
+def pull_back(steps: Sequence[Conversion], values: Values) -> Values:
     """Return the arrays of the tensors that went into a conversion, from those of the tensors that came out."""
     for step in reversed(steps):
         kind = next((cls.__name__ for cls in type(step.op).__mro__ if cls.__name__ in INVERSES), None)
@@ -62,7 +61,7 @@ def _same(array: np.ndarray, axis: int, size: int) -> list[np.ndarray]:
     return [np.take(array, k, axis) for k in range(size)]
 
 
-def _merge_list(step: Step, values: Values) -> Values | None:
+def _merge_list(step: Conversion, values: Values) -> Values | None:
     found: Values = {}
     for pattern, shapes in step.before.items():
         target = step.op.get_target_pattern(len(step.before), pattern, step.target_patterns)
@@ -74,7 +73,7 @@ def _merge_list(step: Step, values: Values) -> Values | None:
     return found
 
 
-def _concatenate(step: Step, values: Values) -> Values | None:
+def _concatenate(step: Conversion, values: Values) -> Values | None:
     (outs,) = values.values()
     (arrays,) = outs
     found: Values = {}
@@ -93,7 +92,7 @@ def _concatenate(step: Step, values: Values) -> Values | None:
     return found
 
 
-def _split(step: Step, values: Values) -> Values | None:
+def _split(step: Conversion, values: Values) -> Values | None:
     """Join the arrays of the pieces that a tensor was cut into; equal inputs stay one."""
     ((pattern, _),) = step.before.items()
     axis = step.op.dim
@@ -116,7 +115,7 @@ def _split(step: Step, values: Values) -> Values | None:
     return {pattern: [tuple(joined)]}
 
 
-def _transpose(step: Step, values: Values) -> Values | None:
+def _transpose(step: Conversion, values: Values) -> Values | None:
     ((pattern, before),) = step.before.items()
     ((_, after),) = step.after.items()
     (outs,) = values.values()
@@ -125,7 +124,7 @@ def _transpose(step: Step, values: Values) -> Values | None:
     return {pattern: [tuple(np.swapaxes(array, step.op.dim0, step.op.dim1) for array in arrays) for arrays in outs]}
 
 
-def _flatten(step: Step, values: Values) -> Values | None:
+def _flatten(step: Conversion, values: Values) -> Values | None:
     """Undo (out, in, t, h, w) -> (out, in·t·h·w), or the way round."""
     ((pattern, before),) = step.before.items()
     (outs,) = values.values()
@@ -142,7 +141,7 @@ def _flatten(step: Step, values: Values) -> Values | None:
     return {pattern: [tuple(found)]}
 
 
-def _permute_rows(step: Step, values: Values) -> Values | None:
+def _permute_rows(step: Conversion, values: Values) -> Values | None:
     """Undo a permutation of rows: nothing to do where all rows have the same inputs."""
     axis = getattr(step.op, "dim", 0)
     if any(array.shape[axis] != 1 for outs in values.values() for arrays in outs for array in arrays):
@@ -155,7 +154,7 @@ def _permute_rows(step: Step, values: Values) -> Values | None:
     return None
 
 
-INVERSES: dict[str, Callable[[Step, Values], Values | None]] = {
+INVERSES: dict[str, Callable[[Conversion, Values], Values | None]] = {
     "MergeModulelist": _merge_list,
     "Concatenate": _concatenate,
     "Chunk": _split,
@@ -168,7 +167,7 @@ INVERSES: dict[str, Callable[[Step, Values], Values | None]] = {
 }
 
 
-def _by_element_numbers(step: Step, values: Values) -> Values:
+def _by_element_numbers(step: Conversion, values: Values) -> Values:
     """Return the arrays of a step's inputs by running it on element numbers: exact for whatever only moves elements."""
     import torch
 

@@ -1,21 +1,20 @@
-"""Which tensors of a checkpoint make which parameters of a model, told by transformers' own rules for loading.
+"""How the tensors of a checkpoint make the parameters of a model, and how statistics of parameters are moved back.
 
-`transformers.core_model_loading` applies renamings, then at most one converter a tensor; so do we, with its
-functions. Conversions are tried out on the meta device first, which gives every shape on the way and refuses a
-checkpoint that does not fit before a weight is read.
+Conversions are tried out on the meta device first, which gives every shape on the way and refuses a checkpoint that
+does not fit before a weight is read.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..fusion.checkpoint import Source
+from ..fusion.checkpoint.loading_rules import Converted, LoadingRules
 from ..fusion.errors import ModelError
-from .conversions import Step, Values, collapse, num_rows, pull_back
+from .conversions import Conversion, Values, collapse, pull_back
 from .terms import Terms
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Assembly:
     """How parameters are made: one tensor renamed, or several through a converter's steps.
 
     Attributes:
@@ -36,7 +35,7 @@ class Recipe:
     sources: Mapping[str, tuple[str, ...]]
     targets: tuple[str, ...]
     keys: tuple[str, ...] = ()
-    steps: tuple[Step, ...] = ()
+    steps: tuple[Conversion, ...] = ()
 
     @property
     def source_names(self) -> list[str]:
@@ -96,15 +95,15 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class NameMap:
-    """Recipes for all parameters that the checkpoint holds.
+    """Assemblies for all parameters that the checkpoint holds.
 
     Attributes:
-        recipes: In the order of their first source in the checkpoint.
+        assemblies: In the order of their first source in the checkpoint.
         missing: Parameters and buffers of the model that no tensor makes.
         unexpected: Tensors of the checkpoint that make nothing.
     """
 
-    recipes: tuple[Recipe, ...]
+    assemblies: tuple[Assembly, ...]
     missing: frozenset[str]
     unexpected: frozenset[str]
 
@@ -122,48 +121,28 @@ def map_names(model: Any, checkpoint: Source) -> NameMap:
     Raises:
         ModelError: A tensor does not fit the model.
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
-
-    mapping = get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
-    state = model.state_dict()
-    plain: dict[str, str] = {}
-    collected: dict[str, tuple[Any, dict[str, list[str]]]] = {}
-    unexpected: set[str] = set()
-    for name in sorted(checkpoint.tensors, key=dot_natural_key):
-        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
-        if target not in state and name in state:
-            target, pattern = rename_source_key(name, [], [], model.base_model_prefix, state)
-        if target not in state:
-            unexpected.add(name)
-        elif pattern is None:
-            plain[target] = name
-        else:
-            converter, sources = collected.setdefault(target, (copy.deepcopy(by_pattern[pattern]), {}))
-            sources.setdefault(pattern, []).append(name)
-    recipes = [Recipe(sources={name: (name,)}, targets=(target,)) for target, name in plain.items()]
-    for first, (converter, sources) in collected.items():
-        recipes.append(_converted(model, checkpoint, converter, sources, first=first))
-    made = {target for recipe in recipes for target in recipe.targets}
-    for recipe in recipes:
-        _check_shapes(model, checkpoint, recipe, state)
-    return NameMap(recipes=tuple(recipes), missing=frozenset(set(state) - made), unexpected=frozenset(unexpected))
+    rules = LoadingRules(model)
+    names = rules.sort(checkpoint.tensors)
+    assemblies = [Assembly(sources={name: (name,)}, targets=(target,)) for target, name in names.plain.items()]
+    assemblies += [_converted(model, checkpoint, converted) for converted in names.converted]
+    made = {target for assembly in assemblies for target in assembly.targets}
+    for assembly in assemblies:
+        _check_shapes(model, checkpoint, assembly, rules.state)
+    return NameMap(
+        assemblies=tuple(assemblies), missing=frozenset(set(rules.state) - made), unexpected=names.unexpected
+    )
 
 
-def _converted(
-    model: Any, checkpoint: Source, converter: Any, sources: Mapping[str, list[str]], *, first: str
-) -> Recipe:
-    """Return the recipe of a converter, by running it on tensors without data."""
+def _converted(model: Any, checkpoint: Source, converted: Converted) -> Assembly:
+    """Return the assembly of a converter, by running it on tensors without data."""
+    converter, first, sources = converted.converter, converted.first, converted.sources
     values: dict[str, list[torch.Tensor]] = {
         pattern: [_stored_on_meta(checkpoint, name) for name in names] for pattern, names in sources.items()
     }
     steps = []
     try:
         for op in converter.operations:
-            step = Step(
+            step = Conversion(
                 op=op,
                 source_patterns=converter.source_patterns,
                 target_patterns=converter.target_patterns,
@@ -186,28 +165,25 @@ def _converted(
     prefix, suffix = next(
         ((head, tail) for head, found, tail in (full.partition(key) for key in values) if found), ("", "")
     )
-    return Recipe(
-        sources={pattern: tuple(names) for pattern, names in sources.items()},
+    return Assembly(
+        sources=sources,
         targets=tuple(prefix + key + suffix for key in values),
         keys=tuple(values),
         steps=tuple(steps),
     )
 
 
-def _check_shapes(model: Any, checkpoint: Source, recipe: Recipe, state: Mapping[str, torch.Tensor]) -> None:
+def _check_shapes(model: Any, checkpoint: Source, assembly: Assembly, state: Mapping[str, torch.Tensor]) -> None:
     shapes = (
-        {key: made[0] for key, made in recipe.steps[-1].after.items()}
-        if recipe.steps
-        else {"": checkpoint.tensors[recipe.source_names[0]].shape}
+        {key: made[0] for key, made in assembly.steps[-1].after.items()}
+        if assembly.steps
+        else {"": checkpoint.tensors[assembly.source_names[0]].shape}
     )
-    for target, shape in zip(recipe.targets, shapes.values(), strict=True):
+    for target, shape in zip(assembly.targets, shapes.values(), strict=True):
         expected = tuple(state[target].shape) if target in state else None
         if expected is not None and expected != tuple(shape):
             raise ModelError(
-                f"`{recipe.source_names[0]}` gives {list(shape)}, but `{target}` of "
+                f"`{assembly.source_names[0]}` gives {list(shape)}, but `{target}` of "
                 f"`{type(model).__name__}` is {list(expected)}",
                 hint="does `config.json` belong to these weights?",
             )
-
-
-__all__ = ["NameMap", "Recipe", "map_names", "num_rows"]

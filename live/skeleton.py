@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import re
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..fusion.checkpoint import Source
-from ..fusion.errors import ModelError, SculptError
+from ..fusion.checkpoint.loading_rules import named_class
+from ..fusion.errors import ModelError, SculptError, first_line
+from . import privates
 from .names import NameMap, map_names
 
 if TYPE_CHECKING:
@@ -56,54 +57,33 @@ def _load_config(folder: Path, *, trust_remote_code: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises anything on a damaged config
-        raise ModelError(f"transformers cannot read the config of `{folder}`: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
-
-
-def needs_remote_code(checkpoint: Source) -> bool:
-    """Return whether the model's code lies in its folder and transformers has no class for it."""
-    import transformers
-
-    config = checkpoint.config or {}
-    architectures = config.get("architectures") or []
-    known = any(hasattr(transformers, str(name)) for name in architectures)
-    return bool(config.get("auto_map")) and not known
+        raise ModelError(f"transformers cannot read the config of `{folder}`: {first_line(error)}") from error
 
 
 def _model_class(config: Any, auto_class: str | None) -> Any:
     import transformers
-    from transformers.models.auto.auto_factory import _get_model_class
 
-    if auto_class is None:
-        for name in getattr(config, "architectures", None) or ():
-            found = getattr(transformers, name, None)
-            if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-                return found
+    if auto_class is None and (named := named_class({"architectures": config.architectures})):
+        return named
     for name in (auto_class,) if auto_class else AUTO_CLASSES:
         auto = getattr(transformers, name, None)
         if auto is None:
             raise ModelError(f"transformers has no class `{name}`")
         if isinstance(auto, type) and issubclass(auto, transformers.PreTrainedModel):
             return auto
-        if type(config) in auto._model_mapping:
-            return _get_model_class(config, auto._model_mapping)
+        found = privates.class_of(auto, config)
+        if found is not None:
+            return found
     wanted = auto_class or "a model class"
     raise ModelError(f"transformers has no `{wanted}` for a model of type `{config.model_type}`")
 
 
 def _remote_class(folder: Path, config: Any, auto_class: str | None) -> Any:
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-    auto_map = config.auto_map
     names = (auto_class,) if auto_class else AUTO_CLASSES
-    name = next((name for name in names if name in auto_map), None)
+    name = next((name for name in names if name in config.auto_map), None)
     if name is None:
         raise ModelError(f"the code in `{folder}` has no `{auto_class or 'model class'}`")
-    return get_class_from_dynamic_module(auto_map[name], str(folder), local_files_only=True)
+    return privates.remote_class(config.auto_map[name], folder)
 
 
 def build(
@@ -126,13 +106,14 @@ def build(
         raise ModelError(f"`{folder}` holds no `config.json`, so the model cannot be run")
     if content and content.get("quantization_config"):
         raise ModelError(f"`{folder}` is quantised, which sculpt cannot run", hint="calibrate the unquantised model")
-    remote = needs_remote_code(checkpoint)
+    # The folder's code runs only where transformers has no class of its own for the model.
+    remote = bool((content or {}).get("auto_map")) and named_class(content) is None
     if remote and not trust_remote_code:
         raise ModelError(
             f"`{folder}` needs the code that lies in it to run",
             hint="read that code, then pass `--trust-remote-code`",
         )
-    config = _load_config(folder, trust_remote_code=remote and trust_remote_code)
+    config = _load_config(folder, trust_remote_code=remote)
     cls = _remote_class(folder, config, auto_class) if remote else _model_class(config, auto_class)
     try:
         model = _on_meta(cls, config, dtype)
@@ -141,71 +122,39 @@ def build(
     except SculptError:
         raise
     except Exception as error:
-        raise ModelError(f"transformers cannot build `{cls.__name__}` from `{folder}`: {_first_line(error)}") from error
+        raise ModelError(f"transformers cannot build `{cls.__name__}` from `{folder}`: {first_line(error)}") from error
     return Skeleton(model=model.eval(), names=names, folder=folder)
 
 
 def _on_meta(cls: Any, config: Any, dtype: torch.dtype) -> Any:
-    from transformers.monkey_patching import patch_output_recorders
-
     for entry in (config, *(getattr(config, key, None) for key in config.sub_configs)):
         if entry is not None:
             entry.dtype = dtype
             entry.use_cache = False  # keys and values of every layer would be held between blocks
-    # One expert after the other: each is then a view of the stack, and its inputs are the tokens routed to it.
-    config._experts_implementation = "eager"
-    with ExitStack() as stack:
-        for context in cls.get_init_context(dtype, False, False, False):
-            stack.enter_context(context)
-        model = cls(config)
-        patch_output_recorders(model)
-    _keep_wide(model, dtype)
-    return model
-
-
-def _keep_wide(model: Any, dtype: torch.dtype) -> None:
-    """Give parameters that the model wants in float32 whatever the rest is in that dtype."""
-    for pattern, wide in model._get_dtype_plan(dtype).items():
-        wanted = re.compile(pattern.replace("*", ".*"))
-        for name, parameter in model.named_parameters():
-            if wanted.search(name):
-                parameter.data = parameter.data.to(wide)
+    return privates.on_meta(cls, config, dtype)
 
 
 def _fill_the_rest(model: Any, names: NameMap, device: torch.device, seed: int) -> None:
     """Initialise buffers and what the checkpoint lacks as `from_pretrained` does, and tie weights."""
     import torch
 
-    missing = set(names.missing)
-    tied = set(model.all_tied_weights_keys)
     state = model.state_dict(keep_vars=True)
-    for name, tensor in state.items():
-        if name not in missing or name in tied:
-            tensor._is_hf_initialized = True
-    _check_missing(model, missing - tied)
-    for name in sorted(missing - tied):
-        _replace(model, name, torch.zeros_like(state[name], device=device))
+    made_up = set(names.missing) - set(privates.tied_names(model))
+    _check_missing(model, made_up)
+    for name in sorted(made_up):
+        value = torch.zeros_like(state[name], device=device)
+        is_parameter = isinstance(state[name], torch.nn.Parameter)
+        privates.set_tensor(model, name, torch.nn.Parameter(value, requires_grad=False) if is_parameter else value)
     for name, buffer in list(model.named_non_persistent_buffers()):
-        _replace(model, name, torch.zeros_like(buffer, device=device))
+        privates.set_tensor(model, name, torch.zeros_like(buffer, device=device))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model.initialize_weights()
-    model.tie_weights(missing_keys=set(names.missing), recompute_mapping=False)
-
-
-def _replace(model: Any, name: str, value: torch.Tensor) -> None:
-    import torch
-
-    parent, _, leaf = name.rpartition(".")
-    module = model.get_submodule(parent)
-    if leaf in module._parameters:
-        value = torch.nn.Parameter(value, requires_grad=False)
-    setattr(module, leaf, value)
+        privates.initialise(model, names.missing)
 
 
 def _check_missing(model: Any, missing: set[str]) -> None:
     """Refuse a model whose body lacks weights; a head that the checkpoint lacks is made up, and said."""
-    ignored = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
+    ignored = [re.compile(pattern) for pattern in privates.may_be_missing(model)]
     missing = {name for name in missing if not any(pattern.search(name) for pattern in ignored)}
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     lacking = sorted(missing & parameters)

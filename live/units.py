@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .privates import undivided
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -32,10 +34,9 @@ class Unit:
 
 def find_units(model: Any) -> list[Unit]:
     """Return the units of a model in order of registration."""
-    no_split: set[str] = set(getattr(model, "_no_split_modules", None) or ())
     modules: list[tuple[str, nn.Module]] = []
     seen: set[int] = set()
-    _collect(model, "", no_split, modules, seen)
+    _collect(model, "", undivided(model), modules, seen)
     return [
         Unit(
             index=index,
@@ -45,12 +46,6 @@ def find_units(model: Any) -> list[Unit]:
         )
         for index, (name, module) in enumerate(modules)
     ]
-
-
-def _blocks_of(module: nn.Module) -> list[nn.Module]:
-    from torch import nn
-
-    return [child for child in module.children() if isinstance(child, (nn.ModuleList, nn.ModuleDict))]
 
 
 def _holds_blocks(module: nn.Module) -> bool:

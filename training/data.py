@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -21,13 +21,13 @@ from ..data.batching import PADDED, Sample
 from ..data.encoding import READY_MADE, Encoder
 from ..data.rows import Rows
 from ..fusion.errors import DataError
+from ..fusion.progress import Progress, silent
 
 logger = logging.getLogger(__name__)
 
 IGNORED = -100
 PADDING = {**PADDED, "mm_token_type_ids": 0, "labels": IGNORED}
 Features = dict[str, Tensor]
-Report = Callable[[int, int, str], None]
 
 
 @final
@@ -43,7 +43,7 @@ class Examples(torch.utils.data.Dataset[Features]):
         DataError: A row suits the model not, or nothing is left.
     """
 
-    def __init__(self, rows: Rows, encoder: Encoder, report: Report = lambda _done, _total, _what: None) -> None:
+    def __init__(self, rows: Rows, encoder: Encoder, report: Progress = silent) -> None:
         self._rows, self._encoder = rows, encoder
         self._found: list[Features | int] = []
         self.left_out = 0

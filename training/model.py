@@ -12,6 +12,8 @@ from torch import nn
 
 from ..fusion.checkpoint import Source
 from ..fusion.errors import MethodError, ModelError
+from ..live.model import load_model
+from ..live.privates import transposed_linear
 from .layers import matches
 from .settings import Method, split
 
@@ -30,27 +32,16 @@ def load_base(base: Source, *, dtype: torch.dtype) -> Any:
     Raises:
         ModelError: transformers refuses it, or it is an encoder–decoder.
     """
-    import transformers
-
-    if base.folder is None:
-        raise ModelError(f"`{base.ref}` has no `config.json`, so the model cannot be run")
-    name = ((base.config or {}).get("architectures") or ["AutoModelForCausalLM"])[0]
-    cls = getattr(transformers, name, transformers.AutoModelForCausalLM)
-    try:
-        model: Any = cls.from_pretrained(base.folder, dtype=dtype, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ModelError(f"transformers cannot load `{base.folder}`: {reason}") from error
+    model = load_model(base, device="cpu", dtype=dtype, may_stream=False).model  # the Trainer moves it
     if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
-        raise ModelError(f"`{name}` is no decoder of text, the one kind of model that is trained here")
+        raise ModelError(f"`{type(model).__name__}` is no decoder of text, the one kind of model that is trained here")
     return model.requires_grad_(False)
 
 
 def linear_layers(model: Any) -> dict[str, nn.Module]:
     """Return the layers that a LoRA can adapt as a matrix, by their names."""
-    from transformers.pytorch_utils import Conv1D
-
-    return {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+    kinds = (nn.Linear, transposed_linear())
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
 def target_names(model: Any, method: Method) -> list[str]:

@@ -18,15 +18,17 @@ from ..data.rows import open_rows
 from ..fusion.checkpoint import Checkpoint, Source
 from ..fusion.errors import ModelError
 from ..fusion.lora.write import entries_of_base, refuse_folder, write_adapter
+from ..fusion.progress import Progress, silent
 from ..hessian.parallel import join
 from ..live.devices import compute_dtype, pick_device
+from ..live.privates import use_one_gpu
 from .callback import LoRASculptCallback
 from .data import Examples, collate
 from .model import load_base, their_deprecations, with_adapter
 from .settings import Method, Schedule, split
 from .terms import QKV, ConflictTerm, L2Term, OrthogonalTerm, Term
 from .trainer import add_term
-from .watcher import Progress, Watcher
+from .watcher import Watcher
 from .work import digest_of_file, settle
 
 LR_WARMUP = 0.03
@@ -73,7 +75,7 @@ def train_adapter(
     schedule: Schedule | None = None,
     resume: bool = True,
     overwrite: bool = False,
-    progress: Progress = lambda _done, _total, _what: None,
+    progress: Progress = silent,
 ) -> Trained:
     """Train a LoRA of `base` on the completions of `data` and write it to the folder `output`.
 
@@ -198,8 +200,7 @@ def _trainer(
         seed=schedule.seed,
         data_seed=schedule.seed,
     )
-    if arguments.n_gpu > 1:  # several are for `accelerate launch`, not for DataParallel
-        arguments._n_gpu = 1
+    use_one_gpu(arguments)  # several are for `accelerate launch`
     trainer: Any = transformers.Trainer(model=model, args=arguments, train_dataset=examples, data_collator=collate)
     trainer.remove_callback(transformers.PrinterCallback)
     if method.method == "lorasculpt":

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from ..fusion.errors import ModelError
+from ..fusion.progress import Progress
 from .work import WHOLE
-
-Progress = Callable[[int, int, str], None]
 
 
 class Watcher(TrainerCallback):

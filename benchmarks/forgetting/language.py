@@ -10,8 +10,8 @@ import torch
 from corpora import GENERAL_TOKENS
 from sculpt.demo.fetch import default_cache
 from sculpt.demo.models import save_checkpoint, smollm2
-from sculpt.demo.score import load_model
 from sculpt.demo.task import Example, Row, encode_example, encode_prose
+from sculpt.live.model import load_model
 
 
 class Language:
@@ -41,7 +41,7 @@ class Language:
 
     def load(self, _work: Path, folder: Path) -> Any:
         """Return a checkpoint's model, as those that train and score it take it."""
-        return load_model(folder, dtype=torch.float32, device="cpu")
+        return load_model(folder, dtype=torch.float32, device="cpu").model
 
     def save(self, model: Any, folder: Path) -> None:
         """Write the checkpoint of a model that `load` gave."""

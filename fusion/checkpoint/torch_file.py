@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 
 from ..dtypes import BY_TORCH_NAME
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 from .tensor_info import TensorInfo
 
 if TYPE_CHECKING:
@@ -28,9 +28,8 @@ def _load(file: Path) -> Mapping[str, torch.Tensor]:
             except RuntimeError:  # files older than torch 1.6 are not zip archives and cannot be mapped
                 loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle fails in any way it likes
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"cannot read `{file}` as a torch file of tensors: {reason}",
+            f"cannot read `{file}` as a torch file of tensors: {first_line(error)}",
             hint="files that need arbitrary code to unpickle are refused; save the model as safetensors",
         ) from error
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):

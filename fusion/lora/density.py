@@ -14,7 +14,6 @@ count is one of patterns, the same on every machine.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,11 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from ..errors import MethodError
+from ..progress import Progress, silent
 from .pairs import LoneAdapter
 
 TILE_ELEMENTS = 1 << 22  # of B·A at once
 PROBABILITY = 0.05  # of lying outside the bound that is reported
-
-Report = Callable[[int, int, str], None]
 
 
 def count_of_product(b: Any, a: Any) -> int:
@@ -120,7 +118,7 @@ class AdapterDensity:
         }
 
 
-def adapter_density(folder: Path, *, report: Report = lambda _done, _total, _what: None) -> AdapterDensity:
+def adapter_density(folder: Path, *, report: Progress = silent) -> AdapterDensity:
     """Return the densities of an adapter, module by module; no base is needed, and never two B·A are in memory.
 
     Raises:

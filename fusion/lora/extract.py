@@ -22,9 +22,9 @@ from ..errors import CheckpointError, MismatchError, NonFiniteError, Way
 from ..methods import Method
 from ..names import align
 from ..plan.step import Selection
+from ..progress import Progress, silent
 from ..run.backend import NumpyBackend, all_cores
 from ..run.look import look, pair_plan
-from ..run.loop import Progress
 from .combine import AdapterReport, LayerReport, check_rank
 from .layers import Layer, layers_of, refuse_tied
 from .modules import Factors, Module
@@ -103,7 +103,7 @@ def extract_adapter(
     selection: Selection | None = None,
     rest: Rest = "save",
     overwrite: bool = False,
-    progress: Progress = lambda _done, _total, _name: None,
+    progress: Progress = silent,
 ) -> AdapterReport:
     """Write the adapter of a fine-tune.
 

@@ -45,9 +45,9 @@ def layers_of(base: Source) -> dict[str, Layer]:
     try:
         parameters = names.parameters
         by_tensor = {
-            found.places[0].tensor: name
+            found.parts[0].tensor: name
             for name, found in parameters.items()
-            if len(found.places) == 1 and found.places[0].expert is None
+            if len(found.parts) == 1 and found.parts[0].expert is None
         }
         return {
             tensor: Layer(kind=_kind(names, by_tensor[tensor]), parameter=by_tensor[tensor])

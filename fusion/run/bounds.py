@@ -13,9 +13,9 @@ from ..arithmetic.passes import Finding, Pass, Reduction
 from ..checkpoint import open_checkpoint
 from ..methods import AdaDare, Method
 from ..plan.plan import Plan, Policies, Request, Selection, make_plan
+from ..progress import Progress, silent
 from .backend import Backend, pick_backend
 from .look import look
-from .loop import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def measure_bounds(
     policies: Policies | None = None,
     device: str = "auto",
     threads: int | None = None,
-    progress: Progress = lambda _done, _total, _name: None,
+    progress: Progress = silent,
 ) -> tuple[TensorBound, ...]:
     """Return Σ|δ| and ‖W_pre‖₁ of each tensor that a fuse would change, in the order of the base's files.
 
@@ -67,9 +67,7 @@ def measure_bounds(
     return bounds_of(plan, pick_backend(device, threads=threads), progress=progress)
 
 
-def bounds_of(
-    plan: Plan, backend: Backend, *, progress: Progress = lambda _done, _total, _name: None
-) -> tuple[TensorBound, ...]:
+def bounds_of(plan: Plan, backend: Backend, *, progress: Progress = silent) -> tuple[TensorBound, ...]:
     """Return the norms of each tensor that a plan fuses with the first tuned model."""
     found = look(plan.with_method(Norms()), backend, progress=progress)
     nothing = L1Norms(delta=0.0, base=0.0)

@@ -19,9 +19,9 @@ from ..methods import Method
 from ..names import align
 from ..plan.plan import Plan
 from ..plan.step import Step
+from ..progress import Progress, silent
 from .backend import KERNEL_TILE, NumpyBackend, all_cores
 from .look import look, pair_plan
-from .loop import Progress
 
 LARGEST = 3  # the row of `distances` that holds maxima
 
@@ -129,9 +129,7 @@ def _backend() -> NumpyBackend:
     return NumpyBackend(threads=all_cores(), tile_elements=KERNEL_TILE // 2)
 
 
-def diff(
-    first: Path | str, second: Path | str, *, progress: Progress = lambda _done, _total, _name: None
-) -> CheckpointDiff:
+def diff(first: Path | str, second: Path | str, *, progress: Progress = silent) -> CheckpointDiff:
     """Compare two checkpoints; names that differ by a prefix are matched as a fuse matches them.
 
     Raises:

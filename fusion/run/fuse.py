@@ -21,12 +21,13 @@ from ..device import torch_device
 from ..errors import MethodError, OutputError
 from ..methods import Method
 from ..plan.plan import Plan, make_plan
+from ..progress import Progress, silent
 from ..record.card import model_card
 from ..record.input_digests import InputDigests
 from ..record.manifest import DIGESTS, FileRecord, Manifest, installed_version, make_manifest
 from .backend import Backend
 from .bill import Bill, bill_of
-from .loop import Progress, run
+from .loop import run
 from .settings import Settings
 from .staged import run_as_measured
 from .task import Context
@@ -191,7 +192,7 @@ def execute(
     provenance: Mapping[str, Any] | None = None,
     command: str | None = None,
     overwrite: bool = False,
-    progress: Progress = lambda _done, _total, _name: None,
+    progress: Progress = silent,
     backend: Backend | None = None,
 ) -> Manifest:
     """Run a prepared fuse and return its manifest.

@@ -18,10 +18,11 @@ from ..arithmetic.passes import Map, Pass
 from ..arithmetic.tile import RawTile
 from ..checkpoint.output.sink import MemorySink
 from ..plan.plan import Plan
+from ..progress import Progress, silent
 from ..record.records import TensorRecord
 from .backend import Backend
 from .fuse import output_tensors
-from .loop import Progress, run
+from .loop import run
 from .protector import Protector
 from .task import Context
 
@@ -89,7 +90,7 @@ def fuse_in_memory(
     backend: Backend,
     keep_nonfinite: bool = False,
     protector: Protector | None = None,
-    progress: Progress = lambda _done, _total, _name: None,
+    progress: Progress = silent,
 ) -> FusedTensors:
     """Return every output tensor of a plan.
 

@@ -10,8 +10,9 @@ from ..checkpoint.output.sink import FiguresSink
 from ..methods import Method
 from ..plan.plan import Plan
 from ..plan.step import Step
+from ..progress import Progress, silent
 from .backend import Backend
-from .loop import Progress, run
+from .loop import run
 from .task import Context
 
 
@@ -36,7 +37,7 @@ def pair_plan(base: Source, tuned: Source, pairs: Iterable[tuple[TensorInfo, Ten
     return Plan(base=base, tuned=(tuned,), method=method, config_from=base, steps=steps, renamings=(), notes=())
 
 
-def look(plan: Plan, backend: Backend, *, progress: Progress = lambda _done, _total, _name: None) -> dict[str, Any]:
+def look(plan: Plan, backend: Backend, *, progress: Progress = silent) -> dict[str, Any]:
     """Return what the plan's method finds of each tensor that it would fuse, by output name.
 
     Tensors without elements have no entry.

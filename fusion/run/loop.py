@@ -12,6 +12,7 @@ from typing import Any, final
 from ..methods import Method
 from ..names import block_of
 from ..plan.plan import Step
+from ..progress import Progress
 from ..record.records import TensorRecord
 from .bill import whole_bytes
 from .protector import HELD
@@ -19,8 +20,6 @@ from .task import Context, Results, TensorTask, stages
 
 BATCH = 1 << 18  # units smaller than this run whole in one task, several to a task
 TINY = 1 << 15  # units smaller than this are more Python than arithmetic: threads would fight for the interpreter
-Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, tensor
-
 Unit = list[TensorTask]
 
 

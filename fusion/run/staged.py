@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from ..arithmetic.curvature import Curvatures
 from ..plan.step import Step
+from ..progress import Progress
 from ..record.records import TensorRecord
-from .loop import Progress, run
+from .loop import run
 from .task import Context
 
 

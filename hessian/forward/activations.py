@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ...live.privates import storage_key
 
 SMALLEST_SPILL_BYTES = 1 << 16
 
@@ -60,23 +62,21 @@ class Activations:
         self._current = run
         self._made.setdefault(run, [])
         self.bytes_held -= self._held.pop(run, 0)
-        for key in list(self._spilled.get(run, ())):
-            self.restore(key)
+        self.restore(list(self._spilled.get(run, ())))
 
-    @property
-    def has_spilled(self) -> bool:
-        """Whether any storage is on disk."""
-        return any(self._spilled.values())
-
-    def restore(self, key: int) -> None:
-        """Bring one storage back, for its batch or for another that shares it."""
-        for content in self._spilled.values():
-            if key in content:
-                storage, file = content.pop(key)
-                stored = np.fromfile(file, np.uint8)
-                storage.resize_(stored.size)
-                _bytes_of(storage).copy_(torch.from_numpy(stored))
-                file.unlink()
+    def restore(self, keys: Iterable[int]) -> None:
+        """Bring those of some storages back that are on disk, for their batch or for another that shares them."""
+        spilled = [content for content in self._spilled.values() if content]
+        if not spilled:  # asked at every operation
+            return
+        for key in keys:
+            for content in spilled:
+                if key in content:
+                    storage, file = content.pop(key)
+                    stored = np.fromfile(file, np.uint8)
+                    storage.resize_(stored.size)
+                    _bytes_of(storage).copy_(torch.from_numpy(stored))
+                    file.unlink()
 
     def park(self, run: int) -> None:
         """Count what a batch holds while it waits, and spill it if that is over the budget."""
@@ -88,8 +88,9 @@ class Activations:
             if tensor is not None:
                 refs.append(ref)
                 storage = tensor.untyped_storage()
-                if not self.is_weight(storage._cdata):
-                    alive[storage._cdata] = storage
+                key = storage_key(storage)
+                if not self.is_weight(key):
+                    alive[key] = storage
         self._made[run] = refs
         held = sum(storage.nbytes() for storage in alive.values())
         self.peak_bytes = max(self.peak_bytes, self.bytes_held + held)
@@ -119,7 +120,7 @@ class Activations:
             # A copy: a storage that NumPy has seen cannot be resized any more.
             _bytes_of(storage).to("cpu", copy=True).numpy().tofile(file)
             storage.resize_(0)
-            self._spilled.setdefault(run, {})[storage._cdata] = (storage, file)
+            self._spilled.setdefault(run, {})[storage_key(storage)] = (storage, file)
             gone += size
         self.bytes_spilled += gone
         return gone

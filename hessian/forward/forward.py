@@ -19,14 +19,15 @@ import greenlet
 import torch
 
 from ...data.batching import Batch
-from ...fusion.errors import ModelError, SculptError
+from ...fusion.errors import ModelError, SculptError, first_line
 from ...live.units import Unit
-from ..measure.recorder import Recorder, Stop
+from ..measure.recorder import Recorder, Stop, run_alone
 from ..measure.row_weights import RowWeights
 from ..measure.statistics import ReturnError
+from ..store.gram_store import LostError
 from .activations import Activations
 from .journal import Journal
-from .tape import UNIT, LostError, Tape
+from .tape import UNIT, Tape
 from .weights import Weights
 
 
@@ -195,7 +196,7 @@ class Forward:
         self._main = greenlet.getcurrent()
         self._running = run
         self.recorder.rows = run.rows
-        self.recorder.tape = run.tape
+        self.recorder.around = run_alone if run.tape is None else run.tape.operation
         self.activations.resume(run.index)
         if run.coroutine is None:
             run.coroutine = greenlet.greenlet(self._whole_forward, self._main)
@@ -205,7 +206,7 @@ class Forward:
                 run.coroutine.switch(run)
         finally:
             self._running = None
-            self.recorder.tape = None
+            self.recorder.around = run_alone
             self.recorder.forget_inputs()
         run.done = run.coroutine.dead
         if run.done:
@@ -229,10 +230,7 @@ class Forward:
         except (SculptError, LostError, ReturnError, greenlet.GreenletExit):
             raise
         except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise ModelError(
-                f"`{type(self.model).__name__}` fails on {run.batch.what}: {lines[0].rstrip('.')}"
-            ) from error
+            raise ModelError(f"`{type(self.model).__name__}` fails on {run.batch.what}: {first_line(error)}") from error
 
     def _stop(self) -> None:
         """End the forwards that are parked."""

@@ -14,13 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
+from ...live.privates import StorageWeakRef, aliases_of, storage_of
+from ..store.gram_store import LostError
 from .structure import UnsupportedError, put_together, take_apart
-
-
-class LostError(Exception):
-    """A batch could not be brought back: its forward went another way than before."""
 
 
 @dataclass
@@ -42,7 +39,7 @@ class Handle:
 
     def tensor(self) -> Tensor:
         """Return the tensor, which must be alive."""
-        storage = torch.UntypedStorage._new_with_weak_ptr(self.storage.cdata)
+        storage = storage_of(self.storage)
         empty = torch.empty(0, dtype=self.dtype, device=storage.device)
         return empty.set_(storage, self.offset, self.size, self.stride)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
@@ -102,7 +99,7 @@ class Tape:
         """Return the next output of a forward that is brought back.
 
         Raises:
-            LostError: Something else happened then.
+            LostError: Something else happened then: the forward went another way.
         """
         expected, output = self._replay.popleft()
         if expected != what:
@@ -110,9 +107,9 @@ class Tape:
         return output
 
     def operation(self, func: Any, args: Sequence[Any], run: Callable[[], Any]) -> Any:
-        """Run an operation between units, or give what it gave; views are always made, being parts of what is there."""
-        aliases = [returned.alias_info for returned in func._schema.returns if returned.alias_info is not None]
-        if any(not alias.is_write for alias in aliases):
+        """Run an operation, or give what it gave between units; views are always made, being parts of what is there."""
+        aliases = aliases_of(func)
+        if self.inside or not all(aliases):
             return run()
         what = str(func)
         if self._replay:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from ...fusion.checkpoint import Source
 from ...fusion.errors import ModelError
-from ...live.names import Recipe
+from ...live.model import read_tensor
+from ...live.names import Assembly
+from ...live.privates import StorageWeakRef, set_tensor, storage_key
 from ...live.skeleton import Skeleton
 from ...live.units import Unit
-from ..measure.recorder import Recorder, storage_key
+from ..measure.recorder import Recorder
 from ..measure.statistics import ParameterStatistics
 
 if TYPE_CHECKING:
@@ -33,23 +33,12 @@ class _Slot:
 
     tensor: Tensor
     names: list[str]
-    recipe: Recipe
+    assembly: Assembly
     statistics: ParameterStatistics | None
     stand_in: Tensor
     users: int = 0  # units that have it and have not been finished
     pinned: bool = False
     loaded: bool = False
-
-
-def read_tensor(checkpoint: Source, name: str) -> Tensor:
-    """Return a copy of a stored tensor on the CPU, in its stored dtype."""
-    info = checkpoint.tensors[name]
-    tensor = torch.empty(info.shape, dtype=getattr(torch, info.kind.torch))
-    if tensor.numel():
-        flat = tensor.reshape(-1).view(torch.uint8).numpy()
-        flat[:] = checkpoint.read(name).view(np.uint8)
-        checkpoint.release(name)
-    return tensor
 
 
 class Weights:
@@ -69,10 +58,8 @@ class Weights:
         *,
         device: torch.device,
         statistics_of: Callable[[str, tuple[int, ...]], ParameterStatistics | None],
-        keep_stored: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
-        self._stored: dict[str, np.ndarray] | None = {} if keep_stored else None
         self.model = skeleton.model
         self.recorder = recorder
         self.device = device
@@ -91,7 +78,7 @@ class Weights:
     def _make_slots(
         self, skeleton: Skeleton, statistics_of: Callable[[str, tuple[int, ...]], ParameterStatistics | None]
     ) -> None:
-        recipes = {target: recipe for recipe in skeleton.names.recipes for target in recipe.targets}
+        assemblies = {target: assembly for assembly in skeleton.names.assemblies for target in assembly.targets}
         owners: dict[int, _Slot] = {}
         named = [*self.model.named_parameters(remove_duplicate=False)]
         buffers = [*self.model.named_buffers(remove_duplicate=False)]
@@ -99,8 +86,8 @@ class Weights:
             if not tensor.is_meta:
                 continue
             slot = owners.get(id(tensor))
-            if slot is None and name in recipes:
-                slot = owners[id(tensor)] = self._new_slot(name, tensor, recipes[name], statistics_of)
+            if slot is None and name in assemblies:
+                slot = owners[id(tensor)] = self._new_slot(name, tensor, assemblies[name], statistics_of)
             if slot is not None:
                 slot.names.append(name)
                 self._slots[name] = slot
@@ -112,30 +99,24 @@ class Weights:
                 slot.names.append(name)
                 self._slots[name] = slot
         for name, slot in self._slots.items():
-            self._set(name, slot.tensor)
+            set_tensor(self.model, name, slot.tensor)
 
     def _new_slot(
         self,
         name: str,
         meta: Tensor,
-        recipe: Recipe,
+        assembly: Assembly,
         statistics_of: Callable[[str, tuple[int, ...]], ParameterStatistics | None],
     ) -> _Slot:
         stand_in = torch.zeros((), dtype=meta.dtype, device=self.device).expand(meta.shape)
         is_parameter = isinstance(meta, nn.Parameter)
         tensor = nn.Parameter(stand_in, requires_grad=False) if is_parameter else stand_in.clone()
         statistics = statistics_of(name, tuple(meta.shape)) if is_parameter and meta.is_floating_point() else None
-        slot = _Slot(tensor, [], recipe, statistics, stand_in)
+        slot = _Slot(tensor, [], assembly, statistics, stand_in)
         if is_parameter:
             self._by_key[storage_key(stand_in)] = slot
             self.recorder.absent[storage_key(stand_in)] = StorageWeakRef(stand_in.untyped_storage())
         return slot
-
-    def _set(self, name: str, value: Tensor) -> None:
-        parent, _, leaf = name.rpartition(".")
-        module = self.model.get_submodule(parent)
-        store: Any = module._parameters if leaf in module._parameters else module._buffers
-        store[leaf] = value
 
     def _slots_of(self, names: Iterable[str]) -> list[_Slot]:
         return list({id(slot): slot for name in names if (slot := self._slots.get(name))}.values())
@@ -160,30 +141,21 @@ class Weights:
     def _value_of(self, slot: _Slot) -> Tensor:
         name = next((name for name in slot.names if name in self._kept), None)
         if name is None:
-            self._kept.update(self._read(slot.recipe))
+            self._kept.update(self._read(slot.assembly))
             name = next(name for name in slot.names if name in self._kept)
         value = self._kept.pop(name)
         for other in slot.names:  # a tie that the checkpoint stores twice
             self._kept.pop(other, None)
         return value
 
-    def _read(self, recipe: Recipe) -> dict[str, Tensor]:
+    def _read(self, assembly: Assembly) -> dict[str, Tensor]:
         tensors = {}
-        for name in recipe.source_names:
+        for name in assembly.source_names:
             tensors[name] = read_tensor(self.checkpoint, name)
-            if self._stored is not None:
-                info = self.checkpoint.tensors[name]
-                raw = tensors[name].reshape(-1).view(torch.uint8).numpy()
-                self._stored[name] = raw.view(info.kind.numpy).reshape(info.shape)
             self.bytes_read += self.checkpoint.tensors[name].nbytes
             self.reads[name] = self.reads.get(name, 0) + 1
-        made = recipe.make(tensors)
+        made = assembly.make(tensors)
         return {target: value for target, value in made.items() if target in self._slots}
-
-    def take_stored(self, names: Iterable[str]) -> dict[str, np.ndarray]:
-        """Return tensors as they were read, where they are kept, and let go of them."""
-        stored = self._stored or {}
-        return {name: stored.pop(name) for name in names if name in stored}
 
     def _place(self, slot: _Slot, value: Tensor) -> None:
         dtype = slot.tensor.dtype if slot.tensor.is_floating_point() else value.dtype
@@ -207,7 +179,7 @@ class Weights:
             if slot.pinned or not slot.loaded:
                 continue
             if slot.users > 0:
-                stored = self.checkpoint.tensors[slot.recipe.source_names[0]].kind.torch
+                stored = self.checkpoint.tensors[slot.assembly.source_names[0]].kind.torch
                 self._kept[slot.names[0]] = slot.tensor.data.to("cpu", getattr(torch, stored))
             slot.tensor.data = slot.stand_in
             slot.loaded = False

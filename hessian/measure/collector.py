@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,39 +12,46 @@ from ...fusion.arithmetic.curvature import Curvature
 from ...fusion.checkpoint import Source
 from ...fusion.errors import CurvatureError
 from ...live.conversions import num_rows
-from ...live.names import Recipe
+from ...live.names import Assembly
+from ...live.privates import tied_names
 from ...live.skeleton import Skeleton
 from ...live.terms import Terms
-from ..forward.weights import Weights
 from ..store.diagonal import add_curvature
+from .statistics import ParameterStatistics
 
 
 @dataclass(frozen=True)
 class _Given:
-    """A recipe whose statistics were handed out, and how many uses they counted."""
+    """An assembly whose statistics were handed out, and how many uses they counted."""
 
-    recipe: Recipe
+    assembly: Assembly
     num_uses: int
 
 
 class Collector:
     """Hands out the curvature of each tensor once no later unit adds to it."""
 
-    def __init__(self, checkpoint: Source, skeleton: Skeleton, weights: Weights, wanted: frozenset[str]) -> None:
+    def __init__(
+        self,
+        checkpoint: Source,
+        skeleton: Skeleton,
+        statistics: Mapping[str, ParameterStatistics],
+        wanted: frozenset[str],
+    ) -> None:
         self.checkpoint = checkpoint
         self.model = skeleton.model
-        self.weights = weights
+        self.statistics = statistics
         self.wanted = wanted
-        self._pending = list(skeleton.names.recipes)
+        self._pending = list(skeleton.names.assemblies)
         self._given: list[_Given] = []
-        self._targets = {name: r.targets for r in skeleton.names.recipes for name in r.source_names}
+        self._targets = {name: r.targets for r in skeleton.names.assemblies for name in r.source_names}
         self._twins = self._find_twins(skeleton)
 
     def _find_twins(self, skeleton: Skeleton) -> list[tuple[str, str]]:
         """Return pairs that the config ties but the checkpoint stores twice, equal: each is used in both ways."""
-        sources = {r.targets[0]: r.source_names[0] for r in skeleton.names.recipes if not r.steps}
+        sources = {r.targets[0]: r.source_names[0] for r in skeleton.names.assemblies if not r.steps}
         found = set()
-        for target, source in getattr(self.model, "all_tied_weights_keys", {}).items():
+        for target, source in tied_names(self.model).items():
             first, second = sources.get(source), sources.get(target)
             if first is not None and second is not None and first != second and self._equal(first, second):
                 found.add((first, second))
@@ -54,54 +61,54 @@ class Collector:
         ours, theirs = self.checkpoint.read(first), self.checkpoint.read(second)
         return np.array_equal(ours.view(np.uint8), theirs.view(np.uint8))
 
-    def settled(self, *, everything: bool = False, once: bool = False) -> tuple[dict[str, Curvature], list[str]]:
-        """Return the curvature of tensors that are whole by now, and the names of these and of those without any.
+    def settled(self, open_parameters: Collection[str] | None, *, once: bool = False) -> dict[str, Curvature]:
+        """Return the curvature of tensors that are whole by now.
 
         Args:
-            everything: The forward has ended. What was handed out and has changed since comes again.
+            open_parameters: Those that a later unit may add to; None at the end of the forward, when what was handed
+                out and has changed since comes again.
             once: What is handed out is not held any longer: Σ x·xᵀ is let go of.
 
         Raises:
             CurvatureError: A sum is not finite.
         """
-        if everything:
-            self._pending += [given.recipe for given in self._given if self._uses(given.recipe) != given.num_uses]
-        open_parameters = set() if everything else self.weights.unfinished() | self.weights.pinned()
-        held = set() if everything else {name for pair in self._twins for name in pair}
+        ended = open_parameters is None
+        if ended:
+            self._pending += [given.assembly for given in self._given if self._uses(given.assembly) != given.num_uses]
+        still_open = set(open_parameters or ())
+        held = set() if ended else {name for pair in self._twins for name in pair}
         found: dict[str, Curvature] = {}
-        names: list[str] = []
         pending, self._pending = self._pending, []
-        for recipe in pending:
-            if open_parameters.intersection(recipe.targets) or held.intersection(recipe.source_names):
-                self._pending.append(recipe)
+        for assembly in pending:
+            if still_open.intersection(assembly.targets) or held.intersection(assembly.source_names):
+                self._pending.append(assembly)
                 continue
-            self._given.append(_Given(recipe, self._uses(recipe)))
-            names += recipe.source_names
-            found |= self._curvatures(recipe)
+            self._given.append(_Given(assembly, self._uses(assembly)))
+            found |= self._curvatures(assembly)
             if once:
-                self._forget_grams(recipe)
-        if everything:
+                self._forget_grams(assembly)
+        if ended:
             self._join_twins(found)
-        return _sharing_equal_grams(found), names
+        return _sharing_equal_grams(found)
 
     def returned_to(self) -> str | None:
         """Return a tensor that was handed out and has been used again since, if there is one."""
-        changed = (g.recipe.source_names[0] for g in self._given if self._uses(g.recipe) != g.num_uses)
+        changed = (g.assembly.source_names[0] for g in self._given if self._uses(g.assembly) != g.num_uses)
         return next(changed, None)
 
-    def _uses(self, recipe: Recipe) -> int:
-        statistics = self.weights.statistics()
-        return sum(statistics[target].num_uses for target in recipe.targets if target in statistics)
+    def _uses(self, assembly: Assembly) -> int:
+        statistics = self.statistics
+        return sum(statistics[target].num_uses for target in assembly.targets if target in statistics)
 
-    def _curvatures(self, recipe: Recipe) -> dict[str, Curvature]:
-        statistics = self.weights.statistics()
-        terms = {t: statistics[t].finish() for t in recipe.targets if t in statistics and statistics[t].seen}
-        moved = recipe.pull_back(terms)
+    def _curvatures(self, assembly: Assembly) -> dict[str, Curvature]:
+        statistics = self.statistics
+        terms = {t: statistics[t].finish() for t in assembly.targets if t in statistics and statistics[t].seen}
+        moved = assembly.pull_back(terms)
         return {name: _curvature(name, own) for name, own in moved.items() if name in self.wanted}
 
-    def _forget_grams(self, recipe: Recipe) -> None:
-        statistics = self.weights.statistics()
-        for target in recipe.targets:
+    def _forget_grams(self, assembly: Assembly) -> None:
+        statistics = self.statistics
+        for target in assembly.targets:
             if target in statistics:
                 statistics[target].forget_gram()
 
@@ -117,7 +124,7 @@ class Collector:
 
     def _reason(self, name: str, parameters: set[str]) -> str:
         targets = self._targets.get(name, ())
-        statistics = self.weights.statistics()
+        statistics = self.statistics
         own = [statistics[target] for target in targets if target in statistics]
         ops = sorted({op for entry in own for op in entry.ops})
         if not targets:

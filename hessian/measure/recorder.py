@@ -8,18 +8,15 @@ no tracing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..forward.activations import Activations
-from ..forward.tape import Tape
-from . import rules
+from ...live.privates import StorageWeakRef, TorchDispatchMode, changes_of, storage_key
 from .gram import LastProduct, own_rows
+from .moments import column_squares
 from .placement import Placement, compose, locate
 from .row_weights import RowWeights
 from .statistics import ParameterStatistics
@@ -60,18 +57,31 @@ class _Inputs:
             and self.rows.shape == rows.shape
             and self.rows.stride() == rows.stride()
             and self.rows.dtype == rows.dtype
-            and self.version == rows._version
+            and self.version == changes_of(rows)
             and (self.weights is None) == (weights is None)
         )
 
 
+Rule = Callable[["Recorder", Any, Sequence[Any], dict[str, Any]], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleTable:
+    """What is done about the operations that a watched parameter is used by.
+
+    Attributes:
+        rules: Those that record its inputs.
+        products: A matrix times its inputs, recorded before it is run.
+        views: Those that give a part of it, which is known by its storage.
+    """
+
+    rules: Mapping[Any, Rule]
+    products: Collection[Any]
+    views: Collection[Any]
+
+
 class Stop(BaseException):
     """Ends a forward whose remaining operations are of no use; models do not catch it."""
-
-
-def storage_key(tensor: Tensor) -> int:
-    """Return what identifies a tensor's storage as long as a weak reference to it is held."""
-    return tensor.untyped_storage()._cdata
 
 
 def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
@@ -82,6 +92,14 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
+Around = Callable[[Any, Sequence[Any], Callable[[], Any]], Any]
+
+
+def run_alone(_func: Any, _args: Sequence[Any], run: Callable[[], Any]) -> Any:
+    """Run an operation with nothing around it."""
+    return run()
+
+
 class Recorder(TorchDispatchMode):
     """A dispatch mode; while it is entered, uses of watched parameters are summed.
 
@@ -89,20 +107,23 @@ class Recorder(TorchDispatchMode):
         rows: The masks of the batch that is running.
         absent: Storages that stand for weights that are not loaded, by key.
         demand: Called with the key of an absent storage that an operation is about to use; returns the weight.
-        activations: Told of each new tensor, and asked for those that are on disk.
-        tape: Of the batch that is running, if what it does between units is kept.
+        made: Called with each new tensor.
+        restore: Called with the storages that an operation is about to use, which may be on disk.
+        around: Called with each operation, its arguments and what runs it; returns what the operation gives.
         last_product: Shared by the sums of x·xᵀ.
         final: What is given to this parameter ends the forward: nothing that follows is of use.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, table: RuleTable) -> None:
         super().__init__()
+        self._table = table
         self.rows = RowWeights((), 1)
         self.absent: dict[int, StorageWeakRef] = {}
         self.demand: Callable[[int], Tensor] | None = None
-        self.activations: Activations | None = None
+        self.made: Callable[[Tensor], None] = lambda _: None
+        self.restore: Callable[[Sequence[int]], None] = lambda _: None
+        self.around: Around = run_alone
         self.final: ParameterStatistics | None = None
-        self.tape: Tape | None = None
         self._watched: dict[int, _Watched] = {}
         self.last_product = LastProduct()
         self._last: _Inputs | None = None
@@ -147,7 +168,7 @@ class Recorder(TorchDispatchMode):
         """Return Σ_t w_t·x_tj² of a matrix."""
         inputs = self._remembered(rows, weights)
         if inputs.squares is None:
-            inputs.squares = rules.moments.column_squares(rows, weights)
+            inputs.squares = column_squares(rows, weights)
         return inputs.squares
 
     def own_rows(self, rows: Tensor, weights: Tensor | None) -> Tensor:
@@ -160,7 +181,7 @@ class Recorder(TorchDispatchMode):
     def _remembered(self, rows: Tensor, weights: Tensor | None) -> _Inputs:
         """Return what is known of a matrix of inputs; that of the last is, as q, k and v see the same."""
         if self._last is None or not self._last.are(rows, weights):
-            self._last = _Inputs(rows, rows._version, weights)
+            self._last = _Inputs(rows, changes_of(rows), weights)
         return self._last
 
     def forget_inputs(self) -> None:
@@ -180,13 +201,9 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.tape is not None and not self.tape.inside:
-            out = self.tape.operation(func, args, lambda: self._run(func, args, kwargs))
-        else:
-            out = self._run(func, args, kwargs)
-        if self.activations is not None:
-            for tensor in _tensors(out if isinstance(out, (list, tuple)) else (out,)):
-                self.activations.made(tensor)
+        out = self.around(func, args, lambda: self._run(func, args, kwargs))
+        for tensor in _tensors(out if isinstance(out, (list, tuple)) else (out,)):
+            self.made(tensor)
         return out
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -195,12 +212,10 @@ class Recorder(TorchDispatchMode):
         if self.absent and any(key in self.absent for key in keys):
             args = tuple(self._with_loaded(arg) for arg in args)
             keys = [storage_key(tensor) for tensor in _tensors(args)]
-        if self.activations is not None and self.activations.has_spilled:
-            for key in keys:
-                self.activations.restore(key)
+        self.restore(keys)
         if not any(key in self._watched for key in keys):
             return func(*args, **kwargs)
-        rule = rules.RULES.get(func)
+        rule = self._table.rules.get(func)
         if rule is not None:
             return rule(self, self._last_operation(func, args), args, kwargs)
         self._note(func, args)
@@ -208,7 +223,7 @@ class Recorder(TorchDispatchMode):
 
     def _last_operation(self, func: Any, args: Sequence[Any]) -> Any:
         """Return the operation, or one that ends the forward where nothing after it is wanted."""
-        if self.final is None or func not in rules.PRODUCTS:
+        if self.final is None or func not in self._table.products:
             return func
         uses = [self.use_of(tensor) for tensor in _tensors(args)]
         if not any(use is not None and use.statistics is self.final for use in uses):
@@ -221,7 +236,7 @@ class Recorder(TorchDispatchMode):
 
     def _note(self, func: Any, args: Sequence[Any]) -> None:
         """Remember that a parameter was used by an operation without a rule, to say why it has no statistics."""
-        if func in rules.VIEWS:
+        if func in self._table.views:
             return
         for tensor in _tensors(args):
             use = self.use_of(tensor)

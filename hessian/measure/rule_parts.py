@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from .recorder import Recorder
-
-Rule = Callable[["Recorder", Any, Sequence[Any], dict[str, Any]], Any]
 
 
 def counts_of(value: float, ndim: int, device: torch.device) -> Tensor:

@@ -7,17 +7,16 @@ watched parameter are let through.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...live.privates import BATCH_NORM_INFERENCE, TO_COPY, UNSAFE_VIEW, newer_operator
 from . import elementwise, moments
 from .gram import own_rows
-from .rule_parts import Rule, counts_of, record_bias, total_of
-
-if TYPE_CHECKING:
-    from .recorder import Recorder, Use
+from .recorder import Recorder, Rule, RuleTable, Use
+from .rule_parts import counts_of, record_bias, total_of
 
 aten = torch.ops.aten
 
@@ -199,7 +198,7 @@ def _copy(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, 
     return out
 
 
-RULES: dict[Any, Rule] = {
+_RULES: dict[Any, Rule] = {
     aten.mm.default: _mm,
     aten.addmm.default: _addmm,
     aten.mv.default: _mv,
@@ -212,23 +211,19 @@ RULES: dict[Any, Rule] = {
     aten.native_group_norm.default: elementwise.group_norm,
     aten.native_batch_norm.default: elementwise.batch_norm,
     aten.cudnn_batch_norm.default: elementwise.batch_norm,
-    aten._native_batch_norm_legit_no_training.default: elementwise.batch_norm,
+    BATCH_NORM_INFERENCE: elementwise.batch_norm,
     aten.mul.Tensor: elementwise.mul,
     aten.mul_.Tensor: elementwise.mul,
     aten.add.Tensor: elementwise.add,
     aten.add_.Tensor: elementwise.add,
-    aten._to_copy.default: _copy,
+    TO_COPY: _copy,
     aten.clone.default: _copy,
 }
-# Newer torch only.
 for _name, _rule in (("_grouped_mm", _grouped_mm), ("_fused_rms_norm", elementwise.rms_norm)):
-    if hasattr(aten, _name):
-        RULES[getattr(aten, _name).default] = _rule
+    if (_operator := newer_operator(_name)) is not None:
+        _RULES[_operator] = _rule
 
-# A matrix times its inputs, recorded before it is run.
-PRODUCTS = {aten.mm.default, aten.addmm.default, aten.linear.default}
-
-VIEWS = {
+_VIEWS = {UNSAFE_VIEW} | {
     getattr(getattr(aten, name), overload)
     for name, overload in (
         ("alias", "default"),
@@ -245,6 +240,7 @@ VIEWS = {
         ("unbind", "int"),
         ("unsqueeze", "default"),
         ("view", "default"),
-        ("_unsafe_view", "default"),
     )
 }
+
+TABLE = RuleTable(rules=_RULES, products={aten.mm.default, aten.addmm.default, aten.linear.default}, views=_VIEWS)

@@ -17,7 +17,7 @@ class ReturnError(Exception):
     """A model came back to a parameter whose Σ x·xᵀ had been handed out as whole."""
 
 
-Key = tuple[tuple[int, ...], tuple[int, ...]]  # shape of the parameter, its axes split as its views do; of the sum
+SumKey = tuple[tuple[int, ...], tuple[int, ...]]  # shape of the parameter, its axes split as its views do; of the sum
 
 
 class ParameterStatistics:
@@ -43,8 +43,8 @@ class ParameterStatistics:
         self.name = name
         self.shape = tuple(shape)
         self.wants_gram = wants_gram
-        self.sums: dict[Key, Tensor] = {}
-        self.counts: dict[Key, Tensor] = {}
+        self.sums: dict[SumKey, Tensor] = {}
+        self.counts: dict[SumKey, Tensor] = {}
         self._last = last or LastProduct()
         self._grams: dict[tuple[int, ...], GramSum] = {}
         self._stack: tuple[int, ...] = ()
@@ -75,7 +75,7 @@ class ParameterStatistics:
                 counts = counts / (part.stop - part.start)
         self._accumulate(self.counts, placement, counts)
 
-    def _accumulate(self, into: dict[Key, Tensor], placement: Placement, values: Tensor) -> None:
+    def _accumulate(self, into: dict[SumKey, Tensor], placement: Placement, values: Tensor) -> None:
         spread = _in_parameter_axes(placement, values)
         term_shape = tuple(
             size if spread.shape[axis] > 1 or part != slice(0, size) else 1
@@ -175,7 +175,7 @@ class ParameterStatistics:
             gram=self._gram(),
         )
 
-    def _terms(self, sums: dict[Key, Tensor], *, shared: bool = False) -> tuple[np.ndarray, ...]:
+    def _terms(self, sums: dict[SumKey, Tensor], *, shared: bool = False) -> tuple[np.ndarray, ...]:
         """Return one array for each way of use, in the parameter's own axes.
 
         `shared`: what an axis stands for is shared out among its elements rather than repeated, so that totals stay.
@@ -228,7 +228,7 @@ def _joined(term: np.ndarray, split: tuple[int, ...], shape: tuple[int, ...]) ->
     return np.ascontiguousarray(np.broadcast_to(term, tuple(spread))).reshape(full)
 
 
-def _text(key: Key) -> str:
+def _text(key: SumKey) -> str:
     return " ".join(map(_joined_text, key))
 
 

@@ -11,37 +11,9 @@ from typing import final
 
 from ...fusion.arithmetic.curvature import Curvature
 from ...fusion.errors import CurvatureError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """Where statistics came from; what is needed to repeat them.
-
-    Attributes:
-        model: Name of the tuned model's folder.
-        model_fingerprint: `Checkpoint.fingerprint` of the tuned model.
-        model_class: The transformers class that ran.
-        data: Name of the calibration data.
-        data_digest: Digest of the encoded samples, in the order in which they ran.
-        num_samples: Samples that ran.
-        num_tokens: Real tokens of all samples; padding never counts.
-        max_length: Longest sample in tokens.
-        seed: What the choice of samples was made with.
-        dtype: What the forward ran in; sums are always float64.
-        versions: (package, version), sorted.
-    """
-
-    model: str
-    model_fingerprint: str
-    model_class: str
-    data: str
-    data_digest: str
-    num_samples: int
-    num_tokens: int
-    max_length: int
-    seed: int
-    dtype: str
-    versions: tuple[tuple[str, str], ...] = ()
+from . import file_format
+from .gram_store import GramStore, by_block, with_summed_grams
+from .provenance import Provenance
 
 
 def add_curvature(first: Curvature, second: Curvature) -> Curvature:
@@ -103,9 +75,7 @@ class DiagonalHessian(Mapping[str, Curvature]):
         Raises:
             OutputError: The file cannot be written.
         """
-        from .file_format import write
-
-        write(self, Path(path))
+        file_format.write(Path(path), self.curvatures, self.provenance, self.why_missing)
 
     @classmethod
     def load(cls, path: Path | str) -> DiagonalHessian:
@@ -114,9 +84,8 @@ class DiagonalHessian(Mapping[str, Curvature]):
         Raises:
             CurvatureError: The file is missing, malformed, or holds what cannot be a sum of squares.
         """
-        from .file_format import read
-
-        return read(Path(path))
+        curvatures, provenance, why_missing = file_format.read(Path(path))
+        return cls(curvatures=curvatures, provenance=provenance, why_missing=why_missing)
 
     def merge(self, others: Iterable[DiagonalHessian], *, gram_file: Path | None = None) -> DiagonalHessian:
         """Return the statistics of all samples together: Σx², Σx·xᵀ and counts add up.
@@ -129,8 +98,6 @@ class DiagonalHessian(Mapping[str, Curvature]):
         Raises:
             CurvatureError: They belong to different models, or were gathered differently.
         """
-        from .gram_store import GramStore, by_block, with_summed_grams
-
         sides = [self, *others]
         merged = _without_grams(self)
         for other in sides[1:]:

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,20 @@ import numpy as np
 from ...fusion.arithmetic.curvature import Curvature
 from ...fusion.checkpoint.safetensors_file import SafetensorsFile
 from ...fusion.errors import CheckpointError, CurvatureError, OutputError
-from .diagonal import DiagonalHessian, Provenance
+from .provenance import Provenance
 
 FORMAT = 2  # 1 had Σx·xᵀ in float64, once a tensor
 KEY = "sculpt"
 GRAM = "gram"
 
 
-def _arrays(hessian: DiagonalHessian) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _arrays(curvatures: Mapping[str, Curvature]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return the arrays to write, sorted, and whose Σx·xᵀ a tensor shares that has none of its own."""
     found: dict[str, np.ndarray] = {}
     shared: dict[str, str] = {}
     owners: dict[int, str] = {}
-    for name in sorted(hessian):
-        curvature = hessian[name]
+    for name in sorted(curvatures):
+        curvature = curvatures[name]
         for k, term in enumerate(curvature.terms):
             found[name if k == 0 else f"{name}#{k}"] = np.ascontiguousarray(term, dtype="<f8")
         if curvature.gram is not None:
@@ -45,14 +46,7 @@ def _arrays(hessian: DiagonalHessian) -> tuple[dict[str, np.ndarray], dict[str, 
     return {key: found[key] for key in sorted(found)}, shared
 
 
-def _header(hessian: DiagonalHessian, arrays: dict[str, np.ndarray], shared: dict[str, str]) -> bytes:
-    about = {
-        "format": FORMAT,
-        "provenance": dataclasses.asdict(hessian.provenance),
-        "num_tokens": {name: curvature.num_tokens for name, curvature in hessian.items()},
-        "shared": shared,
-        "why_missing": dict(hessian.why_missing),
-    }
+def _header(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
     header: dict[str, Any] = {"__metadata__": {KEY: json.dumps(about, sort_keys=True)}}
     start = 0
     for key, array in arrays.items():
@@ -66,10 +60,19 @@ def _header(hessian: DiagonalHessian, arrays: dict[str, np.ndarray], shared: dic
     return text + b" " * (-len(text) % 8)
 
 
-def write(hessian: DiagonalHessian, path: Path) -> None:
+def write(
+    path: Path, curvatures: Mapping[str, Curvature], provenance: Provenance, why_missing: Mapping[str, str]
+) -> None:
     """Write the file beside its place, then rename it there."""
-    arrays, shared = _arrays(hessian)
-    header = _header(hessian, arrays, shared)
+    arrays, shared = _arrays(curvatures)
+    about = {
+        "format": FORMAT,
+        "provenance": dataclasses.asdict(provenance),
+        "num_tokens": {name: curvature.num_tokens for name, curvature in curvatures.items()},
+        "shared": shared,
+        "why_missing": dict(why_missing),
+    }
+    header = _header(about, arrays)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,8 +114,8 @@ def _check(path: Path, key: str, array: np.ndarray) -> None:
         raise CurvatureError(f"`{key}` in `{path}` holds a negative sum of squares")
 
 
-def read(path: Path) -> DiagonalHessian:
-    """Return the statistics of a file, checked."""
+def read(path: Path) -> tuple[dict[str, Curvature], Provenance, dict[str, str]]:
+    """Return the curvature in a file, checked, where it came from, and why tensors have none."""
     if not path.is_file():
         raise CurvatureError(f"`{path}` does not exist", hint="`sculpt calibrate` writes such files")
     try:
@@ -147,4 +150,4 @@ def read(path: Path) -> DiagonalHessian:
         name: Curvature(terms=tuple(found[k] for k in sorted(found)), num_tokens=counts[name], gram=grams.get(name))
         for name, found in terms.items()
     }
-    return DiagonalHessian(curvatures=curvatures, provenance=provenance, why_missing=why_missing)
+    return curvatures, provenance, why_missing

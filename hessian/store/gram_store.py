@@ -14,6 +14,10 @@ from ...fusion.errors import OutputError
 from ...fusion.names import block_of
 
 
+class LostError(Exception):
+    """What a run that was killed left cannot be taken up again."""
+
+
 def with_summed_grams(
     block: Mapping[str, Curvature], sides: Sequence[Mapping[str, np.ndarray | None]]
 ) -> dict[str, Curvature]:
@@ -45,7 +49,7 @@ def by_block(names: Iterable[str]) -> list[list[str]]:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Region:
     """Where a matrix lies in the file."""
 
     start: int
@@ -66,11 +70,9 @@ class GramStore:
     def __init__(self, file: Path, state: Mapping[str, Any] | None = None) -> None:
         self.file = file
         self._end = 0 if state is None else int(state["end"])
-        self._places = {name: _Place(start, tuple(shape)) for name, start, shape in (state or {}).get("places", ())}
-        self._views: dict[_Place, np.ndarray] = {}
+        self._places = {name: _Region(start, tuple(shape)) for name, start, shape in (state or {}).get("places", ())}
+        self._views: dict[_Region, np.ndarray] = {}
         if self._end and (not file.exists() or file.stat().st_size < self._end):
-            from ..forward.tape import LostError  # needs torch, which merging files does without
-
             raise LostError(f"`{file}` does not hold what was written to it")
         if file.exists():
             with file.open("r+b") as stream:
@@ -89,7 +91,7 @@ class GramStore:
         Raises:
             OutputError: The disk is full.
         """
-        written: dict[int, _Place] = {}
+        written: dict[int, _Region] = {}
         found: dict[str, Curvature] = {}
         for name, curvature in curvatures.items():
             gram = curvature.gram
@@ -100,8 +102,8 @@ class GramStore:
             found[name] = replace(curvature, gram=self._view(name))
         return found
 
-    def _write(self, gram: np.ndarray) -> _Place:
-        place = _Place(self._end, gram.shape)
+    def _write(self, gram: np.ndarray) -> _Region:
+        place = _Region(self._end, gram.shape)
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("r+b" if self.file.exists() else "w+b") as stream:

@@ -14,7 +14,7 @@ from sculpt.demo.fetch import FetchError
 from sculpt.demo.result import DemoResult
 from sculpt.demo.run import RESULT, run_demo
 from sculpt.demo.setup import Silence
-from sculpt.fusion.errors import ModelError, OutputError
+from sculpt.fusion.errors import DeviceError, OutputError
 
 SMALL = tiny.TinySize(hidden_size=48, layers=2, heads=2, steps=120, batch_size=16)
 SMALLEST = tiny.TinySize(hidden_size=8, layers=1, heads=1, steps=1, batch_size=2)
@@ -91,7 +91,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path) -> None:
 
 @pytest.mark.parametrize("device", ["no-such-device", "cuda:99"])
 def test_a_device_that_torch_cannot_use_is_refused_in_one_sentence(tmp_path, device: str) -> None:
-    with pytest.raises(ModelError, match=f"torch cannot use the device `{device}`: .*[^.]$"):
+    with pytest.raises(DeviceError, match=f"the device `{device}` cannot be used: .*[^.]$"):
         run_demo(tmp_path / "out", tmp_path / "cache", tiny=True, seed=0, device=device)
     assert not list(tmp_path.iterdir())
 

@@ -11,9 +11,9 @@ import torch
 from sculpt.demo.tiny import byte_tokenizer
 from sculpt.evaluate.evaluate import evaluate, score_suite
 from sculpt.evaluate.likelihood import Prompted, likelihoods
-from sculpt.evaluate.live_model import LiveModel, load_model
 from sculpt.evaluate.suite import read_suite
 from sculpt.fusion.errors import DataError, ModelError
+from sculpt.live.model import LiveModel, load_model
 
 from .conftest import Pair, save
 

@@ -16,7 +16,6 @@ from sculpt.evaluate.charts import by_sparsity, by_strength, draw, terminal_char
 from sculpt.evaluate.choice import Pick, golden_section, least_that_holds
 from sculpt.evaluate.evaluate import SuiteScores, TaskScore, evaluate
 from sculpt.evaluate.live_fuse import Distance, LiveFuse
-from sculpt.evaluate.live_model import load_model
 from sculpt.evaluate.per_block import BlockLoss, block_losses, block_strengths
 from sculpt.evaluate.points import Point, Sweep
 from sculpt.evaluate.strengths import Family, parse_grid
@@ -28,6 +27,7 @@ from sculpt.fusion.errors import MethodError, ModelError
 from sculpt.fusion.methods import AdaDare, Dare, Magnitude, Method, TaskArithmetic
 from sculpt.fusion.record.manifest import Manifest
 from sculpt.fusion.run.settings import Settings
+from sculpt.live.model import load_model
 
 from .conftest import Pair
 

@@ -14,7 +14,7 @@ from sculpt.hessian.measure.gram import GramSum, LastProduct, own_rows
 from sculpt.hessian.measure.placement import locate
 from sculpt.hessian.measure.row_weights import RowWeights
 from sculpt.hessian.measure.statistics import ParameterStatistics
-from sculpt.live.conversions import Step, _by_element_numbers, collapse, num_rows, pull_back
+from sculpt.live.conversions import Conversion, _by_element_numbers, collapse, num_rows, pull_back
 from transformers import core_model_loading as loading
 
 VIEWS = {
@@ -142,11 +142,11 @@ def test_rows_of_a_batch_count_as_often_as_they_are_tokens() -> None:
     assert float(pairs.sum()) == 3 * 3 + 1 * 1
 
 
-def _step(op: Any, before: dict[str, list[tuple[int, ...]]], targets: list[str], **kwargs: Any) -> Step:
+def _step(op: Any, before: dict[str, list[tuple[int, ...]]], targets: list[str], **kwargs: Any) -> Conversion:
     tensors = {key: [torch.zeros(shape) for shape in shapes] for key, shapes in before.items()}
-    step = Step(op, list(before), targets, before, {}, {"full_layer_name": targets[0], "model": None, **kwargs})
+    step = Conversion(op, list(before), targets, before, {}, {"full_layer_name": targets[0], "model": None, **kwargs})
     after = {key: [tuple(t.shape) for t in found] for key, found in step.run(tensors).items()}
-    return Step(op, list(before), targets, before, after, step.kwargs)
+    return Conversion(op, list(before), targets, before, after, step.kwargs)
 
 
 class _Config:

@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from sculpt.fusion.errors import ModelError
-from sculpt.hessian import CalibrationOptions, DiagonalHessian, calibrate, iter_calibrate
+from sculpt.hessian import CalibrationOptions, DiagonalHessian, calibrate
 from sculpt.hessian.session import Session
 from torch import nn
 
@@ -134,8 +134,11 @@ def test_a_loop_reads_a_block_twice_at_most(tmp_path: Path) -> None:
 @pytest.mark.parametrize("full", [(), ("*",)], ids=["diagonal", "full"])
 def test_a_loop_is_refused_where_blocks_are_handed_out(full: tuple[str, ...], tmp_path: Path) -> None:
     folder, data = settle(tmp_path, loops=2)
-    with pytest.raises(ModelError, match="comes back to"):
-        list(iter_calibrate(folder, CalibrationOptions(data=data, full=full)))
+    with (
+        Session(folder, CalibrationOptions(data=data, full=full)) as session,
+        pytest.raises(ModelError, match="comes back to"),
+    ):
+        list(session.blocks())
 
 
 def test_full_matrices_of_a_loop_are_held_in_memory(tmp_path: Path) -> None:
@@ -187,18 +190,3 @@ def test_a_loop_that_is_killed_gives_the_same_bytes(tmp_path: Path) -> None:
     if not (tmp_path / "out").exists():
         calibrate(folder, data=data, output=tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
-
-
-def test_weights_come_with_the_block_that_makes_them_whole(tmp_path: Path) -> None:
-    folder, data = zoo.settle(zoo.TEXT["mixtral"], tmp_path)
-    from safetensors.numpy import load_file
-
-    stored = load_file(folder / "model.safetensors")
-    with Session(folder, CalibrationOptions(data=data), keep_weights=True) as session:
-        blocks = list(session.blocks())
-    names = [name for block in blocks for name in block.weights]
-    assert sorted(names) == sorted(stored)
-    for block in blocks:
-        assert set(block.curvatures) <= set(block.weights)
-        for name, weight in block.weights.items():
-            assert np.array_equal(weight, stored[name])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sculpt.fusion.errors import CurvatureError, DataError, ModelError, OutputError
-from sculpt.hessian import CalibrationOptions, DiagonalHessian, calibrate, iter_calibrate
+from sculpt.hessian import CalibrationOptions, DiagonalHessian, calibrate
 from sculpt.hessian.session import Session
 
 from . import oracle, zoo  # noqa: TID251 (the tests' own folder)
@@ -128,7 +128,8 @@ def test_a_tie_that_is_stored_twice_is_used_both_ways(tmp_path: Path) -> None:
 
 def test_blocks_come_one_by_one_and_hold_everything_once(tmp_path: Path) -> None:
     folder, data = zoo.settle(zoo.TEXT["llama-tied"], tmp_path)
-    blocks = list(iter_calibrate(folder, CalibrationOptions(data=data)))
+    with Session(folder, CalibrationOptions(data=data)) as session:
+        blocks = list(session.blocks())
     names = [name for block in blocks for name in block]
     whole = calibrate(folder, data=data)
     assert len(names) == len(set(names))

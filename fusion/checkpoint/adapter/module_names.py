@@ -7,20 +7,20 @@ loaded.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, final
 
 from ...errors import CheckpointError
+from ..loading_rules import Converted, LoadingRules, named_class
 
 if TYPE_CHECKING:
     from ..source import Source
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class ParameterPart:
     """A checkpoint tensor that is a parameter, or a part of one.
 
     Attributes:
@@ -34,11 +34,11 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parameter:
+class ModelParameter:
     """A parameter of the model: its shape, and the tensors that it is made of."""
 
     shape: tuple[int, ...]
-    places: tuple[Place, ...]
+    parts: tuple[ParameterPart, ...]
 
 
 @final
@@ -63,10 +63,9 @@ class ModelNames:
             import transformers
 
             loaded = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-            name = (config.get("architectures") or [""])[0]
-            cls = getattr(transformers, name, None)
-            if not isinstance(cls, type):
-                raise ValueError(f"transformers has no class `{name}`")
+            cls = named_class(config)
+            if cls is None:
+                raise ValueError(f"it has none of the classes {config.get('architectures')}")
             with torch.device("meta"):
                 return cls(loaded)
         except Exception as error:  # transformers raises anything on what it does not know
@@ -88,68 +87,42 @@ class ModelNames:
         """Return the groups of a convolution."""
         return self._model.get_submodule(module).groups
 
-    def find(self, name: str) -> Parameter | None:
+    def find(self, name: str) -> ModelParameter | None:
         """Return a parameter by its name in the model, or by one that transformers renames on loading."""
         known = self.parameters
-        return known.get(name) or known.get(self._rename(name)[0])
+        return known.get(name) or known.get(self._rules.rename(name)[0])
 
     @cached_property
-    def parameters(self) -> Mapping[str, Parameter]:
-        """Parameter name to the tensors that make it; those that no tensor makes are left out."""
-        from transformers.core_model_loading import dot_natural_key
+    def _rules(self) -> LoadingRules:
+        return LoadingRules(self._model)
 
-        tensors, state = self._checkpoint.tensors, self._state
-        by_pattern = {pattern: entry for entry in self._rules[1] for pattern in entry.source_patterns}
-        found: dict[str, Parameter] = {}
-        collected: dict[str, tuple[Any, dict[str, list[str]]]] = {}
-        for name in sorted(tensors, key=dot_natural_key):
-            target, pattern = self._rename(name)
-            if target not in state:
-                continue
-            if pattern is None:
-                found[target] = Parameter(shape=tensors[name].shape, places=(Place(tensor=name),))
-            else:
-                _, sources = collected.setdefault(target, (copy.deepcopy(by_pattern[pattern]), {}))
-                sources.setdefault(pattern, []).append(name)
-        for target, (converter, sources) in collected.items():
-            places = tuple(self._places(converter, sources))
-            if places:
-                found[target] = Parameter(shape=tuple(state[target].shape), places=places)
+    @cached_property
+    def parameters(self) -> Mapping[str, ModelParameter]:
+        """Parameter name to the tensors that make it; those that no tensor makes are left out."""
+        tensors, rules = self._checkpoint.tensors, self._rules
+        names = rules.sort(tensors)
+        found = {
+            target: ModelParameter(shape=tensors[name].shape, parts=(ParameterPart(tensor=name),))
+            for target, name in names.plain.items()
+        }
+        for converted in names.converted:
+            parts = tuple(self._parts(converted))
+            if parts:
+                found[converted.first] = ModelParameter(shape=tuple(rules.state[converted.first].shape), parts=parts)
         return found
 
-    @cached_property
-    def _state(self) -> Mapping[str, Any]:
-        return self._model.state_dict()
-
-    @cached_property
-    def _rules(self) -> tuple[list[Any], list[Any]]:
-        """Renamings and converters of the model."""
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming
-
-        mapping = get_model_conversion_mapping(self._model)
-        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-        return renamings, [entry for entry in mapping if isinstance(entry, WeightConverter)]
-
-    def _rename(self, name: str) -> tuple[str, str | None]:
-        """Return the model's name of a checkpoint's tensor, and the converter's pattern that it matched."""
-        from transformers.core_model_loading import rename_source_key
-
-        state = self._state
-        found = rename_source_key(name, *self._rules, self._model.base_model_prefix, state)  # pyright: ignore[reportArgumentType]
-        return (name, None) if found[0] not in state and name in state else found
-
-    def _places(self, converter: Any, sources: Mapping[str, list[str]]) -> Iterator[Place]:
+    def _parts(self, converted: Converted) -> Iterator[ParameterPart]:
         """Yield the parts of a parameter that is stacked from experts, joined from tensors, or both."""
-        kinds = [type(op).__name__ for op in converter.operations]
-        stacked = kinds[:1] == ["MergeModulelist"] and converter.operations[0].dim == 0
-        joined = kinds[-1:] == ["Concatenate"] and converter.operations[-1].dim == (1 if stacked else 0)
+        operations = converted.converter.operations
+        kinds = [type(op).__name__ for op in operations]
+        stacked = kinds[:1] == ["MergeModulelist"] and operations[0].dim == 0
+        joined = kinds[-1:] == ["Concatenate"] and operations[-1].dim == (1 if stacked else 0)
         if kinds != ["MergeModulelist"] * stacked + ["Concatenate"] * joined or not (stacked or joined):
             return
         first = 0
-        for pattern in converter.source_patterns:
-            names = sources.get(pattern, [])
+        for pattern in converted.converter.source_patterns:
+            names = converted.sources.get(pattern, ())
             for expert, name in enumerate(names):
-                yield Place(tensor=name, expert=expert if stacked else None, first=first)
+                yield ParameterPart(tensor=name, expert=expert if stacked else None, first=first)
             if names:
                 first += self._checkpoint.tensors[names[0]].shape[0]

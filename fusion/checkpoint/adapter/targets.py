@@ -12,7 +12,7 @@ from ...errors import CheckpointError
 from ...names import config_values
 from ..tensor_info import TensorInfo
 from .config import AdapterConfig
-from .module_names import ModelNames, Parameter, Place
+from .module_names import ModelNames, ModelParameter, ParameterPart
 from .patch import Patch, Product
 
 if TYPE_CHECKING:
@@ -67,11 +67,11 @@ class _Resolver:
             hint="is this the model that the adapter was trained on?",
         )
 
-    def parameter(self, name: str) -> Parameter | None:
+    def parameter(self, name: str) -> ModelParameter | None:
         """Return a parameter of the model by its name there, or None."""
         info = self._base.tensors.get(name)
         if info is not None:
-            return Parameter(shape=info.shape, places=(Place(tensor=name),))
+            return ModelParameter(shape=info.shape, parts=(ParameterPart(tensor=name),))
         try:
             return self._names.find(name)
         except (CheckpointError, ImportError):
@@ -91,8 +91,8 @@ class _Resolver:
         found = self.parameter(name)
         if found is None:
             self.add(name, stored=info.name)  # the plan decides about tensors that the base lacks
-        elif len(found.places) == 1 and found.places[0].expert is None:
-            self.add(found.places[0].tensor, stored=info.name)
+        elif len(found.parts) == 1 and found.parts[0].expert is None:
+            self.add(found.parts[0].tensor, stored=info.name)
         else:
             raise CheckpointError(f"`{self._folder}` holds `{name}`, which the base splits over several tensors")
 
@@ -163,15 +163,15 @@ class _Resolver:
             )
         self._add_product(parts, name if by_name else module, found, experts, transposed)
 
-    def _add_product(self, parts: _Parts, key: str, found: Parameter, experts: int, transposed: bool) -> None:
+    def _add_product(self, parts: _Parts, key: str, found: ModelParameter, experts: int, transposed: bool) -> None:
         scale = self._config.scaling(key)
         magnitude = parts.tensors.get("lora_magnitude_vector")
-        split = len(found.places) > 1
+        split = len(found.parts) > 1
         if split and (magnitude is not None or transposed):
             raise CheckpointError(f"`{parts.module}` is split over several tensors of the base, which is not fused")
-        for place in found.places:
-            shape = self._base.tensors[place.tensor].shape
-            rows = (place.first, place.first + shape[0]) if split else None
+        for part in found.parts:
+            shape = self._base.tensors[part.tensor].shape
+            rows = (part.first, part.first + shape[0]) if split else None
             product = Product(
                 key=key,
                 a=parts.a.name,
@@ -179,18 +179,18 @@ class _Resolver:
                 scale=scale,
                 experts=experts,
                 transposed=transposed,
-                expert=place.expert,
+                expert=part.expert,
                 rows=rows,
             )
-            self.add(place.tensor, product=product, magnitude=magnitude.name if magnitude else None)
+            self.add(part.tensor, product=product, magnitude=magnitude.name if magnitude else None)
         bias = parts.tensors.get("lora_B.bias")
         if bias is not None:
             target = self.parameter(f"{parts.module}.bias")
             if target is None or target.shape != bias.shape:
                 raise self._missing(f"{parts.module}.bias")
-            self.add(target.places[0].tensor, product=Product(key=key, a=None, b=bias.name, scale=scale))
+            self.add(target.parts[0].tensor, product=Product(key=key, a=None, b=bias.name, scale=scale))
 
-    def _found(self, names: Sequence[str]) -> dict[str, Parameter]:
+    def _found(self, names: Sequence[str]) -> dict[str, ModelParameter]:
         return {name: found for name in names if (found := self.parameter(name)) is not None}
 
     def _targets_of(self, module: str) -> list[str]:

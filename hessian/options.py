@@ -1,0 +1,29 @@
+"""What a calibration is told; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..fusion.checkpoint.ref import Asked
+from ..fusion.run.calibration import SampleRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions(SampleRun):
+    """What to run and what to keep.
+
+    Attributes:
+        data: JSONL or Parquet with text, messages, prompt and completion, image, audio or input_ids; .txt; a saved
+            `datasets` folder; a folder of images. Default: a text that ships.
+        only_changed: Measure only tensors that differ from this base; stop after the last.
+        full: Keep the whole Σx·xᵀ of these tensors too, for Model Tailor and two-sided curvature; repeatable.
+    """
+
+    data: Path | str | None = None
+    only_changed: Asked | None = None
+    full: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "full", tuple(self.full))

@@ -1,0 +1,188 @@
+"""The one loader of whole models: as transformers loads them, on one device or streamed from the disk.
+
+`skeleton.build` makes the same model without weights, for those who fill it block by block.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from ..fusion.checkpoint import Source, open_checkpoint
+from ..fusion.errors import DataError, ModelError, first_line
+from .devices import compute_dtype, pick_device
+from .skeleton import build
+
+HEADROOM = 0.9  # of the memory, which weights may fill; the rest is for activations
+
+
+@dataclass(eq=False, kw_only=True)
+class LiveModel:
+    """A model in eval mode; a context manager, as one that is streamed has a folder to be removed.
+
+    Attributes:
+        path: The checkpoint it was loaded from, with configuration and tokenizer.
+        device: Where inputs go.
+        streamed: Whether weights come from the disk when they are needed, as they do not fit.
+    """
+
+    path: Path
+    model: Any
+    device: torch.device
+    streamed: bool = False
+    _offload: Any = field(default=None, repr=False)
+
+    def __enter__(self) -> LiveModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the model and of what was offloaded."""
+        self.model = None
+        if self._offload is not None:
+            self._offload.cleanup()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer in the checkpoint's folder, with something to pad with.
+
+        Raises:
+            DataError: There is none that transformers can load.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+        except Exception as error:  # transformers raises anything on missing or damaged files
+            raise DataError(
+                f"`{self.path}` has no tokenizer that transformers can load: {first_line(error)}"
+            ) from error
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+        return tokenizer
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether prompt and completion go to different halves."""
+        return bool(self.model.config.is_encoder_decoder)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the model ends in a classification head."""
+        return type(self.model).__name__.endswith("Classification")
+
+    @property
+    def can_generate(self) -> bool:
+        """Whether the model writes text."""
+        return bool(self.model.can_generate())
+
+    @property
+    def max_positions(self) -> int | None:
+        """How many tokens the model has positions for, where it says."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return limit if isinstance(limit, int) and limit > 0 else None
+
+    def inputs(self, **tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the tensors on the model's device."""
+        return {name: tensor.to(self.device) for name, tensor in tensors.items()}
+
+
+def load_model(
+    source: Source | Path,
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    auto_class: str | None = None,
+    trust_remote_code: bool = False,
+    may_stream: bool = True,
+    memory_bytes: int | None = None,
+) -> LiveModel:
+    """Return the model of a checkpoint with its weights, in eval mode: as any user would load it.
+
+    Args:
+        source: A folder, one file of weights beside its configuration, or an adapter over its base.
+        device, dtype: As for `pick_device` and `compute_dtype`; a dtype of torch is taken as it is.
+        may_stream: Whether a model that does not fit runs with its weights read from the disk as they are needed; they
+            can then be neither written nor trained.
+        memory_bytes: What the weights may fill before that; None is what the device has free.
+
+    Raises:
+        ModelError: transformers cannot load it, or the weights are not the model's.
+        DeviceError: The device is not there.
+    """
+    checkpoint = source if isinstance(source, Source) else open_checkpoint(source)
+    where = pick_device(device)
+    kind = compute_dtype(dtype, checkpoint, where) if isinstance(dtype, str) else dtype
+    # Built first without weights: it costs little, and refuses what `from_pretrained` would fill with random values.
+    skeleton = build(
+        checkpoint,
+        auto_class=auto_class,
+        dtype=kind,
+        device=torch.device("cpu"),
+        seed=0,
+        trust_remote_code=trust_remote_code,
+    )
+    needed = sum(info.num_elements for info in checkpoint.tensors.values()) * torch.empty(0, dtype=kind).itemsize
+    room = int(HEADROOM * _free_memory(where)) if memory_bytes is None else memory_bytes
+    options: dict[str, Any] = {"dtype": kind, "local_files_only": True, "trust_remote_code": trust_remote_code}
+    folder: Path | None = skeleton.folder
+    offload = None
+    if may_stream and needed > room:
+        offload = tempfile.TemporaryDirectory(prefix="sculpt-offload-")
+        limits = {"cpu" if where.type == "cpu" else (where.index or 0): room}
+        options |= {"device_map": "auto", "max_memory": limits, "offload_folder": offload.name}
+    if checkpoint.base is not None or checkpoint.folder is None:
+        if offload is not None:
+            raise ModelError(
+                f"`{checkpoint.ref}` takes {needed} bytes of the {room} that are free, and can only be run whole",
+                hint="a folder with all the weights in it is read as it is needed",
+            )
+        folder, options = None, options | _given(checkpoint, skeleton.folder, trust_remote_code)
+    try:
+        model: Any = type(skeleton.model).from_pretrained(folder, **options)
+    except Exception as error:  # transformers raises anything
+        raise ModelError(f"transformers cannot load `{checkpoint.ref}`: {first_line(error)}") from error
+    if offload is None:
+        model = model.to(where)
+    return LiveModel(
+        path=skeleton.folder, model=model.eval(), device=where, streamed=offload is not None, _offload=offload
+    )
+
+
+def _given(checkpoint: Source, folder: Path, trust_remote_code: bool) -> dict[str, Any]:
+    """Return the arguments that hand the weights over, where they are not those that the folder holds."""
+    from transformers import AutoConfig, GenerationConfig
+
+    found: dict[str, Any] = {
+        "config": AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code),
+        "state_dict": {name: read_tensor(checkpoint, name) for name in checkpoint.tensors},
+    }
+    if (folder / "generation_config.json").is_file():
+        found["generation_config"] = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return found
+
+
+def read_tensor(checkpoint: Source, name: str) -> torch.Tensor:
+    """Return a copy of a tensor on the CPU, in its stored dtype."""
+    info = checkpoint.tensors[name]
+    tensor = torch.empty(info.shape, dtype=getattr(torch, info.kind.torch))
+    if tensor.numel():
+        flat = tensor.reshape(-1).view(torch.uint8).numpy()
+        flat[:] = checkpoint.read(name).view(np.uint8)
+        checkpoint.release(name)
+    return tensor
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
