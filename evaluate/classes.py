@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from ..data.row import Row
 from ..fusion.errors import DataError
 from .live_model import LiveModel
-from .rows import Row
 
 
 @torch.inference_mode()

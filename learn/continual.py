@@ -8,10 +8,10 @@ from typing import Any
 
 from ..fusion.checkpoint import Checkpoint
 from ..fusion.errors import DataError
-from .buffer import LabelledSample
+from .buffer import BufferSample
 from .coefficients import Coefficients
 from .merged_model import MergedModel
-from .training import Learning, Report, Score, learn, score
+from .training import BufferScore, Learning, Report, learn, score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Experience:
 
     domain: str
     coefficients: Coefficients
-    scores: Mapping[str, Score]
+    scores: Mapping[str, BufferScore]
 
     @property
     def accuracy(self) -> float:
@@ -43,7 +43,7 @@ class Experience:
         }
 
 
-def domains_of(samples: Sequence[LabelledSample], count: int) -> list[str]:
+def domains_of(samples: Sequence[BufferSample], count: int) -> list[str]:
     """Return the domains in the order in which they first come, one an adapter.
 
     Raises:
@@ -60,10 +60,10 @@ def domains_of(samples: Sequence[LabelledSample], count: int) -> list[str]:
 def learn_continually(
     merged: MergedModel,
     adapters: Sequence[Checkpoint],
-    buffer: Sequence[LabelledSample],
+    buffer: Sequence[BufferSample],
     learning: Learning,
     *,
-    test: Sequence[LabelledSample] | None = None,
+    test: Sequence[BufferSample] | None = None,
     report: Report = lambda _done, _total, _what: None,
 ) -> list[Experience]:
     """Return an entry for each adapter in order: learned on the buffer of the domains so far, scored on their tests.

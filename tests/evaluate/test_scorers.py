@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from sculpt.data.example import IGNORED, Example
 from sculpt.demo.tiny import byte_tokenizer
 from sculpt.evaluate.evaluate import evaluate, score_suite
-from sculpt.evaluate.likelihood import Prompted, likelihoods
+from sculpt.evaluate.likelihood import likelihoods
 from sculpt.evaluate.live_model import LiveModel, load_model
 from sculpt.evaluate.suite import read_suite
 from sculpt.fusion.errors import DataError, ModelError
@@ -82,12 +83,9 @@ def test_long_text_is_scored_in_windows_and_none_of_it_is_left_out(model, rows_f
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_a_batch_changes_no_likelihood(model: LiveModel, batch_size: int) -> None:
-    tokenizer = byte_tokenizer()
-    rows = [
-        Prompted(prompt=tuple(tokenizer(t[:2])["input_ids"]), wanted=tuple(tokenizer(t[2:])["input_ids"]))
-        for t in TEXTS
-    ]
-    found = likelihoods(model, rows, batch_size=batch_size)
+    ids = [byte_tokenizer()(text)["input_ids"] for text in TEXTS]
+    examples = [Example.of_tokens(row, [IGNORED, IGNORED, *[0] * (len(row) - 2)]) for row in ids]
+    found = likelihoods(model.model, examples, device=model.device, batch_size=batch_size)
     for text, likelihood in zip(TEXTS, found, strict=True):
         expected = log_probabilities(model, text[:2], text[2:])
         assert likelihood.log_probability == pytest.approx(float(expected.sum()), rel=1e-5)
@@ -153,7 +151,8 @@ def test_a_chat_goes_through_the_template(pair: Pair, tmp_path: Path, rows_file,
     folder = shutil.copytree(pair.base, tmp_path / "chatty")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = (
-        "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+        "{% for m in messages %}{{ '>' + m.content if m.role == 'assistant' else '[' + m.content + ']' }}{% endfor %}"
+        "{% if add_generation_prompt %}>{% endif %}"
     )
     tokenizer.save_pretrained(folder)
     rows_file("rows.jsonl", {"prompt": [{"role": "user", "content": "hi"}], "completion": "yo"})
@@ -242,7 +241,7 @@ REFUSALS = {
         "perplexity",
         {"prompt": [{"role": "user", "content": "x"}], "completion": "a"},
         DataError,
-        "the tokenizer has no chat template",
+        "has no chat template",
     ),
 }
 
@@ -313,4 +312,4 @@ def test_outputs_that_are_not_finite_are_refused(pair: Pair) -> None:
     with torch.no_grad():
         broken.model.model.norm.weight[0] = float("nan")
     with pytest.raises(ModelError, match="not finite"):
-        likelihoods(broken, [Prompted(prompt=(1,), wanted=(2, 3))], batch_size=1)
+        likelihoods(broken.model, [Example.of_tokens([1, 2, 3], [0, 0, 0])], device=broken.device, batch_size=1)
