@@ -164,6 +164,12 @@ def collate(
     )
 
 
+def class_padding(config: Any) -> dict[str, int]:
+    """Return what `collate` fills tokens with for a classification head, which may seek the last that is no padding."""
+    padding = getattr(config.get_text_config(), "pad_token_id", None)
+    return {} if padding is None else {"input_ids": padding}
+
+
 def _padded(rows: Sequence[Tensor], length: int, fill: int, left: bool) -> Tensor:
     found = torch.full((len(rows), length), fill, dtype=rows[0].dtype)
     for place, row in enumerate(rows):

@@ -1,11 +1,11 @@
 """Rows to examples of one model: through its tokenizer, chat template, image processor or feature extractor.
 
 The one encoder: calibrating, training, learning and scoring see the same tokens of a row, with the same of them to be
-predicted (`tokens.py` has the rule). What a row may hold: `input_ids`; `text`; `messages`, through the chat template;
-`prompt` and `completion`; with `image` or `images` to any of them, or alone; `audio`. Of `prompt` and `completion` the
-completion is to be predicted, of `messages` the last, if it is the assistant's, of anything else all of it, but never
-an image. An encoder–decoder is given the prompt (or the first half of the text) in its encoder and the completion (the
-second half) in its decoder.
+predicted (`tokens.py` has the rule). What a row may hold: `input_ids`; `text`, for a model that compares two with
+`text_pair`; `messages`, through the chat template; `prompt` and `completion`; with `image` or `images` to any of them,
+or alone; `audio`. Of `prompt` and `completion` the completion is to be predicted, of `messages` the last, if it is the
+assistant's, of anything else all of it, but never an image. An encoder–decoder is given the prompt (or the first half
+of the text) in its encoder and the completion (the second half) in its decoder.
 """
 
 from __future__ import annotations
@@ -108,6 +108,17 @@ class Encoder:
             )
         return found
 
+    def only(self, row: Row) -> Example:
+        """Return the one example of a row that has a class: the beginning of a long text, which is cut.
+
+        Raises:
+            DataError: The row has nothing that the model takes.
+        """
+        found = self.examples(row)
+        if not found:
+            raise DataError(f"{row.what} has no token")
+        return found[0]
+
     def prompt(self, row: Row, *, room: int) -> Example:
         """Return a prompt as an example without an answer, for which `room` tokens are left where they can be.
 
@@ -138,6 +149,8 @@ class Encoder:
             yield self._with_images(row, load_images(images, row.folder, row.what))
         elif "audio" in row:
             yield self._with_audio(row)
+        elif "text_pair" in row:
+            yield self._pair(row)
         else:
             for tokens, completion in self.texts.read(row):
                 yield from self.texts.inputs_of(tokens, completion)
@@ -164,6 +177,12 @@ class Encoder:
             if key in inputs:
                 inputs[key.replace("input_ids", "attention_mask")] = torch.ones_like(inputs[key])
         yield inputs, self.texts.with_decoder(inputs, None) or tokens
+
+    def _pair(self, row: Row) -> tuple[Inputs, Tokens]:
+        """Return two texts as a model that compares them reads them, often with a type to each token."""
+        texts = row.text("text"), row.text("text_pair")
+        encoded = self.texts.tokenizer(*texts, truncation=True, max_length=self.max_length, return_tensors="pt")
+        return _tensors_in(encoded), Tokens.all_predicted(encoded["input_ids"][0].tolist())
 
     def _with_audio(self, row: Row) -> tuple[Inputs, Tokens]:
         from transformers import AutoFeatureExtractor

@@ -6,7 +6,7 @@ experience that it comes from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,15 +46,17 @@ def read_buffer(file: Path, encoder: Encoder, *, classifies: bool) -> list[Buffe
         label = row.get("label") if "label" in row and classifies else None
         if classifies and (not isinstance(label, int) or isinstance(label, bool)):
             raise DataError(f"{row.what} has no integer `label`, which a model with a classification head predicts")
-        examples = encoder.examples(row)[:1] if classifies else encoder.labelled(row)
-        if not examples or not (classifies or all(example.num_predicted for example in examples)):
+        examples = [encoder.only(row)] if classifies else encoder.labelled(row)
+        if not classifies and not (examples and all(example.num_predicted for example in examples)):
             raise DataError(f"{row.what} has nothing to predict")
         found += [BufferSample(example=example, label=label, domain=domain) for example in examples]
     return found
 
 
-def batches(samples: Sequence[BufferSample], size: int) -> Iterator[tuple[Batch, list[int | None]]]:
-    """Yield the samples in order, and their classes."""
+def batches(
+    samples: Sequence[BufferSample], size: int, fill: Mapping[str, int] | None = None
+) -> Iterator[tuple[Batch, list[int | None]]]:
+    """Yield the samples in order, padded with `fill`, and their classes."""
     for start in range(0, len(samples), size):
         group = samples[start : start + size]
-        yield collate([sample.example for sample in group]), [sample.label for sample in group]
+        yield collate([sample.example for sample in group], fill=fill), [sample.label for sample in group]

@@ -208,6 +208,27 @@ def test_a_classification_head_is_scored_by_its_first_class(tmp_path: Path, rows
     assert found.score == pytest.approx(200 / 3)
 
 
+def test_pairs_of_texts_are_classified_in_a_batch_as_each_alone(tmp_path: Path, rows_file, suite_file) -> None:
+    """A Llama's head finds the last token by what pads: here 1, the byte `!`."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_labels=5, initializer_range=0.5, pad_token_id=1,
+    )  # fmt: skip
+    folder = save(LlamaForSequenceClassification(config).eval(), tmp_path / "llama")
+    model = load_model(folder, device="cpu")
+    pairs = [(text, other) for text in TEXTS for other in ("Yes.", "No, never.")]
+    with torch.no_grad():
+        classes = [int(model.model(torch.tensor([tokenizer(a + b)["input_ids"]])).logits.argmax()) for a, b in pairs]
+    assert len(set(classes)) > 1
+    rows = [{"text": a, "text_pair": b, "label": label} for (a, b), label in zip(pairs, classes, strict=True)]
+    rows_file("rows.jsonl", *rows)
+    assert one_task(model, suite_file("target: {c: {scorer: classification, file: rows.jsonl}}")).score == 100
+
+
 def test_a_model_that_does_not_fit_is_streamed_and_scores_the_same(pair: Pair, rows_file, suite_file) -> None:
     rows_file("rows.jsonl", *({"text": text} for text in TEXTS))
     suite = suite_file("target: {prose: {scorer: perplexity, file: rows.jsonl}}")
