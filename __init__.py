@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .fusion.plan.plan import Policies, Selection
     from .fusion.record.manifest import Manifest
     from .fusion.record.verify import verify
+    from .fusion.run.apply import apply
     from .fusion.run.diff import diff
     from .fusion.run.fuse import Settings
     from .hessian import calibrate
@@ -64,6 +65,7 @@ _PLACES = {  # of public names that are no methods
     "SculptError": ".fusion.errors",
     "Selection": ".fusion.plan.plan",
     "Settings": ".fusion.run.fuse",
+    "apply": ".fusion.run.apply",
     "calibrate": ".hessian",
     "combine_adapters": ".fusion.lora.combine",
     "diff": ".fusion.run.diff",
@@ -106,6 +108,7 @@ __all__ = [
     "Tailor",
     "TaskArithmetic",
     "Ties",
+    "apply",
     "calibrate",
     "combine_adapters",
     "diff",

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .fusion.arithmetic.curvature import Curvature
-from .fusion.arithmetic.two_sided import counted_together, paired
-from .fusion.checkpoint import Checkpoint
+from .fusion.arithmetic.curvature import Curvature, Curvatures
+from .fusion.arithmetic.two_sided import counted_together
+from .fusion.checkpoint import Source
 from .fusion.errors import CurvatureError, MethodError
+from .fusion.run.diff import changed_outputs
 from .fusion.run.fuse import Prepared
 from .fusion.run.loop import Progress
 
@@ -30,8 +31,9 @@ class Calibration:
     """Where the curvature of a fuse comes from.
 
     Attributes:
-        hessian: A file of statistics, or statistics in memory; then nothing is calibrated.
-        data: Calibration data; None is the text that ships with the package.
+        hessian: A file of statistics, or statistics in memory; then nothing is calibrated. Several tuned models have
+            one each, in their order.
+        data: Calibration data; None is the text that ships with the package. For all tuned models, or one each.
         enabled: False is H = I, no calibration at all.
         samples, max_length, seed, device: As for `calibrate`.
         of_other_model: Accept statistics that were not measured on this model.
@@ -40,8 +42,8 @@ class Calibration:
         protect_samples: How many general samples.
     """
 
-    hessian: Given | None = None
-    data: PathLike | None = None
+    hessian: Given | Sequence[Given] | None = None
+    data: PathLike | Sequence[PathLike] | None = None
     enabled: bool = True
     samples: int = 128
     max_length: int = 512
@@ -72,83 +74,156 @@ class Calibration:
         known = protect if data is None else None
         return replace(self, hessian=known, data=data, samples=self.protect_samples, protect=None)
 
+    def of_tuned(self, num_models: int) -> list[Calibration]:
+        """Return the same for each tuned model.
+
+        Raises:
+            MethodError: There are statistics for another number of models.
+        """
+        hessians = _one_each("statistics", self.hessian, num_models, shared=False)
+        data = _one_each("samples", self.data, num_models, shared=True)
+        return [replace(self, hessian=h, data=d) for h, d in zip(hessians, data, strict=True)]
+
+
+def _one_each(what: str, given: Any, num_models: int, *, shared: bool) -> list[Any]:
+    if given is None:
+        return [None] * num_models
+    found = list(given) if isinstance(given, (list, tuple)) else [given]
+    if len(found) == 1 and shared:
+        return found * num_models
+    if len(found) != num_models:
+        raise MethodError(f"there are {num_models} tuned models, and {what} of {len(found)}")
+    return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
     """The curvature that a fuse uses.
 
     Attributes:
-        curvature: By tensor name; or block by block, as it is being measured; or None for H = I.
+        curvature: By output name, of each model, the base first; or block by block, as it is being measured; or None
+            for H = I.
         provenance: Where it comes from, for the manifest.
-        why_missing: Gives, after the fuse, the reason why a tensor has none.
+        why_missing: Gives, after the fuse, the reason why a tensor of the first tuned model has none.
     """
 
-    curvature: Mapping[str, Curvature] | Iterator[Mapping[str, Curvature]] | None
+    curvature: Mapping[str, Curvatures] | Iterator[Mapping[str, Curvatures]] | None
     provenance: dict[str, Any] | None
     why_missing: Callable[[], Mapping[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
+class MeasuredModel:
     """A model whose statistics are wanted.
 
     Attributes:
         checkpoint: The model.
+        place: Its place in a group: 0 for the base.
         base: What an adapter is of.
-        role: For messages: `tuned model` or `base`.
         wanted: Names of the tensors to measure, or None for all.
         full: Whether Σ x·xᵀ is wanted, not the diagonal alone.
         purpose: What wants it.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: Source
+    place: int
     base: Path | None
-    role: str
     wanted: frozenset[str] | None
     full: bool
     purpose: str
+
+    @property
+    def role(self) -> str:
+        """For messages."""
+        return "tuned model" if self.place else "base"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Statistics of one model.
+
+    Attributes:
+        curvature: By its own tensors' names; or block by block, as it is being measured.
+    """
+
+    curvature: Mapping[str, Curvature] | Iterator[Mapping[str, Curvature]]
+    provenance: dict[str, Any]
+    why_missing: Callable[[], Mapping[str, str]]
 
 
 @contextmanager
 def statistics(
     prepared: Prepared, calibration: Calibration, *, progress: Progress = lambda _done, _total, _what: None
 ) -> Iterator[Statistics]:
-    """Give the curvature that a prepared fuse is to use.
+    """Give the curvature that a prepared fuse is to use: of the tuned models, and of the base where it is protected.
 
     Raises:
         CurvatureError: The statistics belong to another model.
     """
-    protection = prepared.settings.protection
-    if protection is not None:
-        if not calibration.enabled:
-            raise MethodError("a protection wants statistics, so `--no-calibration` has no place beside it")
-        with ExitStack() as stack:
-            yield _both_sides(prepared, calibration, progress, stack)
-    elif not prepared.method.uses_curvature or not calibration.enabled:
+    protects = prepared.settings.protection is not None
+    if protects and not calibration.enabled:
+        raise MethodError("a protection wants statistics, so a fuse without calibration has no place for it")
+    if not calibration.enabled or not (protects or prepared.method.uses_curvature):
         yield Statistics(curvature=None, provenance=None, why_missing=dict)
-    else:
-        side = _target_side(prepared, wanted=None)
-        with ExitStack() as stack:
-            yield _one_side(side, calibration, progress, stack)
+        return
+    names = _names(prepared)
+    models = _models(prepared, names)
+    options = calibration.of_tuned(len(prepared.plan.tuned))
+    if protects:
+        options.append(calibration.of_general())
+    shares = _Shares(progress, len(models))
+    with ExitStack() as stack:
+        found = [
+            _measured(model, own, shares.of(k), stack)
+            for k, (model, own) in enumerate(zip(models, options, strict=True))
+        ]
+        yield Statistics(
+            curvature=_by_output(prepared, names, models, found),
+            provenance=_provenance(found, len(prepared.plan.tuned)),
+            why_missing=found[0].why_missing,
+        )
 
 
-def _target_side(prepared: Prepared, *, wanted: frozenset[str] | None) -> Side:
-    plan, protection = prepared.plan, prepared.settings.protection
+def _names(prepared: Prepared) -> dict[str, tuple[str | None, ...]]:
+    """Return the names under which each model has seen a tensor that is fused, by output name.
+
+    Where full matrices are wanted or the base is run, only of those that fine-tuning changed: others have no delta.
+    """
+    plan = prepared.plan
+    names = {step.name: step.curvatures for step in plan.steps if step.action == "fuse"}
+    if prepared.settings.protection is None:
+        return names
+    changed = changed_outputs(plan)
+    return {name: own for name, own in names.items() if name in changed}
+
+
+def _models(prepared: Prepared, names: Mapping[str, tuple[str | None, ...]]) -> list[MeasuredModel]:
+    """Return the models to be measured: the tuned ones, then the base where it is protected."""
+    plan, protection, method = prepared.plan, prepared.settings.protection, prepared.method
     protects = protection is not None and protection.needs_gram
-    return Side(
-        checkpoint=plan.tuned[0],
-        base=plan.base.path if plan.tuned[0].adapter else None,
-        role="tuned model",
-        wanted=wanted,
-        full=prepared.method.needs_gram or protects,
-        purpose=f"`--curvature {protection.curvature}`" if protection and protects else prepared.method.title,
-    )
+    full = method.needs_gram or protects
+    places = [*range(1, len(plan.tuned) + 1), *([0] if protection is not None else [])]
+    models = []
+    for place in places:
+        checkpoint = (plan.base, *plan.tuned)[place]
+        wanted = frozenset(own[place] for own in names.values() if own[place] is not None)
+        models.append(
+            MeasuredModel(
+                checkpoint=checkpoint,
+                place=place,
+                base=plan.base.path if checkpoint.base else None,
+                wanted=None if protection is None else wanted,  # pyright: ignore[reportArgumentType]
+                full=full if place else protects,
+                purpose="two-sided curvature" if protects else method.title,
+            )
+        )
+    return models
 
 
-def _one_side(side: Side, calibration: Calibration, progress: Progress, stack: ExitStack) -> Statistics:
+def _measured(model: MeasuredModel, calibration: Calibration, progress: Progress, stack: ExitStack) -> Measured:
     if calibration.hessian is not None:
-        return _measured_before(side, calibration)
-    session = stack.enter_context(_session(side, calibration, progress))
+        return _measured_before(model, calibration)
+    session = stack.enter_context(_session(model, calibration, progress))
     seen: dict[str, None] = {}
 
     def blocks() -> Iterator[Mapping[str, Curvature]]:
@@ -156,131 +231,143 @@ def _one_side(side: Side, calibration: Calibration, progress: Progress, stack: E
             seen.update(dict.fromkeys(block.curvatures))
             yield block.curvatures
 
-    return Statistics(
+    return Measured(
         curvature=blocks(),
         provenance=asdict(session.provenance()),
         why_missing=lambda: session.collector.why_missing(seen),
     )
 
 
-def _measured_before(side: Side, calibration: Calibration) -> Statistics:
+def _measured_before(model: MeasuredModel, calibration: Calibration) -> Measured:
     from .hessian.store.diagonal import DiagonalHessian
 
-    hessian = calibration.hessian
+    hessian: Any = calibration.hessian
     if isinstance(hessian, (Path, str)):
         hessian = DiagonalHessian.load(hessian)
     if not isinstance(hessian, DiagonalHessian):
-        return Statistics(curvature=hessian, provenance={"source": "given in memory"}, why_missing=dict)
-    if hessian.provenance.model_fingerprint != side.checkpoint.fingerprint and not calibration.of_other_model:
+        return Measured(curvature=hessian, provenance={"source": "given in memory"}, why_missing=dict)
+    if hessian.provenance.model_fingerprint != model.checkpoint.fingerprint and not calibration.of_other_model:
         raise CurvatureError(
             f"the statistics were measured on `{hessian.provenance.model}`, "
-            f"not on the {side.role} `{side.checkpoint.path}`",
-            hint=f"calibrate the {side.role}, or accept them with `--hessian-of-other-model`",
+            f"not on the {model.role} `{model.checkpoint.path}`",
+            hint=f"calibrate the {model.role}, or accept them with `--hessian-of-other-model`",
         )
-    if side.full and all(found.gram is None for found in hessian.values()):
+    if model.full and all(found.gram is None for found in hessian.values()):
         raise CurvatureError(
-            f"{side.purpose} needs full Hessians, and the statistics of the {side.role} hold their diagonals alone",
+            f"{model.purpose} needs full Hessians, and the statistics of the {model.role} hold their diagonals alone",
             hint="`sculpt calibrate --full '*'` measures them",
         )
-    return Statistics(curvature=hessian, provenance=asdict(hessian.provenance), why_missing=lambda: hessian.why_missing)
+    return Measured(curvature=hessian, provenance=asdict(hessian.provenance), why_missing=lambda: hessian.why_missing)
 
 
-def _session(side: Side, calibration: Calibration, progress: Progress) -> Session:
+def _session(model: MeasuredModel, calibration: Calibration, progress: Progress) -> Session:
     from .hessian import CalibrationOptions
     from .hessian.session import Session
 
     options = CalibrationOptions(
-        data=calibration.data,
+        data=calibration.data,  # pyright: ignore[reportArgumentType] (`of_tuned` made it one)
         samples=calibration.samples,
         max_length=calibration.max_length,
         seed=calibration.seed,
         device=calibration.device,
-        full=("*",) if side.full else (),
-        only_changed=side.base,
+        full=("*",) if model.full else (),
+        only_changed=model.base,
     )
-    return Session(side.checkpoint.path, options, progress=progress, wanted=side.wanted)
+    return Session(model.checkpoint.path, options, progress=progress, wanted=model.wanted)
 
 
-def _both_sides(prepared: Prepared, calibration: Calibration, progress: Progress, stack: ExitStack) -> Statistics:
-    """Return the target's statistics and the base's, measured in step where they are not given."""
-    plan, protection = prepared.plan, prepared.settings.protection
-    assert protection is not None
-    base_names = _changed(prepared)
-    target_side = _target_side(prepared, wanted=frozenset(base_names))
-    general_side = Side(
-        checkpoint=plan.base,
-        base=None,
-        role="base",
-        wanted=frozenset(base_names.values()),
-        full=protection.needs_gram,
-        purpose=target_side.purpose,
-    )
-    both = _Progress(progress)
-    target = _one_side(target_side, calibration, both.of(0), stack)
-    general = _one_side(general_side, calibration.of_general(), both.of(1), stack)
-    given = [found.curvature for found in (target, general)]
-    if all(isinstance(curvature, Mapping) for curvature in given):
-        ours, theirs = (counted_together(curvature) for curvature in given if isinstance(curvature, Mapping))
-        curvature: Any = paired(ours, theirs, base_names)
-    elif prepared.method.scope != "tensor" and protection.needs_gram:
+def _provenance(found: Sequence[Measured], num_tuned: int) -> dict[str, Any]:
+    """Return where the statistics come from: of one model as it is, of several by their side."""
+    if len(found) == 1:
+        return found[0].provenance
+    targets = [one.provenance for one in found[:num_tuned]]
+    general = {"general": found[num_tuned].provenance} if len(found) > num_tuned else {}
+    return {"target": targets[0] if num_tuned == 1 else targets, **general}
+
+
+def _by_output(
+    prepared: Prepared,
+    names: Mapping[str, tuple[str | None, ...]],
+    models: Sequence[MeasuredModel],
+    found: Sequence[Measured],
+) -> Any:
+    """Return the statistics of all models by output name: at once where they are known, else block by block.
+
+    Raises:
+        MethodError: Every tensor is looked at before any is fused, with matrices that would all be in memory.
+    """
+    counted = counted_together if len(found) > 1 else dict
+    if all(isinstance(one.curvature, Mapping) for one in found):
+        sides = [counted(one.curvature) for one in found if isinstance(one.curvature, Mapping)]
+        return _joined(names, models, sides, len(prepared.plan.tuned) + 1)
+    protection, scope = prepared.settings.protection, prepared.method.scope
+    if scope != "tensor" and protection is not None and protection.needs_gram:
         raise MethodError(
-            f"`--scope {prepared.method.scope}` looks at every tensor before any is fused, so the full Hessians of all "
+            f"a `scope` of {scope} looks at every tensor before any is fused, so the full Hessians of all "
             "would be held in memory",
-            hint="`sculpt calibrate --full '*'` writes both sides' to files; give these by `--hessian` and `--protect`",
+            hint="`sculpt calibrate --full '*'` writes both sides' to files; give these as statistics",
         )
-    else:
-        blocks = [iter([side]) if isinstance(side, Mapping) else iter(side or ()) for side in given]
-        curvature = _paired_blocks(blocks[0], blocks[1], base_names)
-    return Statistics(
-        curvature=curvature,
-        provenance={"target": target.provenance, "general": general.provenance},
-        why_missing=target.why_missing,
-    )
+    blocks = [iter([one.curvature]) if isinstance(one.curvature, Mapping) else one.curvature for one in found]
+    return _joined_blocks(names, models, blocks, len(prepared.plan.tuned) + 1, counted)
 
 
-def _changed(prepared: Prepared) -> dict[str, str]:
-    """Return the base's name of each tensor that is fused and that fine-tuning has changed: others have no delta."""
-    from .hessian.changed import changed_tensors
-
-    plan = prepared.plan
-    changed = changed_tensors(plan.tuned[0], plan.base.path)
-    fused = (step for step in plan.steps if step.action == "fuse")
-    return {step.curvature: step.base.name for step in fused if step.base is not None and step.curvature in changed}
-
-
-def _paired_blocks(
-    target: Iterator[Mapping[str, Curvature]],
-    general: Iterator[Mapping[str, Curvature]],
-    base_names: Mapping[str, str],
-) -> Iterator[dict[str, Curvature]]:
-    """Yield tensors of which both sides are known, block by block; at the end those that only one side has."""
-    ours: dict[str, Curvature] = {}
-    theirs: dict[str, Curvature] = {}
-    waiting = dict(base_names)
-    for target_block, general_block in zip_longest(target, general, fillvalue={}):
-        ours |= counted_together(target_block)
-        theirs |= counted_together(general_block)
-        ready = {name: base for name, base in waiting.items() if name in ours and base in theirs}
-        yield paired(ours, theirs, ready)
-        for name, base in ready.items():
-            del waiting[name], ours[name]
-            if base not in waiting.values():
-                del theirs[base]
-    yield paired(ours, theirs, waiting)
+def _joined(
+    names: Mapping[str, tuple[str | None, ...]],
+    models: Sequence[MeasuredModel],
+    sides: Sequence[Mapping[str, Curvature]],
+    num_models: int,
+) -> dict[str, Curvatures]:
+    """Return each tensor's curvature in every model; a tensor that no model has seen has no entry."""
+    found: dict[str, Curvatures] = {}
+    for name, own in names.items():
+        curvatures: list[Curvature | None] = [None] * num_models
+        for model, side in zip(models, sides, strict=True):
+            curvatures[model.place] = side.get(own[model.place] or "")
+        if any(curvature is not None for curvature in curvatures):
+            found[name] = tuple(curvatures)
+    return found
 
 
-class _Progress:
-    """Adds up the progress of two sides."""
+def _joined_blocks(
+    names: Mapping[str, tuple[str | None, ...]],
+    models: Sequence[MeasuredModel],
+    blocks: Sequence[Iterator[Mapping[str, Curvature]]],
+    num_models: int,
+    counted: Callable[[Mapping[str, Curvature]], Mapping[str, Curvature]],
+) -> Iterator[dict[str, Curvatures]]:
+    """Yield tensors that every model has seen, block by block; at the end those that only some have."""
+    sides: list[dict[str, Curvature]] = [{} for _ in models]
+    waiting = dict(names)
+    for found in zip_longest(*blocks, fillvalue={}):
+        for side, block in zip(sides, found, strict=True):
+            side.update(counted(block))
+        ready = {
+            name: own
+            for name, own in waiting.items()
+            if all(own[model.place] in side for model, side in zip(models, sides, strict=True))
+        }
+        yield _joined(ready, models, sides, num_models)
+        for name in ready:
+            del waiting[name]
+        for model, side in zip(models, sides, strict=True):
+            still = {own[model.place] for own in waiting.values()}
+            for name in [name for name in side if name not in still]:
+                del side[name]
+    yield _joined(waiting, models, sides, num_models)
 
-    def __init__(self, progress: Progress) -> None:
+
+class _Shares:
+    """Adds up the progress of several models."""
+
+    def __init__(self, progress: Progress, num_models: int) -> None:
         self._progress = progress
-        self._done = {0: (0, 0), 1: (0, 0)}
+        self._done = [(0, 0)] * num_models
 
-    def of(self, side: int) -> Progress:
-        """Return what one side reports to."""
+    def of(self, k: int) -> Progress:
+        """Return what one model reports to."""
 
         def report(done: int, total: int, what: str) -> None:
-            self._done[side] = (done, total)
-            self._progress(sum(d for d, _ in self._done.values()), sum(t for _, t in self._done.values()), what)
+            self._done[k] = (done, total)
+            self._progress(sum(d for d, _ in self._done), sum(t for _, t in self._done), what)
 
         return report

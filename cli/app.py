@@ -98,7 +98,7 @@ def main() -> None:
     try:
         _narrowed(sys.argv[1] if len(sys.argv) > 1 else "")()
     except SculptError as error:
-        print_error(error)
+        print_error(error, recipe="merge" in sys.argv[1:2])
         sys.exit(1)
     except Interrupted:
         say("interrupted; the same command goes on from here")

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ..fusion.errors import SculptError
+    from ..fusion.errors import SculptError, Way
     from ..fusion.run.loop import Progress as Report
 
 WIDTH_WITHOUT_TERMINAL = 140  # of tables in a log file
@@ -40,11 +40,23 @@ def print_json(content: Any) -> None:
     sys.stdout.write(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def print_error(error: SculptError) -> None:
-    """Print an expected failure: the sentence, then the hint."""
+def print_error(error: SculptError, *, recipe: bool = False) -> None:
+    """Print an expected failure: the sentence, then the hint.
+
+    Args:
+        recipe: Whether a recipe was run, which can say what an option can.
+    """
     console.print(Text.assemble(("error: ", "bold red"), error.message), soft_wrap=True)
-    if error.hint:
-        console.print(Text.assemble("\n", ("hint: ", "bold"), error.hint), soft_wrap=True)
+    ways = ", ".join(f"{_way(way, recipe=recipe)} {way.effect}" for way in error.ways)
+    hint = "; ".join(filter(None, (error.hint, ways)))
+    if hint:
+        console.print(Text.assemble("\n", ("hint: ", "bold"), hint), soft_wrap=True)
+
+
+def _way(way: Way, *, recipe: bool) -> str:
+    """Return a way out as it is written: a flag, or a recipe's key."""
+    flag = f"`--{way.option.replace('_', '-')} {way.value}`"
+    return f"`policies: {{{way.option}: {way.value}}}` (or {flag})" if recipe else flag
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], *, note: str | None = None) -> None:

@@ -44,7 +44,7 @@ def show_plan(prepared: Prepared) -> None:
         say(f"names: `{rule.base_prefix}*` in the base is `{rule.tuned_prefix}*` in the tuned model ({rule.count})")
     for note in plan.notes:
         say(f"note: {note}")
-    say(f"options: {', '.join(f'{key} {value}' for key, value in prepared.method.options().items())}")
+    say(f"options: {', '.join(f'{key} {value}' for key, value in prepared.options.items())}")
     if prepared.settings.protection is not None:
         protection = asdict(prepared.settings.protection)
         say(f"protection of the base: {', '.join(f'{key} {value}' for key, value in protection.items())}")
@@ -61,7 +61,7 @@ def plan_json(prepared: Prepared) -> dict[str, Any]:
     return {
         "output": str(prepared.output),
         "method": prepared.method.name,
-        "options": prepared.method.options(),
+        "options": dict(prepared.options),
         "needs": asdict(prepared.needs()),
         "free_disk": free_disk(prepared.output),
         "renamings": [asdict(rule) for rule in prepared.plan.renamings],
@@ -155,7 +155,7 @@ def _budget(manifest: Manifest) -> str:
     held = [r for r in manifest.fused if "gamma_bound" in r.figures]
     if not held:
         return ""
-    cut = [r for r in held if r.figures["gamma_bound"] < manifest.options.get("gamma", float("inf"))]
+    cut = [r for r in held if r.figures["gamma_bound"] < (r.options or manifest.options).get("gamma", float("inf"))]
     text = f"The budget cut γ in {len(cut)} of {len(held)} tensors"
     if manifest.options.get("scope") != "tensor":  # then a tensor's figures are those of all that share its budget
         return f"{text}. "

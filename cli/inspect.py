@@ -41,7 +41,9 @@ def inspect_command(checkpoint: CheckpointPath, tensors: ListAll = False, json: 
         print_json(_inspect_json(checkpoint, infos, blocks))
         return
     if tensors:
-        rows = [[i.name, i.stored.torch, str(list(i.shape)), gigabytes(i.nbytes), i.file.name] for i in infos]
+        rows = [
+            [i.name, i.kind.torch, str(list(i.shape)), gigabytes(i.nbytes), (i.file or checkpoint).name] for i in infos
+        ]
         table("tensors", ["name", "dtype", "shape", "size", "file"], rows)
     rows = [
         [
@@ -49,7 +51,7 @@ def inspect_command(checkpoint: CheckpointPath, tensors: ListAll = False, json: 
             str(len(found)),
             count(sum(i.num_elements for i in found)),
             gigabytes(sum(i.nbytes for i in found)),
-            " ".join(sorted({i.stored.torch for i in found})),
+            " ".join(sorted({i.kind.torch for i in found})),
         ]
         for block, found in blocks.items()
     ]
@@ -70,10 +72,10 @@ def _inspect_json(path: Path, infos: list[TensorInfo], blocks: dict[str, list[Te
         "tensors": [
             {
                 "name": info.name,
-                "dtype": info.stored.torch,
+                "dtype": info.kind.torch,
                 "shape": list(info.shape),
                 "nbytes": info.nbytes,
-                "file": info.file.name,
+                "file": (info.file or path).name,
             }
             for info in infos
         ],
@@ -95,6 +97,7 @@ def diff_command(first: First, second: Second, top: Top = 40, json: AsJson = Fal
         sculpt diff base/ fused/ --top 0 --json
     """
     from dataclasses import asdict
+    from math import isfinite
 
     from ..fusion.run.diff import diff
     from .console import print_json, progress_bar, say, table
@@ -104,17 +107,17 @@ def diff_command(first: First, second: Second, top: Top = 40, json: AsJson = Fal
     if json:
         print_json(asdict(found))
         return
-    moved = sorted(found.tensors, key=lambda tensor: -tensor.relative_norm)
+    # NaN and infinity, which no bar can show, come first.
+    moved = sorted(found.tensors, key=lambda tensor: (isfinite(tensor.relative_norm), -tensor.relative_norm))
     shown = moved[:top] if top else moved
-    finite = [tensor.relative_norm for tensor in moved if tensor.relative_norm != float("inf")]
-    largest = max(finite, default=0.0) or 1.0
+    largest = max((tensor.relative_norm for tensor in moved if isfinite(tensor.relative_norm)), default=0.0) or 1.0
     rows = [
         [
             tensor.name,
             f"{tensor.changed:.2%}",
             f"{tensor.relative_norm:.4g}",
             f"{tensor.largest:.4g}",
-            _bar(tensor.relative_norm / largest),
+            _bar(tensor.relative_norm / largest) if isfinite(tensor.relative_norm) else "not finite",
         ]
         for tensor in shown
     ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import AsJson
+from .flags import given_flags, with_options
+from .options import AsJson, SelectionOptions
 
 if TYPE_CHECKING:
     from ..fusion.recipe.recipe import Recipe
@@ -35,7 +35,9 @@ Data = Annotated[Path | None, typer.Option("--data", help="Calibrate on these sa
 NoCalibration = Annotated[bool, typer.Option("--no-calibration", help="Use H = I: all directions alike.")]
 
 
+@with_options(selection=(SelectionOptions, "Selection and disagreements, over what the recipe says"))
 def merge_command(
+    ctx: typer.Context,
     recipe: RecipeName,
     output: OutputPath,
     base: BaseOption = None,
@@ -52,6 +54,8 @@ def merge_command(
     data: Data = None,
     no_calibration: NoCalibration = False,
     json: AsJson = False,
+    *,
+    selection: SelectionOptions,
 ) -> None:
     """Merge models by a recipe: sculpt's own YAML, or mergekit's as it is.
 
@@ -65,27 +69,25 @@ def merge_command(
 
         sculpt merge adadare --base base/ --tuned sft/ -o fused/
     """
-    from ..fusion.checkpoint.output.layout import parse_size
     from ..fusion.recipe.prepare import prepare_recipe
     from ..fusion.recipe.read import find_recipe, read_recipes
     from ..fusion.recipe.several import in_order
     from .console import say
     from .fuse import run_prepared
-    from .options import CalibrationOptions, ProtectOptions
-    from .recipes import merged_calibration
+    from .options import CalibrationOptions, OutputOptions, ProtectOptions, RunOptions, settings_of
+    from .recipes import merged_calibration, merged_settings
 
     file = find_recipe(recipe)
     curvature = CalibrationOptions(hessian=hessian, data=data, no_calibration=no_calibration)
     folder = parts or output.with_name(output.name + "-parts")
+    flags = settings_of(
+        OutputOptions(dtype=dtype, max_shard_size=max_shard_size),
+        selection,
+        RunOptions(seed=seed or 0, device=device, threads=threads),
+    )
     for one, target in in_order(read_recipes(file), output, folder):
         found = _between(one, base, tuned)
-        settings = replace(found.run, device=device, threads=threads)
-        if seed is not None:
-            settings = replace(settings, seed=seed)
-        if dtype is not None:
-            settings = replace(settings, dtype=dtype)
-        if max_shard_size is not None:
-            settings = replace(settings, max_shard_bytes=parse_size(max_shard_size))
+        settings = merged_settings(found, flags, given_flags(ctx))
         if print_plan and any(
             Path(name.path).parent == folder and not Path(name.path).exists() for name in found.named_models()
         ):

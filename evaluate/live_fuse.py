@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..fusion.arithmetic.curvature import Curvature
+from ..fusion.arithmetic.curvature import Curvatures
 from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.methods import Method
 from ..fusion.names import block_of
@@ -51,7 +51,7 @@ class LiveFuse:
     def __init__(
         self,
         prepared: Prepared,
-        curvature: Mapping[str, Curvature] | None,
+        curvature: Mapping[str, Curvatures] | None,
         *,
         device: str = "auto",
         dtype: str = "auto",
@@ -69,25 +69,20 @@ class LiveFuse:
 
     def _find_recipes(self) -> tuple[Recipe, ...]:
         """Return how output tensors become parameters: those of the side whose configuration the output has."""
-        plan, settings = self.prepared.plan, self.prepared.settings
-        side = plan.base if settings.config_from == "base" else plan.tuned[0]
         skeleton = build(
-            side, auto_class=None, dtype=torch.float32, device=torch.device("cpu"), seed=0, trust_remote_code=False
+            self.prepared.plan.config_from,
+            auto_class=None,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            seed=0,
+            trust_remote_code=False,
         )
         return skeleton.names.recipes
 
     def plan_of(self, method: Method, blocks: BlockStrengths | None = None) -> Plan:
         """Return the plan of a fuse by this method, with a γ for each block where that is given."""
-        plan, settings = self.prepared.plan, self.prepared.settings
-        made = make_plan(
-            plan.base,
-            plan.tuned,
-            method=method,
-            selection=settings.selection,
-            policies=settings.policies,
-            config_from=settings.config_from,
-            dtype=settings.dtype,
-        )
+        plan = self.prepared.plan
+        made = make_plan((plan.base, *plan.tuned), lambda _: method, self.prepared.settings.request())
         return made if blocks is None else with_block_strengths(made, method, blocks)
 
     def fused(
@@ -100,12 +95,11 @@ class LiveFuse:
             self.backend, self._protection = RememberingBackend(self._own_backend), protection
         found = fuse_in_memory(
             self.plan_of(method, blocks),
-            method,
             curvature=self.curvature,
             seed=self.prepared.settings.seed,
             backend=self.backend,
             keep_nonfinite=self.prepared.settings.policies.on_nonfinite == "keep",
-            protector=self._with(protection).protector(),
+            protector=self._with(protection).settings.protector(),
         )
         self.seconds += time.perf_counter() - start
         return found
@@ -143,9 +137,7 @@ class LiveFuse:
         """
         settings, method = self._with(protection).settings, method.for_models(1)
         measured = method.uses_curvature or protection is not None
-        prepared = prepare_plan(
-            self.plan_of(method, blocks), output=self.prepared.output, method=method, settings=settings
-        )
+        prepared = prepare_plan(self.plan_of(method, blocks), output=self.prepared.output, settings=settings)
         return execute(
             prepared,
             curvature=self.curvature if measured else None,
@@ -169,11 +161,11 @@ class LiveFuse:
                     named[target].copy_(value)
 
 
-def held_curvature(found: Statistics) -> Mapping[str, Curvature] | None:
+def held_curvature(found: Statistics) -> Mapping[str, Curvatures] | None:
     """Return all the curvature of a fuse at once: a sweep needs it again and again."""
     if found.curvature is None or isinstance(found.curvature, Mapping):
         return found.curvature
-    held: dict[str, Curvature] = {}
+    held: dict[str, Curvatures] = {}
     for block in found.curvature:
         held.update(block)
     return held

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from ..fusion.checkpoint import Checkpoint, open_checkpoint
+from ..fusion.checkpoint import Source, open_checkpoint
 from ..fusion.errors import DataError, ModelError
 from ..live.devices import compute_dtype, pick_device
 from ..live.skeleton import build
@@ -115,7 +115,7 @@ def load_model(path: Path, *, device: str = "auto", dtype: str = "auto", memory_
     return LiveModel(path=folder, model=model.eval(), device=where, streamed=offload is not None, _offload=offload)
 
 
-def _skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+def _skeleton(checkpoint: Source, dtype: torch.dtype) -> Any:
     return build(checkpoint, auto_class=None, dtype=dtype, device=torch.device("cpu"), seed=0, trust_remote_code=False)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..fusion.checkpoint.reader import read_json
+from ..fusion.checkpoint.json_file import read_json
 from ..fusion.errors import DataError
 from ..fusion.methods import METHODS
 from ..fusion.names import block_of, natural_key

@@ -23,3 +23,10 @@ def torch_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise DeviceError(f"the device `{name}` cannot be used: {reason}") from error
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Return where float64 is computed for this device: there, or on the CPU where the device has no float64."""
+    import torch
+
+    return torch.device("cpu") if device.type == "mps" else device

@@ -58,3 +58,4 @@ DTYPES = {
 }
 
 BY_TORCH_NAME = {dtype.torch: dtype for dtype in DTYPES.values()}
+BY_NUMPY = {dtype.numpy: dtype for dtype in DTYPES.values() if dtype.numpy is not None}

@@ -5,6 +5,7 @@
     ├── MismatchError       base and tuned disagree on a tensor's presence, shape or dtype
     ├── NonFiniteError       a tensor holds NaN or infinity
     ├── MethodError          an option of a method is out of range
+    │   └── MemoryBudgetError    a tensor that is worked on whole takes more memory than it may
     ├── CurvatureError       calibration statistics do not fit the checkpoint
     ├── DataError            calibration or evaluation data cannot be read
     ├── RecipeError          a recipe cannot be read, or says what cannot be done
@@ -13,22 +14,35 @@
     └── OutputError          the output exists, lies inside an input, or cannot be written
 
 The library raises, `cli/app.py` prints. A message is one sentence: lower case, no full stop, values in
-backticks. `hint` is a second sentence about the way out.
+backticks. `hint` is a second sentence about the way out; `ways` are options that allow it, which only the command
+line knows to name.
 """
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 
-class SculptError(Exception):
-    """An expected failure, told in one sentence, with an optional hint."""
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A way out of a failure: an option that allows it, its value, and what that does."""
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    option: str
+    value: str
+    effect: str
+
+
+class SculptError(Exception):
+    """An expected failure, told in one sentence, with an optional hint and ways out that an option offers."""
+
+    def __init__(self, message: str, *, hint: str | None = None, ways: Sequence[Way] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.ways = tuple(ways)
 
 
 class CheckpointError(SculptError):
@@ -38,8 +52,8 @@ class CheckpointError(SculptError):
 class MismatchError(SculptError):
     """Base and tuned disagree on a tensor; `name` is the tensor."""
 
-    def __init__(self, name: str, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
+    def __init__(self, name: str, message: str, *, hint: str | None = None, ways: Sequence[Way] = ()) -> None:
+        super().__init__(message, hint=hint, ways=ways)
         self.name = name
 
 
@@ -49,7 +63,9 @@ class NonFiniteError(SculptError):
     def __init__(self, name: str, where: str, count: int) -> None:
         super().__init__(
             f"`{name}` in {where} holds {count} NaN or infinite value{'s' if count != 1 else ''}",
-            hint="`--on-nonfinite keep` writes such elements as the tuned model has them",
+            ways=[
+                Way(option="on_nonfinite", value="keep", effect="writes such elements as the tuned model has them"),
+            ],
         )
         self.name = name
         self.where = where
@@ -58,6 +74,20 @@ class NonFiniteError(SculptError):
 
 class MethodError(SculptError):
     """An option of a method is out of range, or the method cannot be applied to a tensor."""
+
+
+class MemoryBudgetError(MethodError):
+    """A tensor that is worked on whole takes more memory than was allowed; `needed` and `budget` are bytes."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], method: str, *, needed: int, budget: int) -> None:
+        super().__init__(
+            f"`{name}` [{', '.join(map(str, shape))}] takes {needed / 1e6:,.0f} MB at once in {method}, "
+            f"and {budget / 1e6:,.0f} MB are allowed",
+            hint=f"a budget of {-(-needed // 1_000_000)}MB is enough for the largest tensor",
+        )
+        self.name = name
+        self.needed = needed
+        self.budget = budget
 
 
 class CurvatureError(SculptError):

@@ -19,11 +19,11 @@ from ..data.texts import num_positions
 from ..fusion.arithmetic.curvature import Curvature
 from ..fusion.checkpoint import open_checkpoint
 from ..fusion.errors import ModelError
+from ..fusion.run.diff import changed_tensors
 from ..live import skeleton
 from ..live.devices import activation_budget, compute_dtype, pick_device
 from ..live.units import Unit, find_units
 from .calibration import CalibrationOptions, Progress
-from .changed import changed_tensors
 from .forward.activations import Activations
 from .forward.forward import Forward
 from .forward.journal import Journal
@@ -100,7 +100,7 @@ class Session:
         self._is_partial = wanted is not None or options.only_changed is not None
         self.wanted = frozenset(self.checkpoint.tensors) if wanted is None else wanted
         if options.only_changed is not None:
-            self.wanted &= changed_tensors(self.checkpoint, options.only_changed)
+            self.wanted &= changed_tensors(self.checkpoint, open_checkpoint(options.only_changed))
         self.skeleton = skeleton.build(
             self.checkpoint,
             auto_class=options.auto_class,

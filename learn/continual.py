@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..fusion.checkpoint import Checkpoint
+from ..fusion.checkpoint import Source
 from ..fusion.errors import DataError
 from .buffer import BufferSample
 from .coefficients import Coefficients
@@ -59,7 +59,7 @@ def domains_of(samples: Sequence[BufferSample], count: int) -> list[str]:
 
 def learn_continually(
     merged: MergedModel,
-    adapters: Sequence[Checkpoint],
+    adapters: Sequence[Source],
     buffer: Sequence[BufferSample],
     learning: Learning,
     *,

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..fusion.checkpoint import Checkpoint
+from ..fusion.checkpoint import Source
 from ..fusion.checkpoint.adapter.module_names import ModelNames, Place
 from ..fusion.errors import ModelError
 from .parts import Rule, parts_of
 
 
-def load_model(base: Checkpoint, *, device: str) -> Any:
+def load_model(base: Source, *, device: str) -> Any:
     """Return the base's model in float32, in eval mode.
 
     Raises:
@@ -48,20 +48,20 @@ class MergedModel:
         gradient: ∂L/∂α, summed over the backwards since `start_gradient`, shape (num_adapters,).
     """
 
-    def __init__(self, base: Checkpoint, rule: Rule, *, device: str = "cpu") -> None:
+    def __init__(self, base: Source, rule: Rule, *, device: str = "cpu") -> None:
         self.base = base
         self.rule = rule
         self.model = load_model(base, device=device)
         self._device = torch.device(device)
         self._places = _places(base, dict(self.model.named_parameters(remove_duplicate=False)))
-        self._adapters: Sequence[Checkpoint] = ()
+        self._adapters: Sequence[Source] = ()
         self._hooks: list[Any] = []
         self._cached: dict[str, list[Tensor]] = {}
         self._caches = False
         self.names: tuple[str, ...] = ()
         self.gradient = torch.zeros(0, dtype=torch.float64)
 
-    def use(self, adapters: Sequence[Checkpoint]) -> None:
+    def use(self, adapters: Sequence[Source]) -> None:
         """Take these adapters from now on.
 
         Raises:
@@ -69,7 +69,7 @@ class MergedModel:
         """
         self.close()
         self._adapters = tuple(adapters)
-        changed = {name for adapter in adapters for name, info in adapter.tensors.items() if info.derived}
+        changed = frozenset[str]().union(*(adapter.changed or () for adapter in adapters))
         self.names = tuple(name for name in self.base.tensors if name in changed)
         unknown = sorted(changed - set(self._places))
         if unknown:
@@ -111,7 +111,7 @@ class MergedModel:
     def set(self, alpha: Sequence[float]) -> None:
         """Write `W_pre + Σ α_k·P_k` into the model."""
         for name in self.names:
-            before = self.base.raw(name).astype(np.float32).reshape(self.base.tensors[name].shape)
+            before = self.base.read(name).astype(np.float32).reshape(self.base.tensors[name].shape)
             value = torch.from_numpy(before).to(self._device)
             if any(alpha):
                 for weight, part in zip(alpha, self.parts(name), strict=True):
@@ -142,7 +142,7 @@ class MergedModel:
         return meet
 
 
-def _places(base: Checkpoint, parameters: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Place]]:
+def _places(base: Source, parameters: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Place]]:
     """Return where each tensor of the checkpoint lies in the model."""
     found = {name: (parameters[name], Place(tensor=name)) for name in base.tensors if name in parameters}
     if len(found) < len(base.tensors):

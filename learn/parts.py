@@ -16,7 +16,7 @@ import numpy as np
 from ..fusion.arithmetic.elect import agreeing
 from ..fusion.arithmetic.random import SEGMENT, tensor_key
 from ..fusion.arithmetic.tile import Tile
-from ..fusion.checkpoint import Checkpoint
+from ..fusion.checkpoint import Source
 from ..fusion.errors import MethodError
 from ..fusion.methods.checks import fraction, one_of
 from ..fusion.methods.dare import survivors
@@ -45,10 +45,10 @@ class Rule:
             raise MethodError("a density of 0 leaves nothing to learn")
 
 
-def parts_of(name: str, base: Checkpoint, adapters: Sequence[Checkpoint], rule: Rule) -> list[np.ndarray]:
+def parts_of(name: str, base: Source, adapters: Sequence[Source], rule: Rule) -> list[np.ndarray]:
     """Return P of each adapter for one tensor of the base, float32, in its shape."""
-    before = base.raw(name).astype(np.float32)
-    tuned = tuple(adapter.raw(name).astype(np.float32) for adapter in adapters)
+    before = base.read(name).astype(np.float32)
+    tuned = tuple(adapter.read(name).astype(np.float32) for adapter in adapters)
     for adapter in adapters:
         adapter.release(name)
     shape = base.tensors[name].shape

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.batching import Batch, class_padding
-from ..fusion.checkpoint import Checkpoint
+from ..fusion.checkpoint import Source
 from ..fusion.errors import DataError, MethodError
 from ..live.logits import logits_at
 from .buffer import BufferSample, batches
@@ -85,7 +85,7 @@ def predictions(model: Any, batch: Batch, labels: Sequence[int | None]) -> tuple
 
 def learn(
     merged: MergedModel,
-    adapters: Sequence[Checkpoint],
+    adapters: Sequence[Source],
     samples: Sequence[BufferSample],
     learning: Learning,
     *,

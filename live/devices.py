@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..fusion.checkpoint import Checkpoint
+from ..fusion.checkpoint import Source
 from ..fusion.device import torch_device
 from ..fusion.errors import ModelError
 
@@ -22,13 +22,13 @@ def pick_device(name: str) -> torch.device:
     return torch_device(name)
 
 
-def compute_dtype(name: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+def compute_dtype(name: str, checkpoint: Source, device: torch.device) -> torch.dtype:
     """Return the dtype of the forward: float32 on a CPU, on an accelerator the dtype of most of the weights."""
     if name == "auto":
         sizes: dict[str, int] = {}
         for info in checkpoint.tensors.values():
-            if info.stored.fusible:
-                sizes[info.stored.torch] = sizes.get(info.stored.torch, 0) + info.nbytes
+            if info.kind.fusible:
+                sizes[info.kind.torch] = sizes.get(info.kind.torch, 0) + info.nbytes
         name = "float32" if device.type == "cpu" or not sizes else max(sizes, key=lambda key: (sizes[key], key))
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:

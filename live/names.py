@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..fusion.checkpoint import Checkpoint
+from ..fusion.checkpoint import Source
 from ..fusion.errors import ModelError
 from .conversions import Step, Values, collapse, num_rows, pull_back
 from .terms import Terms
@@ -109,14 +109,14 @@ class NameMap:
     unexpected: frozenset[str]
 
 
-def _stored_on_meta(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+def _stored_on_meta(checkpoint: Source, name: str) -> torch.Tensor:
     import torch
 
     info = checkpoint.tensors[name]
-    return torch.empty(info.shape, dtype=getattr(torch, info.stored.torch), device="meta")
+    return torch.empty(info.shape, dtype=getattr(torch, info.kind.torch), device="meta")
 
 
-def map_names(model: Any, checkpoint: Checkpoint) -> NameMap:
+def map_names(model: Any, checkpoint: Source) -> NameMap:
     """Return how the checkpoint's tensors make the parameters of a model that is on the meta device, not yet tied.
 
     Raises:
@@ -154,7 +154,7 @@ def map_names(model: Any, checkpoint: Checkpoint) -> NameMap:
 
 
 def _converted(
-    model: Any, checkpoint: Checkpoint, converter: Any, sources: Mapping[str, list[str]], *, first: str
+    model: Any, checkpoint: Source, converter: Any, sources: Mapping[str, list[str]], *, first: str
 ) -> Recipe:
     """Return the recipe of a converter, by running it on tensors without data."""
     values: dict[str, list[torch.Tensor]] = {
@@ -194,7 +194,7 @@ def _converted(
     )
 
 
-def _check_shapes(model: Any, checkpoint: Checkpoint, recipe: Recipe, state: Mapping[str, torch.Tensor]) -> None:
+def _check_shapes(model: Any, checkpoint: Source, recipe: Recipe, state: Mapping[str, torch.Tensor]) -> None:
     shapes = (
         {key: made[0] for key, made in recipe.steps[-1].after.items()}
         if recipe.steps

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..fusion.checkpoint import Checkpoint
+from ..fusion.checkpoint import Source
 from ..fusion.errors import ModelError, SculptError
 from .names import NameMap, map_names
 
@@ -64,7 +64,7 @@ def _first_line(error: BaseException) -> str:
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
-def needs_remote_code(checkpoint: Checkpoint) -> bool:
+def needs_remote_code(checkpoint: Source) -> bool:
     """Return whether the model's code lies in its folder and transformers has no class for it."""
     import transformers
 
@@ -107,7 +107,7 @@ def _remote_class(folder: Path, config: Any, auto_class: str | None) -> Any:
 
 
 def build(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     *,
     auto_class: str | None,
     dtype: torch.dtype,

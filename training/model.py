@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..fusion.checkpoint import Checkpoint
+from ..fusion.checkpoint import Source
 from ..fusion.errors import MethodError, ModelError
 from .layers import matches
 from .settings import Method, split
@@ -24,7 +24,7 @@ def their_deprecations() -> Iterator[None]:
         yield
 
 
-def load_base(base: Checkpoint, *, dtype: torch.dtype) -> Any:
+def load_base(base: Source, *, dtype: torch.dtype) -> Any:
     """Return the base as its config's class loads it, frozen.
 
     Raises:

@@ -20,10 +20,11 @@ class Curvature:
         num_tokens: Rows of X that were summed (tokens, positions or patches; for an expert, those routed to it).
         gram: Raw Σ x·xᵀ where it was asked for, (d_in, d_in) or for stacked experts (E, d_in, d_in), inputs in the
             order of the tensor's own elements along its input dimensions; else None.
-        general: What the base's tensor sees of general data, where it is to be protected (`two_sided`); else None.
     """
 
     terms: tuple[np.ndarray, ...]
     num_tokens: int
     gram: np.ndarray | None = None
-    general: Curvature | None = None
+
+
+Curvatures = tuple[Curvature | None, ...]  # of one tensor in each model, the base first

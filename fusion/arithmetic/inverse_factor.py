@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import CurvatureError, MethodError
 from .curvature import Curvature
-from .row_layout import RowLayout, check_matrix, row_layout
+from .row_layout import RowLayout, check_matrix, plain_layout, row_layout
 
 DAMPINGS = (0.01, 0.1, 1.0)  # of the mean diagonal: ten-fold until the factorisation holds
 
@@ -63,7 +63,7 @@ def inverse_factors(name: str, shape: tuple[int, ...], curvature: Curvature | No
         MethodError: The Hessian cannot be factorised.
     """
     if curvature is None or (curvature.gram is None and not curvature.terms):
-        layout = _plain_layout(shape)
+        layout = plain_layout(shape)
         return InverseFactors(layout=layout, diagonals=np.ones((1, 1, layout.width)))
     if curvature.gram is None:
         return _diagonal_factors(name, shape, curvature)
@@ -76,16 +76,12 @@ def inverse_factors(name: str, shape: tuple[int, ...], curvature: Curvature | No
     return InverseFactors(layout=layout, diagonals=diagonals, factors=factors)
 
 
-def _plain_layout(shape: tuple[int, ...]) -> RowLayout:
-    return RowLayout(shape=shape, order=tuple(range(len(shape))), stack=1, width=shape[-1] if shape else 1)
-
-
 def _diagonal_factors(name: str, shape: tuple[int, ...], curvature: Curvature) -> InverseFactors:
     """Return a tensor's factors without a full Hessian: that of a diagonal one is diagonal, `1/sqrt(H_jj)`."""
     total: Any = sum(curvature.terms)
     if total.ndim != len(shape) or any(t not in (1, s) for t, s in zip(total.shape, shape, strict=True)):
         raise CurvatureError(f"the statistics of `{name}` have shape {list(total.shape)}, the tensor has {list(shape)}")
-    layout = _plain_layout(shape)
+    layout = plain_layout(shape)
     if total.ndim and total.shape[-1] == layout.width:
         lead = total.shape[:-1] if total.size == layout.width else shape[:-1]
         hessian = np.broadcast_to(2 * total + 1, (*lead, layout.width)).reshape(1, -1, layout.width)

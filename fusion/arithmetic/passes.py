@@ -27,12 +27,16 @@ class Pass:
             function: the CPU kernel that stands in for it is found by its identity.
         combine: Turns the arrays of all tiles, in order, into what `Method.reduce` is sent.
         join: Turns the arrays of consecutive pieces of a tile into that of the tile.
+        as_stored: Whether the function takes the `RawTile`, in NumPy, for a look at the bits themselves.
+        first_only: Whether a look at the tensor's first tile is enough.
     """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...] = ()
     combine: Callable[[Sequence[np.ndarray]], Any] = exact_total
     join: Callable[[Sequence[np.ndarray]], np.ndarray] = join_blocks
+    as_stored: bool = False
+    first_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,7 +68,19 @@ class Map:
     figures: dict[str, float] = field(default_factory=dict)
 
 
-Reduction = Generator[Pass, Any, Map]
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Finding:
+    """What a transform that only looks gives in place of a map: nothing is written.
+
+    Attributes:
+        is_finite: False has the inputs searched for NaN and infinity, which are refused.
+    """
+
+    value: Any
+    is_finite: bool = True
+
+
+Reduction = Generator[Pass, Any, Map | Finding]
 
 
 def measure(tile: Tile, stored: Any, fused: Fused) -> Any:

@@ -31,6 +31,11 @@ class RowLayout:
     width: int
 
     @property
+    def rows(self) -> int:
+        """Rows of each matrix."""
+        return prod(self.shape) // (self.stack * self.width)
+
+    @property
     def is_in_order(self) -> bool:
         """Whether rows lie in the tensor one after the other."""
         return self.order == tuple(range(len(self.shape)))
@@ -49,6 +54,16 @@ class RowLayout:
         ordered = xp.reshape(matrices, tuple(self.shape[axis] for axis in self.order))
         back = tuple(int(axis) for axis in np.argsort(self.order))
         return xp.reshape(xp.permute_dims(ordered, back), (-1,))
+
+
+def plain_layout(shape: tuple[int, ...], *, outputs: int | None = None) -> RowLayout:
+    """Return a tensor as one matrix, which needs no statistics.
+
+    Args:
+        outputs: How many leading axes are the outputs; None is all but the last.
+    """
+    width = prod(shape[-1:] if outputs is None else shape[outputs:])
+    return RowLayout(shape=shape, order=tuple(range(len(shape))), stack=1, width=max(1, width))
 
 
 def row_layout(name: str, shape: tuple[int, ...], curvature: Curvature) -> RowLayout:

@@ -58,7 +58,9 @@ class RawTile:
         keys: One a tuned model; a tile never crosses a multiple of 2³² elements.
         root: `sqrt(H)`, or None for `H = I`.
         grain: Elements that the method asked not to be cut apart: 1, or those of a row.
-        prepared: What the method made of the tensor's curvature, or None.
+        prepared: What the method made of the group, or None.
+        name: Of the output tensor, which together with `start` says what the elements are as long as a run's inputs
+            stay; None where that does not hold.
     """
 
     start: int
@@ -68,6 +70,7 @@ class RawTile:
     root: PerElement | None
     grain: int = 1
     prepared: Any = None
+    name: str | None = None
 
     def decode(self) -> Tile:
         """Return the tile in float32, or in float64 where any side stores float64, as NumPy arrays."""

@@ -22,6 +22,7 @@ import numpy as np
 
 from ..errors import MethodError
 from .curvature import Curvature
+from .group import Group
 from .tile import sum_of_squares
 
 EXPERT = re.compile(r"\.experts\.\d+\.")
@@ -66,25 +67,6 @@ class Protection:
         return int(self.curvature.partition(":")[2]) if ":" in self.curvature else None
 
 
-def paired(
-    target: Mapping[str, Curvature], general: Mapping[str, Curvature], base_names: Mapping[str, str]
-) -> dict[str, Curvature]:
-    """Return the curvature of each tensor with both sides, keyed by the tuned model's names.
-
-    A side that has not reached a tensor has no part in it.
-
-    Args:
-        target, general: By the names of the tuned model and of the base.
-        base_names: The base's name of each tensor of the tuned model.
-    """
-    nothing = Curvature(terms=(), num_tokens=0)
-    return {
-        name: replace(target.get(name, nothing), general=general.get(base_name, nothing))
-        for name, base_name in base_names.items()
-        if name in target or base_name in general
-    }
-
-
 def counted_together(curvatures: Mapping[str, Curvature]) -> dict[str, Curvature]:
     """Return the statistics of a block with experts that are stored apart counted by the tokens of all of them.
 
@@ -101,34 +83,38 @@ def counted_together(curvatures: Mapping[str, Curvature]) -> dict[str, Curvature
     }
 
 
-def fractions(name: str, curvature: Curvature, shape: tuple[int, ...], protection: Protection) -> np.ndarray:
-    """Return which fraction of each delta stays by the diagonals, float64, an array that broadcasts to `shape`.
+def fractions(group: Group, target: Curvature | None, general: Curvature | None, protection: Protection) -> np.ndarray:
+    """Return which fraction of each delta stays by the diagonals, float64, an array that broadcasts to the shape.
 
     Raises:
         CurvatureError: The statistics do not fit the tensor.
     """
-    a = _mean_squares(name, curvature, shape, protection.ridge)
-    g = _mean_squares(name, curvature.general, shape, protection.ridge)
+    shape = group.shape
+    a = mean_squares(group, target, protection.ridge)
+    g = mean_squares(group, general, protection.ridge)
     if not a.any() and not g.any():  # nothing is known of either: alike
         return np.full((1,) * len(shape), 1 / (1 + protection.weight))
     both = a + protection.weight * g
     return np.divide(a, both, out=np.full(both.shape, 1 / (1 + protection.weight)), where=both > 0)
 
 
-def _mean_squares(name: str, curvature: Curvature | None, shape: tuple[int, ...], ridge: float) -> np.ndarray:
+def mean_squares(group: Group, curvature: Curvature | None, ridge: float) -> np.ndarray:
+    """Return the mean of x² of each element's input, with its ridge; 0 where nothing was seen."""
     if curvature is None or not curvature.terms or not curvature.num_tokens:
-        return np.zeros((1,) * len(shape))
-    mean = sum_of_squares(name, curvature, shape) / curvature.num_tokens
+        return np.zeros((1,) * len(group.shape))
+    mean = sum_of_squares(group.name, curvature, group.shape) / curvature.num_tokens
     return mean + ridge * mean.mean()
 
 
-def score_curvature(curvature: Curvature, protection: Protection) -> Curvature:
+def score_curvature(group: Group, protection: Protection) -> Curvature | None:
     """Return the curvature that drop probabilities go by: the target's, or `A + λ·G` on the target's scale."""
-    general = curvature.general
-    if protection.scores == "target" or general is None or not general.num_tokens or not curvature.num_tokens:
-        return curvature
-    factor = protection.weight * curvature.num_tokens / general.num_tokens
-    return replace(curvature, terms=(*curvature.terms, *(factor * term for term in general.terms)))
+    target, general = group.target, group.base
+    if target is None or protection.scores == "target" or general is None:
+        return target
+    if not general.num_tokens or not target.num_tokens:
+        return target
+    factor = protection.weight * target.num_tokens / general.num_tokens
+    return replace(target, terms=(*target.terms, *(factor * term for term in general.terms)))
 
 
 def mixing_blocks(
@@ -153,14 +139,17 @@ def mixing_blocks(
     found = []
     for start in range(0, width, size):
         part = slice(start, min(start + size, width))
-        eye = torch.eye(part.stop - part.start, dtype=target.dtype, device=target.device)
-        a = target[part, part] + protection.ridge * mean_target * eye
-        both = a + protection.weight * (general[part, part] + protection.ridge * mean_general * eye)
+        # The matrices are large: each is changed in place, and let go of once it has been used.
+        a, both = target[part, part].clone(), general[part, part].clone()
+        a.diagonal().add_(protection.ridge * mean_target)
+        both.diagonal().add_(protection.ridge * mean_general)
+        both.mul_(protection.weight).add_(a)
         factor, failed = torch.linalg.cholesky_ex(both)
+        del both
         if int(failed) or not bool(torch.isfinite(factor).all()):
             raise MethodError(
                 f"the curvature of `{name}` cannot be factorised with a ridge of {protection.ridge:g}",
-                hint="a larger `--protect-ridge` makes it positive definite",
+                hint="a larger ridge makes it positive definite",
             )
         found.append((part, torch.cholesky_solve(a, factor).T))
     return found

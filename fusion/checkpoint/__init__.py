@@ -1,5 +1,9 @@
-"""Checkpoints in and out: headers first, weights on demand, outputs written in place."""
+"""Models in and out: headers first, weights on demand, outputs written in place."""
 
-from .reader import Checkpoint, TensorInfo, open_checkpoint
+from .folder import Checkpoint
+from .memory import MemorySource
+from .open import open_checkpoint
+from .source import Source
+from .tensor_info import TensorInfo
 
-__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
+__all__ = ["Checkpoint", "MemorySource", "Source", "TensorInfo", "open_checkpoint"]

@@ -11,6 +11,7 @@ import json
 import mmap
 from math import prod
 from pathlib import Path
+from typing import final
 
 import numpy as np
 
@@ -36,7 +37,8 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _parse_entry(file: Path, name: str, entry: object, data_start: int) -> TensorInfo:
+def _parse_entry(file: Path, name: str, entry: object) -> tuple[TensorInfo, int]:
+    """Return a tensor and the first of its bytes, counted from the end of the header."""
     if not isinstance(entry, dict):
         raise CheckpointError(f"`{file}` describes `{name}` by something that is not an object")
     code, shape, span = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
@@ -51,11 +53,11 @@ def _parse_entry(file: Path, name: str, entry: object, data_start: int) -> Tenso
         raise CheckpointError(
             f"`{name}` in `{file}` is {code} {shape}, which takes {expected_bits // 8} bytes, but has {nbytes}"
         )
-    return TensorInfo(name=name, dtype=code, shape=tuple(shape), file=file, offset=data_start + span[0], nbytes=nbytes)
+    return TensorInfo(name=name, dtype=code, stored=code, shape=tuple(shape), file=file), span[0]
 
 
-def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """Return the tensors of a safetensors file in file order, and its metadata.
+def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, int], dict[str, str]]:
+    """Return the tensors of a safetensors file in file order, the first byte of each in the file, and the metadata.
 
     Raises:
         CheckpointError: The file is unreadable, truncated or malformed.
@@ -82,28 +84,27 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"`{file}` has malformed metadata: not a map of strings")
 
-    data_start = 8 + header_bytes
-    infos = sorted(
-        (_parse_entry(file, name, entry, data_start) for name, entry in header.items()),
-        key=lambda info: (info.offset, info.nbytes),
-    )
-    end = data_start
-    for info in infos:
-        if info.offset != end:
+    found = [_parse_entry(file, name, entry) for name, entry in header.items()]
+    found.sort(key=lambda pair: (pair[1], pair[0].nbytes))
+    offsets, end = {}, 8 + header_bytes
+    for info, start in found:
+        if 8 + header_bytes + start != end:
             raise CheckpointError(f"`{info.name}` in `{file}` overlaps its neighbour or leaves a hole before it")
+        offsets[info.name] = end
         end += info.nbytes
     if end != size:
         state = "is truncated" if size < end else "has trailing bytes"
         raise CheckpointError(f"`{file}` {state}: the header promises {end} bytes, the file has {size}")
-    return {info.name: info for info in infos}, metadata
+    return {info.name: info for info, _ in found}, offsets, metadata
 
 
+@final
 class SafetensorsFile:
     """A checked header and, from the first read on, a read-only memory map."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.tensors, self.metadata = read_header(file)
+        self.tensors, self._offsets, self.metadata = read_header(file)
         self._map: mmap.mmap | None = None
 
     def _mapped(self) -> mmap.mmap:
@@ -114,23 +115,33 @@ class SafetensorsFile:
                 self._map.madvise(mmap.MADV_SEQUENTIAL)
         return self._map
 
-    def raw(self, info: TensorInfo, start: int, stop: int) -> np.ndarray:
-        """Return elements `start:stop` of the flat tensor as stored: a view of the file, not a copy."""
-        dtype = info.stored.numpy
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return elements `start … stop − 1` of the flat tensor as stored: a view of the file, not a copy."""
+        info = self.tensors[name]
+        dtype = info.kind.numpy
         if dtype is None:
-            raise CheckpointError(f"`{info.name}` in `{self.file}` is {info.dtype}, which sculpt cannot read")
+            raise CheckpointError(f"`{name}` in `{self.file}` is {info.dtype}, which sculpt cannot read")
+        stop = info.num_elements if stop is None else stop
         if start == stop:
             return np.empty(0, dtype)
-        view = np.frombuffer(self._mapped(), dtype, stop - start, info.offset + start * dtype.itemsize)
+        view = np.frombuffer(self._mapped(), dtype, stop - start, self._offsets[name] + start * dtype.itemsize)
+        # Other writers do not align tensors to their elements; kernels and `view` want them aligned.
         return view if view.flags.aligned else view.copy()
 
     def content(self) -> np.ndarray:
         """Return all bytes of the file, as a view."""
         return np.frombuffer(self._mapped(), np.uint8)
 
-    def release(self, info: TensorInfo, start: int = 0, stop: int | None = None) -> None:
+    def extent(self, name: str, start: int = 0, stop: int | None = None) -> tuple[int, int]:
+        """Return where elements begin and end in the file."""
+        info, first = self.tensors[name], self._offsets[name]
+        # In bits, as the elements of some dtypes are no whole bytes.
+        bits = info.kind.bits
+        last = info.num_elements if stop is None else stop
+        return first + start * bits // 8, first + last * bits // 8
+
+    def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
         """Let go of the memory pages of elements that have been used; they stay in the page cache."""
-        itemsize = info.nbytes // max(1, info.num_elements)
-        first, last = start * itemsize, info.nbytes if stop is None else stop * itemsize
+        first, last = self.extent(name, start, stop)
         if self._map is not None and last - first >= MIN_RELEASED:
-            drop(self.content(), info.offset + first, info.offset + last)
+            drop(self.content(), first, last)

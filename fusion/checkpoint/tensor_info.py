@@ -1,4 +1,4 @@
-"""What a header says of a tensor."""
+"""What is known of a tensor before any of it is read."""
 
 from __future__ import annotations
 
@@ -11,23 +11,20 @@ from ..dtypes import DTYPES, DType
 
 @dataclass(frozen=True, kw_only=True)
 class TensorInfo:
-    """Name, dtype, shape and place of one stored tensor.
+    """Name, dtypes and shape of one tensor of a source.
 
     Attributes:
-        dtype: safetensors code, such as `"BF16"`.
-        file: The file that holds it.
-        offset: First byte in `file`; for torch files the order of storage only.
-        nbytes: Stored bytes.
-        derived: An adapter makes it from the base: its dtype is that of the arithmetic, whatever the base stores.
+        dtype: safetensors code, such as `"BF16"`, of the elements that `read` gives: what is computed with.
+        stored: Code of the dtype that the model keeps the tensor in, which an output keeps too. The two differ where a
+            source computes the tensor, such as an adapter's float32 sum over a base in bfloat16.
+        file: The weight file that it lies in, or that its base's tensor lies in; None for a tensor in memory.
     """
 
     name: str
     dtype: str
+    stored: str
     shape: tuple[int, ...]
-    file: Path
-    offset: int
-    nbytes: int
-    derived: bool = False
+    file: Path | None
 
     @property
     def num_elements(self) -> int:
@@ -35,6 +32,11 @@ class TensorInfo:
         return prod(self.shape)
 
     @property
-    def stored(self) -> DType:
-        """The dtype's description."""
+    def nbytes(self) -> int:
+        """Bytes that the model keeps it in."""
+        return self.num_elements * DTYPES[self.stored].bits // 8
+
+    @property
+    def kind(self) -> DType:
+        """The description of the elements that `read` gives."""
         return DTYPES[self.dtype]

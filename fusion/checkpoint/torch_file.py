@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 
@@ -43,6 +43,7 @@ def _load(file: Path) -> Mapping[str, torch.Tensor]:
     return loaded
 
 
+@final
 class TorchFile:
     """The tensors of a torch file, memory-mapped where the format allows."""
 
@@ -58,23 +59,35 @@ class TorchFile:
             self.tensors[name] = TensorInfo(
                 name=name,
                 dtype=BY_TORCH_NAME[torch_name].code,
+                stored=BY_TORCH_NAME[torch_name].code,
                 shape=tuple(tensor.shape),
                 file=file,
-                offset=len(self.tensors),
-                nbytes=tensor.numel() * tensor.element_size(),
             )
 
-    def raw(self, info: TensorInfo, start: int, stop: int) -> np.ndarray:
-        """Return elements `start:stop` of the flat tensor as stored."""
-        import torch
-
-        dtype = info.stored.numpy
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return elements `start … stop − 1` of the flat tensor as stored."""
+        dtype = self.tensors[name].kind.numpy
         if dtype is None:
-            raise CheckpointError(f"`{info.name}` in `{self.file}` is {info.dtype}, which sculpt cannot read")
-        if start == stop:
-            return np.empty(0, dtype)
-        flat = self._loaded[info.name].detach().reshape(-1)[start:stop]
-        return flat.contiguous().view(torch.uint8).numpy().view(dtype)
+            raise CheckpointError(f"`{name}` in `{self.file}` is {self.tensors[name].dtype}, which sculpt cannot read")
+        return as_array(self._loaded[name].detach().reshape(-1)[start:stop], dtype)
 
-    def release(self, info: TensorInfo) -> None:
+    def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
         """Do nothing: torch owns the pages."""
+
+    def extent(self, name: str, start: int = 0, stop: int | None = None) -> None:
+        """Return None: how a pickle lays out its tensors is torch's business."""
+
+    def content(self) -> None:
+        """Return None."""
+
+
+def as_array(flat: torch.Tensor, dtype: np.dtype) -> np.ndarray:
+    """Return a flat torch tensor on the CPU as an array, a view where it is contiguous.
+
+    By way of its bytes, because torch hands NumPy no bfloat16.
+    """
+    import torch
+
+    if not flat.numel():
+        return np.empty(0, dtype)
+    return flat.contiguous().view(torch.uint8).numpy().view(dtype)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint import Source, open_checkpoint
 from ..errors import CheckpointError, MethodError
 from .modules import Factors, Module, OpenAdapter, Place
 from .truncated_svd import Truncated, of_product
@@ -169,23 +169,23 @@ def _stack(exact: Factors, found: Sequence[Truncated], side: str) -> np.ndarray:
     return np.stack([t.left.reshape(len(exact.b), t.rank, *exact.b.shape[3:]) for t in found], axis=2)
 
 
-def _whole(base: Checkpoint, adapters: Sequence[OpenAdapter], weights: Sequence[float]) -> dict[str, np.ndarray]:
+def _whole(base: Source, adapters: Sequence[OpenAdapter], weights: Sequence[float]) -> dict[str, np.ndarray]:
     """Return tensors that adapters hold whole, moved from the base by the weighted sum of their moves."""
     found = {}
     for tensor in dict.fromkeys(name for adapter in adapters for name in adapter.whole):
         holders = [(a, w) for a, w in zip(adapters, weights, strict=True) if tensor in a.whole]
-        first = holders[0][0].file.read(holders[0][0].whole[tensor])
+        first = holders[0][0].file.read_own(holders[0][0].whole[tensor])
         if tensor not in base.tensors:
             if len(holders) > 1 or holders[0][1] != 1:
                 raise CheckpointError(f"`{tensor}` is not in the base, so there is nothing to add its moves to")
             found[holders[0][0].whole[tensor]] = first
             continue
-        before = base.raw(tensor).astype(np.float64).reshape(base.tensors[tensor].shape)
+        before = base.read(tensor).astype(np.float64).reshape(base.tensors[tensor].shape)
         if first.shape != before.shape:
             raise CheckpointError(
                 f"`{tensor}` has {list(first.shape)} in `{holders[0][0].path}`, not {list(before.shape)}"
             )
-        moved = sum(w * (a.file.read(a.whole[tensor]).astype(np.float64) - before) for a, w in holders)
+        moved = sum(w * (a.file.read_own(a.whole[tensor]).astype(np.float64) - before) for a, w in holders)
         if np.any(moved):
             found[holders[0][0].whole[tensor]] = (before + moved).astype(np.float32)
     return found

@@ -5,61 +5,93 @@ What is no matrix (norms, class tokens) PEFT cannot adapt; it is saved whole, or
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
+from ..arithmetic.group import Group
+from ..arithmetic.matrices import Matrices
+from ..arithmetic.passes import Finding, Reduction
 from ..arithmetic.random import tensor_key
-from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint import Source, TensorInfo, open_checkpoint
 from ..errors import CheckpointError, MismatchError, NonFiniteError
+from ..methods import Method
+from ..methods.method import Region
 from ..names import align
 from ..plan.step import Selection
+from ..run.backend import NumpyBackend, all_cores
+from ..run.look import look, pair_plan
 from ..run.loop import Progress
 from .combine import AdapterReport, LayerReport, check_rank
 from .layers import Layer, layers_of, refuse_tied
 from .modules import Factors, Module
-from .truncated_svd import of_matrix
+from .truncated_svd import Truncated, of_matrix
 from .write import config_of, refuse_folder, tensors_of, write_adapter
 
 BLOCK_ELEMENTS = 1 << 20  # of δ at once
 Rest = Literal["save", "drop"]
+WHOLE = "whole"  # what is found of a changed tensor that is no matrix
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pair:
-    """A tensor of both sides."""
+class Extraction(Method):
+    """Find the best factors of each delta.
 
-    base: Checkpoint
-    tuned: Checkpoint
-    name: str
-    tuned_name: str
+    Attributes:
+        layers: By the base's names.
+        where: Both checkpoints, for errors.
+    """
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.base.tensors[self.name].shape
+    layers: Mapping[str, Layer]
+    where: str
+    rank: int | None
+    energy: float | None
 
-    def delta(self, start: int, stop: int) -> np.ndarray:
-        """Return elements of δ, float32."""
-        before = self.base.raw(self.name, start, stop).astype(np.float32)
-        return self.tuned.raw(self.tuned_name, start, stop).astype(np.float32) - before
+    name: ClassVar[str] = "extraction"
+    title: ClassVar[str] = "the extraction of an adapter"
+    source: ClassVar[str] = "arXiv:0909.4061"
+    bytes_per_element: ClassVar[int] = 48  # of a matrix that is decomposed whole; most are projected, a block at once
 
-    def spans(self, row: int) -> Iterator[tuple[int, int]]:
-        """Cut the tensor into runs of whole rows."""
-        total = self.base.tensors[self.name].num_elements
-        step = max(1, BLOCK_ELEMENTS // row) * row
-        for start in range(0, total, step):
-            yield start, min(start + step, total)
+    def region(self, group: Group) -> Region:  # noqa: ARG002
+        """Return `matrix`."""
+        return "matrix"
 
-    def changed(self) -> bool:
-        """Return whether any element differs."""
-        return any(self.delta(*span).any() for span in self.spans(1))
+    def matrix(self, matrices: Matrices) -> Finding:
+        """Return the factors and how well they do; `WHOLE` of what is no matrix; None of what has not changed."""
+        group, layer = matrices.group, self.layers[matrices.group.name]
+        if not any(delta.any() for _, delta in _deltas(matrices, 1)):
+            return Finding(value=None)
+        if layer.kind == "whole":
+            return Finding(value=WHOLE)
+        rows, columns = group.shape[0], prod(group.shape[1:])
 
-    def release(self) -> None:
-        self.base.release(self.name)
-        self.tuned.release(self.tuned_name)
+        def blocks() -> Iterator[tuple[slice, np.ndarray]]:
+            for start, delta in _deltas(matrices, columns):
+                if not np.isfinite(delta).all():
+                    raise NonFiniteError(group.name, self.where, int((~np.isfinite(delta)).sum()))
+                block = delta.reshape(-1, columns)
+                yield slice(start // columns, start // columns + len(block)), block
+
+        seed = tensor_key(0, group.name).low
+        found = of_matrix((rows, columns), blocks, rank=self.rank, energy=self.energy, seed=seed)
+        return Finding(value=_factors(layer, group.shape, found))
+
+    def reduce(self, num_elements: int) -> Reduction:
+        """Have nothing to ask: what is found of the matrix is all."""
+        raise NotImplementedError
+
+
+def _deltas(matrices: Matrices, row: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield δ in float32, in runs of whole rows, each with its first element."""
+    total = prod(matrices.group.shape)
+    step = max(1, BLOCK_ELEMENTS // row) * row
+    for start in range(0, total, step):
+        base, tuned = (a.astype(np.float32, copy=False) for a in matrices.flat(start, min(start + step, total)))
+        yield start, tuned - base
 
 
 def extract_adapter(
@@ -90,51 +122,52 @@ def extract_adapter(
     selection = selection or Selection()
     refuse_folder(output, [base, tuned], overwrite=overwrite)
     opened = open_checkpoint(base)
-    pairs = _pairs(opened, open_checkpoint(tuned, opened), selection)
+    after = open_checkpoint(tuned, opened)
+    pairs = _pairs(opened, after, selection)
     layers = layers_of(opened)
-    total, done = sum(opened.tensors[pair.name].nbytes for pair in pairs), 0
+    method = Extraction(layers=layers, where=f"`{base}` or `{tuned}`", rank=rank, energy=energy)
+    backend = NumpyBackend(threads=all_cores(), tile_elements=BLOCK_ELEMENTS)
+    found = look(pair_plan(opened, after, pairs, method), backend, progress=progress)
     tensors: dict[str, np.ndarray] = {}
-    whole: list[tuple[Layer, _Pair]] = []
+    whole: list[tuple[Layer, TensorInfo, TensorInfo]] = []
     ranks: dict[Module, int] = {}
     reports = []
     for pair in pairs:
-        layer = layers[pair.name]
-        if pair.changed():
-            refuse_tied(opened, pair.name)
-            if layer.kind == "whole":
-                whole.append((layer, pair))
-            else:
-                factors, report = _factors(layer, pair, rank, energy)
-                tensors |= tensors_of(layer.module, factors)
-                ranks[layer.module] = factors.rank
-                reports.append(report)
-        pair.release()
-        done += opened.tensors[pair.name].nbytes
-        progress(done, total, pair.name)
+        layer, value = layers[pair[0].name], found.get(pair[0].name)
+        if value is None:
+            continue
+        refuse_tied(opened, pair[0].name)
+        if value == WHOLE:
+            whole.append((layer, *pair))
+        else:
+            factors, report = value
+            tensors |= tensors_of(layer.module, factors)
+            ranks[layer.module] = factors.rank
+            reports.append(report)
     if not ranks and not whole:
         raise CheckpointError(f"nothing of `{tuned}` that is selected differs from `{base}`")
-    saved, has_biases = _save(whole, ranks, tensors) if rest == "save" else ([], False)
+    saved, has_biases = _save(opened, after, whole, ranks, tensors) if rest == "save" else ([], False)
     result = AdapterReport(output=output, layers=tuple(reports))
     config = config_of(
         ranks,
         modules_to_save=saved or None,
         bias="all" if has_biases else "none",
         base_model_name_or_path=str(base),
-        fan_in_fan_out=any(layers[pair.name].kind == "transposed" for pair in pairs),
+        fan_in_fan_out=any(layers[info.name].kind == "transposed" for info, _ in pairs),
     )
     record = {
         "made by": "sculpt lora-extract",
         "base": {"path": str(base), "fingerprint": opened.fingerprint},
         "tuned": str(tuned),
-        "saved whole": sorted(pair.name for _, pair in whole) if rest == "save" else [],
-        "left out": sorted(pair.name for _, pair in whole) if rest == "drop" else [],
+        "saved whole": sorted(info.name for _, info, _ in whole) if rest == "save" else [],
+        "left out": sorted(info.name for _, info, _ in whole) if rest == "drop" else [],
         **result.as_json(),
     }
     write_adapter(output, tensors, config, record)
     return result
 
 
-def _pairs(base: Checkpoint, tuned: Checkpoint, selection: Selection) -> Sequence[_Pair]:
+def _pairs(base: Source, tuned: Source, selection: Selection) -> list[tuple[TensorInfo, TensorInfo]]:
     """Return the selected tensors, in file order.
 
     Raises:
@@ -144,7 +177,7 @@ def _pairs(base: Checkpoint, tuned: Checkpoint, selection: Selection) -> Sequenc
     matched = align(*shapes).pairs
     pairs = []
     for name, info in base.tensors.items():
-        if not selection.covers(name) or not info.stored.fusible:
+        if not selection.covers(name) or not info.kind.fusible:
             continue
         if name not in matched:
             raise MismatchError(name, f"`{name}` is in the base and missing in `{tuned.path}`")
@@ -155,34 +188,21 @@ def _pairs(base: Checkpoint, tuned: Checkpoint, selection: Selection) -> Sequenc
                 f"in `{tuned.path}`",
                 hint="an adapter cannot change a shape; `--exclude` leaves the tensor out",
             )
-        pairs.append(_Pair(base=base, tuned=tuned, name=name, tuned_name=matched[name]))
+        pairs.append((info, tuned.tensors[matched[name]]))
     for name in tuned.tensors:
         if name not in set(matched.values()) and selection.covers(name):
             raise MismatchError(name, f"`{name}` is in `{tuned.path}` and missing in the base")
     return pairs
 
 
-def _factors(layer: Layer, pair: _Pair, rank: int | None, energy: float | None) -> tuple[Factors, LayerReport]:
-    """Return the factors of one tensor's δ, and how well they do."""
-    rows, columns = pair.shape[0], int(np.prod(pair.shape[1:]))
-
-    def blocks() -> Iterator[tuple[slice, np.ndarray]]:
-        for start, stop in pair.spans(columns):
-            block = pair.delta(start, stop)
-            if not np.isfinite(block).all():
-                raise NonFiniteError(
-                    pair.name, f"`{pair.base.path}` or `{pair.tuned.path}`", int((~np.isfinite(block)).sum())
-                )
-            yield slice(start // columns, stop // columns), block.reshape(-1, columns)
-
-    seed = tensor_key(0, pair.name).low
-    found = of_matrix((rows, columns), blocks, rank=rank, energy=energy, seed=seed)
+def _factors(layer: Layer, shape: tuple[int, ...], found: Truncated) -> tuple[Factors, LayerReport]:
+    """Return the factors of one tensor's δ as PEFT has them, and how well they do."""
+    rows, columns = shape[0], prod(shape[1:])
     # δ = left·right in the tensor's own layout; PEFT's B·A is its transpose where that is (d_in, d_out) or (V, d).
     turned = layer.kind in ("transposed", "embedding")
     a, b = (found.left.T, found.right.T) if turned else (found.right, found.left)
     if layer.kind == "convolution":
-        kernel = pair.shape[2:]
-        a, b = a.reshape(found.rank, *pair.shape[1:]), b.reshape(rows, found.rank, *(1 for _ in kernel))
+        a, b = a.reshape(found.rank, *shape[1:]), b.reshape(rows, found.rank, *(1 for _ in shape[2:]))
     report = LayerReport(
         name=layer.module.name,
         rank=found.rank,
@@ -194,7 +214,11 @@ def _factors(layer: Layer, pair: _Pair, rank: int | None, energy: float | None) 
 
 
 def _save(
-    whole: Sequence[tuple[Layer, _Pair]], adapted: dict[Module, int], tensors: dict[str, np.ndarray]
+    base: Source,
+    tuned: Source,
+    whole: Sequence[tuple[Layer, TensorInfo, TensorInfo]],
+    adapted: dict[Module, int],
+    tensors: dict[str, np.ndarray],
 ) -> tuple[list[str], bool]:
     """Add tensors that are saved whole; return the modules that PEFT is to save, and whether there are biases.
 
@@ -203,38 +227,32 @@ def _save(
     names = {module.name for module in adapted}
     saved: set[str] = set()
     has_biases = False
-    for layer, pair in whole:
+    for layer, info, other in whole:
         module, _, leaf = layer.parameter.rpartition(".")
-        if leaf == "bias" and (module in names or not _is_alone(pair)):
+        if leaf == "bias" and (module in names or not _is_alone(base, info.name)):
             key = f"base_model.model.{module}.{'base_layer.' if module in names else ''}bias"
-            tensors[key] = _value(pair)
+            tensors[key] = _value(tuned, other.name)
             has_biases = True
             continue
         if not module or module in names:
             raise CheckpointError(
-                f"fine-tuning changed `{pair.name}`, which no adapter can hold",
-                hint=f"`--exclude {pair.name}` or `--rest drop` leaves its change out",
+                f"fine-tuning changed `{info.name}`, which no adapter can hold",
+                hint=f"`--exclude {info.name}` or `--others drop` leaves its change out",
             )
         saved.add(module)
-        stem = pair.name.rpartition(".")[0]
-        for other in pair.base.tensors:
-            if other.rpartition(".")[0] == stem:
-                twin = _Pair(
-                    base=pair.base,
-                    tuned=pair.tuned,
-                    name=other,
-                    tuned_name=pair.tuned_name.rpartition(".")[0] + "." + other.rpartition(".")[2],
-                )
-                tensors[f"base_model.model.{module}.{other.rpartition('.')[2]}"] = _value(twin)
+        stem, tuned_stem = info.name.rpartition(".")[0], other.name.rpartition(".")[0]
+        for name in base.tensors:
+            if name.rpartition(".")[0] == stem:
+                part = name.rpartition(".")[2]
+                tensors[f"base_model.model.{module}.{part}"] = _value(tuned, f"{tuned_stem}.{part}")
     return sorted(saved), has_biases
 
 
-def _is_alone(pair: _Pair) -> bool:
+def _is_alone(base: Source, name: str) -> bool:
     """Return whether the other tensors of a bias's module are no matrices, as a layer norm's are not."""
-    stem = pair.name.rpartition(".")[0]
-    weight = pair.base.tensors.get(f"{stem}.weight")
+    weight = base.tensors.get(f"{name.rpartition('.')[0]}.weight")
     return weight is None or len(weight.shape) == 1
 
 
-def _value(pair: _Pair) -> np.ndarray:
-    return pair.tuned.raw(pair.tuned_name).astype(np.float32).reshape(pair.shape)
+def _value(tuned: Source, name: str) -> np.ndarray:
+    return tuned.read(name).astype(np.float32).reshape(tuned.tensors[name].shape)

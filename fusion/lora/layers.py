@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Source
 from ..checkpoint.adapter.module_names import ModelNames
 from ..checkpoint.adapter.targets import PREFIX
 from ..errors import CheckpointError
@@ -35,7 +35,7 @@ class Layer:
         return Module(key=PREFIX + name, pattern=name, embedding=self.kind == "embedding")
 
 
-def layers_of(base: Checkpoint) -> dict[str, Layer]:
+def layers_of(base: Source) -> dict[str, Layer]:
     """Return every tensor of a checkpoint as a layer.
 
     The model's own class tells, built without weights; where transformers does not know it, the checkpoint's names are
@@ -75,7 +75,7 @@ def _kind(names: ModelNames, parameter: str) -> Kind:
     return "whole"
 
 
-def _guess(base: Checkpoint, name: str) -> Kind:
+def _guess(base: Source, name: str) -> Kind:
     parts, shape = name.split("."), base.tensors[name].shape
     if len(parts) < 2 or parts[-1] != "weight" or len(shape) != 2:
         return "whole"
@@ -83,7 +83,7 @@ def _guess(base: Checkpoint, name: str) -> Kind:
     return "embedding" if parts[-2] in inputs else "linear"
 
 
-def refuse_tied(base: Checkpoint, tensor: str) -> None:
+def refuse_tied(base: Source, tensor: str) -> None:
     """Raise CheckpointError for a vocabulary matrix that serves as input and output: an adapter sits at one of them."""
     shapes = {name: info.shape for name, info in base.tensors.items()}
     if True not in config_values(base.config, "tie_word_embeddings"):

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint import Source
 from ..checkpoint.adapter.config import ADAPTER_CONFIG
-from ..checkpoint.adapter.file import AdapterFile
 from ..checkpoint.adapter.patch import Patch, Product
+from ..checkpoint.adapter.source import AdapterSource
 from ..checkpoint.adapter.targets import without_prefix
-from ..checkpoint.reader import read_json
+from ..checkpoint.json_file import read_json
+from ..checkpoint.open import open_adapter
 from ..errors import CheckpointError
 
 
@@ -72,22 +73,20 @@ class OpenAdapter:
     """
 
     path: Path
-    file: AdapterFile
+    file: AdapterSource
     content: dict[str, Any]
     modules: dict[Place, tuple[Module, Product]]
     biases: dict[str, Product]
     whole: dict[str, str]
 
     @classmethod
-    def of(cls, path: Path, base: Checkpoint) -> OpenAdapter:
+    def of(cls, path: Path, base: Source) -> OpenAdapter:
         """Open an adapter folder.
 
         Raises:
             CheckpointError: It is no adapter, or one whose factors do not tell all (DoRA).
         """
-        file = open_checkpoint(path, base).adapter
-        if file is None:
-            raise CheckpointError(f"`{path}` is a whole checkpoint, not an adapter")
+        file = open_adapter(path, base)
         products: dict[tuple[str, str], list[tuple[str, Product]]] = {}
         biases, whole = {}, {}
         for tensor, patch in file.patches.items():
@@ -122,13 +121,13 @@ class OpenAdapter:
         """Return a module's factors in float32, B times its scale and `weight`."""
         module, product = self.modules[place]
         assert product.a is not None
-        a, b = (self.file.read(name).astype(np.float32) for name in (product.a, product.b))
+        a, b = (self.file.read_own(name).astype(np.float32) for name in (product.a, product.b))
         experts, scale = product.experts, np.float32(weight * product.scale)
         bias = self.biases.get(module.key)
         return Factors(
             a=a.reshape(experts, len(a) // experts, *a.shape[1:]),
             b=(b * scale).reshape(len(b), b.shape[1] // experts, experts, *b.shape[2:]),
-            bias=None if bias is None else self.file.read(bias.b).astype(np.float32) * scale,
+            bias=None if bias is None else self.file.read_own(bias.b).astype(np.float32) * scale,
         )
 
 

@@ -9,10 +9,9 @@ from typing import final
 
 import numpy as np
 
-from ..checkpoint.adapter.config import ADAPTER_WEIGHTS, AdapterConfig, is_adapter
+from ..checkpoint.adapter.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, is_adapter
 from ..checkpoint.adapter.targets import FACTOR, without_prefix
-from ..checkpoint.safetensors_file import SafetensorsFile
-from ..checkpoint.torch_file import TorchFile
+from ..checkpoint.tensor_file import open_file
 from ..errors import CheckpointError
 
 A_KINDS, B_KINDS = ("lora_A", "lora_embedding_A"), ("lora_B", "lora_embedding_B")
@@ -47,13 +46,13 @@ class LoneAdapter:
 
     def __init__(self, folder: Path) -> None:
         if not is_adapter(folder):
-            raise CheckpointError(f"`{folder}` is no adapter: it holds no `adapter_config.json`")
+            raise CheckpointError(f"`{folder}` is no adapter: it holds no `{ADAPTER_CONFIG}`")
         self.folder = folder
         self.config = AdapterConfig.read(folder)
         file = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
         if file is None:
             raise CheckpointError(f"`{folder}` holds no `{ADAPTER_WEIGHTS[0]}`")
-        self._file = SafetensorsFile(file) if file.suffix == ".safetensors" else TorchFile(file)
+        self._file = open_file(file)
         self.pairs = tuple(self._pairs())
 
     @property
@@ -63,8 +62,7 @@ class LoneAdapter:
 
     def read(self, name: str) -> np.ndarray:
         """Return one of its tensors as it is stored."""
-        info = self._file.tensors[name]
-        return self._file.raw(info, 0, info.num_elements).reshape(info.shape)
+        return self._file.read(name).reshape(self._file.tensors[name].shape)
 
     def factors(self, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
         """Return A, (experts, r, d_in), and B, (experts, d_out, r), in float32; one expert but for fused ones.

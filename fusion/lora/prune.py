@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint.adapter.config import ADAPTER_CONFIG
-from ..checkpoint.reader import read_json
+from ..checkpoint.json_file import read_json
 from ..errors import MethodError
 from ..methods.checks import fraction
 from ..methods.tailor import largest

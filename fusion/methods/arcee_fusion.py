@@ -11,17 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
 from array_api_compat import array_namespace
 
-from ..arithmetic.curvature import Curvature
+from ..arithmetic.group import Group
 from ..arithmetic.passes import Fused, Map, Pass, Reduction
 from ..arithmetic.ranks import find_cuts
 from ..arithmetic.tile import Tile
-from .method import Method
+from .method import Method, Region
 
 EPSILON = 1e-8
 
@@ -76,9 +75,9 @@ class ArceeFusion(Method):
     title: ClassVar[str] = "Arcee Fusion"
     source: ClassVar[str] = "mergekit 0.1"
 
-    def grain(self, shape: tuple[int, ...], curvature: Curvature | None) -> int:  # noqa: ARG002
-        """Return a row's length: the softmax runs over it."""
-        return max(1, prod(shape[-1:]))
+    def region(self, group: Group) -> Region:  # noqa: ARG002
+        """Return `row`: the softmax runs over one."""
+        return "row"
 
     def reduce(self, num_elements: int) -> Reduction:
         """Find the divergence of each row, and the quartiles of the importance."""

@@ -56,3 +56,10 @@ def one_of(option: str, value: str, choices: Collection[str]) -> None:
     """Raise MethodError unless `value` is among the choices."""
     if value not in choices:
         raise MethodError(f"{option} must be one of {', '.join(choices)}, got `{value}`")
+
+
+def averages(option: str, value: float | tuple[float, ...]) -> None:
+    """Raise MethodError unless the values can be the weights of an average: none negative, not all 0."""
+    each(option, value, at_least_zero)
+    if not any(as_tuple(value)):
+        raise MethodError(f"{option} are all 0, expected one that counts")

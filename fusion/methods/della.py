@@ -12,21 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from math import prod
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from array_api_compat import array_namespace
 
-from ..arithmetic.curvature import Curvature
 from ..arithmetic.elect import Election, Merging
+from ..arithmetic.group import Group
 from ..arithmetic.passes import Fused, Map, Pass, Reduction
 from ..arithmetic.sums import block_sums
 from ..arithmetic.tile import Tile
 from ..errors import MethodError
 from .checks import as_tuple, at_least_zero, each, finite, fraction, one_of, spread
 from .dare import Rescale
-from .method import Method, PerModel
+from .method import Method, PerModel, Region
 from .task_arithmetic import scaling
 from .trim import identity_of, magnitudes, merge_kept
 
@@ -149,9 +148,9 @@ class Della(Method):
         """The base where nothing is kept, the tuned model where all is."""
         return identity_of(self.scale, self.merging, as_tuple(self.density))
 
-    def grain(self, shape: tuple[int, ...], curvature: Curvature | None) -> int:  # noqa: ARG002
-        """Return a row's length: ranks are within it."""
-        return max(1, prod(shape[-1:]))
+    def region(self, group: Group) -> Region:  # noqa: ARG002
+        """Return `row`: ranks are within one."""
+        return "row"
 
     def reduce(self, num_elements: int) -> Reduction:  # noqa: ARG002 (only `l1` looks at the tensor)
         """Return the map; sum the deltas first where they are rescaled to their L1 norm."""

@@ -8,16 +8,15 @@ Deep et al., DELLA-Merging, 2024 (arXiv:2406.11617); mergekit's `della_linear`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import ClassVar, Literal, get_args
 
-from ..arithmetic.curvature import Curvature
 from ..arithmetic.elect import Merging
+from ..arithmetic.group import Group
 from ..arithmetic.passes import Reduction
 from .checks import as_tuple, at_least_zero, each, finite, one_of, spread
 from .dare import Rescale
 from .della import check_window, pruning
-from .method import Method, PerModel
+from .method import Method, PerModel, Region
 from .task_arithmetic import scaling
 from .trim import identity_of
 
@@ -65,9 +64,9 @@ class DellaLinear(Method):
         """The base where nothing is kept, the tuned model where all is."""
         return identity_of(self.scale, self.merging, as_tuple(self.density))
 
-    def grain(self, shape: tuple[int, ...], curvature: Curvature | None) -> int:  # noqa: ARG002
-        """Return a row's length: ranks are within it."""
-        return max(1, prod(shape[-1:]))
+    def region(self, group: Group) -> Region:  # noqa: ARG002
+        """Return `row`: ranks are within one."""
+        return "row"
 
     def reduce(self, num_elements: int) -> Reduction:  # noqa: ARG002 (only `l1` looks at the tensor)
         """Return the map; sum the deltas first where they are rescaled to their L1 norm."""

@@ -6,12 +6,14 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from ..arithmetic.curvature import Curvature
-from ..arithmetic.passes import Reduction
+from ..arithmetic.group import Group
+from ..arithmetic.matrices import Matrices, Whole
+from ..arithmetic.passes import Finding, Reduction
 from ..errors import MethodError
 from .checks import spread
 
 PerModel = float | tuple[float, ...]  # one number for all models, or one for each
+Region = Literal["element", "row", "matrix"]
 Scope = Literal["tensor", "block", "model"]  # what shares one reduction
 
 
@@ -24,11 +26,17 @@ class Method(ABC):
     source: ClassVar[str]
     uses_curvature: ClassVar[bool] = False
     needs_gram: ClassVar[bool] = False  # the full Σ x·xᵀ, not the diagonal alone
+    loads_torch: ClassVar[bool] = False  # whether it computes with torch, on a CPU too
     random: ClassVar[bool] = False
     min_models: ClassVar[int] = 1
     max_models: ClassVar[int | None] = 1  # None: any number of tuned models
     per_model: ClassVar[tuple[str, ...]] = ()  # options that may have one value for each model
     scope: ClassVar[Scope] = "tensor"  # an option of methods that can reduce over more
+
+    # Private bytes at the height of the arithmetic on one element of a region, and on one pair of a matrix's inputs:
+    # what a run is billed for. A test measures both.
+    bytes_per_element: ClassVar[int] = 160
+    bytes_per_input_pair: ClassVar[int] = 0
 
     @abstractmethod
     def reduce(self, num_elements: int) -> Reduction:
@@ -65,13 +73,17 @@ class Method(ABC):
         weights = getattr(self, "weights", None)
         return self if weights is None else replace(self, weights=spread("weights", weights, wanted))  # pyright: ignore[reportCallIssue]
 
-    def grain(self, shape: tuple[int, ...], curvature: Curvature | None) -> int:  # noqa: ARG002 (for those that ask)
-        """Return how many consecutive elements are never cut apart: 1, or those of a row."""
-        return 1
+    def region(self, group: Group) -> Region:  # noqa: ARG002 (for those that ask)
+        """Return what one piece of work on a tensor is: any run of elements, whole rows, or all of its matrices."""
+        return "element"
 
-    def prepare(self, name: str, shape: tuple[int, ...], curvature: Curvature | None) -> Any:  # noqa: ARG002
+    def prepare(self, group: Group) -> Any:  # noqa: ARG002
         """Return what each tile of a tensor is given as `prepared`; called once a tensor, before its first tile."""
         return None
+
+    def matrix(self, matrices: Matrices) -> Whole | Finding:
+        """Return the whole tensor, or what was found of it; in place of `prepare` where the region is `matrix`."""
+        raise NotImplementedError
 
     def options(self) -> dict[str, Any]:
         """Return the options as plain values, for the manifest."""

@@ -10,18 +10,17 @@ point away from each other) there is no estimate, and the base is kept.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
 from array_api_compat import array_namespace
 
-from ..arithmetic.curvature import Curvature
+from ..arithmetic.group import Group
 from ..arithmetic.passes import Fused, Map, Pass, Reduction
 from ..arithmetic.span import Span, basis_products
 from ..arithmetic.tile import Tile
 from .combine import combination
-from .method import Method
+from .method import Method, Region
 
 SINGULAR = 1e-6
 
@@ -67,9 +66,9 @@ class ModelStock(Method):
     min_models: ClassVar[int] = 2
     max_models: ClassVar[int | None] = None
 
-    def grain(self, shape: tuple[int, ...], curvature: Curvature | None) -> int:  # noqa: ARG002
-        """Return a row's length where each row has its own angle."""
-        return max(1, prod(shape[-1:])) if self.filter_wise else 1
+    def region(self, group: Group) -> Region:  # noqa: ARG002
+        """Return `row` where each has its own angle."""
+        return "row" if self.filter_wise else "element"
 
     def reduce(self, num_elements: int) -> Reduction:  # noqa: ARG002 (the products tell all)
         """Take the inner products; return the combination."""

@@ -9,19 +9,21 @@ each column (mergekit's `nuslerp_flatten: false`, alone or with `nuslerp_row_wis
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any, ClassVar, Literal, get_args
 
 from array_api_compat import array_namespace
 
-from ..arithmetic.curvature import Curvature
+from ..arithmetic.group import Group
+from ..arithmetic.matrices import Matrices, Whole, delivered, whole_of
 from ..arithmetic.passes import Fused, Map, Pass, Reduction
+from ..arithmetic.row_layout import plain_layout
 from ..arithmetic.span import Span, Vector, basis_products
 from ..arithmetic.tile import Tile
 from .checks import as_tuple, each, finite, one_of
 from .combine import combination
-from .method import Method, PerModel
+from .method import Method, PerModel, Region
 from .slerp import interpolated
 from .task_arithmetic import scaling
 
@@ -50,19 +52,30 @@ def slerp_along(one: Any, other: Any, t: float, axis: int) -> Any:
     return xp.where(parallel, (1 - t) * one + t * other, arc)
 
 
-def slerp_lines(tile: Tile, t: float, origin: Origin, axis: int) -> Fused:
-    """Return the interpolation of each row (axis 1) or column (axis 0) of a tile of whole rows."""
-    xp = array_namespace(tile.base)
-    width = tile.prepared
-    pair = tile.deltas if origin == "base" else (tile.base, tile.tuned[0])
-    one, other = (xp.astype(xp.reshape(array, (-1, width)), xp.float64) for array in pair)
-    moved = xp.reshape(slerp_along(one, other, t, axis), (-1,))
-    differs = tile.deltas[0] != 0
+def slerp_lines(base: Any, tuned: Sequence[Any], t: float, origin: Origin, axis: int) -> tuple[Any, Any]:
+    """Return the interpolation of each row (axis 1) or column (axis 0), and where the models differ.
+
+    Args:
+        base, tuned: (rows, columns).
+    """
+    xp = array_namespace(base)
+    deltas = [model - base for model in tuned]
+    pair = deltas if origin == "base" else (base, tuned[0])
+    one, other = (xp.astype(array, xp.float64) for array in pair)
+    moved = slerp_along(one, other, t, axis)
+    differs = deltas[0] != 0
     if origin == "base":
-        differs = differs | (tile.deltas[1] != 0)
-        moved = xp.astype(tile.base, xp.float64) + moved
-    values = xp.where(differs, xp.astype(moved, tile.base.dtype), tile.base)
-    return Fused(values=values, kept=differs)
+        differs = differs | (deltas[1] != 0)
+        moved = xp.astype(base, xp.float64) + moved
+    return xp.where(differs, xp.astype(moved, base.dtype), base), differs
+
+
+def slerp_rows(tile: Tile, t: float, origin: Origin) -> Fused:
+    """Return the interpolation of each row of a tile of whole rows."""
+    xp = array_namespace(tile.base)
+    base, *tuned = (xp.reshape(model, (-1, tile.grain)) for model in (tile.base, *tile.tuned))
+    values, differs = slerp_lines(base, tuned, t, origin, axis=1)
+    return Fused(values=xp.reshape(values, (-1,)), kept=xp.reshape(differs, (-1,)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,22 +120,26 @@ class NuSlerp(Method):
         one, other = (as_tuple(self.weights) * 2)[:2]
         return 0.5 if abs(one + other) < 1e-6 else other / (one + other)
 
-    def grain(self, shape: tuple[int, ...], curvature: Curvature | None) -> int:  # noqa: ARG002
-        """Return a row's length, or the whole tensor's."""
-        if self.vectors == "tensor":
-            return 1
-        return max(1, prod(shape) if self.vectors == "columns" else prod(shape[-1:]))
+    def region(self, group: Group) -> Region:  # noqa: ARG002
+        """Return what is interpolated as one vector."""
+        if self.vectors == "tensor" or self.t in (0, 1):
+            return "element"
+        return "row" if self.vectors == "rows" else "matrix"
 
-    def prepare(self, name: str, shape: tuple[int, ...], curvature: Curvature | None) -> Any:  # noqa: ARG002
-        """Return the length of a row: of the last axis, or for columns of all but the first."""
-        return prod(shape[1:]) if self.vectors == "columns" else prod(shape[-1:])
+    def matrix(self, matrices: Matrices) -> Whole:
+        """Return the interpolation of each column."""
+        layout = plain_layout(matrices.group.shape, outputs=1)
+        parts = [slerp_lines(base, tuned, self.t, self.origin, axis=0) for base, *tuned in matrices.stacked(layout)]
+        return whole_of(layout, parts)
 
     def reduce(self, num_elements: int) -> Reduction:  # noqa: ARG002 (the products tell all)
         """Take the inner products of whole tensors; lines need nothing beforehand."""
         if self.t in (0, 1):
             return scaling((float(self.t),) if self.origin == "zero" else (1.0 - self.t, float(self.t)))
-        if self.vectors != "tensor":
-            return Map(function=slerp_lines, arguments=(self.t, self.origin, 0 if self.vectors == "columns" else 1))
+        if self.vectors == "rows":
+            return Map(function=slerp_rows, arguments=(self.t, self.origin))
+        if self.vectors == "columns":
+            return Map(function=delivered)
         span: Span = yield Pass(function=basis_products, combine=Span.of)
         if self.origin == "zero":
             return combination(interpolated(span, span.base, span.tuned()[0], self.t, linear_above=1.0))

@@ -22,13 +22,13 @@ from typing import Any, ClassVar, Literal, get_args
 
 from array_api_compat import array_namespace
 
-from ..arithmetic.curvature import Curvature
-from ..arithmetic.inverse_factor import InverseFactors, inverse_factors
-from ..arithmetic.passes import Fused, Map, Reduction
-from ..arithmetic.tile import Tile
+from ..arithmetic.group import Group
+from ..arithmetic.inverse_factor import inverse_factors
+from ..arithmetic.matrices import Matrices, Whole, delivered, whole_of
+from ..arithmetic.passes import Map, Reduction
 from ..errors import MethodError
 from .checks import fraction, one_of
-from .method import Method
+from .method import Method, Region
 from .task_arithmetic import add_scaled
 
 Compensation = Literal["obs", "released", "none"]
@@ -95,23 +95,6 @@ def tailored(base: Any, tuned: Any, diagonal: Any, factor: Any, method: Tailor) 
     return fused, kept
 
 
-def tailor(tile: Tile, method: Tailor) -> Fused:
-    """Return a whole tensor with its deltas chosen and compensated; the base's bits where one was taken back."""
-    xp = array_namespace(tile.base)
-    prepared: InverseFactors = tile.prepared
-    layout = prepared.layout
-    base, tuned = layout.split(tile.base), layout.split(tile.tuned[0])
-    found = []
-    for k in range(layout.stack):
-        diagonal = xp.asarray(prepared.diagonals[k], device=base.device)
-        factor = None if prepared.factors is None else xp.asarray(prepared.factors[k], device=base.device)
-        found.append(tailored(base[k], tuned[k], diagonal, factor, method))
-    return Fused(
-        values=layout.join(xp.stack([fused for fused, _ in found])),
-        kept=layout.join(xp.stack([kept for _, kept in found])),
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Tailor(Method):
     """Keep the deltas that matter most, take the others back, and compensate the kept for what was taken.
@@ -133,6 +116,8 @@ class Tailor(Method):
     source: ClassVar[str] = "arXiv:2402.12048"
     uses_curvature: ClassVar[bool] = True
     needs_gram: ClassVar[bool] = True
+    bytes_per_element: ClassVar[int] = 48
+    bytes_per_input_pair: ClassVar[int] = 64
 
     def __post_init__(self) -> None:
         fraction("sparsity", self.sparsity)
@@ -146,17 +131,25 @@ class Tailor(Method):
         """The base where everything is taken back, the tuned model where nothing is."""
         return "base" if self.sparsity == 1 else "tuned" if self.sparsity == 0 else None
 
-    def grain(self, shape: tuple[int, ...], curvature: Curvature | None) -> int:  # noqa: ARG002
-        """Return the size of the tensor: the choice within a block runs over all its rows."""
-        return max(1, prod(shape))
+    def region(self, group: Group) -> Region:  # noqa: ARG002
+        """Return `matrix`: the choice within a block runs over all rows."""
+        return "element" if self.identity else "matrix"
 
-    def prepare(self, name: str, shape: tuple[int, ...], curvature: Curvature | None) -> InverseFactors | None:
-        """Factorise the inverse Hessian."""
-        return None if self.identity else inverse_factors(name, shape, curvature)
+    def matrix(self, matrices: Matrices) -> Whole:
+        """Return the tensor with its deltas chosen and compensated; the base's bits where one was taken back."""
+        group = matrices.group
+        factors = inverse_factors(group.name, group.shape, group.target)
+        parts = []
+        for k, (base, tuned) in enumerate(matrices.stacked(factors.layout)):
+            xp = array_namespace(base)
+            diagonal = xp.asarray(factors.diagonals[k], device=base.device)
+            factor = None if factors.factors is None else xp.asarray(factors.factors[k], device=base.device)
+            parts.append(tailored(base, tuned, diagonal, factor, self))
+        return whole_of(factors.layout, parts)
 
-    def reduce(self, num_elements: int) -> Reduction:  # noqa: ARG002 (the whole tensor is one tile)
+    def reduce(self, num_elements: int) -> Reduction:  # noqa: ARG002 (the tensor has been made whole)
         """Return the map at once."""
         yield from ()
         if self.identity is not None:
             return Map(function=add_scaled, arguments=(0.0 if self.identity == "base" else 1.0,))
-        return Map(function=tailor, arguments=(self,))
+        return Map(function=delivered)

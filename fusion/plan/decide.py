@@ -1,198 +1,192 @@
-"""What becomes of one tensor: matched, tied, grown, copied or refused."""
+"""What becomes of one tensor: fused, copied, left out or refused. Whoever asks, and for any number of models."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-from ..checkpoint import Checkpoint, TensorInfo
-from ..dtypes import DType
-from ..errors import MismatchError
-from ..names import OUTPUT_MODULES, config_values, tied_source
-from .step import Policies, Selection, Side, Step
+from ..checkpoint import Source, TensorInfo
+from ..errors import CheckpointError, MismatchError
+from ..methods import Method
+from ..names import config_values, selects
+from .matching import Match, seen_as
+from .step import WAYS, Request, Side, Step
+
+ALONE = "taken as it is"
+KEPT = "kept by a rule"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sides:
-    """Base and tuned under the base's names: what `step_of` decides from."""
+def decide(
+    match: Match, models: Sequence[Source], request: Request, method_of: Callable[[Match], Method]
+) -> Step | None:
+    """Return the step of one output tensor; None if the output has no place for it.
 
-    base: Checkpoint
-    tuned: tuple[Checkpoint, ...]
-    pairs: tuple[Mapping[str, str], ...]
-    config_from: Side
-    policies: Policies
-    selection: Selection
-    identity: Side | None
-    dtype: DType | None
+    Args:
+        method_of: Asked only where the method has a say.
 
-
-def _resolve(name: str, index: int, sides: Sides) -> TensorInfo | None:
-    """Return the tensor of tuned model `index` that stands for the base's `name`, through ties where it must be."""
-    checkpoint = sides.tuned[index]
-    matched = sides.pairs[index].get(name)
-    if matched is not None:
-        return checkpoint.tensors[matched]
-    shape = sides.base.tensors[name].shape
-    shapes = {other: info.shape for other, info in checkpoint.tensors.items()}
-    tied = tied_source(name, shapes, shape, checkpoint.config)
-    return checkpoint.tensors[tied] if tied else None
+    Raises:
+        MismatchError: The models disagree on the tensor, and no policy allows it.
+        CheckpointError: A tensor has a dtype that cannot be read.
+    """
+    return _Decision(match, models, request, method_of).step()
 
 
-def _is_grown(base: TensorInfo, tuned: TensorInfo, sides: Sides) -> bool:
+@dataclass(frozen=True)
+class _Decision:
+    match: Match
+    models: Sequence[Source]
+    request: Request
+    method_of: Callable[[Match], Method]
+
+    def step(self) -> Step | None:
+        """Go through all that can be in the way of fusing, then fuse."""
+        match, request = self.match, self.request
+        lead, *others = match.parts
+        base, *tuned = match.parts.values()
+        _refuse_unreadable(match, self.models)
+        if base is None:
+            return self._extra()
+        missing = next((index for index in others if match.parts[index] is None), None)
+        if missing is not None:
+            self._allow(request.policies.on_missing, "on_missing", f"is in the base and missing in {self._at(missing)}")
+            return self._made("copy", f"missing in {self.models[missing].path}")
+        if self._is_tied_in_output():
+            return None
+        found = [info for info in tuned if info is not None]
+        grown = len(found) == 1 and _is_grown(base, found[0], self.models[lead], self.models[others[0]])
+        for index, info in zip(others, found, strict=True):
+            if info.shape != base.shape and not grown:
+                told = f"is {_text(base.shape)} in the base and {_text(info.shape)} in {self._at(index)}"
+                self._allow(request.policies.on_mismatch, "on_mismatch", told)
+                source: Side = "tuned" if request.policies.on_mismatch == "take-tuned" else "base"
+                return self._made("copy", f"shape differs in {self.models[index].path}", source)
+        for index, info in zip(others, found, strict=True):
+            converts = request.policies.on_dtype == "convert" and info.kind.fusible and base.kind.fusible
+            if info.stored != base.stored and not converts:
+                told = f"is {base.kind.torch} in the base and {info.kind.torch} in {self._at(index)}"
+                self._allow("error", "on_dtype", told)
+        return self._fused_or_copied(base, found, grown=grown)
+
+    def _fused_or_copied(self, base: TensorInfo, tuned: Sequence[TensorInfo], *, grown: bool) -> Step:
+        """Decide where the models agree: by selection, rules and method."""
+        match, selection = self.match, self.request.selection
+        # Deltas of an adapter that leaves the tensor alone are zero; an average of the models may still scale it.
+        if tuned and all(info is base for info in tuned) and all(self.models[k].base for k in [*match.parts][1:]):
+            method = self.method_of(match)
+            if not method.counts_base:
+                return self._made("copy", "no adapter changes it")
+        if not base.kind.fusible:
+            identity = self.method_of(match).identity if tuned else "base"
+            return self._made("copy", f"{base.kind.torch} is not fused", identity or "tuned")
+        if not selection.covers(match.key):
+            return self._made("copy", "not selected", selection.rest)
+        for globs, source in self.request.keep:
+            if selects(globs, match.name):
+                return self._made("copy", KEPT, source)
+        method = self.method_of(match)
+        if not tuned and method.identity == "base":
+            return self._made("copy", ALONE, method=method)
+        if grown:
+            rows, more = base.shape[0], tuned[0].shape[0] - base.shape[0]
+            taken = "taken from the tuned model" if self._home != next(iter(match.parts)) else "dropped"
+            why = f"{rows} common rows; {more} new rows {taken}"
+            return self._made("fuse", why, self.request.config_from, base.num_elements, method)
+        why = f"the base ties it to {base.name}" if next(iter(match.parts)) in match.tied else "selected"
+        return self._made("fuse", why, method=method)
+
+    def _extra(self) -> Step | None:
+        """Decide on a tensor that the base has not."""
+        first = next(index for index, info in self.match.parts.items() if info is not None)
+        policy = self.request.policies.on_extra
+        self._allow(policy, "on_extra", f"is in {self._at(first)} and missing in the base")
+        # Those of further models have no place in the first one's architecture.
+        if policy == "take-tuned" and first == [*self.match.parts][1]:
+            return self._made("copy", "only in the tuned model", "tuned")
+        return None
+
+    def _made(
+        self,
+        action: Literal["fuse", "copy"],
+        why: str,
+        source: Side = "base",
+        num_fused: int | None = None,
+        method: Method | None = None,
+    ) -> Step:
+        parts = self.match.parts
+        lead = next(iter(parts))
+        # Where one side has nothing to copy, the other has.
+        others = [index for index, info in parts.items() if index != lead and info is not None]
+        origin = others[0] if others and (source == "tuned" or parts[lead] is None) else lead
+        info, base = parts[origin], parts[lead]
+        assert info is not None
+        if num_fused is None:
+            num_fused = info.num_elements if action == "fuse" else 0
+        kept = base if base is not None and action == "fuse" else info
+        infos = [parts.get(index) for index in range(len(self.models))]
+        return Step(
+            name=self.match.name,
+            action=action,
+            why=why,
+            dtype=self.request.stored_as(kept),
+            shape=info.shape,
+            base=infos[0],
+            tuned=tuple(infos[1:]),
+            origin=origin,
+            num_fused=num_fused,
+            key=self.match.key,
+            curvatures=tuple(
+                None if found is None else seen_as(found, model)
+                for found, model in zip(infos, self.models, strict=True)
+            ),
+            method=method,
+        )
+
+    @property
+    def _home(self) -> int:
+        """The model whose configuration the output has, as far as this tensor is concerned."""
+        lead, *others = self.match.parts
+        return others[0] if others and self.request.config_from == "tuned" else lead
+
+    def _is_tied_in_output(self) -> bool:
+        """Return whether the output's configuration ties the tensor to another: one decision, under its name."""
+        if self._home in self.match.tied:
+            return True
+        ties = True in config_values(self.models[self._home].config, "tie_word_embeddings")
+        return ties and next(iter(self.match.parts)) in self.match.tied
+
+    def _at(self, index: int) -> str:
+        return f"`{self.models[index].path}`"
+
+    def _allow(self, policy: str, option: str, told: str) -> None:
+        """Raise what is wrong, unless a policy allows it."""
+        if policy == "error":
+            lead, *_ = self.match.parts
+            info = next(info for info in self.match.parts.values() if info is not None)
+            name = self.match.key if lead in self.match.tied else info.name
+            raise MismatchError(name, f"`{name}` {told}", ways=WAYS[option])
+
+
+def _refuse_unreadable(match: Match, models: Sequence[Source]) -> None:
+    """Refuse what no arithmetic is offered for; what stands alone is copied, if NumPy has the dtype."""
+    for index, info in match.parts.items():
+        if info is None:
+            continue
+        computed = len(match.parts) > 1 and (info.dtype.startswith("F8") or info.dtype == "C64")
+        if info.kind.numpy is None or computed:
+            raise CheckpointError(
+                f"`{info.name}` in `{models[index].path}` is {info.kind.torch}, which sculpt cannot fuse yet",
+                hint="fuse the unquantised checkpoints, then quantise the result",
+            )
+
+
+def _is_grown(base: TensorInfo, tuned: TensorInfo, before: Source, after: Source) -> bool:
     """Return whether only the number of vocabulary rows differs, and each side's config confirms its own."""
-    if not base.shape or not tuned.shape or base.shape[1:] != tuned.shape[1:] or tuned.shape[0] < base.shape[0]:
+    if not base.shape or not tuned.shape or base.shape[1:] != tuned.shape[1:] or tuned.shape[0] <= base.shape[0]:
         return False
-    sizes = [config_values(checkpoint.config, "vocab_size") for checkpoint in (sides.base, sides.tuned[0])]
+    sizes = [config_values(checkpoint.config, "vocab_size") for checkpoint in (before, after)]
     return base.shape[0] in sizes[0] and tuned.shape[0] in sizes[1]
 
 
-def _shape_text(shape: tuple[int, ...]) -> str:
+def _text(shape: tuple[int, ...]) -> str:
     return f"[{', '.join(map(str, shape))}]"
-
-
-def step_of(base: TensorInfo, sides: Sides) -> Step | None:
-    """Decide what happens to one tensor of the base; None if the output has no place for it."""
-    policies, name = sides.policies, base.name
-    found = [_resolve(name, index, sides) for index in range(len(sides.tuned))]
-    out_name = sides.pairs[0].get(name, name) if sides.config_from == "tuned" else name
-
-    def step(action: Literal["fuse", "copy"], why: str, source: Side = "base", fused: int | None = None) -> Step:
-        info = found[0] if source == "tuned" or (fused is not None and sides.config_from == "tuned") else base
-        assert info is not None
-        stored = base if action == "fuse" or info.derived else info
-        dtype = sides.dtype.code if sides.dtype and stored.stored.fusible else stored.dtype
-        return Step(
-            name=out_name,
-            action=action,
-            why=why,
-            dtype=dtype,
-            shape=info.shape,
-            base=base,
-            tuned=tuple(found),
-            source=source,
-            num_fused=(info.num_elements if fused is None else fused) if action == "fuse" else 0,
-            key=name,
-            curvature=found[0].name if found[0] else name,
-        )
-
-    for checkpoint, info in zip(sides.tuned, found, strict=True):
-        if info is None:
-            if policies.on_missing == "keep-base":
-                return step("copy", f"missing in {checkpoint.path}")
-            raise MismatchError(
-                name,
-                f"`{name}` is in the base and missing in `{checkpoint.path}`",
-                hint="`--on-missing keep-base` copies such tensors from the base",
-            )
-    infos = [info for info in found if info is not None]
-    if name not in sides.pairs[0] and sides.config_from == "tuned":
-        return None  # the tuned model ties it: its one copy is fused under the other name
-
-    grown = False
-    for checkpoint, info in zip(sides.tuned, infos, strict=True):
-        if info.shape == base.shape:
-            continue
-        if len(infos) == 1 and _is_grown(base, info, sides):
-            grown = True
-            continue
-        if policies.on_mismatch == "keep-base":
-            return step("copy", f"shape differs in {checkpoint.path}")
-        if policies.on_mismatch == "take-tuned":
-            return step("copy", f"shape differs in {checkpoint.path}", "tuned")
-        raise MismatchError(
-            name,
-            f"`{name}` is {_shape_text(base.shape)} in the base and {_shape_text(info.shape)} in `{checkpoint.path}`",
-            hint="`--on-mismatch keep-base` or `take-tuned` copies such tensors from one side",
-        )
-    for checkpoint, info in zip(sides.tuned, infos, strict=True):
-        converts = policies.on_dtype == "convert" or info.derived
-        if info.dtype != base.dtype and not (converts and info.stored.fusible and base.stored.fusible):
-            raise MismatchError(
-                name,
-                f"`{name}` is {base.stored.torch} in the base and {info.stored.torch} in `{checkpoint.path}`",
-                hint="`--on-dtype convert` computes in float32 and stores the base's dtype",
-            )
-    if all(info is base for info in infos):
-        return step("copy", "no adapter changes it")
-    if not base.stored.fusible:
-        return step("copy", f"{base.stored.torch} is not fused", sides.identity or "tuned")
-    if not sides.selection.covers(name):
-        return step("copy", "not selected", sides.selection.rest)
-    if grown:
-        rows, more = base.shape[0], infos[0].shape[0] - base.shape[0]
-        taken = "taken from the tuned model" if sides.config_from == "tuned" else "dropped"
-        return step("fuse", f"{rows} common rows; {more} new rows {taken}", sides.config_from, base.num_elements)
-    return step("fuse", "selected")
-
-
-def extra_step(info: TensorInfo, sides: Sides) -> Step | None:
-    """Decide what happens to a tensor that only the tuned model stores."""
-    name, checkpoint, policies = info.name, sides.tuned[0], sides.policies
-    base_shapes = {other: found.shape for other, found in sides.base.tensors.items()}
-    tied = tied_source(name, base_shapes, info.shape, sides.base.config)
-    if tied is not None:
-        if sides.config_from == "base" or True in config_values(checkpoint.config, "tie_word_embeddings"):
-            return None  # the output ties it: one decision a group
-        base = sides.base.tensors[tied]
-        return Step(
-            name=name,
-            action="fuse" if sides.selection.covers(name) and info.stored.fusible else "copy",
-            why=f"the base ties it to {tied}",
-            dtype=sides.dtype.code if sides.dtype else base.dtype,
-            shape=info.shape,
-            base=base,
-            tuned=(info,),
-            source=sides.selection.rest,
-            num_fused=info.num_elements if sides.selection.covers(name) else 0,
-            key=name,
-            curvature=name,
-        )
-    if policies.on_extra == "drop":
-        return None
-    if policies.on_extra == "take-tuned":
-        return Step(
-            name=name,
-            action="copy",
-            why="only in the tuned model",
-            dtype=sides.dtype.code if sides.dtype and info.stored.fusible else info.dtype,
-            shape=info.shape,
-            base=None,
-            tuned=(info,),
-            source="tuned",
-            num_fused=0,
-            key=name,
-            curvature=name,
-        )
-    raise MismatchError(
-        name,
-        f"`{name}` is in `{checkpoint.path}` and missing in the base",
-        hint="`--on-extra take-tuned` copies such tensors, `--on-extra drop` leaves them out",
-    )
-
-
-def tied_keys(steps: Sequence[Step], sides: Sides) -> list[Step]:
-    """Give tensors that the output's config ties, but its files store twice, one key: one decision a group."""
-    side = sides.base if sides.config_from == "base" else sides.tuned[0]
-    if True not in config_values(side.config, "tie_word_embeddings"):
-        return list(steps)
-    shapes = {step.name: step.shape for step in steps}
-    by_name = {step.name: step for step in steps}
-    tied = []
-    for step in steps:
-        output_side = step.name.split(".")[-2:-1]
-        source = None
-        if output_side and output_side[0] in OUTPUT_MODULES:
-            source = tied_source(step.name, shapes, step.shape, side.config)
-        if source is not None and by_name[source].action == step.action == "fuse":
-            tied.append(
-                replace(
-                    step,
-                    key=by_name[source].key,
-                    curvature=by_name[source].curvature,
-                    why=f"tied to {source}",
-                )
-            )
-        else:
-            tied.append(step)
-    return tied

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from ..checkpoint import Checkpoint
-from ..dtypes import BY_TORCH_NAME, DTYPES
-from ..errors import CheckpointError, MethodError, MismatchError
+from ..checkpoint import Source
+from ..errors import MethodError
 from ..methods import Method
-from ..names import Renaming, align, selects
-from .decide import Sides, extra_step, step_of, tied_keys
-from .step import Policies, Selection, Side, Step
+from ..names import OUTPUT_MODULES, Renaming, config_values, selects, tied_source
+from .decide import ALONE, KEPT, decide
+from .matching import Match, Matching, whole_models
+from .step import Policies, Request, Selection, Side, Step
 
-__all__ = ["Plan", "Policies", "Selection", "Side", "Step", "make_plan"]
+__all__ = ["Plan", "Policies", "Request", "Selection", "Side", "Step", "make_plan"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Every output tensor in the order in which the base's files hold them, and what was found on the way."""
+    """Every output tensor in the order in which the base's files hold them, and what was found on the way.
 
-    base: Checkpoint
-    tuned: tuple[Checkpoint, ...]
+    Attributes:
+        method: Of all steps that have none of their own.
+        config_from: The model whose configuration and tokenizer the output has.
+    """
+
+    base: Source
+    tuned: tuple[Source, ...]
+    method: Method
+    config_from: Source
     steps: tuple[Step, ...]
     renamings: tuple[Renaming, ...]
     notes: tuple[str, ...]
@@ -36,94 +43,90 @@ class Plan:
         """Stored bytes of everything that is read."""
         return sum(step.bytes_read for step in self.steps)
 
-
-def _refuse_unreadable(checkpoint: Checkpoint) -> None:
-    for info in checkpoint.tensors.values():
-        if info.stored.numpy is None or info.dtype.startswith("F8") or info.dtype == "C64":
-            raise CheckpointError(
-                f"`{info.name}` in `{checkpoint.path}` is {info.stored.torch}, which sculpt cannot fuse yet",
-                hint="fuse the unquantised checkpoints, then quantise the result",
-            )
+    def with_method(self, method: Method) -> Plan:
+        """Return the plan with this method for every tensor."""
+        return replace(self, method=method, steps=tuple(replace(step, method=None) for step in self.steps))
 
 
 def make_plan(
-    base: Checkpoint,
-    tuned: Sequence[Checkpoint],
+    models: Sequence[Source],
+    method_of: Callable[[Match], Method],
+    request: Request | None = None,
     *,
-    method: Method,
-    selection: Selection | None = None,
-    policies: Policies | None = None,
-    config_from: Side = "tuned",
-    dtype: str | None = None,
+    matching: Matching | None = None,
 ) -> Plan:
     """Return one step for each output tensor, without reading a weight.
 
     Args:
-        config_from: Whose names, shapes and configuration the output has.
-        dtype: torch name of the float dtype to store, or None for the base's.
+        models: The base, then the tuned models, if any.
+        method_of: The method of a tensor; where it is the same for all it is the plan's, and no step has its own.
+        matching: What each output tensor is made of; by default the models are fused whole.
 
     Raises:
-        MismatchError: Base and tuned disagree and no policy allows it.
+        MismatchError: The models disagree and no policy allows it.
         CheckpointError: A tensor has a dtype that cannot be read.
     """
-    selection, policies = selection or Selection(), policies or Policies()
-    cast = None
-    if dtype is not None:
-        cast = BY_TORCH_NAME.get(dtype)
-        if cast is None or not cast.fusible:
-            choices = ", ".join(found.torch for found in DTYPES.values() if found.fusible)
-            raise MethodError(f"`--dtype` must be one of {choices}, got `{dtype}`")
-    for checkpoint in (base, *tuned):
-        _refuse_unreadable(checkpoint)
-    base_shapes = {name: info.shape for name, info in base.tensors.items()}
-    alignments = [align(base_shapes, {name: info.shape for name, info in c.tensors.items()}) for c in tuned]
-    sides = Sides(
-        base=base,
-        tuned=tuple(tuned),
-        pairs=tuple(alignment.pairs for alignment in alignments),
-        config_from=config_from,
-        policies=policies,
-        selection=selection,
-        identity=method.identity,
-        dtype=cast,
-    )
-    steps: list[Step] = []
-    notes: list[str] = []
-    for info in base.tensors.values():
-        step = step_of(info, sides)
-        if step is None:
-            notes.append(f"`{info.name}` is not stored: the tuned model ties it")
-        else:
+    request = request or Request()
+    from_tuned = request.config_from == "tuned" and len(models) > 1
+    matching = matching or whole_models(models, names_of_tuned=from_tuned)
+    steps, notes = [], []
+    for match in matching.matches:
+        step = decide(match, models, request, method_of)
+        if step is not None:
             steps.append(step)
-    for index, checkpoint in enumerate(tuned):
-        used = set(alignments[index].pairs.values()) | {s.tuned[index].name for s in steps if s.tuned[index]}  # pyright: ignore[reportOptionalMemberAccess]
-        for name, info in checkpoint.tensors.items():
-            if name in used:
-                continue
-            step = extra_step(info, sides) if index == 0 else None
-            if index and policies.on_extra == "error":
-                raise MismatchError(name, f"`{name}` is in `{checkpoint.path}` and missing in the base")
-            if step is None:
-                notes.append(f"`{name}` of `{checkpoint.path}` is left out")
-            else:
-                steps.append(step)
-    for unused in _unused(selection.include, base_shapes):
-        notes.append(f"`--include {unused}` matches no tensor")
-    for unused in _unused(selection.exclude, base_shapes):
-        notes.append(f"`--exclude {unused}` matches no tensor")
-    if not any(step.action == "fuse" for step in steps):
+        notes += _left_out(match, models, step)
+    notes += [
+        f"`--{option} {pattern}` matches no tensor"
+        for option, patterns in (("include", request.selection.include), ("exclude", request.selection.exclude))
+        for pattern in patterns
+        if not any(selects([pattern], match.key) for match in matching.matches)
+    ]
+    if not any(step.action == "fuse" or step.why in (ALONE, KEPT) for step in steps):
         raise MethodError(
             "no tensor is selected for fusing", hint="`sculpt inspect` lists the names that --include takes"
         )
-    renamings = tuple(rule for alignment in alignments for rule in alignment.renamings)
+    methods = [step.method for step in steps if step.method is not None] or [method_of(matching.matches[0])]
+    if all(method == methods[0] for method in methods):
+        steps = [replace(step, method=None) for step in steps]
+    config_from = models[1] if from_tuned else models[0]
     return Plan(
-        base=base,
-        tuned=tuple(tuned),
-        steps=tuple(tied_keys(steps, sides)),
-        renamings=renamings,
+        base=models[0],
+        tuned=tuple(models[1:]),
+        method=methods[0],
+        config_from=config_from,
+        steps=tuple(_with_tied_keys(steps, config_from)),
+        renamings=matching.renamings,
         notes=tuple(notes),
     )
 
 
-def _unused(patterns: Sequence[str], names: Collection[str]) -> list[str]:
-    return [pattern for pattern in patterns if not any(selects([pattern], name) for name in names)]
+def _left_out(match: Match, models: Sequence[Source], step: Step | None) -> Iterable[str]:
+    """Return a note on each tensor of the match that has no place in the output."""
+    (lead, base), *others = match.parts.items()
+    if base is not None and step is None and lead not in match.tied:
+        return [f"`{base.name}` is not stored: the tuned model ties it"]
+    if base is not None and step is not None:
+        return []
+    return [
+        f"`{info.name}` of `{models[index].path}` is left out"
+        for index, info in others
+        if info is not None and index not in match.tied and (step is None or step.origin != index)
+    ]
+
+
+def _with_tied_keys(steps: Sequence[Step], config_from: Source) -> list[Step]:
+    """Give tensors that the output's config ties, but its files store twice, one key: one decision a match."""
+    if True not in config_values(config_from.config, "tie_word_embeddings"):
+        return list(steps)
+    shapes = {step.name: step.shape for step in steps}
+    by_name = {step.name: step for step in steps}
+    tied = []
+    for step in steps:
+        source = None
+        if OUTPUT_MODULES.intersection(step.name.split(".")[-2:-1]):
+            source = tied_source(step.name, shapes, step.shape, config_from.config)
+        if source is not None and by_name[source].action == step.action == "fuse":
+            tied.append(replace(step, key=by_name[source].key, why=f"tied to {source}"))
+        else:
+            tied.append(step)
+    return tied

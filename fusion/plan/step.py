@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Literal, get_args, get_type_hints
 
 from ..checkpoint import TensorInfo
-from ..dtypes import DTYPES
-from ..errors import MethodError
+from ..dtypes import BY_TORCH_NAME, DTYPES
+from ..errors import MethodError, Way
 from ..methods import Method
 from ..names import selects
 
 Side = Literal["base", "tuned"]
+
+# What allows a disagreement: values of a policy, and what they do.
+WAYS = {
+    "on_missing": (Way(option="on_missing", value="keep-base", effect="copies such tensors from the base"),),
+    "on_extra": (
+        Way(option="on_extra", value="take-tuned", effect="copies such tensors"),
+        Way(option="on_extra", value="drop", effect="leaves them out"),
+    ),
+    "on_mismatch": (
+        Way(option="on_mismatch", value="keep-base", effect="copies such tensors from the base"),
+        Way(option="on_mismatch", value="take-tuned", effect="from the tuned model"),
+    ),
+    "on_dtype": (Way(option="on_dtype", value="convert", effect="computes in float32 and stores the base's dtype"),),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +69,32 @@ class Selection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked of every tensor of a plan, whatever the method and whoever asks: a command or a recipe.
+
+    Attributes:
+        config_from: Whose names, shapes and configuration the output has; the base's where nothing is tuned.
+        dtype: torch name of the float dtype to store, or None for the base's.
+        keep: Globs of output names that are copied although they are selected, and from where.
+    """
+
+    selection: Selection = field(default_factory=Selection)
+    policies: Policies = field(default_factory=Policies)
+    config_from: Side = "tuned"
+    dtype: str | None = None
+    keep: tuple[tuple[tuple[str, ...], Side], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and not (self.dtype in BY_TORCH_NAME and BY_TORCH_NAME[self.dtype].fusible):
+            choices = ", ".join(found.torch for found in DTYPES.values() if found.fusible)
+            raise MethodError(f"`--dtype` must be one of {choices}, got `{self.dtype}`")
+
+    def stored_as(self, info: TensorInfo) -> str:
+        """Return the code of the dtype in which a tensor like this one is stored."""
+        return BY_TORCH_NAME[self.dtype].code if self.dtype is not None and info.kind.fusible else info.stored
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """One output tensor.
 
@@ -65,10 +105,10 @@ class Step:
         dtype: As stored in the output, a safetensors code.
         base: The base's tensor, or None.
         tuned: One a tuned model, or None where it has none.
-        source: Where a copied tensor, or the tail of a grown one, is copied from.
+        origin: Which model a copied tensor, or the tail of a grown one, is copied from: 0 the base, k tuned model k.
         num_fused: How many leading elements are fused; less than all of them for a grown vocabulary.
         key: The name that the random numbers are drawn for; tied tensors share one.
-        curvature: The name under which calibration has seen it: the first tuned model's.
+        curvatures: What calibration of each model calls it, the base's first; None where a model has no such tensor.
         method: In place of the run's own, where a recipe has a rule for this tensor.
     """
 
@@ -79,10 +119,10 @@ class Step:
     shape: tuple[int, ...]
     base: TensorInfo | None
     tuned: tuple[TensorInfo | None, ...]
-    source: Side
+    origin: int
     num_fused: int
     key: str
-    curvature: str
+    curvatures: tuple[str | None, ...]
     method: Method | None = None
 
     @property
@@ -96,14 +136,20 @@ class Step:
         return (self.num_elements * DTYPES[self.dtype].bits + 7) // 8
 
     @property
-    def copied_from(self) -> tuple[int, TensorInfo]:
-        """Where a copy, or a grown tail, comes from: 0 for the base, k for tuned model k; and the tensor there."""
-        sides = (self.base, *self.tuned) if self.source == "base" else (None, *self.tuned)
-        return next((index, info) for index, info in enumerate(sides) if info is not None)
+    def source(self) -> Side:
+        """The side that a copy is from."""
+        return "tuned" if self.origin else "base"
+
+    @property
+    def copied_from(self) -> TensorInfo:
+        """The tensor that a copy, or a grown tail, comes from; `origin` has it."""
+        info = (self.base, *self.tuned)[self.origin]
+        assert info is not None  # the plan chose one that is there
+        return info
 
     @property
     def bytes_read(self) -> int:
         """Stored bytes that this step looks at once."""
         if self.action == "copy":
-            return self.copied_from[1].nbytes
+            return self.copied_from.nbytes
         return sum(info.nbytes for info in (self.base, *self.tuned) if info is not None)

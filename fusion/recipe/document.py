@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..errors import RecipeError
 
-Place = tuple[str | int, ...]  # keys and indices from the top
+KeyPath = tuple[str | int, ...]  # keys and indices from the top
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
@@ -29,7 +29,7 @@ class Document:
 
     file: Path
     content: Mapping[str, Any]
-    lines: Mapping[Place, int]
+    lines: Mapping[KeyPath, int]
 
     def line(self, place: Sequence[str | int]) -> int:
         """Return the line of a place, or of what holds it."""
@@ -61,7 +61,7 @@ class Document:
             message = first["msg"].removeprefix("Value error, ")
             raise self.error(place, message[:1].lower() + message[1:]) from error
 
-    def _place(self, location: Sequence[str | int]) -> Place:
+    def _place(self, location: Sequence[str | int]) -> KeyPath:
         """Return pydantic's location without the names of a union's branches."""
         place: list[str | int] = []
         content: Any = self.content
@@ -118,7 +118,7 @@ def read_documents(file: Path) -> list[Document]:
     try:
         while loader.check_node():
             node: Any = loader.get_node()
-            lines: dict[Place, int] = {}
+            lines: dict[KeyPath, int] = {}
             _note_lines(node, (), lines)
             content = loader.construct_document(node)
             if content is None:
@@ -136,7 +136,7 @@ def read_documents(file: Path) -> list[Document]:
     return found
 
 
-def _note_lines(node: Any, place: Place, lines: dict[Place, int]) -> None:
+def _note_lines(node: Any, place: KeyPath, lines: dict[KeyPath, int]) -> None:
     lines.setdefault(place, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         seen = set()

@@ -12,7 +12,7 @@ COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class LayerTensor:
     """`prefix`, the number of the layer, and `rest` are the name of a tensor in a layer."""
 
     prefix: str
@@ -24,13 +24,13 @@ class Place:
         return f"{self.prefix}{layer}{self.rest}"
 
 
-def place_of(name: str) -> Place | None:
+def place_of(name: str) -> LayerTensor | None:
     """Return the layer of a tensor, by the first number in its name; None for one outside all layers."""
     parts = name.split(".")
     for i, part in enumerate(parts):
         if part.isdigit() and i:
             rest = "." + ".".join(parts[i + 1 :]) if parts[i + 1 :] else ""
-            return Place(prefix=".".join(parts[:i]) + ".", layer=int(part), rest=rest)
+            return LayerTensor(prefix=".".join(parts[:i]) + ".", layer=int(part), rest=rest)
     return None
 
 

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from ..run.fuse import Settings as RunSettings
-from .document import Document, Place, did_you_mean
+from ..run.fuse import Settings
+from .document import Document, KeyPath, did_you_mean
 from .mergekit_methods import DIALECTS, Dialect
-from .recipe import ModelName, Recipe, Slice, Source, TokenSource, Vocabulary
-from .setting import Case, Gradient, Setting, Settings
+from .recipe import ModelEntry, ModelName, Recipe, Slice, TokenSource, Vocabulary
+from .setting import Case, Gradient, OptionSettings, Setting
 
 REFUSED = {
     "modules": "models of several modules are merged whole: list them under `models`",
@@ -101,7 +101,7 @@ def is_mergekit(document: Document) -> bool:
     return "merge_method" in document.content
 
 
-def _setting(value: Any, document: Document, place: Place) -> Setting:
+def _setting(value: Any, document: Document, place: KeyPath) -> Setting:
     """Return a parameter's value: a scalar, a gradient, or cases by filter."""
     if isinstance(value, Mapping):
         value = [value]
@@ -134,7 +134,7 @@ def _number(value: bool | float | str) -> bool | float | str:
     return value
 
 
-def _settings(part: _Part, document: Document, place: Place, dialect: Dialect, method: str) -> Settings:
+def _settings(part: _Part, document: Document, place: KeyPath, dialect: Dialect, method: str) -> OptionSettings:
     found: dict[str, Setting] = {}
     known = {parameter.name for parameter in dialect.parameters}
     for name, value in (part.parameters or {}).items():
@@ -146,7 +146,7 @@ def _settings(part: _Part, document: Document, place: Place, dialect: Dialect, m
     return found
 
 
-def _token_source(config: _Tokens, document: Document, place: Place) -> TokenSource:
+def _token_source(config: _Tokens, document: Document, place: KeyPath) -> TokenSource:
     source = config.source
     if source is None or (isinstance(source, Mapping) and source.get("kind") == "zero"):
         return TokenSource(force=config.force)
@@ -158,7 +158,7 @@ def _token_source(config: _Tokens, document: Document, place: Place) -> TokenSou
     return TokenSource(model=_named(source, document, place), force=config.force)
 
 
-def _named(value: Any, document: Document, place: Place) -> ModelName:
+def _named(value: Any, document: Document, place: KeyPath) -> ModelName:
     try:
         return _model_name(value)
     except ValueError as error:
@@ -183,7 +183,7 @@ def _vocabulary(found: _Configuration, document: Document) -> Vocabulary | None:
     )
 
 
-def _policy(value: Any, document: Document, place: Place) -> str | ModelName:
+def _policy(value: Any, document: Document, place: KeyPath) -> str | ModelName:
     return value if value in ("union", "base") else _named(value, document, place)
 
 
@@ -212,13 +212,13 @@ def read_mergekit(document: Document) -> Recipe:
     if dialect.needs_base and not has_base:
         raise document.error(("merge_method",), f"`{method}` needs a `base_model`")
     models = tuple(
-        Source(model=part.model, settings=_settings(part, document, ("models", index), dialect, method))
+        ModelEntry(model=part.model, settings=_settings(part, document, ("models", index), dialect, method))
         for index, part in enumerate(found.models or [])
     )
     slices = tuple(
         Slice(
             sources=tuple(
-                Source(
+                ModelEntry(
                     model=part.model,
                     layers=_range(part.layer_range, document, ("slices", index, "sources", k)),
                     settings=_settings(part, document, ("slices", index, "sources", k), dialect, method),
@@ -241,12 +241,12 @@ def read_mergekit(document: Document) -> Recipe:
         defaults=dialect.defaults,
         adjust=dialect.adjust,
         vocabulary=_vocabulary(found, document),
-        run=replace(RunSettings(), dtype=found.out_dtype or found.dtype, config_from="base"),
+        run=replace(Settings(), dtype=found.out_dtype or found.dtype, config_from="base"),
         content=document.content,
     )
 
 
-def _range(layers: tuple[int, int], document: Document, place: Place) -> tuple[int, int]:
+def _range(layers: tuple[int, int], document: Document, place: KeyPath) -> tuple[int, int]:
     if not 0 <= layers[0] < layers[1]:
         raise document.error((*place, "layer_range"), f"expected a first and a later layer, got {list(layers)}")
     return layers

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Checkpoint
-from ..checkpoint.output.writer import refuse_output
-from ..checkpoint.reader import open_checkpoint, read_json
-from ..dtypes import BY_TORCH_NAME
+from ..checkpoint import Source, open_checkpoint
+from ..checkpoint.json_file import read_json
+from ..checkpoint.output.folder_sink import refuse_output
 from ..errors import CheckpointError, MethodError
 from ..methods import Method
-from ..names import selects
-from ..plan.plan import Plan, make_plan
-from ..plan.step import Step
+from ..plan.matching import Match
+from ..plan.plan import make_plan
 from ..run.fuse import Prepared, Settings, prepare_plan
 from .layers import fraction_through, stacks, with_layers
-from .recipe import ModelName, Recipe, Source
-from .slices import SlicePlan, plan_slices
+from .recipe import ModelEntry, ModelName, Recipe
+from .slices import match_slices
 from .tokenizers import Finish, known_tokens, load_tokenizer, taken_from, union
-from .vocabulary import Alignment, Member, align_vocabularies, aligned
+from .vocabulary import Member, RowMap, align_vocabularies, aligned
 
 
 def find_model(name: str, near: Path) -> Path:
@@ -46,10 +44,17 @@ def find_model(name: str, near: Path) -> Path:
         ) from None
 
 
-def open_model(name: ModelName, near: Path) -> Checkpoint:
-    """Return a model's checkpoint, its adapter on top."""
-    opened = open_checkpoint(find_model(name.path, near))
-    return opened if name.adapter is None else open_checkpoint(find_model(name.adapter, near), opened)
+def open_models(names: Sequence[ModelName], near: Path) -> dict[ModelName, Source]:
+    """Return the models' checkpoints, their adapters on top; models and adapters of one base share it."""
+    bases: dict[Path, Source] = {}
+    opened = {}
+    for name in names:
+        path = find_model(name.path, near)
+        if path not in bases:
+            bases[path] = open_checkpoint(path)
+        base = bases[path]
+        opened[name] = base if name.adapter is None else open_checkpoint(find_model(name.adapter, near), base)
+    return opened
 
 
 def prepare_recipe(
@@ -66,119 +71,68 @@ def prepare_recipe(
     """
     settings = settings or recipe.run
     names = recipe.named_models()
-    opened = {name: open_model(name, near) for name in names}
+    opened = open_models(names, near)
     refuse_output(output, [checkpoint.path for checkpoint in opened.values()], overwrite=overwrite)
     facts: dict[str, Any] = {"content": recipe.content}
-    write_tokens, alignment = None, None
+    write_tokens, rows = None, None
     if recipe.vocabulary is not None:
-        opened, alignment, write_tokens = _with_one_vocabulary(recipe, names, opened)
-        digest = hashlib.sha256(alignment.own.tobytes() + repr(sorted(alignment.donors.items())).encode())
-        facts["vocabulary"] = {"rows": alignment.num_rows, "digest": digest.hexdigest()}
+        opened, rows, write_tokens = _with_one_vocabulary(recipe, names, opened)
+        digest = hashlib.sha256(rows.own.tobytes() + repr(sorted(rows.donors.items())).encode())
+        facts["vocabulary"] = {"rows": rows.num_rows, "digest": digest.hexdigest()}
     settings = replace(settings, recipe=facts)
+    request = settings.request(keep=recipe.keep)
     if recipe.slices:
-        sliced = plan_slices(recipe, opened, settings)
+        sliced = match_slices(recipe, opened)
+        layers = sliced.layers
+        plan = make_plan(sliced.models, sliced.method_of, request, matching=sliced.matching)
     else:
-        sliced = SlicePlan(plan=_plan_models(recipe, opened, settings), layers=())
-    method = _first_method(sliced.plan)
-    finish = _finish(write_tokens, alignment, sliced)
-    return prepare_plan(sliced.plan, output=output, method=method, settings=settings, finish=finish)
+        layers = ()
+        sources = participants(recipe)
+        models = [opened[source.model] for source in sources]
+        plan = make_plan(models, _method_of(recipe, sources, stacks(models[0].tensors)), request)
+    methods = [step.method or plan.method for step in plan.steps if step.action == "fuse"] or [plan.method]
+    return prepare_plan(
+        plan,
+        output=output,
+        settings=settings,
+        options=recipe.told_options(methods),
+        finish=_finish(write_tokens, rows, layers),
+    )
 
 
-def _first_method(plan: Plan) -> Method:
-    """Return the method that stands for all in the manifest: that of the first tensor that is fused."""
-    return next(step.method for step in plan.steps if step.method is not None)
-
-
-def participants(base: ModelName | None, sources: Sequence[Source], method: type[Method]) -> tuple[list[Source], bool]:
-    """Return the models in the order of a plan, what stands for the base first, and whether that is one of the models.
+def participants(recipe: Recipe) -> list[ModelEntry]:
+    """Return the models that are merged whole in the order of a plan, what stands for the base first.
 
     Raises:
         MethodError: There is a model too few.
     """
-    own = next((source for source in sources if source.model == base), None)
-    if base is not None:
-        others = [source for source in sources if source.model != base]
-        return [own or Source(model=base), *others], False
-    if not sources:
-        raise MethodError(f"{method.title} merges no models")
-    return list(sources), True
+    if recipe.base is None:
+        if not recipe.models:
+            raise MethodError(f"{recipe.method.title} merges no models")
+        return list(recipe.models)
+    own = next((source for source in recipe.models if source.model == recipe.base), None)
+    return [own or ModelEntry(model=recipe.base), *(s for s in recipe.models if s.model != recipe.base)]
 
 
-def _plan_models(recipe: Recipe, opened: Mapping[ModelName, Checkpoint], settings: Settings) -> Plan:
-    """Return the plan of whole models, with a method for each tensor that is fused."""
-    order, baseless = participants(recipe.base, recipe.models, recipe.method)
-    base, *tuned = [opened[source.model] for source in order]
-    if not tuned:
-        return _plan_alone(recipe, order[0], base, settings)
-    counts = stacks(base.tensors)
+def _method_of(recipe: Recipe, sources: Sequence[ModelEntry], counts: Mapping[str, int]) -> Callable[[Match], Method]:
+    """Return what gives the method of a tensor of whole models; `counts` are the base's stacks of layers."""
 
-    def method_of(name: str, own: Sequence[str]) -> Method:
-        t = fraction_through(name, counts)
-        probe = recipe.method_for(name, t, sources=order[:1], names=own[:1], origin_is_zero=baseless)
-        counted = order if probe.counts_base or recipe.method.max_models == 0 else order[1:]
-        names = own if len(counted) == len(order) else own[1:]
-        found = recipe.method_for(name, t, sources=counted, names=names, origin_is_zero=baseless)
-        return found.for_models(len(tuned))
-
-    first = next(iter(base.tensors), "")
-    general = method_of(first, [first] * len(order))
-    if baseless and not general.counts_base:
-        raise MethodError(f"{general.title} needs a base")
-    plan = make_plan(
-        base,
-        tuned,
-        method=general,
-        selection=settings.selection,
-        policies=settings.policies,
-        config_from=settings.config_from,
-        dtype=settings.dtype,
-    )
-    steps = []
-    for step in plan.steps:
-        kept = next((source for globs, source in recipe.keep if selects(globs, step.name)), None)
-        if kept is not None and step.action == "fuse":
-            steps.append(replace(step, action="copy", source=kept, num_fused=0, why="kept by a rule"))
-        elif step.action == "fuse":
-            steps.append(replace(step, method=method_of(step.name, _names_in(step))))
-        else:
-            steps.append(step)
-    return replace(plan, steps=tuple(steps))
-
-
-def _plan_alone(recipe: Recipe, source: Source, model: Checkpoint, settings: Settings) -> Plan:
-    """Return the plan of one model by itself, as it is or scaled."""
-    cast = BY_TORCH_NAME.get(settings.dtype or "")
-    counts, steps = stacks(model.tensors), []
-    for name, info in model.tensors.items():
-        t = fraction_through(name, counts)
-        method = recipe.method_for(name, t, sources=[source], names=[name], origin_is_zero=True).for_models(0)
-        copied = not info.stored.fusible or method.identity == "base"
-        steps.append(
-            Step(
-                name=name,
-                action="copy" if copied else "fuse",
-                why="taken as it is" if copied else "selected",
-                dtype=cast.code if cast and info.stored.fusible else info.dtype,
-                shape=info.shape,
-                base=info,
-                tuned=(),
-                source="base",
-                num_fused=0 if copied else info.num_elements,
-                key=name,
-                curvature=name,
-                method=method,
-            )
+    def method_of(match: Match) -> Method:
+        found = recipe.method_for(
+            match.name,
+            fraction_through(match.key, counts),
+            sources=sources,
+            names=match.names,
+            baseless=recipe.base is None,
         )
-    return Plan(base=model, tuned=(), steps=tuple(steps), renamings=(), notes=())
+        return found.for_models(len(sources) - 1)
 
-
-def _names_in(step: Step) -> list[str]:
-    return [step.name if info is None else info.name for info in (step.base, *step.tuned)]
+    return method_of
 
 
 def _with_one_vocabulary(
-    recipe: Recipe, names: Sequence[ModelName], opened: Mapping[ModelName, Checkpoint]
-) -> tuple[dict[ModelName, Checkpoint], Alignment, Finish]:
+    recipe: Recipe, names: Sequence[ModelName], opened: Mapping[ModelName, Source]
+) -> tuple[dict[ModelName, Source], RowMap, Finish]:
     """Return the models with their vocabularies aligned, how, and what writes the output's tokenizer."""
     vocabulary = recipe.vocabulary
     assert vocabulary is not None
@@ -196,7 +150,7 @@ def _with_one_vocabulary(
         found = taken_from(folder, tokenizers[source], opened[source], vocabulary.tokens)
         like = names.index(source) if len(found.tokens) == len(tokens[source]) else None
     members = [Member(label=str(name), checkpoint=opened[name], tokens=tokens[name]) for name in names]
-    alignment = align_vocabularies(
+    rows = align_vocabularies(
         members,
         found.tokens,
         base=0 if recipe.base is not None else None,
@@ -205,12 +159,12 @@ def _with_one_vocabulary(
         pad_to_multiple_of=vocabulary.pad_to_multiple_of,
         like=like,
     )
-    return dict(zip(names, aligned(members, alignment), strict=True)), alignment, found.write
+    return dict(zip(names, aligned(members, rows), strict=True)), rows, found.write
 
 
-def _finish(write_tokens: Finish | None, alignment: Alignment | None, sliced: SlicePlan) -> Finish | None:
+def _finish(write_tokens: Finish | None, rows: RowMap | None, layers: Sequence[int]) -> Finish | None:
     """Return what brings tokenizer and configuration into line with the weights, or None."""
-    if write_tokens is None and not sliced.layers:
+    if write_tokens is None and not layers:
         return None
 
     def finish(folder: Path) -> None:
@@ -220,10 +174,10 @@ def _finish(write_tokens: Finish | None, alignment: Alignment | None, sliced: Sl
         if not file.is_file():
             return
         config = read_json(file)
-        if sliced.layers:
-            config = with_layers(config, list(sliced.layers))
-        if alignment is not None:
-            config = _with_rows(config, alignment.num_rows)
+        if layers:
+            config = with_layers(config, list(layers))
+        if rows is not None:
+            config = _with_rows(config, rows.num_rows)
         file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     return finish

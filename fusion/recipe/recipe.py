@@ -9,8 +9,9 @@ from typing import Any
 
 from ..errors import MethodError
 from ..methods import Method
-from ..run.fuse import Settings as RunSettings
-from .setting import Settings, first_of
+from ..plan.step import Side
+from ..run.fuse import Settings
+from .setting import OptionSettings, first_of, told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class ModelName:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class ModelEntry:
     """A model that takes part.
 
     Attributes:
@@ -35,7 +36,7 @@ class Source:
 
     model: ModelName
     layers: tuple[int, int] | None = None
-    settings: Settings = field(default_factory=dict)
+    settings: OptionSettings = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +47,9 @@ class Slice:
         base: In place of the recipe's own.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[ModelEntry, ...]
     base: ModelName | None = None
-    settings: Settings = field(default_factory=dict)
+    settings: OptionSettings = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,17 +120,17 @@ class Recipe:
 
     method: type[Method]
     base: ModelName | None
-    models: tuple[Source, ...] = ()
+    models: tuple[ModelEntry, ...] = ()
     slices: tuple[Slice, ...] = ()
     name: str | None = None
-    settings: Settings = field(default_factory=dict)
+    settings: OptionSettings = field(default_factory=dict)
     parameters: tuple[Parameter, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     adjust: Callable[[dict[str, Any]], dict[str, Any]] = dict
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    keep: tuple[tuple[tuple[str, ...], str], ...] = ()
+    keep: tuple[tuple[tuple[str, ...], Side], ...] = ()
     vocabulary: Vocabulary | None = None
-    run: RunSettings = field(default_factory=RunSettings)
+    run: Settings = field(default_factory=Settings)
     hessian: Path | None = None
     data: Path | None = None
     protect: str | None = None
@@ -149,35 +150,40 @@ class Recipe:
         name: str,
         t: float,
         *,
-        sources: Sequence[Source],
+        sources: Sequence[ModelEntry],
         names: Sequence[str],
-        piece: Settings | None = None,
-        origin_is_zero: bool = False,
+        piece: OptionSettings | None = None,
+        baseless: bool = False,
     ) -> Method:
         """Return the method of one tensor, its options spelled out.
 
         Args:
             name: Of the tensor in the output.
             t: How far through the layers it is, in [0, 1].
-            sources: The models that options with one value each are for.
+            sources: The models that take part, what stands for the base first.
             names: The tensor's name in each of them.
             piece: Settings of the slice.
-            origin_is_zero: There is no base: the first of the models stands in its place.
+            baseless: There is no base: the first of the models stands in its place.
 
         Raises:
-            MethodError: An option is out of its range, or one that each model must have is missing.
+            MethodError: An option is out of its range, one that each model must have is missing, or a base is.
         """
         shared = [piece or {}, self.settings]
         options = dict(self.defaults)
-        if origin_is_zero and "origin" in {f.name for f in fields(self.method)}:
+        if baseless and "origin" in {f.name for f in fields(self.method)}:
             options["origin"] = "zero"
         for parameter in self.parameters:
-            if parameter.option is None:
-                continue
-            if not parameter.per_model:
+            if parameter.option is not None and not parameter.per_model:
                 value = first_of(shared, parameter.name, name, t)
                 if value is not None:
                     options[parameter.option] = parameter.convert(value)
+        counts_base = self.method.max_models == 0 or self._made(options).counts_base
+        if baseless and len(sources) > 1 and not counts_base:
+            raise MethodError(f"{self.method.title} needs a base")
+        if not counts_base:
+            sources, names = sources[1:], names[1:]
+        for parameter in self.parameters:
+            if parameter.option is None or not parameter.per_model:
                 continue
             values = [
                 first_of((source.settings, *shared), parameter.name, own, t)
@@ -192,11 +198,40 @@ class Recipe:
             if missing and parameter.required:
                 raise MethodError(f"`{name}`: `{missing[0]}` has no `{parameter.name}`, and other models have")
             default = options.get(parameter.option, self._default(parameter.option))
-            options[parameter.option] = tuple(default if v is None else parameter.convert(v) for v in values)
-        return self.method(**{**self.adjust(options), **self.overrides})
+            spelled = tuple(default if v is None else parameter.convert(v) for v in values)
+            # One number for all, as a flag gives it: the same options are then recorded alike.
+            options[parameter.option] = spelled[0] if len(set(spelled)) == 1 else spelled
+        return self._made(options)
+
+    def _made(self, options: Mapping[str, Any]) -> Method:
+        return self.method(**{**self.adjust(dict(options)), **self.overrides})
 
     def _default(self, option: str) -> Any:
         return next(field.default for field in fields(self.method) if field.name == option)
+
+    def told_options(self, methods: Sequence[Method]) -> dict[str, Any]:
+        """Return the options of all tensors for the manifest: as the recipe has them where tensors differ.
+
+        Args:
+            methods: Of the tensors, one or more.
+        """
+        options = methods[0].options()
+        for option, value in options.items():
+            if any(method.options()[option] != value for method in methods[1:]):
+                parameter = next((p for p in self.parameters if p.option == option), None)
+                options[option] = "another for each tensor" if parameter is None else self._told(parameter)
+        return options
+
+    def _told(self, parameter: Parameter) -> Any:
+        parts = [self.models] if not self.slices else [piece.sources for piece in self.slices]
+        pieces: list[OptionSettings] = [piece.settings for piece in self.slices] or [{}]
+        found = [
+            [told(settings[parameter.name], parameter.convert) if parameter.name in settings else None
+             for settings in ({**self.settings, **piece, **source.settings} for source in sources)]
+            for piece, sources in zip(pieces, parts, strict=True)
+        ]  # fmt: skip
+        # One value for all is said once; else a value for each model, in a list for each slice.
+        return _once([_once(values) for values in found])
 
     def between(self, base: Path, tuned: Sequence[Path]) -> Recipe:
         """Return the recipe for these models; those that it names itself give only their settings.
@@ -210,6 +245,10 @@ class Recipe:
             raise MethodError(f"the recipe is for {len(self.models)} models, got {len(tuned)}")
         settings = [source.settings for source in self.models] or [{}] * len(tuned)
         models = tuple(
-            Source(model=ModelName(path=str(path)), settings=own) for path, own in zip(tuned, settings, strict=True)
+            ModelEntry(model=ModelName(path=str(path)), settings=own) for path, own in zip(tuned, settings, strict=True)
         )
         return replace(self, base=ModelName(path=str(base)), models=models)
+
+
+def _once(values: list[Any]) -> Any:
+    return values[0] if all(value == values[0] for value in values) else values

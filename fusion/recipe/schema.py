@@ -34,9 +34,9 @@ from ..checkpoint.output.layout import parse_size
 from ..errors import MethodError
 from ..methods import METHODS, Method
 from ..plan.step import Policies, Selection, Side
-from ..run.fuse import Settings as RunSettings
-from .document import Document, Place, did_you_mean
-from .recipe import ModelName, Parameter, Recipe, Source, Vocabulary
+from ..run.fuse import Settings
+from .document import Document, KeyPath, did_you_mean
+from .recipe import ModelEntry, ModelName, Parameter, Recipe, Vocabulary
 from .setting import Case, Gradient, Setting
 
 
@@ -139,7 +139,7 @@ def _protection(found: _Recipe) -> Protection | None:
     return Protection(**(found.protection or _Protection()).model_dump())
 
 
-def _value(value: Any, document: Document, place: Place) -> Setting:
+def _value(value: Any, document: Document, place: KeyPath) -> Setting:
     if isinstance(value, Mapping):
         if set(value) != {"gradient"} or not isinstance(value["gradient"], list) or not value["gradient"]:
             raise document.error(place, "expected a value or `{gradient: [first, …, last]}`")
@@ -153,7 +153,7 @@ def _value(value: Any, document: Document, place: Place) -> Setting:
     raise document.error(place, "expected a value")
 
 
-def _checked(option: str, known: Mapping[str, Parameter], method: str, document: Document, place: Place) -> None:
+def _checked(option: str, known: Mapping[str, Parameter], method: str, document: Document, place: KeyPath) -> None:
     if option not in known:
         raise document.error(place, f"`{method}` has no option `{option}`", hint=did_you_mean(option, known))
 
@@ -174,11 +174,11 @@ def _settings(found: _Recipe, known: Mapping[str, Parameter], document: Document
     return {option: tuple(own) for option, own in cases.items()}
 
 
-def _models(found: _Recipe, known: Mapping[str, Parameter], document: Document) -> tuple[Source, ...]:
+def _models(found: _Recipe, known: Mapping[str, Parameter], document: Document) -> tuple[ModelEntry, ...]:
     sources = []
     for index, entry in enumerate(found.models or []):
         if isinstance(entry, str):
-            sources.append(Source(model=ModelName(path=entry)))
+            sources.append(ModelEntry(model=ModelName(path=entry)))
             continue
         own: dict[str, Setting] = {}
         for option, value in (entry.model_extra or {}).items():
@@ -187,7 +187,7 @@ def _models(found: _Recipe, known: Mapping[str, Parameter], document: Document) 
             if not known[option].per_model:
                 raise document.error(place, f"`{option}` is the same for all models: it belongs under `options`")
             own[option] = _value(value, document, place)
-        sources.append(Source(model=ModelName(path=entry.model, adapter=entry.adapter), settings=own))
+        sources.append(ModelEntry(model=ModelName(path=entry.model, adapter=entry.adapter), settings=own))
     return tuple(sources)
 
 
@@ -205,7 +205,7 @@ def read_own(document: Document) -> Recipe:
     method = METHODS[found.method]
     parameters = parameters_of(method)
     known = {parameter.name: parameter for parameter in parameters}
-    keep = tuple(
+    keep: tuple[tuple[tuple[str, ...], Side], ...] = tuple(
         ((rule.match,) if isinstance(rule.match, str) else tuple(rule.match), rule.keep)
         for rule in found.rules or []
         if rule.keep is not None
@@ -215,7 +215,7 @@ def read_own(document: Document) -> Recipe:
     policies = found.policies or _Policies()
     try:
         run = replace(
-            RunSettings(),
+            Settings(),
             seed=found.seed,
             dtype=found.dtype,
             config_from=found.config_from,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ class Case:
 
 
 Setting = Scalar | Gradient | tuple[Case, ...] | tuple[float, ...]
-Settings = Mapping[str, Setting]
+OptionSettings = Mapping[str, Setting]
 
 
 def evaluate(setting: Setting, name: str, t: float) -> Any:
@@ -63,7 +63,7 @@ def evaluate(setting: Setting, name: str, t: float) -> Any:
     return setting
 
 
-def first_of(settings: Iterable[Settings], option: str, name: str, t: float) -> Any:
+def first_of(settings: Iterable[OptionSettings], option: str, name: str, t: float) -> Any:
     """Return the value that the first of the settings has for a tensor, or None."""
     for found in settings:
         if option in found:
@@ -71,3 +71,21 @@ def first_of(settings: Iterable[Settings], option: str, name: str, t: float) -> 
             if value is not None:
                 return value
     return None
+
+
+def told(setting: Setting, convert: Callable[[Any], Any]) -> Any:
+    """Return a setting as the recipe has it, in plain values for the manifest.
+
+    Args:
+        convert: Makes the method's option of the recipe's value.
+    """
+    if isinstance(setting, Gradient):
+        return {"gradient": [convert(value) for value in setting.values]}
+    if isinstance(setting, tuple) and setting and isinstance(setting[0], Case):
+        cases = [case for case in setting if isinstance(case, Case)]
+        if len(cases) == 1 and cases[0].contains is None and not cases[0].globs:
+            return told(cases[0].value, convert)
+        return [
+            {"match": list(case.globs) or case.contains or "*", "value": told(case.value, convert)} for case in cases
+        ]
+    return convert(setting)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import MethodError
-from .recipe import ModelName, Recipe, Slice, Source
+from .recipe import ModelEntry, ModelName, Recipe, Slice
 
 
 def in_order(recipes: Sequence[Recipe], output: Path, parts: Path) -> Iterator[tuple[Recipe, Path]]:
@@ -42,7 +42,7 @@ def _with_paths(recipe: Recipe, targets: Mapping[str | None, Path]) -> Recipe:
     def name(model: ModelName) -> ModelName:
         return replace(model, path=str(targets[model.path])) if model.path in targets else model
 
-    def source(found: Source) -> Source:
+    def source(found: ModelEntry) -> ModelEntry:
         return replace(found, model=name(found.model))
 
     def piece(found: Slice) -> Slice:

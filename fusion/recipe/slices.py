@@ -1,30 +1,32 @@
-"""A plan in which every layer of the output is made of layers that the recipe names."""
+"""Groups of tensors for an output of which every layer is made of layers that the recipe names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from ..checkpoint import Checkpoint, TensorInfo
-from ..dtypes import BY_TORCH_NAME
-from ..errors import MethodError, MismatchError
+from ..checkpoint import Source
+from ..errors import MethodError
 from ..methods import Method
-from ..plan.plan import Plan
-from ..plan.step import Step
-from ..run.fuse import Settings
+from ..names import Renaming, align
+from ..plan.matching import Match, Matching, make_match, shapes_of
 from .layers import comes_after, place_of, stack_of
-from .recipe import ModelName, Recipe, Slice, Source
+from .recipe import ModelEntry, ModelName, Recipe, Slice
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlicePlan:
-    """A plan, and from which layer of the model that gives the configuration each output layer comes.
+class Sliced:
+    """What slices are made of.
 
     Attributes:
-        layers: Empty where whole models are merged.
+        models: In the plan's order; one that a slice names twice is there twice.
+        method_of: Returns the method of an output tensor.
+        layers: From which layer of the model that gives the configuration each output layer comes.
     """
 
-    plan: Plan
+    models: tuple[Source, ...]
+    matching: Matching
+    method_of: Callable[[Match], Method]
     layers: tuple[int, ...]
 
 
@@ -33,7 +35,7 @@ class _Seat:
     """One input of a slice: which checkpoint of the plan it is, 0 the plan's base."""
 
     index: int
-    source: Source
+    source: ModelEntry
 
 
 def _seats(piece: Slice, base: ModelName | None, order: list[ModelName]) -> list[_Seat]:
@@ -43,7 +45,7 @@ def _seats(piece: Slice, base: ModelName | None, order: list[ModelName]) -> list
     if base is not None:
         own = next((source for source in sources if source.model == base), None)
         others = [source for source in sources if source is not own]
-        sources = [own or Source(model=base, layers=piece.sources[0].layers), *others]
+        sources = [own or ModelEntry(model=base, layers=piece.sources[0].layers), *others]
     seats = []
     for source in sources:
         number = taken.get(source.model, 0)
@@ -78,15 +80,14 @@ def _length(seats: Sequence[_Seat], counts: Mapping[ModelName, int]) -> int:
     return found.pop()
 
 
-def plan_slices(recipe: Recipe, opened: Mapping[ModelName, Checkpoint], settings: Settings) -> SlicePlan:
-    """Return the plan of a recipe with slices.
+def match_slices(recipe: Recipe, opened: Mapping[ModelName, Source]) -> Sliced:
+    """Return the matches of a recipe with slices.
 
     Tensors outside the layers come from the models of the first slice, those after them (the last norm, the output's
     vocabulary) from the models of the last.
 
     Raises:
         MethodError: A model's layers are not to be told apart, or slices ask for layers that there are not.
-        MismatchError: Layers that are to be merged hold different tensors.
     """
     stack = {name: stack_of(checkpoint.tensors, checkpoint.config) for name, checkpoint in opened.items()}
     for name, found in stack.items():
@@ -98,101 +99,91 @@ def plan_slices(recipe: Recipe, opened: Mapping[ModelName, Checkpoint], settings
     prefixes = {name: found[0] for name, found in stack.items() if found is not None}
     order: list[ModelName] = list(dict.fromkeys([*([recipe.base] if recipe.base else []), *recipe.named_models()]))
     pieces = [(piece, _seats(piece, piece.base or recipe.base, order)) for piece in recipe.slices]
-    builder = _Builder(recipe=recipe, opened=opened, order=order, settings=settings)
-    steps: list[Step] = []
+    builder = _Builder(recipe=recipe, opened=opened, order=order, prefixes=prefixes)
+    builder.add_outside(*pieces[0], after=False)
     layers: list[int] = []
-    first, last = pieces[0], pieces[-1]
-    for name in _outside(opened, first[1], prefixes):
-        if not comes_after(name):
-            steps.append(builder.step(name, first, [name] * len(first[1]), 0.0))
     for piece, seats in pieces:
         length = _length(seats, counts)
-        lead = seats[0].source
         for offset in range(length):
-            number, t = len(layers), offset / (length - 1) if length > 1 else 1.0
-            start = (lead.layers or (0, length))[0] + offset
-            layers.append(start)
-            for name in opened[lead.model].tensors:
-                place = place_of(name)
-                if place is None or place.prefix != prefixes[lead.model] or place.layer != start:
-                    continue
-                names = [
-                    f"{prefixes[seat.source.model]}{(seat.source.layers or (0, length))[0] + offset}{place.rest}"
-                    for seat in seats
-                ]
-                steps.append(builder.step(place.name(number), (piece, seats), names, t))
-    for name in _outside(opened, last[1], prefixes):
-        if comes_after(name):
-            steps.append(builder.step(name, last, [name] * len(last[1]), 0.0))
-    checkpoints = [opened[name] for name in order]
-    plan = Plan(base=checkpoints[0], tuned=tuple(checkpoints[1:]), steps=tuple(steps), renamings=(), notes=())
-    plan = replace(plan, steps=tuple(replace(s, tuned=_padded(s.tuned, len(order) - 1)) for s in plan.steps))
-    return SlicePlan(plan=plan, layers=tuple(layers))
+            t = offset / (length - 1) if length > 1 else 1.0
+            taken = [(seat.source.layers or (0, length))[0] + offset for seat in seats]
+            builder.add_layer(piece, seats, taken, len(layers), t)
+            layers.append(taken[0])
+    builder.add_outside(*pieces[-1], after=True)
+    return Sliced(
+        models=builder.models,
+        matching=Matching(matches=tuple(builder.matches), renamings=tuple(dict.fromkeys(builder.renamings))),
+        method_of=builder.method_of,
+        layers=tuple(layers),
+    )
 
 
-def _padded(infos: tuple[TensorInfo | None, ...], length: int) -> tuple[TensorInfo | None, ...]:
-    return (*infos, *[None] * (length - len(infos)))
-
-
-def _outside(
-    opened: Mapping[ModelName, Checkpoint], seats: Sequence[_Seat], prefixes: Mapping[ModelName, str]
-) -> list[str]:
-    lead = seats[0].source.model
-    places = {name: place_of(name) for name in opened[lead].tensors}
-    return [name for name, place in places.items() if place is None or place.prefix != prefixes[lead]]
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Builder:
-    """What every step of the plan is built from."""
+    """Collects the matches, and what each match's method is made of."""
 
-    recipe: Recipe
-    opened: Mapping[ModelName, Checkpoint]
-    order: Sequence[ModelName]
-    settings: Settings
+    def __init__(
+        self,
+        recipe: Recipe,
+        opened: Mapping[ModelName, Source],
+        order: Sequence[ModelName],
+        prefixes: Mapping[ModelName, str],
+    ) -> None:
+        self.models = tuple(opened[name] for name in order)
+        self.matches: list[Match] = []
+        self.renamings: list[Renaming] = []
+        self._recipe = recipe
+        self._prefixes = [prefixes[name] for name in order]
+        self._made_of: dict[str, tuple[Slice, Sequence[_Seat], float]] = {}
 
-    def step(self, name: str, made_of: tuple[Slice, Sequence[_Seat]], names: Sequence[str], t: float) -> Step:
-        """Return the step of one output tensor."""
-        piece, seats = made_of
-        infos: list[TensorInfo | None] = [None] * len(self.order)
-        for seat, own in zip(seats, names, strict=True):
-            info = self.opened[seat.source.model].tensors.get(own)
-            if info is None:
-                raise MismatchError(own, f"`{own}` is missing in `{seat.source.model}`")
-            infos[seat.index] = info
-        found = [info for info in infos if info is not None]
-        if any(info.shape != found[0].shape for info in found):
-            raise MismatchError(name, f"`{name}` would be made of tensors of different shapes")
-        fusible = all(info.stored.fusible for info in found)
-        method = self._method(name, piece, seats, names, t)
-        copied = not fusible or (len(found) == 1 and method.identity == "base")
-        cast = BY_TORCH_NAME.get(self.settings.dtype or "")
-        dtype = cast.code if cast and found[0].stored.fusible else found[0].dtype
-        return Step(
-            name=name,
-            action="copy" if copied else "fuse",
-            why="taken as it is" if copied else "selected",
-            dtype=dtype,
-            shape=found[0].shape,
-            base=infos[0],
-            tuned=tuple(infos[1:]),
-            source="base" if infos[0] is not None else "tuned",
-            num_fused=0 if copied else found[0].num_elements,
-            key=name,
-            curvature=name,
-            method=method,
+    def add_layer(self, piece: Slice, seats: Sequence[_Seat], layers: Sequence[int], number: int, t: float) -> None:
+        """Add the tensors of one layer of the output; `layers` are those of the seats that it is made of."""
+        rests = [
+            {
+                place.rest: name
+                for name in self.models[seat.index].tensors
+                if (place := place_of(name)) and (place.prefix, place.layer) == (self._prefixes[seat.index], layer)
+            }
+            for seat, layer in zip(seats, layers, strict=True)
+        ]
+        for rest in dict.fromkeys(rest for names in rests for rest in names):
+            owns = [names.get(rest) for names in rests]
+            self._add(f"{self._prefixes[0]}{number}{rest}", (piece, seats, t), owns)
+
+    def add_outside(self, piece: Slice, seats: Sequence[_Seat], *, after: bool) -> None:
+        """Add the tensors outside the layers that come before these or after them."""
+        lead, *others = (self._outside(seat.index) for seat in seats)
+        alignments = [align(lead, other) for other in others]
+        output = {theirs: ours for ours, theirs in align(self._outside(0), lead).pairs.items()}
+        self.renamings += [rule for alignment in alignments for rule in alignment.renamings]
+        matched = [set(alignment.pairs.values()) for alignment in alignments]
+        left = [other.keys() - used for other, used in zip(others, matched, strict=True)]
+        extra = {name: None for other, own in zip(others, left, strict=True) for name in other if name in own}
+        rows = [(name, [name, *(alignment.pairs.get(name) for alignment in alignments)]) for name in lead]
+        rows += [(name, [None, *(name if name in own else None for own in left)]) for name in extra]
+        for name, owns in rows:
+            if comes_after(name) == after:
+                self._add(output.get(name, name), (piece, seats, 0.0), owns)
+
+    def _outside(self, index: int) -> dict[str, tuple[int, ...]]:
+        places = {name: place_of(name) for name in self.models[index].tensors}
+        shapes = shapes_of(self.models[index])
+        prefix = self._prefixes[index]
+        return {name: shapes[name] for name, place in places.items() if place is None or place.prefix != prefix}
+
+    def _add(self, name: str, made_of: tuple[Slice, Sequence[_Seat], float], owns: Sequence[str | None]) -> None:
+        indexes = [seat.index for seat in made_of[1]]
+        self.matches.append(make_match(name, name, dict(zip(indexes, owns, strict=True)), self.models))
+        self._made_of[name] = made_of
+
+    def method_of(self, match: Match) -> Method:
+        """Return the method of an output tensor."""
+        piece, seats, t = self._made_of[match.name]
+        found = self._recipe.method_for(
+            match.name,
+            t,
+            sources=[seat.source for seat in seats],
+            names=match.names,
+            piece=piece.settings,
+            baseless=(piece.base or self._recipe.base) is None,
         )
-
-    def _method(self, name: str, piece: Slice, seats: Sequence[_Seat], names: Sequence[str], t: float) -> Method:
-        baseless = (piece.base or self.recipe.base) is None
-        sources = [seat.source for seat in seats]
-
-        def of(counted: Sequence[Source], own: Sequence[str]) -> Method:
-            return self.recipe.method_for(
-                name, t, sources=counted, names=own, piece=piece.settings, origin_is_zero=baseless
-            )
-
-        probe = of(sources[:1], names[:1])
-        counts_base = probe.counts_base or self.recipe.method.max_models == 0
-        found = of(sources, names) if counts_base else of(sources[1:], names[1:])
         return found.for_models(len(seats) - 1)

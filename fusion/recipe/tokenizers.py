@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.output.companions import TOKENIZER_STEMS
+from ..checkpoint.companions import TOKENIZER_STEMS
 from ..errors import MethodError
 from .vocabulary import Tokens, vocabulary_rows
 

@@ -8,14 +8,16 @@ model's own, and are the mean of all where `pad_to_multiple_of` asks for more.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 
-from ..checkpoint import Checkpoint, TensorInfo
+from ..checkpoint import Source
+from ..checkpoint.source import Stored
 from ..errors import MethodError
 from ..names import config_values, is_vocabulary
 from .recipe import TokenSource
@@ -33,12 +35,12 @@ class Member:
     """
 
     label: str
-    checkpoint: Checkpoint
+    checkpoint: Source
     tokens: Tokens
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Alignment:
+class RowMap:
     """For every output row and model, which rows of which models make its embedding.
 
     Attributes:
@@ -59,7 +61,7 @@ class Alignment:
         return self.own.shape[1]
 
 
-def vocabulary_rows(checkpoint: Checkpoint) -> int:
+def vocabulary_rows(checkpoint: Source) -> int:
     """Return the number of rows of a model's embedding.
 
     Raises:
@@ -84,7 +86,7 @@ def align_vocabularies(
     labels: Mapping[Any, int],
     pad_to_multiple_of: int | None,
     like: int | None,
-) -> Alignment:
+) -> RowMap:
     """Return how the models' rows make the output's.
 
     Args:
@@ -126,7 +128,7 @@ def align_vocabularies(
             holders = [base]
         donors[row] = tuple((k, int(own[k, row])) for k in holders)
     padding = num_tokens if num_rows > num_tokens and (own[:, num_tokens:] < 0).any() else num_rows
-    return Alignment(own=own, donors=donors, forced=frozenset(forced), padding=padding)
+    return RowMap(own=own, donors=donors, forced=frozenset(forced), padding=padding)
 
 
 def _asked_for(
@@ -145,83 +147,110 @@ def _asked_for(
 
 
 @final
-class _Rows:
-    """A vocabulary tensor of one model in the output's rows; stands in for the file that a checkpoint reads."""
+class AlignedVocabulary(Source):
+    """A model with its vocabulary tensors in the output's rows."""
 
-    def __init__(self, member: int, members: Sequence[Member], alignment: Alignment, names: Sequence[str]) -> None:
+    def __init__(self, member: int, members: Sequence[Member], alignment: RowMap) -> None:
         self._member, self._members, self._alignment = member, members, alignment
-        self._names = names
-        self._mean: np.ndarray | None = None
+        self._own = own = members[member].checkpoint
+        self.path, self.folder, self.files, self.index = own.path, own.folder, own.files, own.index
+        self._counterparts: dict[str, list[str]] = {}  # the vocabulary tensors, as each member calls them
+        self._means: dict[str, np.ndarray] = {}
+        self.tensors = tensors = dict(own.tensors)
+        rows = vocabulary_rows(own)
+        for name, info in own.tensors.items():
+            if is_vocabulary(name) and info.shape and info.shape[0] == rows:
+                self._counterparts[name] = [_counterpart(name, other) for other in members]
+                tensors[name] = replace(info, shape=(alignment.num_rows, *info.shape[1:]))
 
-    def _row(self, member: int, row: int) -> np.ndarray:
-        checkpoint, name = self._members[member].checkpoint, self._names[member]
+    @property
+    def base(self) -> Source | None:
+        """What the model is read through."""
+        return self._own.base
+
+    @property
+    def changed(self) -> frozenset[str] | None:
+        """What the model changes; alignment is no change of its own."""
+        return self._own.changed
+
+    @cached_property
+    def config(self) -> dict[str, Any] | None:
+        """The model's `config.json`, its own vocabulary size in it."""
+        return self._own.config
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The model's own: alignment follows from recipe and tokenizers."""
+        return self._own.fingerprint
+
+    def companions(self) -> Mapping[Path, Path]:
+        """Return what the model is shipped with."""
+        return self._own.companions()
+
+    def stored(self, name: str, start: int = 0, stop: int | None = None) -> Stored | None:
+        """Return where a tensor lies that is not aligned."""
+        return None if name in self._counterparts else self._own.stored(name, start, stop)
+
+    def mapped(self) -> Mapping[Path, np.ndarray]:
+        """Return the bytes of the model's files."""
+        return self._own.mapped()
+
+    def _row(self, member: int, name: str, row: int) -> np.ndarray:
+        checkpoint, name = self._members[member].checkpoint, self._counterparts[name][member]
         width = checkpoint.tensors[name].num_elements // checkpoint.tensors[name].shape[0]
-        return checkpoint.raw(name, row * width, (row + 1) * width)
+        return checkpoint.read(name, row * width, (row + 1) * width)
 
-    def _made(self, row: int, dtype: np.dtype, width: int) -> np.ndarray:
+    def _made(self, name: str, row: int, dtype: np.dtype, width: int) -> np.ndarray:
         alignment = self._alignment
         if row >= alignment.padding:
-            return self._mean_row(dtype, width)
+            return self._mean_row(name, dtype, width)
         own = int(alignment.own[self._member, row])
         if own >= 0 and row not in alignment.forced:
-            return self._row(self._member, own)
-        found = [self._row(k, place).astype(np.float64) for k, place in alignment.donors.get(row, ())]
+            return self._row(self._member, name, own)
+        found = [self._row(k, name, place).astype(np.float64) for k, place in alignment.donors.get(row, ())]
         return (sum(found) / len(found)).astype(dtype) if found else np.zeros(width, dtype)  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _mean_row(self, dtype: np.dtype, width: int) -> np.ndarray:
-        if self._mean is None:
-            rows = (self._made(row, dtype, width).astype(np.float64) for row in range(self._alignment.padding))
-            self._mean = (sum(rows) / max(1, self._alignment.padding)).astype(dtype)  # pyright: ignore[reportAttributeAccessIssue]
-        return self._mean  # pyright: ignore[reportReturnType]
+    def _mean_row(self, name: str, dtype: np.dtype, width: int) -> np.ndarray:
+        if name not in self._means:
+            rows = (self._made(name, row, dtype, width).astype(np.float64) for row in range(self._alignment.padding))
+            self._means[name] = (sum(rows) / max(1, self._alignment.padding)).astype(dtype)  # pyright: ignore[reportAttributeAccessIssue]
+        return self._means[name]
 
-    def raw(self, info: TensorInfo, start: int, stop: int) -> np.ndarray:
-        """Return elements `start:stop` of the aligned tensor, flat."""
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return elements `start … stop − 1` of the flat tensor, a vocabulary's in the output's rows."""
+        if name not in self._counterparts:
+            return self._own.read(name, start, stop)
+        info = self.tensors[name]
+        stop = info.num_elements if stop is None else stop
         width = info.num_elements // info.shape[0]
-        dtype = info.stored.numpy
+        dtype = info.kind.numpy
         assert dtype is not None
         first, last = start // width, -(-stop // width)
         own = self._alignment.own[self._member, first:last]
         if start == stop:
             return np.empty(0, dtype)
+        # Most tiles hold rows that lie in the model's own tensor in the same order: these are read as they are.
         if (np.diff(own) == 1).all() and own[0] >= 0 and not self._alignment.forced & set(range(first, last)):
             offset = int(own[0]) - first
-            checkpoint, name = self._members[self._member].checkpoint, self._names[self._member]
-            return checkpoint.raw(name, start + offset * width, stop + offset * width)
-        rows = np.concatenate([self._made(row, dtype, width) for row in range(first, last)])
+            return self._own.read(name, start + offset * width, stop + offset * width)
+        rows = np.concatenate([self._made(name, row, dtype, width) for row in range(first, last)])
         return rows[start - first * width : stop - first * width]
 
-    def release(self, info: TensorInfo) -> None:  # noqa: ARG002 (it has one tensor)
-        """Let go of the mapped pages."""
-        self._members[self._member].checkpoint.release(self._names[self._member])
+    def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
+        """Let go of mapped pages; rows from other places are let go of with the whole tensor."""
+        if name not in self._counterparts:
+            self._own.release(name, start, stop)
+        elif start == 0 and stop is None:
+            self._own.release(name)
 
 
-def aligned(members: Sequence[Member], alignment: Alignment) -> list[Checkpoint]:
-    """Return the checkpoints with their vocabulary tensors in the output's rows.
+def aligned(members: Sequence[Member], alignment: RowMap) -> list[Source]:
+    """Return the models with their vocabulary tensors in the output's rows.
 
     Raises:
         MethodError: A vocabulary tensor of one model is not to be found in another.
     """
-    found = []
-    for k, member in enumerate(members):
-        rows = vocabulary_rows(member.checkpoint)
-        tensors, files = dict(member.checkpoint.tensors), {}
-        for name, info in member.checkpoint.tensors.items():
-            if not (is_vocabulary(name) and info.shape and info.shape[0] == rows):
-                continue
-            names = [_counterpart(name, other) for other in members]
-            file = info.file.parent / f"#{name}" / info.file.name  # names these rows, and no file
-            files[file] = _Rows(k, members, alignment, names)
-            shape = (alignment.num_rows, *info.shape[1:])
-            nbytes = info.nbytes // max(1, info.shape[0]) * alignment.num_rows
-            tensors[name] = TensorInfo(
-                name=name, dtype=info.dtype, shape=shape, file=file, offset=0, nbytes=nbytes, derived=True
-            )
-        _ = member.checkpoint.fingerprint  # of the files, which the copy takes along
-        view = copy.copy(member.checkpoint)
-        view.tensors = tensors
-        view._files = {**member.checkpoint._files, **files}
-        found.append(view)
-    return found
+    return [AlignedVocabulary(k, members, alignment) for k in range(len(members))]
 
 
 def _counterpart(name: str, member: Member) -> str:

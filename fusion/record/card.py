@@ -20,7 +20,7 @@ def _model_name(path: Path, config: dict | None) -> str:
 def model_card(plan: Plan, manifest: Manifest, name: str) -> str:
     """Return the text of `README.md`."""
     inputs = [
-        _model_name(checkpoint.path, None if checkpoint.adapter else checkpoint.config)
+        _model_name(checkpoint.path, checkpoint.config if checkpoint.folder == checkpoint.path else None)
         for checkpoint in (plan.base, *plan.tuned)
     ]
     rows = dict(sorted(manifest.options.items()))

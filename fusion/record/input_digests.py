@@ -7,7 +7,6 @@ hashing both checkpoints takes about a twentieth of the time of the fuse.
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,14 +14,9 @@ from typing import Any, final
 
 import numpy as np
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Source
 from ..plan.step import Step
 from .manifest import DIGESTS, file_digest
-
-
-def input_files(checkpoints: Sequence[Checkpoint]) -> list[Path]:
-    """Return each file that the checkpoints consist of, once."""
-    return list(dict.fromkeys(file for c in checkpoints for file in (*c.files, *([c.index] if c.index else []))))
 
 
 @final
@@ -34,7 +28,6 @@ class _File:
     """
 
     def __init__(self, content: np.ndarray, new_digest: Callable[[], Any], unread: Mapping[int, int]) -> None:
-        self.address: int = content.__array_interface__["data"][0]
         self.content = content
         self._digest = new_digest()
         self._unread = unread
@@ -83,23 +76,25 @@ def _unread(num_bytes: int, read: Sequence[tuple[int, int]]) -> dict[int, int]:
 
 @final
 class InputDigests:
-    """Digests of all input files: of mapped ones as their arrays are seen, of others in the background.
+    """Digests of all input files: of mapped ones as their elements are seen, of others in the background.
 
     Args:
+        sources: Base and tuned models, in the order of a step's tensors.
         steps: What will be read. Where it is not, the rest of a file is read at the end.
     """
 
-    def __init__(self, checkpoints: Sequence[Checkpoint], steps: Sequence[Step], algorithm: str) -> None:
+    def __init__(self, sources: Sequence[Source], steps: Sequence[Step], algorithm: str) -> None:
         self._algorithm = algorithm
         self._background = ThreadPoolExecutor(1)
-        mapped = {file: content for c in checkpoints for file, content in c.mapped().items()}
+        mapped = {file: content for source in sources for file, content in source.mapped().items()}
         read: dict[Path, list[tuple[int, int]]] = {}
         for step in steps:
-            used = (step.base, *step.tuned) if step.num_fused else (step.copied_from[1],)
-            for info in used:
-                if info is not None and info.nbytes:
-                    read.setdefault(info.file, []).append((info.offset, info.offset + info.nbytes))
-        files = input_files(checkpoints)
+            used = enumerate((step.base, *step.tuned)) if step.num_fused else [(step.origin, step.copied_from)]
+            for index, info in used:
+                place = sources[index].stored(info.name) if info is not None else None
+                if place is not None and place[1] < place[2]:
+                    read.setdefault(place[0], []).append(place[1:])
+        files = dict.fromkeys(file for source in sources for file in source.all_files)
         self._files = {
             file: _File(mapped[file], DIGESTS[algorithm], _unread(len(mapped[file]), read.get(file, ())))
             for file in files
@@ -108,18 +103,13 @@ class InputDigests:
         self._others = {
             file: self._background.submit(file_digest, file, algorithm) for file in files if file not in mapped
         }
-        self._by_address = sorted(self._files.values(), key=lambda found: found.address)
-        self._addresses = [found.address for found in self._by_address]
 
-    def see(self, array: np.ndarray) -> None:
-        """Hash an array's bytes if it is a view of an input file; any thread may call, more than once."""
-        address = array.__array_interface__["data"][0]
-        index = bisect_right(self._addresses, address) - 1
-        if index >= 0:
-            file = self._by_address[index]
-            start = address - file.address
-            if start + array.nbytes <= len(file.content):
-                file.see(start, start + array.nbytes)
+    def see(self, source: Source, name: str, start: int, stop: int) -> None:
+        """Hash the file bytes of elements that were just read; any thread may call, more than once."""
+        place = source.stored(name, start, stop)
+        file = self._files.get(place[0]) if place else None
+        if place and file:
+            file.see(place[1], place[2])
 
     def results(self, threads: int) -> dict[Path, str]:
         """Return `algorithm:hex` of each input file."""

@@ -14,11 +14,10 @@ from typing import Any
 import blake3
 import xxhash
 
-from ..checkpoint import Checkpoint
-from ..checkpoint.output.writer import OWN_MARK
-from ..checkpoint.reader import read_json
+from ..checkpoint import Source
+from ..checkpoint.companions import OWN_MARK
+from ..checkpoint.json_file import read_json
 from ..errors import CheckpointError
-from ..methods import Method
 from ..plan.plan import Plan
 from .records import TensorRecord
 
@@ -80,14 +79,16 @@ class CheckpointRecord:
     files: tuple[FileRecord, ...]
 
     @classmethod
-    def of(cls, role: str, checkpoint: Checkpoint, digests: Mapping[Path, str]) -> CheckpointRecord:
+    def of(cls, role: str, checkpoint: Source, digests: Mapping[Path, str]) -> CheckpointRecord:
         """Describe an opened checkpoint."""
-        files = [*checkpoint.files, *([checkpoint.index] if checkpoint.index else [])]
         return cls(
             role=role,
             path=str(checkpoint.path),
             fingerprint=checkpoint.fingerprint,
-            files=tuple(FileRecord(name=file.name, nbytes=file.stat().st_size, digest=digests[file]) for file in files),
+            files=tuple(
+                FileRecord(name=file.name, nbytes=file.stat().st_size, digest=digests[file])
+                for file in checkpoint.all_files
+            ),
         )
 
 
@@ -174,7 +175,7 @@ class Manifest:
 
 def make_manifest(
     plan: Plan,
-    method: Method,
+    options: Mapping[str, Any],
     *,
     settings: Mapping[str, Any],
     command: str | None,
@@ -189,8 +190,8 @@ def make_manifest(
         *(["tuned"] if len(plan.tuned) == 1 else [f"tuned {i + 1}" for i in range(len(plan.tuned))]),
     ]
     return Manifest(
-        method=method.name,
-        options=method.options(),
+        method=plan.method.name,
+        options=options,
         settings=settings,
         command=command,
         inputs=tuple(

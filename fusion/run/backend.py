@@ -21,14 +21,29 @@ DEFINITION_TILE = 1 << 14  # elements whose float64 sums stay in the second-leve
 KERNEL_TILE = 1 << 21
 TORCH_TILE = 1 << 22
 TORCH_BYTES = 160  # an element's, at the height of a definition: its float32 forms, hash words and float64 sums
+SPARE_BUFFERS = 4  # tiles that may wait to be written, beside one a thread
 MIN_KERNEL_ELEMENTS = 1 << 23  # fewer are fused by NumPy while Numba would still be loading
 
 
 class Backend(ABC):
-    """Runs passes and maps on tiles. `threads` workers may call it at once, with tiles of `tile_elements`."""
+    """Runs passes and maps on tiles. `threads` workers may call it at once, with tiles of `tile_elements`.
+
+    Attributes:
+        device: Where they are computed, as torch names it.
+    """
 
     threads: int
     tile_elements: int
+    device: str = "cpu"
+
+    @property
+    def piece_elements(self) -> int:
+        """Elements of a tile that are in arithmetic at once, on each thread."""
+        return min(self.tile_elements, DEFINITION_TILE)
+
+    def place(self, array: np.ndarray) -> Any:
+        """Return an array where definitions compute."""
+        return array
 
     @abstractmethod
     def run_pass(self, tile: RawTile, wanted: Pass) -> np.ndarray:
@@ -50,7 +65,7 @@ class NumpyBackend(Backend):
     def run_pass(self, tile: RawTile, wanted: Pass) -> np.ndarray:
         """Return the pass's rows for a tile."""
         with np.errstate(all="ignore"):
-            return np.asarray(wanted.function(tile.decode(), *wanted.arguments))
+            return np.asarray(wanted.function(tile if wanted.as_stored else tile.decode(), *wanted.arguments))
 
     def run_map(self, tile: RawTile, wanted: Map, out: np.ndarray) -> np.ndarray:
         """Fuse a tile."""
@@ -132,9 +147,19 @@ class TorchBackend(Backend):
 
         self._torch = torch
         self._device = torch_device(device)
+        self.device = device
         self.threads = 3 if self._device.type == "cuda" else 1
         self.tile_elements = tile_elements
         self._staging = _Staging(torch, self._device)
+
+    @property
+    def piece_elements(self) -> int:
+        """Elements that are in arithmetic at once: a device takes the tile as it is."""
+        return self.tile_elements
+
+    def place(self, array: np.ndarray) -> Any:
+        """Return an array on the device."""
+        return self._torch.from_numpy(array).to(self._device)
 
     def _on_stream(self) -> AbstractContextManager[Any]:
         stream = self._staging.stream
@@ -192,6 +217,11 @@ class TorchBackend(Backend):
             return self._received("rows", rows).view(np.float64).reshape(tuple(rows.shape)).copy()
 
 
+def all_cores() -> int:
+    """Return the number of processors that this process may use."""
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 def pick_backend(
     device: str = "auto",
     *,
@@ -207,15 +237,18 @@ def pick_backend(
         memory: Bytes that the tiles under way may take; a tensor of any size is cut into as many as it needs.
     """
 
-    def tile(default: int, bytes_each: int) -> int:
+    def tile(default: int, bytes_each: int, fixed: int = 0) -> int:
         if tile_elements is not None:
             return tile_elements
-        affordable = default if memory is None else memory // bytes_each // BLOCK * BLOCK
+        if memory is None:
+            return default
+        affordable = (memory - min(fixed, memory // 2)) // bytes_each // BLOCK * BLOCK
         return max(BLOCK, min(default, affordable))
 
     if device not in ("auto", "cpu"):
         return TorchBackend(device, tile_elements=tile(TORCH_TILE, 3 * TORCH_BYTES))
-    threads = threads or max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    threads = threads or all_cores()
     if num_elements is not None and num_elements < MIN_KERNEL_ELEMENTS:
         return NumpyBackend(threads=threads, tile_elements=tile(DEFINITION_TILE, threads * TORCH_BYTES))
-    return KernelBackend(threads=threads, tile_elements=tile(KERNEL_TILE, (threads + 4) * 8))
+    arithmetic = threads * DEFINITION_TILE * TORCH_BYTES
+    return KernelBackend(threads=threads, tile_elements=tile(KERNEL_TILE, (threads + SPARE_BUFFERS) * 8, arithmetic))

@@ -1,20 +1,29 @@
-"""How far two checkpoints lie apart, tensor by tensor."""
+"""How far two checkpoints lie apart, tensor by tensor; and which tensors do not."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from ..checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from ..arithmetic.passes import Finding, Pass, Reduction
+from ..arithmetic.sums import block_sums, exact_total
+from ..arithmetic.tile import RawTile
+from ..checkpoint import Source, TensorInfo, open_checkpoint
+from ..errors import CurvatureError
+from ..methods import Method
 from ..names import align
+from ..plan.plan import Plan
+from ..plan.step import Step
+from .backend import KERNEL_TILE, NumpyBackend, all_cores
+from .look import look, pair_plan
+from .loop import Progress
 
-TILE = 1 << 20
+LARGEST = 3  # the row of `distances` that holds maxima
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,40 +53,84 @@ class CheckpointDiff:
     other_form: tuple[str, ...]
 
 
-def _tensor_diff(first: Checkpoint, second: Checkpoint, one: TensorInfo, other: TensorInfo) -> TensorDiff:
-    changed, squares, norm, largest = 0, 0.0, 0.0, 0.0
-    for start in range(0, one.num_elements, TILE):
-        stop = min(start + TILE, one.num_elements)
-        a, b = first.raw(one.name, start, stop), second.raw(other.name, start, stop)
-        a = a.astype(b.dtype, copy=False)  # what an adapter makes is wider than its base
-        changed += int(np.count_nonzero(a.view(f"V{a.itemsize}") != b.view(f"V{b.itemsize}")))
-        with np.errstate(all="ignore"):
-            wide = a.astype(np.float64)
-            delta = b.astype(np.float64) - wide
-        squares += float(delta @ delta)
-        norm += float(wide @ wide)
-        largest = max(largest, float(np.abs(delta).max(initial=0.0)))
-    first.release(one.name)
-    second.release(other.name)
-    relative = sqrt(squares / norm) if norm else (float("inf") if squares else 0.0)
-    return TensorDiff(
-        name=one.name,
-        num_elements=one.num_elements,
-        changed=changed / one.num_elements if one.num_elements else 0.0,
-        relative_norm=relative,
-        largest=largest,
-    )
+def _differs(tile: RawTile) -> np.ndarray:
+    """Return which elements differ in any bit."""
+    found = np.zeros(len(tile.base), bool)
+    for second in tile.tuned:
+        first = tile.base
+        if first.dtype != second.dtype:  # what an adapter makes is wider than its base; either may be
+            wide = np.float64 if np.float64 in (first.dtype, second.dtype) else np.float32
+            first, second = first.astype(wide), second.astype(wide)
+        found |= first.view(f"V{first.itemsize}") != second.view(f"V{second.itemsize}")
+    return found
+
+
+def num_differing(tile: RawTile) -> np.ndarray:
+    """Return block sums of how many elements differ."""
+    return block_sums(_differs(tile))[None]
+
+
+def distances(tile: RawTile) -> np.ndarray:
+    """Return block sums of how many elements differ, of δ² and of first², and block maxima of |δ|; float64."""
+    with np.errstate(all="ignore"):
+        wide = tile.base.astype(np.float64)
+        delta = tile.tuned[0].astype(np.float64) - wide
+        sums = [block_sums(row) for row in (_differs(tile), delta * delta, wide * wide)]
+    return np.stack([*sums, np.maximum.reduceat(np.abs(delta), np.arange(0, len(delta), 4096))])
+
+
+def _totals(tiles: Sequence[np.ndarray]) -> tuple[float, ...]:
+    largest = max(float(tile[LARGEST].max()) for tile in tiles)
+    return (*map(float, exact_total([tile[:LARGEST] for tile in tiles])), largest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distances(Method):
+    """Find how many elements differ, Σδ², Σfirst² and the largest |δ|."""
+
+    name: ClassVar[str] = "distances"
+    title: ClassVar[str] = "distances"
+    source: ClassVar[str] = "sculpt"
+
+    def reduce(self, num_elements: int) -> Reduction:  # noqa: ARG002 (the sums tell all)
+        """Return the four figures."""
+        return Finding(value=(yield Pass(function=distances, combine=_totals, as_stored=True)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differs(Method):
+    """Find whether any bit differs: of a tensor that was trained the first tile tells."""
+
+    name: ClassVar[str] = "differs"
+    title: ClassVar[str] = "differs"
+    source: ClassVar[str] = "sculpt"
+
+    def reduce(self, num_elements: int) -> Reduction:  # noqa: ARG002
+        """Return whether one does."""
+        [count] = yield Pass(function=num_differing, as_stored=True, first_only=True)
+        if not count:
+            [count] = yield Pass(function=num_differing, as_stored=True)
+        return Finding(value=bool(count))
 
 
 def _same_form(one: TensorInfo, other: TensorInfo) -> bool:
-    return one.shape == other.shape and (one.dtype == other.dtype or (other.derived and one.stored.fusible))
+    return one.shape == other.shape and one.dtype in (other.dtype, other.stored)
+
+
+def _pairs(first: Source, second: Source) -> tuple[list[tuple[TensorInfo, TensorInfo]], dict[str, str]]:
+    """Return the tensors that both have in one form, and all matched names."""
+    shapes = [{name: info.shape for name, info in checkpoint.tensors.items()} for checkpoint in (first, second)]
+    matched = dict(align(shapes[0], shapes[1]).pairs)
+    both = [(info, second.tensors[matched[name]]) for name, info in first.tensors.items() if name in matched]
+    return [(one, other) for one, other in both if _same_form(one, other)], matched
+
+
+def _backend() -> NumpyBackend:
+    return NumpyBackend(threads=all_cores(), tile_elements=KERNEL_TILE // 2)
 
 
 def diff(
-    first: Path | str,
-    second: Path | str,
-    *,
-    progress: Callable[[int, int, str], None] = lambda _done, _total, _name: None,
+    first: Path | str, second: Path | str, *, progress: Progress = lambda _done, _total, _name: None
 ) -> CheckpointDiff:
     """Compare two checkpoints; names that differ by a prefix are matched as a fuse matches them.
 
@@ -86,23 +139,54 @@ def diff(
     """
     a = open_checkpoint(first)
     b = open_checkpoint(second, a)
-    shapes = [{name: info.shape for name, info in checkpoint.tensors.items()} for checkpoint in (a, b)]
-    matched = align(shapes[0], shapes[1]).pairs
-    same = [
-        (info, b.tensors[matched[name]])
-        for name, info in a.tensors.items()
-        if name in matched and _same_form(info, b.tensors[matched[name]])
-    ]
-    total, done, found = sum(info.nbytes for info, _ in same), 0, []
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for (info, _), result in zip(same, pool.map(lambda pair: _tensor_diff(a, b, *pair), same), strict=True):
-            found.append(result)
-            done += info.nbytes
-            progress(done, total, info.name)
-    compared = {info.name for info, _ in same}
+    pairs, matched = _pairs(a, b)
+    plan = pair_plan(a, b, pairs, Distances())
+    found = look(plan, _backend(), progress=progress)
+    compared = {step.name for step in plan.steps}
     return CheckpointDiff(
-        tensors=tuple(found),
+        tensors=tuple(_tensor_diff(step, found.get(step.name, (0.0,) * 4)) for step in plan.steps),
         only_first=tuple(name for name in a.tensors if name not in matched),
         only_second=tuple(name for name in b.tensors if name not in set(matched.values())),
         other_form=tuple(name for name in matched if name not in compared),
     )
+
+
+def _tensor_diff(step: Step, figures: Sequence[float]) -> TensorDiff:
+    changed, squares, norm, largest = figures
+    return TensorDiff(
+        name=step.name,
+        num_elements=step.num_elements,
+        changed=changed / step.num_elements if step.num_elements else 0.0,
+        relative_norm=sqrt(squares / norm) if norm else (float("inf") if squares else 0.0),
+        largest=largest,
+    )
+
+
+def changed_tensors(tuned: Source, base: Source) -> frozenset[str]:
+    """Return the names of tuned tensors that are not the base's bit for bit, or that the base lacks.
+
+    Raises:
+        CurvatureError: None differs.
+    """
+    pairs, _ = _pairs(base, tuned)
+    changing = [(ours, theirs) for ours, theirs in pairs if ours is not theirs]  # an adapter leaves most alone
+    found = look(pair_plan(base, tuned, changing, Differs()), _backend())
+    same = {theirs.name for ours, theirs in pairs if not found.get(ours.name, False)}
+    changed = frozenset(tuned.tensors) - same
+    if not changed:
+        raise CurvatureError(f"no tensor of `{tuned.path}` differs from `{base.path}`, so there is nothing to measure")
+    return changed
+
+
+def changed_outputs(plan: Plan) -> frozenset[str]:
+    """Return the output names of the tensors that a plan fuses and of which some tuned model differs from the base.
+
+    Raises:
+        CurvatureError: None differs.
+    """
+    found = look(plan.with_method(Differs()), _backend())
+    changed = frozenset(name for name, differs in found.items() if differs)
+    if not changed:
+        tuned = " and ".join(f"`{checkpoint.path}`" for checkpoint in plan.tuned)
+        raise CurvatureError(f"no tensor of {tuned} differs from `{plan.base.path}`, so there is nothing to measure")
+    return changed

@@ -8,32 +8,29 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..arithmetic.curvature import Curvature
+from ..arithmetic.curvature import Curvatures
 from ..arithmetic.two_sided import Protection
 from ..checkpoint import open_checkpoint
-from ..checkpoint.output.companions import copy_companions
+from ..checkpoint.companions import copy_companions
+from ..checkpoint.json_file import read_json
+from ..checkpoint.output.folder_sink import FolderSink, refuse_output
 from ..checkpoint.output.layout import Layout, OutputTensor, make_layout
-from ..checkpoint.output.writer import CheckpointWriter, refuse_output
-from ..checkpoint.reader import read_json
 from ..device import torch_device
 from ..errors import MethodError, OutputError
 from ..methods import Method
-from ..plan.plan import Plan, Policies, Selection, Side, make_plan
+from ..plan.plan import Plan, Policies, Request, Selection, Side, make_plan
 from ..record.card import model_card
 from ..record.input_digests import InputDigests
 from ..record.manifest import DIGESTS, FileRecord, Manifest, installed_version, make_manifest
 from .backend import Backend, pick_backend
+from .bill import Bill, bill_of
 from .loop import Progress, run
-from .protector import HELD, Protector
+from .protector import Protector
 from .staged import run_as_measured
 from .task import Context
-
-PROCESS_BYTES = 120_000_000  # the interpreter with NumPy, measured
-BYTES_PER_ELEMENT = 100  # of a tile: its float32 and float64 intermediates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +63,32 @@ class Settings:
     recipe: Mapping[str, Any] | None = None
     protection: Protection | None = None
 
+    def request(self, keep: tuple[tuple[tuple[str, ...], Side], ...] = ()) -> Request:
+        """Return what is asked of every tensor; `keep` are globs of those that are copied all the same."""
+        return Request(
+            selection=self.selection,
+            policies=self.policies,
+            config_from=self.config_from,
+            dtype=self.dtype,
+            keep=keep,
+        )
+
+    def protector(self) -> Protector | None:
+        """Return what mixes the deltas before the method sees them, if the base is protected."""
+        if self.protection is None:
+            return None
+        return Protector(self.protection, device="cpu" if self.device == "auto" else self.device)
+
+    def backend(self, plan: Plan) -> Backend:
+        """Return what computes a plan."""
+        return pick_backend(
+            self.device,
+            threads=self.threads,
+            tile_elements=self.tile_elements,
+            num_elements=sum(step.num_fused for step in plan.steps),
+            memory=self.memory,
+        )
+
     def recorded(self) -> dict[str, Any]:
         """Return what the manifest holds: all that can change the output, and the digest."""
         free = ("device", "threads", "memory", "tile_elements")
@@ -88,15 +111,21 @@ class Prepared:
     """A fuse that is planned and checked, with nothing written yet.
 
     Attributes:
+        options: Of the method, as the manifest has them: where tensors have their own, as the recipe says it.
         finish: Changes what was copied beside the weights, in the folder that it is given; or None.
     """
 
     plan: Plan
     layout: Layout
-    method: Method
+    options: Mapping[str, Any]
     settings: Settings
     output: Path
     finish: Callable[[Path], None] | None = None
+
+    @property
+    def method(self) -> Method:
+        """The method of all tensors that have none of their own."""
+        return self.plan.method
 
     def needs(self) -> Needs:
         """Return what the run takes, from headers alone."""
@@ -106,35 +135,31 @@ class Prepared:
             bytes_read=self.plan.bytes_read,
             bytes_written=sum(shard.nbytes for shard in self.layout.shards),
             num_files=len(self.layout.shards),
-            memory=PROCESS_BYTES + backend.threads * backend.tile_elements * BYTES_PER_ELEMENT + self._matrix_bytes(),
+            memory=self.bill(backend).total,
             mapped=min(backend.threads * largest, self.plan.bytes_read),
         )
 
-    def _matrix_bytes(self) -> int:
-        """Return what two-sided curvature with matrices holds: a few tensors in float32, and four float64 matrices."""
-        if self.settings.protection is None or not self.settings.protection.needs_gram:
-            return 0
-        shapes = [step.shape for step in self.plan.steps if step.action == "fuse" and len(step.shape) > 1]
-        widths = [min(prod(shape[1:]), max(shape)) for shape in shapes]
-        return 4 * HELD * max(map(prod, shapes), default=0) + 4 * 8 * max(widths, default=0) ** 2
+    def bill(self, backend: Backend) -> Bill:
+        """Return what the run takes of memory.
 
-    def protector(self) -> Protector | None:
-        """Return what mixes the deltas before the method sees them, if the base is protected."""
-        if self.settings.protection is None:
-            return None
-        device = self.settings.device
-        return Protector(self.settings.protection, device="cpu" if device == "auto" else device)
+        Raises:
+            MemoryBudgetError: A tensor that is worked on whole takes more than the budget.
+        """
+        settings = self.settings
+        return bill_of(
+            self.plan.steps,
+            self.method,
+            settings.protection,
+            backend,
+            settings.memory,
+            loads_torch=self.method.loads_torch
+            or settings.device not in ("auto", "cpu")
+            or (settings.protection is not None and settings.protection.needs_gram),
+        )
 
     def backend(self) -> Backend:
         """Return what the run computes with."""
-        settings = self.settings
-        return pick_backend(
-            settings.device,
-            threads=settings.threads,
-            tile_elements=settings.tile_elements,
-            num_elements=sum(step.num_fused for step in self.plan.steps),
-            memory=settings.memory,
-        )
+        return self.settings.backend(self.plan)
 
 
 def prepare(
@@ -155,49 +180,57 @@ def prepare(
     method = method.for_models(len(tuned))
     refuse_output(output, [base, *tuned], overwrite=overwrite)
     opened = open_checkpoint(base)
-    plan = make_plan(
-        opened,
-        [open_checkpoint(path, opened) for path in tuned],
-        method=method,
-        selection=settings.selection,
-        policies=settings.policies,
-        config_from=settings.config_from,
-        dtype=settings.dtype,
-    )
-    return prepare_plan(plan, output=output, method=method, settings=settings)
+    models = [opened, *(open_checkpoint(path, opened) for path in tuned)]
+    return prepare_plan(make_plan(models, lambda _: method, settings.request()), output=output, settings=settings)
 
 
 def prepare_plan(
     plan: Plan,
     *,
     output: Path,
-    method: Method,
     settings: Settings,
+    options: Mapping[str, Any] | None = None,
     finish: Callable[[Path], None] | None = None,
 ) -> Prepared:
     """Lay out the output of a plan and check the free disk.
+
+    Args:
+        options: In place of the method's, for the manifest.
 
     Raises:
         SculptError: The output does not fit.
     """
     if settings.digest not in DIGESTS:
         raise MethodError(f"`--digest` must be one of {', '.join(DIGESTS)}, got `{settings.digest}`")
-    if settings.protection is not None and len(plan.tuned) != 1:
-        raise MethodError(f"`--protect` takes one tuned model, got {len(plan.tuned)}")
+    if settings.protection is not None and not plan.tuned:
+        raise MethodError("a base is protected from tuned models, and there are none")
     if settings.device not in ("auto", "cpu"):
         torch_device(settings.device)
-    outputs = [
+    layout = make_layout(output_tensors(plan), plan.base, settings.max_shard_bytes)
+    _refuse_full_disk(output, sum(shard.nbytes for shard in layout.shards))
+    prepared = Prepared(
+        plan=plan,
+        layout=layout,
+        options=plan.method.options() if options is None else options,
+        settings=settings,
+        output=output,
+        finish=finish,
+    )
+    prepared.needs()  # refuses what does not fit the memory
+    return prepared
+
+
+def output_tensors(plan: Plan) -> list[OutputTensor]:
+    """Return what a run of the plan writes."""
+    return [
         OutputTensor(
             name=step.name,
             dtype=step.dtype,
             shape=step.shape,
-            origin=step.base.file.name if step.base else None,
+            origin=step.base.file.name if step.base and step.base.file else None,
         )
         for step in plan.steps
     ]
-    layout = make_layout(outputs, plan.base, settings.max_shard_bytes)
-    _refuse_full_disk(output, sum(shard.nbytes for shard in layout.shards))
-    return Prepared(plan=plan, layout=layout, method=method, settings=settings, output=output, finish=finish)
 
 
 def free_disk(output: Path) -> int:
@@ -219,7 +252,7 @@ def _refuse_full_disk(output: Path, needed: int) -> None:
 def execute(
     prepared: Prepared,
     *,
-    curvature: Mapping[str, Curvature] | Iterator[Mapping[str, Curvature]] | None = None,
+    curvature: Mapping[str, Curvatures] | Iterator[Mapping[str, Curvatures]] | None = None,
     provenance: Mapping[str, Any] | None = None,
     command: str | None = None,
     overwrite: bool = False,
@@ -229,35 +262,35 @@ def execute(
     """Run a prepared fuse and return its manifest.
 
     Args:
-        curvature: By tensor name of the (first) tuned model; a tensor without is fused with H = I. An iterator gives
-            it block by block, as it is being measured.
+        curvature: By output name, what was measured of the tensor in each model, the base first; a tensor without is
+            fused with H = I. An iterator gives it block by block, as it is being measured.
         provenance: Where the curvature came from, for the manifest.
 
     Raises:
         SculptError: Nothing is left under the output's name.
     """
-    plan, settings, method = prepared.plan, prepared.settings, prepared.method
+    plan, settings = prepared.plan, prepared.settings
     backend = backend or prepared.backend()
-    writer = CheckpointWriter(
+    sink = FolderSink(
         prepared.output,
         prepared.layout,
         fingerprint=_fingerprint(prepared, provenance),
         overwrite=overwrite,
         new_digest=DIGESTS[settings.digest],
-        rooms=backend.threads + 4,
+        buffers=backend.threads + 4,
     )
     inputs = InputDigests((plan.base, *plan.tuned), plan.steps, settings.digest)
-    with closing(inputs), writer:
+    with closing(inputs), sink:
         context = Context(
             plan=plan,
-            method=method,
             curvature=curvature if isinstance(curvature, Mapping) else None,
             seed=settings.seed,
             backend=backend,
-            writer=writer,
+            sink=sink,
             inputs=inputs,
             keep_nonfinite=settings.policies.on_nonfinite == "keep",
-            protector=prepared.protector(),
+            protector=settings.protector(),
+            whole_bytes=prepared.bill(backend).budget,
         )
         if curvature is None or isinstance(curvature, Mapping):
             records = run(plan.steps, context, progress=progress)
@@ -267,13 +300,13 @@ def execute(
             FileRecord(
                 name=shard.file_name,
                 nbytes=shard.nbytes,
-                digest=f"{settings.digest}:{writer.digest(shard.file_name)}",
+                digest=f"{settings.digest}:{sink.digest(shard.file_name)}",
             )
             for shard in prepared.layout.shards
         ]
         manifest = make_manifest(
             plan,
-            method,
+            prepared.options,
             settings=settings.recorded(),
             command=command,
             curvature=provenance,
@@ -281,7 +314,7 @@ def execute(
             outputs=outputs,
             records=records,
         )
-        writer.commit(lambda folder: _add_files(folder, prepared, manifest))
+        sink.commit(lambda folder: _add_files(folder, prepared, manifest))
     return manifest
 
 
@@ -305,7 +338,7 @@ def _fingerprint(prepared: Prepared, provenance: Mapping[str, Any] | None) -> st
 def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> None:
     """Write the manifest and the card, and copy configuration, tokenizer and code from the chosen side."""
     plan = prepared.plan
-    copy_companions(plan.base if prepared.settings.config_from == "base" else plan.tuned[0], folder)
+    copy_companions(plan.config_from, folder)
     if prepared.settings.dtype is not None:
         _record_dtype(folder / "config.json", prepared.settings.dtype)
     if prepared.finish is not None:

@@ -7,22 +7,20 @@ method's reduction asks for does not depend on its strength, so only the map run
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 
-from ..arithmetic.curvature import Curvature
+from ..arithmetic.curvature import Curvatures
 from ..arithmetic.passes import Map, Pass
 from ..arithmetic.tile import RawTile
-from ..dtypes import DTYPES
-from ..methods import Method
+from ..checkpoint.output.sink import MemorySink
 from ..plan.plan import Plan
-from ..plan.step import Step
 from ..record.records import TensorRecord
 from .backend import Backend
+from .fuse import output_tensors
 from .loop import Progress, run
 from .protector import Protector
 from .task import Context
@@ -59,43 +57,15 @@ class RememberingBackend(Backend):
     @staticmethod
     def _key(tile: RawTile, wanted: Pass) -> Any:
         """Return what a pass over a tile depends on while inputs and curvature stay; None where that is not known."""
-        if tile.prepared is not None:
+        if tile.prepared is not None or tile.name is None:
             return None
-        address = tile.base.__array_interface__["data"][0]  # tells tied twins apart, which share their keys
-        key = (wanted.function, wanted.arguments, tile.keys, tile.start, len(tile.base), address, tile.root is None)
+        # The name tells tied twins apart, which share their random keys.
+        key = (tile.name, tile.start, len(tile.base), wanted.function, wanted.arguments, tile.keys, tile.root is None)
         try:
             hash(key)
         except TypeError:
             return None
         return key
-
-
-@final
-class _Memory:
-    """Takes the place of a `CheckpointWriter`."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, np.ndarray] = {}
-        self.finished: Mapping[str, Any] = {}
-
-    def make_room(self, step: Step) -> None:
-        dtype: Any = DTYPES[step.dtype].numpy
-        self.tensors[step.name] = np.empty(step.num_elements, dtype)
-
-    @contextmanager
-    def room(self, name: str, start: int, stop: int, _dtype: np.dtype) -> Iterator[np.ndarray]:
-        yield self.tensors[name][start:stop]
-
-    def finish(self, name: str, entry: Mapping[str, Any]) -> None:
-        """Keep no journal."""
-
-
-@final
-class _NoDigests:
-    """Takes the place of `InputDigests`."""
-
-    def see(self, array: np.ndarray) -> None:
-        """Hash nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,9 +83,8 @@ class FusedTensors:
 
 def fuse_in_memory(
     plan: Plan,
-    method: Method,
     *,
-    curvature: Mapping[str, Curvature] | None,
+    curvature: Mapping[str, Curvatures] | None,
     seed: int,
     backend: Backend,
     keep_nonfinite: bool = False,
@@ -127,20 +96,16 @@ def fuse_in_memory(
     Raises:
         SculptError: As the fuse would.
     """
-    memory, digests = _Memory(), _NoDigests()
-    for step in plan.steps:
-        memory.make_room(step)
+    sink = MemorySink(output_tensors(plan))
     context = Context(
         plan=plan,
-        method=method,
         curvature=curvature,
         seed=seed,
         backend=backend,
-        writer=memory,  # pyright: ignore[reportArgumentType] (what a run asks of a writer, it has)
-        inputs=digests,  # pyright: ignore[reportArgumentType, reportCallIssue]
+        sink=sink,
+        inputs=None,
         keep_nonfinite=keep_nonfinite,
         protector=protector,
     )
     records = run(plan.steps, context, progress=progress)
-    shaped = {step.name: memory.tensors[step.name].reshape(step.shape) for step in plan.steps}
-    return FusedTensors(tensors=shaped, records=records)
+    return FusedTensors(tensors=sink.tensors, records=records)

@@ -13,7 +13,9 @@ from ..methods import Method
 from ..names import block_of
 from ..plan.plan import Step
 from ..record.records import TensorRecord
-from .task import Context, TensorTask, stages
+from .bill import whole_bytes
+from .protector import HELD
+from .task import Context, Results, TensorTask, stages
 
 BATCH = 1 << 18  # units smaller than this run whole in one task, several to a task
 TINY = 1 << 15  # units smaller than this are more Python than arithmetic: threads would fight for the interpreter
@@ -33,6 +35,14 @@ def units(steps: Sequence[Step], context: Context) -> Iterator[Unit]:
             block = block_of(step.name) if task.method.scope == "block" else ""
             shared.setdefault((task.method, block), []).append(task)
     yield from shared.values()
+
+
+def _bill(unit: Unit) -> int:
+    """Return the bytes that a unit takes beyond those of its tiles, while it is under way."""
+    context = unit[0].context
+    protection = context.protector.protection if context.protector is not None else None
+    each = max(whole_bytes(task.step, task.method, protection) for task in unit)
+    return each if len(unit) == 1 else each * (HELD + context.backend.threads)
 
 
 def _size(unit: Unit) -> int:
@@ -61,9 +71,9 @@ def _batches(all_units: Iterable[Unit]) -> Iterator[list[Unit]]:
         yield batch
 
 
-def _run_whole(batch: list[Unit]) -> list[TensorRecord]:
+def _run_whole(batch: list[Unit]) -> Results:
     """Run small units one after the other within one task."""
-    records: list[TensorRecord] = []
+    found: Results = []
     for unit in batch:
         generator, results = stages(unit), None
         try:
@@ -71,8 +81,8 @@ def _run_whole(batch: list[Unit]) -> list[TensorRecord]:
                 wanted, work = generator.send(results)  # pyright: ignore[reportArgumentType]
                 results = [task.run(wanted, span) for task, span in work]
         except StopIteration as end:
-            records += end.value
-    return records
+            found += end.value
+    return found
 
 
 @final
@@ -85,7 +95,7 @@ class _Spread:
         self._results: list[Any] = []
         self._missing = 0
 
-    def advance(self) -> list[TensorRecord] | None:
+    def advance(self) -> Results | None:
         """Submit the next stage; return the records when there is none."""
         try:
             wanted, work = self._stages.send(self._results or None)  # pyright: ignore[reportArgumentType]
@@ -97,11 +107,27 @@ class _Spread:
             self._submit(self, index, task.run, wanted, span)
         return None
 
-    def receive(self, index: int, result: Any) -> list[TensorRecord] | None:
+    def receive(self, index: int, result: Any) -> Results | None:
         """Take one result; go on when the stage is complete."""
         self._results[index] = result
         self._missing -= 1
         return self.advance() if not self._missing else None
+
+
+@final
+class _Together:
+    """Small units that run one after the other on one thread."""
+
+    def __init__(self, batch: list[Unit]) -> None:
+        self._batch = batch
+
+    def run(self) -> Results:
+        """Run them all."""
+        return _run_whole(self._batch)
+
+    def receive(self, _index: int, results: Results) -> Results:
+        """Return what came of them."""
+        return results
 
 
 @contextmanager
@@ -117,10 +143,10 @@ def _without_collector() -> Iterator[None]:
 
 
 @_without_collector()
-def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[str, TensorRecord]:
-    """Fuse or copy every step into the writer; return a record for each output tensor.
+def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[str, Any]:
+    """Fuse or copy every step into the sink; return a record for each output tensor, or what was found of it.
 
-    Tensors that the writer's journal names as finished, and whose bytes are still there, are not run again.
+    Tensors that the sink knows as finished, and whose bytes are still there, are not run again.
     """
     total = sum(step.bytes_read for step in steps)
     records = _resumed(steps, context)
@@ -129,14 +155,16 @@ def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[
     threads = context.backend.threads
     finished: SimpleQueue[tuple[Any, int, Future[Any]]] = SimpleQueue()
     outstanding = 0
+    held: dict[Any, int] = {}  # bytes of tensors that are worked on whole, by what works on them
 
-    def note(ready: Iterable[TensorRecord]) -> None:
+    def note(ready: Results) -> None:
         nonlocal done
-        for record in ready:
-            context.writer.finish(record.name, {"record": record.as_json()})
-            records[record.name] = record
-            done += by_name[record.name].bytes_read
-            progress(done, total, record.name)
+        for name, found in ready:
+            if isinstance(found, TensorRecord):
+                context.sink.finish(name, {"record": found.as_json()})
+            records[name] = found
+            done += by_name[name].bytes_read
+            progress(done, total, name)
 
     with ThreadPoolExecutor(threads) as pool:
 
@@ -146,35 +174,46 @@ def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[
             future = pool.submit(function, *arguments)
             future.add_done_callback(lambda found: finished.put((owner, index, found)))
 
-        def start(batch: list[Unit]) -> None:
+        def start(batch: list[Unit], nbytes: int) -> None:
             if len(batch) == 1 and _size(batch[0]) >= BATCH:
-                _Spread(batch[0], submit).advance()
-            elif _size(batch[0]) >= TINY:
-                submit(None, 0, _run_whole, batch)
+                owner = _Spread(batch[0], submit)
+                held[owner] = nbytes
+                owner.advance()
+            elif nbytes or _size(batch[0]) >= TINY:
+                owner = _Together(batch)
+                held[owner] = nbytes
+                submit(owner, 0, owner.run)
             else:
                 note(_run_whole(batch))
 
         waiting = _batches(units([step for step in steps if step.name not in records], context))
+        batch = next(waiting, None)
         try:
             while True:
-                while outstanding < 4 * threads and (batch := next(waiting, None)) is not None:
-                    start(batch)
+                while batch is not None and outstanding < 4 * threads:
+                    nbytes = max(map(_bill, batch))
+                    if nbytes and sum(held.values()) + nbytes > context.whole_bytes and held:
+                        break  # it is let in once others are done; alone it always fits, or the run was refused
+                    start(batch, nbytes)
+                    batch = next(waiting, None)
                 if not outstanding:
                     break
                 owner, index, future = finished.get()
                 outstanding -= 1
-                ready = future.result() if owner is None else owner.receive(index, future.result())
-                note(ready or ())
+                ready = owner.receive(index, future.result())
+                if ready is not None:
+                    del held[owner]
+                    note(ready)
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return records
 
 
-def _resumed(steps: Sequence[Step], context: Context) -> dict[str, TensorRecord]:
+def _resumed(steps: Sequence[Step], context: Context) -> dict[str, Any]:
     records = {}
     for step in steps:
-        entry = context.writer.finished.get(step.name)
+        entry = context.sink.finished.get(step.name)
         if entry is not None:
             record = TensorRecord.from_json(entry["record"])
             if TensorTask(step, context).still_written(record.digest):

@@ -1,35 +1,43 @@
-"""The tuned side of a protected fuse: each tensor's delta, mixed by two-sided curvature before the method sees it."""
+"""The tuned sides of a protected fuse: each delta mixed by two-sided curvature, in front of any method.
+
+A matrix transform: `W_pre + δ_k·A_k·(A_k + λ·G)⁻¹` takes the place of tuned model k, whose own inputs A_k are; G is the
+base's, the same for all.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from math import prod
+from collections.abc import Hashable
 from typing import Any, TypeVar, final
 
 import numpy as np
 
 from ..arithmetic.curvature import Curvature
-from ..arithmetic.per_element import PerElement, per_element
+from ..arithmetic.group import Group
+from ..arithmetic.matrices import CHUNK, Matrices, Models
+from ..arithmetic.per_element import per_element
 from ..arithmetic.row_layout import check_matrix, row_layout
 from ..arithmetic.two_sided import Protection, fractions, mixing_blocks
-from ..device import torch_device
+from ..device import float64_device, torch_device
 from ..errors import CurvatureError
 
-CHUNK = 1 << 22  # elements that are multiplied at once: fixed, so that no bit depends on tiles or threads
-HELD = 4  # tensors and matrices that are kept until they are released
+HELD = 4  # tensors that are kept until they are released
+MIXINGS = 2  # matrices that are kept for each tuned model: q, k and v come one after the other and share theirs
+CHUNK_BYTES = 24 * CHUNK  # of the chunk that is being multiplied: base, tuned, δ and what moves, in float32
+PAIR_BYTES = 32  # of a pair of inputs, beside A and G in float64: a factor, the solution, and the copies of each
 
 TARGET_ALONE, GENERAL_ALONE = "target alone", "general alone"  # forms of tensors that only one side reached
 BY_ELEMENT = ("interpolation", "diagonal", TARGET_ALONE, GENERAL_ALONE)  # forms without matrices
 
 T = TypeVar("T")
-Read = Callable[[int, int], tuple[np.ndarray, np.ndarray]]  # start, stop -> base and tuned elements
+Mixing = list[tuple[slice, Any]]  # which inputs, and a matrix over them
+Sides = tuple[Curvature | None, Curvature | None]  # of the target and of general data
 
 
 @final
 class Protector:
-    """Gives `W_pre + δ·A·(A + λ·G)⁻¹` in place of the tuned tensors; any thread may ask.
+    """Gives protected tensors in place of the tuned ones; any thread may ask.
 
     A diagonal works on any run of elements. With matrices a tensor is made whole, one at a time, and a few are held in
     float32 until they are released.
@@ -42,154 +50,144 @@ class Protector:
         self.protection = protection
         self._device = device
         self._lock, self._making = threading.Lock(), threading.Lock()
-        self._whole: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._fractions: OrderedDict[str, PerElement] = OrderedDict()
-        self._mixings: OrderedDict[tuple[int, int, int], tuple[Any, Any, Any]] = OrderedDict()
+        self._held: OrderedDict[str, OrderedDict[Hashable, Any]] = OrderedDict()
+        self._mixings: list[tuple[np.ndarray, np.ndarray, int, Mixing]] = []
 
-    def form(self, curvature: Curvature | None) -> str:
-        """Return what a tensor is mixed by: the form that was asked for, or what its statistics allow."""
-        general = None if curvature is None else curvature.general
-        if curvature is None or general is None or not (curvature.num_tokens or general.num_tokens):
+    def form(self, sides: Sides) -> str:
+        """Return what a delta is mixed by: the form that was asked for, or what its statistics allow."""
+        target, general = sides
+        if not (target and target.num_tokens) and not (general and general.num_tokens):
             return "interpolation"
-        if not general.num_tokens:
+        if not (general and general.num_tokens):
             return TARGET_ALONE
-        if not curvature.num_tokens:
+        if not (target and target.num_tokens):
             return GENERAL_ALONE
-        if self.protection.needs_gram and self._grams(curvature) is not None:
+        if self.protection.needs_gram and target.gram is not None and general.gram is not None:
             return self.protection.curvature
         return "diagonal"
 
-    def tuned(
-        self, name: str, shape: tuple[int, ...], curvature: Curvature | None, start: int, stop: int, read: Read
-    ) -> np.ndarray:
-        """Return elements `start … stop − 1` of the protected tensor, float32, or float64 where an input is.
+    def forms(self, group: Group) -> str:
+        """Return the form of each tuned model's delta, those that are alike once, for a record."""
+        return ", ".join(dict.fromkeys(self.form((target, group.base)) for target in group.tuned))
+
+    def _by_matrix(self, group: Group) -> list[int]:
+        """Return which tuned models' deltas are mixed by matrices."""
+        if not self.protection.weight:
+            return []
+        return [k for k, target in enumerate(group.tuned) if self.form((target, group.base)) not in BY_ELEMENT]
+
+    def needs_whole(self, group: Group) -> bool:
+        """Whether tensors are made whole before any of their elements is there."""
+        return bool(self._by_matrix(group))
+
+    def tuned(self, group: Group, start: int, stop: int, matrices: Matrices) -> list[np.ndarray]:
+        """Return elements `start … stop − 1` of each protected tensor, float32, or float64 where an input is.
 
         Raises:
             CurvatureError: The statistics do not fit the tensor.
             MethodError: The matrices cannot be factorised.
         """
-        if self.protection.weight == 0:
-            return read(start, stop)[1]
-        if self.form(curvature) in BY_ELEMENT:
-            return self._by_element(name, shape, curvature, start, stop, read)
-        assert curvature is not None
-        whole = self._known(self._whole, name)
-        if whole is None:
-            with self._making:  # one at a time: the matrices are large, and torch uses all cores for each
-                whole = self._known(self._whole, name)
-                if whole is None:
-                    whole = self._keep(self._whole, name, self._make_whole(name, shape, curvature, read))
-        return whole[start:stop]
+        by_matrix = self._by_matrix(group)
+        wholes = self._wholes(group, by_matrix, matrices) if by_matrix else {}
+        models: Models = matrices.flat(start, stop) if len(by_matrix) < len(group.tuned) else ()
+        return [
+            wholes[k][start:stop] if k in wholes else self._by_element(group, k, models[0], models[k + 1], start)
+            for k in range(len(group.tuned))
+        ]
 
     def release(self, name: str) -> None:
         """Let go of a tensor."""
         with self._lock:
-            self._whole.pop(name, None)
-            self._fractions.pop(name, None)
+            self._held.pop(name, None)
 
-    def _known(self, held: OrderedDict[str, T], name: str) -> T | None:
+    def _once(self, name: str, key: Hashable, make: Any) -> Any:
+        """Return what was made of a tensor before, or make it; of the tensors that are held the oldest goes."""
         with self._lock:
-            return held.get(name)
-
-    def _keep(self, held: OrderedDict[str, T], name: str, made: T) -> T:
+            held = self._held.get(name)
+            if held is not None and key in held:
+                return held[key]
+        made = make()
         with self._lock:
-            _make_room(held)
-            held[name] = made
+            while name not in self._held and len(self._held) >= HELD:
+                self._held.popitem(last=False)
+            self._held.setdefault(name, OrderedDict())[key] = made
         return made
 
-    def _by_element(
-        self, name: str, shape: tuple[int, ...], curvature: Curvature | None, start: int, stop: int, read: Read
-    ) -> np.ndarray:
-        kept = self._known(self._fractions, name)
-        if kept is None:
-            known = curvature or Curvature(terms=(), num_tokens=0)
-            made = per_element(fractions(name, known, shape, self.protection), shape)
-            kept = self._keep(self._fractions, name, made)
-        base, tuned = (_widened(array) for array in _alike(*read(start, stop)))
-        part = kept.expand(start, stop - start)
+    def _by_element(self, group: Group, k: int, base: np.ndarray, tuned: np.ndarray, start: int) -> np.ndarray:
+        if self.protection.weight == 0:
+            return tuned
+        target = group.tuned[k]
+        kept = self._once(
+            group.name, k, lambda: per_element(fractions(group, target, group.base, self.protection), group.shape)
+        )
+        part = kept.expand(start, len(base))
         return np.where(part == 1, tuned, base + part * (tuned - base))
 
-    def _grams(self, curvature: Curvature) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return Σ x·xᵀ of the target and of general data; None if one is lacking."""
-        assert curvature.general is not None
-        if curvature.gram is None or curvature.general.gram is None:
-            return None
-        return curvature.gram, curvature.general.gram
+    def _wholes(self, group: Group, which: list[int], matrices: Matrices) -> dict[int, np.ndarray]:
+        with self._lock:
+            held = self._held.get(group.name, {}).get("wholes")
+        if held is not None:
+            return held
+        with self._making:  # one at a time: the matrices are large, and torch uses all cores for each
+            return self._once(group.name, "wholes", lambda: self._make_wholes(group, which, matrices))
 
-    def _make_whole(self, name: str, shape: tuple[int, ...], curvature: Curvature, read: Read) -> np.ndarray:
+    def _make_wholes(self, group: Group, which: list[int], matrices: Matrices) -> dict[int, np.ndarray]:
         import torch
 
-        device = torch_device(self._device)
-        layout = row_layout(name, shape, curvature)
-        shapes = {gram.shape for gram in self._grams(curvature) or ()}
-        if len(shapes) > 1:
-            first, second = (list(found) for found in sorted(shapes))
-            raise CurvatureError(
-                f"the full Hessians of `{name}` have shapes {first} and {second} on the two sides",
-                hint="calibrate the tuned model and the base that are fused",
-            )
-        rows = prod(shape) // (layout.stack * layout.width)
-        step = max(1, CHUNK // layout.width) if layout.is_in_order else rows
-        whole: np.ndarray | None = None
-        flat = None if layout.is_in_order else [layout.split(_widened(a)) for a in _alike(*read(0, prod(shape)))]
-        for k in range(layout.stack):
-            mixing: Any = None
-            for row in range(0, rows, step):
-                count = min(step, rows - row)
-                first = (k * rows + row) * layout.width
-                if flat is None:
-                    pair = [_widened(array) for array in _alike(*read(first, first + count * layout.width))]
-                    base, tuned = (array.reshape(count, layout.width) for array in pair)
-                else:
-                    base, tuned = (array[k] for array in flat)
-                if mixing is None:
-                    mixing = self._mixing(name, curvature, k)
-                if whole is None:
-                    whole = np.empty(prod(shape), base.dtype)
-                delta = torch.from_numpy(np.ascontiguousarray(tuned - base)).to(device)
+        device, general = torch_device(self._device), group.base
+        assert general is not None
+        for k in which:
+            _refuse_other_shapes(group, group.tuned[k], general)
+        target = group.tuned[which[0]]
+        assert target is not None
+        layout = row_layout(group.name, group.shape, target)
+        wholes: dict[int, np.ndarray] = {}
+        for stack, rows, models in matrices.chunks(layout):
+            base = models[0]
+            for k in which:
+                if k not in wholes:
+                    wholes[k] = np.empty((layout.stack, layout.rows, layout.width), base.dtype)
+                delta = torch.from_numpy(np.ascontiguousarray(models[k + 1] - base)).to(device)
+                mixing = self._mixing(group, k, stack)
                 moved = torch.cat([delta[:, part] @ matrix.to(delta.dtype) for part, matrix in mixing], dim=1)
-                whole[first : first + base.size] = (base + moved.cpu().numpy()).reshape(-1)
-        assert whole is not None
-        return whole if flat is None else layout.join(whole.reshape(layout.stack, rows, layout.width))
+                wholes[k][stack, rows] = base + moved.cpu().numpy()
+        return {k: layout.join(whole) for k, whole in wholes.items()}
 
-    def _mixing(self, name: str, curvature: Curvature, k: int) -> Any:
-        """Return the blocks of the k-th of the stacked matrices; shared by tensors that see the same inputs."""
+    def _mixing(self, group: Group, k: int, stack: int) -> Mixing:
+        """Return the blocks of one of the stacked matrices; shared by tensors that see the same inputs."""
         import torch
 
-        device = torch_device(self._device)
-        device = torch.device("cpu") if device.type == "mps" else device  # no float64 there
-        grams = self._grams(curvature)
-        assert grams is not None
-        assert curvature.general is not None
-        key = (id(grams[0]), id(grams[1]), k)
-        if key not in self._mixings:
-            matrices, means = [], []
-            for gram, side in zip(grams, (curvature, curvature.general), strict=True):
-                one = gram[k] if gram.ndim == 3 else gram
-                check_matrix(name, one)
-                diagonal = np.diagonal(gram, axis1=-2, axis2=-1)
-                matrices.append(torch.from_numpy(one.astype(np.float64)).to(device) / side.num_tokens)
-                means.append(float(diagonal.mean(dtype=np.float64)) / side.num_tokens)
-            blocks = mixing_blocks(
-                name, matrices[0], matrices[1], self.protection, mean_target=means[0], mean_general=means[1]
-            )
-            mixing = [(part, matrix.float().to(torch_device(self._device))) for part, matrix in blocks]
-            _make_room(self._mixings, 2)
-            self._mixings[key] = (mixing, *grams)  # held, so that ids stay theirs
-        return self._mixings[key][0]
+        target, general = group.tuned[k], group.base
+        assert target is not None
+        assert general is not None
+        assert target.gram is not None
+        assert general.gram is not None
+        for ours, theirs, number, mixing in self._mixings:
+            if ours is target.gram and theirs is general.gram and number == stack:
+                return mixing
+        device = float64_device(torch_device(self._device))
+        matrices, means = [], []
+        for side in (target, general):
+            gram: Any = side.gram
+            one = gram[stack] if gram.ndim == 3 else gram
+            check_matrix(group.name, one)
+            diagonal = np.diagonal(gram, axis1=-2, axis2=-1)
+            matrices.append(torch.from_numpy(one.astype(np.float64)).to(device) / side.num_tokens)
+            means.append(float(diagonal.mean(dtype=np.float64)) / side.num_tokens)
+        blocks = mixing_blocks(
+            group.name, matrices[0], matrices[1], self.protection, mean_target=means[0], mean_general=means[1]
+        )
+        mixing = [(part, matrix.float().to(torch_device(self._device))) for part, matrix in blocks]
+        most = MIXINGS * len(group.tuned)
+        self._mixings = [*self._mixings[-most + 1 :], (target.gram, general.gram, stack, mixing)]
+        return mixing
 
 
-def _make_room(held: OrderedDict[Any, Any], limit: int = HELD) -> None:
-    while len(held) >= limit:
-        held.popitem(last=False)
-
-
-def _alike(base: np.ndarray, tuned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both in float64 if one is."""
-    if np.float64 in (base.dtype, tuned.dtype):
-        return base.astype(np.float64), tuned.astype(np.float64)
-    return base, tuned
-
-
-def _widened(array: np.ndarray) -> np.ndarray:
-    return array if array.dtype == np.float64 else array.astype(np.float32)
+def _refuse_other_shapes(group: Group, target: Curvature | None, general: Curvature) -> None:
+    shapes = {gram.shape for gram in (target and target.gram, general.gram) if gram is not None}
+    if len(shapes) > 1:
+        first, second = (list(found) for found in sorted(shapes))
+        raise CurvatureError(
+            f"the full Hessians of `{group.name}` have shapes {first} and {second} on the two sides",
+            hint="calibrate the tuned model and the base that are fused",
+        )

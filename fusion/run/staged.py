@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from ..arithmetic.curvature import Curvature
+from ..arithmetic.curvature import Curvatures
 from ..plan.step import Step
 from ..record.records import TensorRecord
 from .loop import Progress, run
@@ -13,7 +13,7 @@ from .task import Context
 
 
 def run_as_measured(
-    context: Context, blocks: Iterator[Mapping[str, Curvature]], *, progress: Progress
+    context: Context, blocks: Iterator[Mapping[str, Curvatures]], *, progress: Progress
 ) -> dict[str, TensorRecord]:
     """Run every step of the plan and return the records; a tensor is fused once its curvature has arrived.
 
@@ -21,15 +21,15 @@ def run_as_measured(
     never gets curvature is fused last, with H = I. A method that reduces over more than a tensor waits for the end.
 
     Args:
-        blocks: Curvature by tensor name, each tensor once.
+        blocks: Each model's curvature by output name, each tensor once.
     """
     waiting: dict[str, Step] = {step.name: step for step in context.plan.steps}
     total = sum(step.bytes_read for step in context.plan.steps)
     records: dict[str, TensorRecord] = {}
-    held: dict[str, Curvature] = {}
-    at_once = all((step.method or context.method).scope == "tensor" for step in waiting.values())
+    held: dict[str, Curvatures] = {}
+    at_once = all((step.method or context.plan.method).scope == "tensor" for step in waiting.values())
 
-    def run_some(steps: list[Step], curvature: Mapping[str, Curvature]) -> None:
+    def run_some(steps: list[Step], curvature: Mapping[str, Curvatures]) -> None:
         before = total - sum(step.bytes_read for step in waiting.values())
         found = run(
             steps,
@@ -42,7 +42,7 @@ def run_as_measured(
 
     for block in blocks:
         if at_once:
-            ready = [step for step in waiting.values() if step.action == "fuse" and step.curvature in block]
+            ready = [step for step in waiting.values() if step.action == "fuse" and step.name in block]
             run_some(ready, block)
         else:
             held |= block

@@ -11,24 +11,26 @@ from typing import Any, final
 import numpy as np
 import xxhash
 
-from ..arithmetic.curvature import Curvature
-from ..arithmetic.passes import Map, Pass
+from ..arithmetic.curvature import Curvatures
+from ..arithmetic.group import Group
+from ..arithmetic.matrices import Matrices
+from ..arithmetic.passes import Finding, Map, Pass
 from ..arithmetic.per_element import PerElement
 from ..arithmetic.random import SEGMENT, Key, tensor_key
 from ..arithmetic.sums import exact_total
 from ..arithmetic.tile import RawTile, root_curvature
 from ..arithmetic.two_sided import score_curvature
-from ..checkpoint import Checkpoint, TensorInfo
+from ..checkpoint import Source, TensorInfo
 from ..checkpoint.bytes_of import as_bytes
-from ..checkpoint.output.writer import CheckpointWriter
+from ..checkpoint.output.sink import Sink
 from ..checkpoint.safetensors_file import MIN_RELEASED
 from ..dtypes import DTYPES
 from ..errors import MethodError, NonFiniteError
-from ..methods import Method
 from ..plan.plan import Plan, Step
 from ..record.input_digests import InputDigests
 from ..record.records import TensorRecord
 from .backend import Backend
+from .bill import LET_IN_BYTES
 from .protector import Protector
 
 
@@ -56,17 +58,22 @@ def spans(start: int, stop: int, tile_elements: int, grain: int = 1) -> list[Spa
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Context:
-    """What every tensor of a run needs."""
+    """What every tensor of a run needs.
+
+    Attributes:
+        curvature: By output name, what was measured of the tensor in each model, the base first.
+        whole_bytes: What tensors that are worked on whole may take together.
+    """
 
     plan: Plan
-    method: Method
-    curvature: Mapping[str, Curvature] | None
+    curvature: Mapping[str, Curvatures] | None
     seed: int
     backend: Backend
-    writer: CheckpointWriter
-    inputs: InputDigests
+    sink: Sink
+    inputs: InputDigests | None
     keep_nonfinite: bool
     protector: Protector | None = None
+    whole_bytes: int = LET_IN_BYTES
 
 
 def _is_nonfinite(array: np.ndarray) -> np.ndarray:
@@ -93,61 +100,74 @@ class TensorTask:
         self.dtype: np.dtype = DTYPES[step.dtype].numpy  # pyright: ignore[reportAttributeAccessIssue] (the plan refused others)
         self._set_aside = False  # non-finite elements are computed apart
         size = context.backend.tile_elements
-        self.method = step.method or context.method
-        self.grain = 1
-        if step.action == "fuse":
-            self.grain = self.method.grain(self._inputs[0][1].shape, self._curvature)
+        self.method = step.method or context.plan.method
+        self.group = Group(
+            name=step.name,
+            shape=self._inputs[0][1].shape if self._inputs else step.shape,
+            curvatures=self._curvatures(),
+        )
+        self.region = self.method.region(self.group) if step.action == "fuse" else "element"
+        self.grain = self.group.row_length if self.region == "row" else 1
         self.fused_spans = spans(0, step.num_fused, size, self.grain)
+        self.copied_spans = spans(step.num_fused, step.num_elements, size)
         self._prepared: tuple[Any] | None = None
         self._preparing = threading.Lock()
         self._keys: dict[int, tuple[Key, ...]] = {}
         self._seen = False  # by the digests of the input files
         self._only_tile: RawTile | None = None  # of a tensor that has one
-        self.copied_spans = spans(step.num_fused, step.num_elements, size)
 
     @cached_property
-    def _inputs(self) -> list[tuple[Checkpoint, TensorInfo]]:
+    def _inputs(self) -> list[tuple[Source, TensorInfo]]:
         plan, step = self.context.plan, self.step
         pairs = zip((plan.base, *plan.tuned), (step.base, *step.tuned), strict=False)
         return [(checkpoint, info) for checkpoint, info in pairs if info is not None]
 
-    @property
-    def _curvature(self) -> Curvature | None:
-        wanted = self.method.uses_curvature or self.context.protector is not None
-        return self.context.curvature.get(self.step.curvature) if wanted and self.context.curvature else None
+    def _curvatures(self) -> Curvatures:
+        """Return what was measured of the tensor in each model that takes part, None where it was not."""
+        infos = (self.step.base, *self.step.tuned)
+        found = (self.context.curvature or {}).get(self.step.name) or (None,) * len(infos)
+        return tuple(own for own, info in zip(found, infos, strict=True) if info is not None)
 
     @property
     def is_measured(self) -> bool:
         """Whether the tensor is fused with measured curvature, not with H = I."""
-        return self.step.action == "fuse" and self._curvature is not None
+        wanted = self.method.uses_curvature or self.context.protector is not None
+        return wanted and self.step.action == "fuse" and any(found is not None for found in self.group.curvatures)
 
     @property
     def protected(self) -> str | None:
-        """How the delta is mixed by two-sided curvature, if it is."""
+        """How the deltas are mixed by two-sided curvature, if they are."""
         protector = self.context.protector
-        return protector.form(self._curvature) if protector is not None and self.step.action == "fuse" else None
+        return protector.forms(self.group) if protector is not None and self.step.action == "fuse" else None
 
     @cached_property
     def _root(self) -> PerElement | None:
-        curvature = self._curvature
-        if curvature is not None and self.context.protector is not None:
-            curvature = score_curvature(curvature, self.context.protector.protection)
-        if curvature is None or not curvature.terms or not self.method.uses_curvature:
+        if not self.method.uses_curvature:
             return None
-        return root_curvature(self.step.name, curvature, self._inputs[0][1].shape)
+        protector = self.context.protector
+        curvature = score_curvature(self.group, protector.protection) if protector is not None else self.group.target
+        if curvature is None or not curvature.terms:
+            return None
+        return root_curvature(self.step.name, curvature, self.group.shape)
 
     def _prepare(self) -> Any:
-        """Return what the method makes of the tensor's curvature; made once, by the thread that comes first."""
+        """Return what the method makes of the tensor beforehand; made once, by the thread that comes first."""
         with self._preparing:
             if self._prepared is None:
-                self._prepared = (self.method.prepare(self.step.name, self._inputs[0][1].shape, self._curvature),)
+                if self.region == "matrix":
+                    backend = self.context.backend
+                    matrices = Matrices(self.group, self._entering, place=backend.place, device=backend.device)
+                    with np.errstate(all="ignore"):
+                        self._prepared = (self.method.matrix(matrices),)
+                else:
+                    self._prepared = (self.method.prepare(self.group),)
             return self._prepared[0]
 
     def _stored(self, span: Span) -> list[np.ndarray]:
-        arrays = [checkpoint.raw(info.name, span.start, span.stop) for checkpoint, info in self._inputs]
-        if not self._seen:
-            for array in arrays:
-                self.context.inputs.see(array)
+        arrays = [checkpoint.read(info.name, span.start, span.stop) for checkpoint, info in self._inputs]
+        if not self._seen and self.context.inputs is not None:
+            for checkpoint, info in self._inputs:
+                self.context.inputs.see(checkpoint, info.name, span.start, span.stop)
         return arrays
 
     def _finite(self, span: Span) -> list[np.ndarray]:
@@ -158,22 +178,20 @@ class TensorTask:
         bad = _nonfinite(arrays)
         return [np.where(bad, np.zeros((), array.dtype), array) for array in arrays]
 
-    def _protected(self, span: Span, protector: Protector) -> list[np.ndarray]:
-        """Return base and tuned elements, the delta mixed by two-sided curvature."""
-
-        def read(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-            base, tuned = self._finite(Span(start=start, stop=stop))
-            return base, tuned
-
-        name, shape = self.step.name, self._inputs[0][1].shape
-        tuned = protector.tuned(name, shape, self._curvature, span.start, span.stop, read)
-        return [read(span.start, span.stop)[0], tuned]
+    def _entering(self, start: int, stop: int) -> list[np.ndarray]:
+        """Return base and tuned elements as the method is to see them, the deltas mixed where the base is protected."""
+        protector = self.context.protector
+        arrays = self._finite(Span(start=start, stop=stop))
+        if protector is None:
+            return arrays
+        matrices = Matrices(self.group, lambda first, last: self._finite(Span(start=first, stop=last)))
+        return [arrays[0], *protector.tuned(self.group, start, stop, matrices)]
 
     def _tile(self, span: Span) -> RawTile:
         if self._only_tile is not None:
             return self._only_tile
-        protector = self.context.protector
-        arrays = self._finite(span) if protector is None else self._protected(span, protector)
+        prepared = self._prepare()
+        arrays = self._entering(span.start, span.stop)
         segment = span.start // SEGMENT
         keys = self._keys.get(segment)
         if keys is None:
@@ -187,22 +205,39 @@ class TensorTask:
             keys=keys,
             root=self._root,
             grain=self.grain,
-            prepared=self._prepare(),
+            prepared=prepared,
+            name=None if self._set_aside else self.step.name,  # other elements than the inputs have
         )
         if len(self.fused_spans) == 1:
             self._only_tile = tile
         return tile
 
-    def run(self, wanted: Pass | Map | None, span: Span) -> Any:
-        """Run a pass or a map over a span, or copy it."""
+    @property
+    def finding(self) -> Finding | None:
+        """What a matrix transform found, where it makes nothing."""
+        made = self._prepared[0] if self._prepared else None
+        return made if isinstance(made, Finding) else None
+
+    @property
+    def is_made_whole(self) -> bool:
+        """Whether a matrix transform makes the tensor, or those that the method sees in place of the tuned."""
+        protector = self.context.protector
+        return self.region == "matrix" or (protector is not None and protector.needs_whole(self.group))
+
+    def run(self, wanted: Wanted, span: Span) -> Any:
+        """Make the tensor whole, run a pass or a map over a span, or copy it."""
+        if isinstance(wanted, Prepare):
+            self._entering(0, 0)
+            self._prepare()
+            return None
         if isinstance(wanted, Pass):
             return self.context.backend.run_pass(self._tile(span), wanted)
-        with self.context.writer.room(self.step.name, span.start, span.stop, self.dtype) as out:
+        with self.context.sink.room(self.step.name, span.start, span.stop, self.dtype) as out:
             rows = self._copy(span, out) if wanted is None else self._map(span, wanted, out)
             digest = xxhash.xxh3_128_digest(as_bytes(out))
         if out.nbytes >= MIN_RELEASED:
             for checkpoint, info in self._inputs:
-                checkpoint.release_part(info.name, span.start, min(span.stop, info.num_elements))
+                checkpoint.release(info.name, span.start, min(span.stop, info.num_elements))
         return digest if wanted is None else (rows, digest)
 
     def _map(self, span: Span, wanted: Map, out: np.ndarray) -> np.ndarray:
@@ -216,11 +251,12 @@ class TensorTask:
 
     def _copy(self, span: Span, out: np.ndarray) -> None:
         """Copy a span from its source, cast if the plan says so."""
-        index, info = self.step.copied_from
-        checkpoint = (self.context.plan.base, *self.context.plan.tuned)[index]
-        data = checkpoint.raw(info.name, span.start, span.stop)
-        self.context.inputs.see(data)
-        if info.stored.fusible and not self.context.keep_nonfinite:
+        info = self.step.copied_from
+        checkpoint = (self.context.plan.base, *self.context.plan.tuned)[self.step.origin]
+        data = checkpoint.read(info.name, span.start, span.stop)
+        if self.context.inputs is not None:
+            self.context.inputs.see(checkpoint, info.name, span.start, span.stop)
+        if info.kind.fusible and not self.context.keep_nonfinite:
             count = int(_nonfinite([data]).sum())
             if count:
                 raise NonFiniteError(info.name, f"`{checkpoint.path}`", count)
@@ -231,39 +267,44 @@ class TensorTask:
         """Note that every element has been looked at once."""
         self._seen = True
 
-    def is_sound(self, totals: np.ndarray) -> bool:
-        """Return whether the figures are finite; False asks for another run, non-finite elements now set aside.
+    def refuse_nonfinite(self) -> int:
+        """Return how many elements of the inputs are NaN or infinite.
+
+        Raises:
+            NonFiniteError: There are some, and that is not allowed.
+        """
+        found = 0
+        for checkpoint, info in self._inputs:
+            count = sum(int(_nonfinite([checkpoint.read(info.name, s.start, s.stop)]).sum()) for s in self.fused_spans)
+            if count and not self.context.keep_nonfinite:
+                raise NonFiniteError(info.name, f"`{checkpoint.path}`", count)
+            found += count
+        return found
+
+    def set_nonfinite_aside(self) -> None:
+        """Have non-finite elements of the inputs computed apart in the next run; they made the figures non-finite.
 
         Raises:
             NonFiniteError: An input holds NaN or infinity, and that is not allowed.
             MethodError: Finite inputs gave an overflow.
         """
-        if np.isfinite(totals[3:5]).all():
-            return True
-        found = 0
-        for checkpoint, info in self._inputs:
-            count = sum(int(_nonfinite([checkpoint.raw(info.name, s.start, s.stop)]).sum()) for s in self.fused_spans)
-            if count and not self.context.keep_nonfinite:
-                raise NonFiniteError(info.name, f"`{checkpoint.path}`", count)
-            found += count
-        if found and not self._set_aside:
+        if self.refuse_nonfinite() and not self._set_aside:
             self._set_aside = True
             self._let_go()
-            return False
+            return
         raise MethodError(
             f"`{self.step.name}` overflows {DTYPES[self.step.dtype].torch}",
-            hint="`--dtype float32` or a smaller strength keeps it in range",
+            hint="a wider dtype to store, float32 say, or a smaller strength keeps it in range",
         )
 
     def release(self) -> None:
         """Let go of the input pages and of what was prepared."""
-        self._prepared = None
         self._let_go()
         for checkpoint, info in self._inputs:
             checkpoint.release(info.name)
 
     def _let_go(self) -> None:
-        self._only_tile = None
+        self._only_tile = self._prepared = None
         if self.context.protector is not None:
             self.context.protector.release(self.step.name)
 
@@ -271,42 +312,58 @@ class TensorTask:
         """Return whether the output holds the bytes that an interrupted run noted as finished."""
         size, whole = self.dtype.itemsize, xxhash.xxh3_128()
         for span in self.fused_spans + self.copied_spans:
-            data = self.context.writer.read(self.step.name, span.start * size, (span.stop - span.start) * size)
+            data = self.context.sink.read(self.step.name, span.start * size, (span.stop - span.start) * size)
             whole.update(xxhash.xxh3_128_digest(data))
         return whole.hexdigest() == digest
 
 
+@dataclass(frozen=True)
+class Prepare:
+    """The stage in which tensors are made whole; in place of a pass or map."""
+
+
+Wanted = Pass | Map | Prepare | None  # None is a copy
 Work = list[tuple[TensorTask, Span]]
-Stages = Generator[tuple[Pass | Map | None, Work], list[Any], list[TensorRecord]]
+Results = list[tuple[str, Any]]  # output name, and a `TensorRecord`, or what was found where nothing is written
+Stages = Generator[tuple[Wanted, Work], list[Any], Results]
+
+NOWHERE = Span(start=0, stop=0)
+SPANS_AT_ONCE = 256  # whose rows are held until they are joined: those of a search are larger than some tiles
 
 
 def stages(unit: Sequence[TensorTask]) -> Stages:
-    """Yield what is to be run and on which spans, be sent the results in that order; return the records.
+    """Yield what is to be run and on which spans, be sent the results in that order; return what came of each tensor.
 
     A unit is the tensors that share one reduction: one tensor, or all of a block or model. The caller decides whether
     the spans of a stage run one after the other or on many threads.
     """
-    method = unit[0].method
     fused = [task for task in unit if task.fused_spans]
     digests = {task.step.name: xxhash.xxh3_128() for task in unit}
     totals: dict[str, np.ndarray] = {}
     figures: Mapping[str, float] = {}
     while fused and not totals:
+        # Apart from the tiles, which would all wait for the thread that comes first.
+        whole = [(task, NOWHERE) for task in fused if task.is_made_whole]
+        if whole:
+            yield Prepare(), whole
+        found = fused[0].finding
+        wanted = (yield from _reduced(fused)) if found is None else found
+        if isinstance(wanted, Finding):
+            if not wanted.is_finite:
+                fused[0].refuse_nonfinite()
+            for task in unit:
+                task.release()
+            return [(task.step.name, wanted.value) for task in fused]
         work = [(task, span) for task in fused for span in task.fused_spans]
-        reduction = method.reduce(sum(task.step.num_fused for task in fused))
-        wanted = _advance(reduction, None, fused[0])
-        while isinstance(wanted, Pass):
-            results = yield wanted, work
-            for task in fused:
-                task.note_seen()
-            wanted = _advance(reduction, wanted.combine(results), fused[0])
         results = yield wanted, work
         rows: dict[str, list[np.ndarray]] = {task.step.name: [] for task in fused}
         for (task, _), (span_rows, _) in zip(work, results, strict=True):
             rows[task.step.name].append(span_rows)
         totals = {name: exact_total(found) for name, found in rows.items()}
-        unsound = [task for task in fused if not task.is_sound(totals[task.step.name])]  # each is told, hence no all()
+        unsound = [task for task in fused if not np.isfinite(totals[task.step.name][3:5]).all()]
         if unsound:
+            for task in unsound:
+                task.set_nonfinite_aside()
             totals = {}
             continue
         figures = wanted.figures
@@ -318,20 +375,41 @@ def stages(unit: Sequence[TensorTask]) -> Stages:
             digests[task.step.name].update(digest)
     for task in unit:
         task.release()
-    return [
-        TensorRecord.of(
-            t.step,
-            totals.get(t.step.name),
-            figures if t in fused else {},
-            digests[t.step.name].hexdigest(),
-            measured=t.is_measured,
-            protected=t.protected,
-        )
-        for t in unit
-    ]
+    return [(task.step.name, _record(task, totals, figures, digests)) for task in unit]
 
 
-def _advance(reduction: Any, value: Any, task: TensorTask) -> Pass | Map:
+def _record(
+    task: TensorTask, totals: Mapping[str, np.ndarray], figures: Mapping[str, float], digests: Mapping[str, Any]
+) -> TensorRecord:
+    name = task.step.name
+    return TensorRecord.of(
+        task.step,
+        totals.get(name),
+        figures if task.fused_spans else {},
+        digests[name].hexdigest(),
+        measured=task.is_measured,
+        protected=task.protected,
+    )
+
+
+def _reduced(fused: Sequence[TensorTask]) -> Generator[tuple[Wanted, Work], list[Any], Map | Finding]:
+    """Run the passes that a method asks for; return its map, or what it found."""
+    reduction = fused[0].method.reduce(sum(task.step.num_fused for task in fused))
+    wanted = _advance(reduction, None, fused[0])
+    while isinstance(wanted, Pass):
+        work = [(task, span) for task in fused for span in task.fused_spans[: 1 if wanted.first_only else None]]
+        parts: list[np.ndarray] = []
+        for first in range(0, len(work), SPANS_AT_ONCE):
+            results = yield wanted, work[first : first + SPANS_AT_ONCE]
+            parts += results if len(work) <= SPANS_AT_ONCE else [wanted.join(results)]
+        if not wanted.first_only:
+            for task in fused:
+                task.note_seen()
+        wanted = _advance(reduction, wanted.combine(parts), fused[0])
+    return wanted
+
+
+def _advance(reduction: Any, value: Any, task: TensorTask) -> Pass | Map | Finding:
     try:
         return reduction.send(value)
     except StopIteration as end:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from ...fusion.checkpoint import Checkpoint
+from ...fusion.checkpoint import Source
 from ...fusion.errors import ModelError
 from ...live.names import Recipe
 from ...live.skeleton import Skeleton
@@ -41,13 +41,13 @@ class _Slot:
     loaded: bool = False
 
 
-def read_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
+def read_tensor(checkpoint: Source, name: str) -> Tensor:
     """Return a copy of a stored tensor on the CPU, in its stored dtype."""
     info = checkpoint.tensors[name]
-    tensor = torch.empty(info.shape, dtype=getattr(torch, info.stored.torch))
+    tensor = torch.empty(info.shape, dtype=getattr(torch, info.kind.torch))
     if tensor.numel():
         flat = tensor.reshape(-1).view(torch.uint8).numpy()
-        flat[:] = checkpoint.raw(name).view(np.uint8)
+        flat[:] = checkpoint.read(name).view(np.uint8)
         checkpoint.release(name)
     return tensor
 
@@ -62,7 +62,7 @@ class Weights:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Source,
         skeleton: Skeleton,
         units: Iterable[Unit],
         recorder: Recorder,
@@ -174,7 +174,7 @@ class Weights:
             if self._stored is not None:
                 info = self.checkpoint.tensors[name]
                 raw = tensors[name].reshape(-1).view(torch.uint8).numpy()
-                self._stored[name] = raw.view(info.stored.numpy).reshape(info.shape)
+                self._stored[name] = raw.view(info.kind.numpy).reshape(info.shape)
             self.bytes_read += self.checkpoint.tensors[name].nbytes
             self.reads[name] = self.reads.get(name, 0) + 1
         made = recipe.make(tensors)
@@ -207,7 +207,7 @@ class Weights:
             if slot.pinned or not slot.loaded:
                 continue
             if slot.users > 0:
-                stored = self.checkpoint.tensors[slot.recipe.source_names[0]].stored.torch
+                stored = self.checkpoint.tensors[slot.recipe.source_names[0]].kind.torch
                 self._kept[slot.names[0]] = slot.tensor.data.to("cpu", getattr(torch, stored))
             slot.tensor.data = slot.stand_in
             slot.loaded = False

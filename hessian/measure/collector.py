@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...fusion.arithmetic.curvature import Curvature
-from ...fusion.checkpoint import Checkpoint
+from ...fusion.checkpoint import Source
 from ...fusion.errors import CurvatureError
 from ...live.conversions import num_rows
 from ...live.names import Recipe
@@ -30,7 +30,7 @@ class _Given:
 class Collector:
     """Hands out the curvature of each tensor once no later unit adds to it."""
 
-    def __init__(self, checkpoint: Checkpoint, skeleton: Skeleton, weights: Weights, wanted: frozenset[str]) -> None:
+    def __init__(self, checkpoint: Source, skeleton: Skeleton, weights: Weights, wanted: frozenset[str]) -> None:
         self.checkpoint = checkpoint
         self.model = skeleton.model
         self.weights = weights
@@ -51,7 +51,7 @@ class Collector:
         return sorted(found)
 
     def _equal(self, first: str, second: str) -> bool:
-        ours, theirs = self.checkpoint.raw(first), self.checkpoint.raw(second)
+        ours, theirs = self.checkpoint.read(first), self.checkpoint.read(second)
         return np.array_equal(ours.view(np.uint8), theirs.view(np.uint8))
 
     def settled(self, *, everything: bool = False, once: bool = False) -> tuple[dict[str, Curvature], list[str]]:
@@ -122,7 +122,7 @@ class Collector:
         ops = sorted({op for entry in own for op in entry.ops})
         if not targets:
             return f"no part of `{type(self.model).__name__}`"
-        if not self.checkpoint.tensors[name].stored.fusible:
+        if not self.checkpoint.tensors[name].kind.fusible:
             return "not a float tensor"
         if not parameters.intersection(targets):
             return "a buffer, not a parameter"

@@ -127,7 +127,7 @@ def read(path: Path) -> DiagonalHessian:
         expected = "F32" if suffix == GRAM else "F64"
         if info.dtype != expected:
             raise CurvatureError(f"`{key}` in `{path}` is {info.dtype}, expected {expected}")
-        array = opened.raw(info, 0, info.num_elements).reshape(info.shape)
+        array = opened.read(key).reshape(info.shape)
         if suffix != GRAM:  # gigabytes, which are looked at where they are used
             _check(path, key, array)
         if suffix == GRAM:

@@ -130,6 +130,17 @@ def test_inspect_and_diff_agree_with_the_tensors(make_pair: Pair, tensors_of: Ca
     assert "model.layers.1" in sculpt("inspect", base, "--tensors").stderr
 
 
+def test_diff_names_what_is_not_finite(tmp_path: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    save_file({"a": np.ones(9, "f4"), "b": np.ones(9, "f4")}, tmp_path / "one.safetensors")
+    save_file({"a": np.full(9, np.nan, "f4"), "b": np.full(9, 2, "f4")}, tmp_path / "other.safetensors")
+    done = sculpt("diff", tmp_path / "one.safetensors", tmp_path / "other.safetensors")
+    assert done.returncode == 0, done.stderr
+    assert "not finite" in next(line for line in done.stderr.splitlines() if " a " in line)
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["fuse", "--help"], ["inspect", "base"], ["dare", "base", "sft"]])
 def test_neither_torch_nor_transformers_is_imported(arguments: list[str], make_pair: Pair, tmp_path: Path) -> None:
     make_pair()

@@ -50,7 +50,7 @@ def inputs(make_pair: Pair, tmp_path: Path) -> tuple[Path, Path, Path]:
 
 def delta(base: Path, tuned: Path, name: str) -> np.ndarray:
     before = Checkpoint(base)
-    return open_checkpoint(tuned, before).raw(name) - before.raw(name).astype(np.float32)
+    return open_checkpoint(tuned, before).read(name) - before.read(name).astype(np.float32)
 
 
 @pytest.mark.parametrize("method", ["task-arithmetic", "linear"])

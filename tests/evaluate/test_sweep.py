@@ -22,7 +22,7 @@ from sculpt.evaluate.points import Point, Sweep
 from sculpt.evaluate.strengths import Family, parse_grid
 from sculpt.evaluate.suite import read_suite
 from sculpt.evaluate.sweep import Grid, run_sweep
-from sculpt.fusion.arithmetic.curvature import Curvature
+from sculpt.fusion.arithmetic.curvature import Curvature, Curvatures
 from sculpt.fusion.arithmetic.two_sided import Protection
 from sculpt.fusion.errors import MethodError, ModelError
 from sculpt.fusion.methods import AdaDare, Dare, Magnitude, Method, TaskArithmetic
@@ -39,12 +39,12 @@ target: {quiz: {scorer: multiple-choice, file: quiz.jsonl}}
 """
 
 
-def curvature_of(pair: Pair) -> dict[str, Curvature]:
+def curvature_of(pair: Pair) -> dict[str, Curvatures]:
     """Statistics of the right shape for every matrix."""
     rng = np.random.default_rng(0)
     state = load_model(pair.base, device="cpu").model.state_dict()
     return {
-        name: Curvature(terms=(rng.exponential(10, (1, tensor.shape[1])),), num_tokens=10)
+        name: (None, Curvature(terms=(rng.exponential(10, (1, tensor.shape[1])),), num_tokens=10))
         for name, tensor in state.items()
         if tensor.ndim == 2
     }
@@ -99,16 +99,17 @@ def test_what_is_scored_has_the_bits_of_what_is_written(method: Method, live: Li
     assert manifest.options == method.for_models(1).options()
 
 
-def protected_curvature(live: LiveFuse) -> dict[str, Curvature]:
+def protected_curvature(live: LiveFuse) -> dict[str, Curvatures]:
     """Both sides of every matrix, the target's and a general one."""
     rng, found = np.random.default_rng(1), {}
-    for name, curvature in (live.curvature or {}).items():
+    for name, (_, curvature) in (live.curvature or {}).items():
+        assert curvature is not None
         width = curvature.terms[0].shape[1]
         sides = []
         for _ in range(2):
             x = rng.standard_normal((2 * width, width)) @ rng.standard_normal((width, width))
             sides.append(Curvature(terms=((x * x).sum(0)[None],), num_tokens=len(x), gram=(x.T @ x).astype(np.float32)))
-        found[name] = dataclasses.replace(sides[0], general=sides[1])
+        found[name] = (sides[1], sides[0])
     return found
 
 

@@ -156,7 +156,7 @@ def test_learning_does_at_least_as_well_as_what_made_the_labels(made):
     assert found.loss < score(merged, labelled).loss < learned.losses[0]
     merged.close()
     for name, parameter in merged.model.named_parameters():
-        expected = base.raw(name).reshape(parameter.shape)
+        expected = base.read(name).reshape(parameter.shape)
         assert np.array_equal(parameter.detach().numpy(), expected)
 
 
@@ -190,8 +190,8 @@ def test_parts_add_up_to_the_merge_of_peft(made):
 
     base, adapters = made["llama"]
     name = "model.layers.1.mlp.up_proj.weight"
-    before = base.raw(name)
-    deltas = [torch.from_numpy(a.raw(name) - before).reshape(48, 32) for a in adapters]
+    before = base.read(name)
+    deltas = [torch.from_numpy(a.read(name) - before).reshape(48, 32) for a in adapters]
     alpha = torch.tensor([0.5, 2.0, 1.5])
     pruned = torch.stack([magnitude_based_pruning(delta, density=0.25) for delta in deltas])
     expected = disjoint_merge(pruned * alpha[:, None, None], calculate_majority_sign_mask(pruned))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, final
 from ...errors import CheckpointError
 
 if TYPE_CHECKING:
-    from ..reader import Checkpoint
+    from ..source import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class ModelNames:
         CheckpointError: transformers cannot build the model.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Source) -> None:
         self._checkpoint = checkpoint
 
     @cached_property

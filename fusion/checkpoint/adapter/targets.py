@@ -16,7 +16,7 @@ from .module_names import ModelNames, Parameter, Place
 from .patch import Patch, Product
 
 if TYPE_CHECKING:
-    from ..reader import Checkpoint
+    from ..source import Source
 
 PREFIX = "base_model.model."
 FACTOR = re.compile(r"(.+)\.(lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(weight|bias))?")
@@ -55,7 +55,7 @@ def without_prefix(name: str) -> str:
 class _Resolver:
     """Turns the tensors of an adapter into patches of the base's."""
 
-    def __init__(self, folder: Path, config: AdapterConfig, base: Checkpoint) -> None:
+    def __init__(self, folder: Path, config: AdapterConfig, base: Source) -> None:
         self._folder, self._config, self._base = folder, config, base
         self._names = ModelNames(base)
         self.patches: dict[str, Patch] = {}
@@ -207,7 +207,7 @@ class _Resolver:
 
 
 def patches_of(
-    folder: Path, config: AdapterConfig, tensors: Mapping[str, TensorInfo], base: Checkpoint
+    folder: Path, config: AdapterConfig, tensors: Mapping[str, TensorInfo], base: Source
 ) -> dict[str, Patch]:
     """Return what an adapter makes of the base's tensors, by their names.
 

@@ -7,18 +7,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 
 from ...dtypes import DTYPES
 from ...errors import MethodError
-from ..reader import SAFETENSORS_INDEX, Checkpoint
+from ..folder import SAFETENSORS_INDEX
+from ..source import Source
 
 SINGLE_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputTensor:
-    """A tensor to be written; `origin` is the file name that holds it in the base, or None."""
+    """A tensor to be written; `origin` is the name of the file that holds it in the base, or None."""
 
     name: str
     dtype: str
@@ -109,28 +109,29 @@ def _by_size(tensors: Sequence[OutputTensor], max_bytes: int) -> list[list[Outpu
     return groups
 
 
-def make_layout(tensors: Sequence[OutputTensor], base: Checkpoint, max_shard_bytes: int | None = None) -> Layout:
+def make_layout(tensors: Sequence[OutputTensor], base: Source, max_shard_bytes: int | None = None) -> Layout:
     """Return the output's files: the base's shards, or shards of at most `max_shard_bytes`.
 
-    Tensors that the base does not have go into its last shard.
+    Tensors that lie in no file of the base go into its last shard.
     """
+    files = list(dict.fromkeys(info.file.name for info in base.tensors.values() if info.file is not None))
     if max_shard_bytes is not None:
         groups = _by_size(tensors, max_shard_bytes)
     else:
-        by_file: dict[str, list[OutputTensor]] = {file.name: [] for file in base.files}
-        last = base.files[-1].name
+        by_file: dict[str | None, list[OutputTensor]] = {file: [] for file in files or [None]}
+        last = next(reversed(by_file))
         for tensor in tensors:
-            by_file[tensor.origin or last].append(tensor)
+            by_file[tensor.origin if tensor.origin in by_file else last].append(tensor)
         groups = [group for group in by_file.values() if group]
     names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
     if len(groups) == 1:
         names = [SINGLE_FILE]
-    elif max_shard_bytes is None and len(groups) == len(base.files) and _keeps_names(base.files):
-        names = [file.name for file in base.files]
+    elif max_shard_bytes is None and len(groups) == len(files) and _keeps_names(files):
+        names = files
     shards = tuple(_shard(name, group) for name, group in zip(names, groups, strict=True))
     place = {name: shard for shard in shards for name in shard.offsets}
     return Layout(shards=shards, tensors={tensor.name: tensor for tensor in tensors}, place=place)
 
 
-def _keeps_names(files: Sequence[Path]) -> bool:
-    return all(file.suffix == ".safetensors" for file in files)
+def _keeps_names(files: Sequence[str]) -> bool:
+    return all(file.endswith(".safetensors") for file in files)

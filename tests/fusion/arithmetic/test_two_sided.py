@@ -11,8 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sculpt.fusion.arithmetic.curvature import Curvature
-from sculpt.fusion.arithmetic.two_sided import Protection, counted_together, paired
+from sculpt.fusion.arithmetic.curvature import Curvature, Curvatures
+from sculpt.fusion.arithmetic.group import Group
+from sculpt.fusion.arithmetic.matrices import Matrices, Read
+from sculpt.fusion.arithmetic.two_sided import Protection, counted_together
 from sculpt.fusion.errors import CurvatureError, MethodError
 from sculpt.fusion.methods import AdaDare, Dare, TaskArithmetic
 from sculpt.fusion.record.manifest import Manifest
@@ -27,21 +29,28 @@ def seen(x: np.ndarray, *, gram: bool = True) -> Curvature:
     return Curvature(terms=((wide * wide).sum(0)[None],), num_tokens=len(x), gram=wide.T @ wide if gram else None)
 
 
-def both(target: Curvature, general: Curvature) -> Curvature:
-    return replace(target, general=general)
+def both(target: Curvature, general: Curvature) -> Curvatures:
+    return general, target
+
+
+def over(base: np.ndarray, *tuned: np.ndarray) -> Read:
+    return lambda start, stop: [model.reshape(-1)[start:stop] for model in (base, *tuned)]
 
 
 def protect(
-    base: np.ndarray, tuned: np.ndarray, curvature: Curvature | None, protection: Protection, *, step: int | None = None
+    base: np.ndarray,
+    tuned: np.ndarray,
+    curvature: Curvatures | None,
+    protection: Protection,
+    *,
+    step: int | None = None,
 ) -> np.ndarray:
     """Return the protected tensor, asked for in pieces of `step` elements."""
-    protector, flat, moved = Protector(protection), base.reshape(-1), tuned.reshape(-1)
+    group = Group(name="w", shape=base.shape, curvatures=curvature or (None, None))
+    protector, matrices = Protector(protection), Matrices(group, over(base, tuned))
     step = step or base.size
     pieces = [
-        protector.tuned(
-            "w", base.shape, curvature, start, min(start + step, base.size), lambda a, b: (flat[a:b], moved[a:b])
-        )
-        for start in range(0, base.size, step)
+        protector.tuned(group, start, min(start + step, base.size), matrices)[0] for start in range(0, base.size, step)
     ]
     return np.concatenate(pieces).reshape(base.shape)
 
@@ -155,17 +164,14 @@ def test_layouts_agree_with_one_matrix_at_a_time() -> None:
     base, tuned = pair(6, 5)
     curvature = both(seen(inputs(40, 5, 1)), seen(inputs(40, 5, 2)))
     expected = protect(base, tuned, curvature, Protection())
-    assert curvature.general is not None
-    turned = both(
-        replace(curvature, terms=(curvature.terms[0].T,)),
-        replace(curvature.general, terms=(curvature.general.terms[0].T,)),
-    )
+    target, general = seen(inputs(40, 5, 1)), seen(inputs(40, 5, 2))
+    turned = both(replace(target, terms=(target.terms[0].T,)), replace(general, terms=(general.terms[0].T,)))
     found = protect(np.ascontiguousarray(base.T), np.ascontiguousarray(tuned.T), turned, Protection())
     np.testing.assert_allclose(found, expected.T, atol=1e-6)
 
     other_base, other_tuned = pair(6, 5, seed=7)
-    other = both(seen(inputs(40, 5, 3)), seen(inputs(40, 5, 4)))
-    assert other.general is not None
+    other_target, other_general = seen(inputs(40, 5, 3)), seen(inputs(40, 5, 4))
+    other = both(other_target, other_general)
 
     def stack(one: Curvature, two: Curvature) -> Curvature:
         return Curvature(
@@ -174,7 +180,7 @@ def test_layouts_agree_with_one_matrix_at_a_time() -> None:
             gram=np.stack([one.gram, two.gram]),  # pyright: ignore[reportArgumentType, reportCallIssue]
         )
 
-    stacked = both(stack(curvature, other), stack(curvature.general, other.general))
+    stacked = both(stack(target, other_target), stack(general, other_general))
     found = protect(np.stack([base, other_base]), np.stack([tuned, other_tuned]), stacked, Protection(ridge=0))
     apart = [
         protect(base, tuned, curvature, Protection(ridge=0)),
@@ -208,11 +214,9 @@ def test_experts_stored_apart_are_weighed_as_when_stacked() -> None:
     def curvatures(facts: dict[str, tuple[int, float]]) -> dict[str, Curvature]:
         return {n: Curvature(terms=(np.full((1, 2), s),), num_tokens=t) for n, (t, s) in facts.items()}
 
-    sides = (counted_together(curvatures(facts)) for facts in (base, {names[0]: (5, 1.0)}))
-    found = paired(*sides, {name: name for name in names})
+    found = counted_together(curvatures(base))
     assert [found[name].num_tokens for name in names] == [40, 40]
-    general = [found[name].general for name in names]
-    assert [side.num_tokens for side in general if side is not None] == [5, 0]
+    assert counted_together(curvatures({names[0]: (5, 1.0)}))[names[0]].num_tokens == 5
 
 
 @pytest.mark.parametrize(
@@ -243,7 +247,7 @@ def test_bad_statistics_are_refused_by_name() -> None:
         protect(base, tuned, both(low, low), Protection(ridge=0))
 
 
-def whole_curvature(base: Path) -> dict[str, Curvature]:
+def whole_curvature(base: Path) -> dict[str, Curvatures]:
     from sculpt.fusion.checkpoint import open_checkpoint
 
     found = {}
@@ -331,5 +335,6 @@ def test_accelerator_agrees_with_the_processor() -> None:
     base, tuned = pair(300, 200)
     curvature = both(seen(inputs(900, 200, 1)), seen(inputs(900, 200, 2)))
     on_cuda = Protector(Protection(), device="cuda")
-    found = on_cuda.tuned("w", base.shape, curvature, 0, base.size, lambda a, b: (base.flat[a:b], tuned.flat[a:b]))
+    group = Group(name="w", shape=base.shape, curvatures=curvature)
+    [found] = on_cuda.tuned(group, 0, base.size, Matrices(group, over(base, tuned)))
     np.testing.assert_allclose(found.reshape(base.shape), protect(base, tuned, curvature, Protection()), atol=1e-5)

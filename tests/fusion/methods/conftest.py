@@ -1,18 +1,15 @@
-"""One tensor through a method, as the run does it, without files."""
+"""One tensor through a method, by the public `sculpt.apply`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
-from sculpt.fusion.arithmetic.curvature import Curvature
-from sculpt.fusion.arithmetic.passes import Pass
-from sculpt.fusion.arithmetic.random import tensor_key
-from sculpt.fusion.arithmetic.tile import RawTile, root_curvature
+import sculpt
 from sculpt.fusion.methods import Method
 from sculpt.fusion.run.backend import Backend, NumpyBackend, TorchBackend
-from sculpt.fusion.run.task import spans
 
 Fuse = Callable[..., np.ndarray]
 
@@ -21,48 +18,23 @@ def fuse_array(
     method: Method,
     base: np.ndarray,
     *tuned: np.ndarray,
-    curvature: Curvature | None = None,
+    curvature: Any = None,
     seed: int = 0,
     name: str = "w",
     tile_elements: int = 1 << 16,
     backend: Backend | None = None,
 ) -> np.ndarray:
-    """Return the fused tensor, in the base's dtype."""
-    bound = method.for_models(len(tuned))
-    if not base.size:
-        return base.copy()  # the run has no spans to hand out
-    backend = backend or NumpyBackend()
-    root = None
-    if bound.uses_curvature and curvature is not None and curvature.terms:
-        root = root_curvature(name, curvature, base.shape)
-    grain = bound.grain(base.shape, curvature)
-    prepared = bound.prepare(name, base.shape, curvature)
-    keys = tuple(tensor_key(seed, name, stream=k) for k in range(len(tuned)))
-    tiles = [
-        RawTile(
-            start=span.start,
-            base=base.reshape(-1)[span.start : span.stop],
-            tuned=tuple(t.reshape(-1)[span.start : span.stop] for t in tuned),
-            keys=keys,
-            root=root,
-            grain=grain,
-            prepared=prepared,
-        )
-        for span in spans(0, base.size, tile_elements, grain)
-    ]
-    reduction = bound.reduce(base.size)
-    value = None
-    try:
-        while True:
-            wanted = reduction.send(value)
-            assert isinstance(wanted, Pass)
-            value = wanted.combine([backend.run_pass(tile, wanted) for tile in tiles])
-    except StopIteration as end:
-        found = end.value
-    out = np.empty(base.size, base.dtype)
-    for tile in tiles:
-        backend.run_map(tile, found, out[tile.start : tile.start + len(tile.base)])
-    return out.reshape(base.shape)
+    """Return the fused tensor, in the base's dtype; `curvature` is every model's, or a list has each one's."""
+    known = curvature if isinstance(curvature, list) else [curvature] * len(tuned)
+    return sculpt.apply(
+        method,
+        base,
+        list(tuned),
+        curvature=known,
+        settings=sculpt.Settings(seed=seed),
+        name=name,
+        backend=backend or NumpyBackend(tile_elements=tile_elements),
+    )
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ def test_settings_of_a_model_win_over_those_of_the_recipe(models: Path) -> None:
         """,
     )
     prepared = prepare_recipe(read_recipe(str(file)), output=models / "out", near=models)
-    assert prepared.plan.steps[0].method == DareTies(sparsity=(0.6, 0.6), weights=(0.3, 0.9), scale=2)
+    assert prepared.method == DareTies(sparsity=0.6, weights=(0.3, 0.9), scale=2)
 
 
 def test_without_a_base_the_first_model_counts_as_the_others(models: Path, tensors_of: Read) -> None:
@@ -149,7 +149,7 @@ def test_without_a_base_the_first_model_counts_as_the_others(models: Path, tenso
         """,
     )
     prepared = prepare_recipe(read_recipe(str(file)), output=models / "out", near=models)
-    assert prepared.plan.steps[0].method == Linear(weights=(3, 1))
+    assert prepared.method == Linear(weights=(3, 1))
     execute(prepared)
     a, b = (tensors_of(models / name)["lm_head.weight"] for name in "ab")
     np.testing.assert_allclose(tensors_of(models / "out")["lm_head.weight"], (3 * a + b) / 4, rtol=1e-6)

@@ -41,7 +41,7 @@ def embeddings(members: list[Member], output: dict[str, int], **options: object)
     for view, member in zip(views, members, strict=True):
         assert view.fingerprint == member.checkpoint.fingerprint
         assert view.tensors["model.norm.weight"] == member.checkpoint.tensors["model.norm.weight"]
-    return [view.raw(EMBEDDING).reshape(view.tensors[EMBEDDING].shape) for view in views]
+    return [view.read(EMBEDDING).reshape(view.tensors[EMBEDDING].shape) for view in views]
 
 
 UNION = {"x": 0, "y": 1, "both": 2, "new": 3, "lonely": 4}
@@ -97,10 +97,10 @@ def test_any_piece_of_the_aligned_tensor_can_be_read(members: list[Member]) -> N
         members, UNION, base=0, sources={}, labels=labels, pad_to_multiple_of=None, like=None
     )
     for view in aligned(members, alignment):
-        whole = view.raw(EMBEDDING)
+        whole = view.read(EMBEDDING)
         for start in range(len(whole) + 1):
             for stop in range(start, len(whole) + 1):
-                np.testing.assert_array_equal(view.raw(EMBEDDING, start, stop), whole[start:stop])
+                np.testing.assert_array_equal(view.read(EMBEDDING, start, stop), whole[start:stop])
 
 
 def test_a_token_that_its_source_lacks_is_refused(members: list[Member]) -> None:

@@ -71,8 +71,8 @@ def test_whole_strength_gives_the_merge_rounded_once(base, adapter, tmp_path):
     assert [file.name for file in fused.files] == [file.name for file in before.files]
     for name, info in before.tensors.items():
         assert fused.tensors[name].dtype == info.dtype == "BF16"
-        expected = tuned.raw(name).astype(ml_dtypes.bfloat16) if is_adapted(name) else before.raw(name)
-        assert fused.raw(name).tobytes() == expected.tobytes()
+        expected = tuned.read(name).astype(ml_dtypes.bfloat16) if is_adapted(name) else before.read(name)
+        assert fused.read(name).tobytes() == expected.tobytes()
     assert {record.name for record in manifest.fused} == {name for name in before.tensors if is_adapted(name)}
 
 
@@ -96,13 +96,13 @@ def test_tiles_and_threads_change_no_bit(method, base, adapter, tmp_path):
 def test_zero_strength_gives_the_base(base, adapter, tmp_path):
     fuse(base, adapter, output=tmp_path / "out", method=AdaDare(gamma=0.0), calibration=False)
     before, fused = Checkpoint(base), Checkpoint(tmp_path / "out")
-    assert all(fused.raw(name).tobytes() == before.raw(name).tobytes() for name in before.tensors)
+    assert all(fused.read(name).tobytes() == before.read(name).tobytes() for name in before.tensors)
 
 
 def test_adadare_keeps_the_delta_in_expectation(base, adapter, tmp_path):
     before, tuned = Checkpoint(base), open_checkpoint(adapter, base)
     name = "model.layers.0.mlp.down_proj.weight"
-    delta = tuned.raw(name) - before.raw(name).astype(np.float32)
+    delta = tuned.read(name) - before.read(name).astype(np.float32)
     runs = []
     for seed in range(40):
         fuse(
@@ -113,7 +113,7 @@ def test_adadare_keeps_the_delta_in_expectation(base, adapter, tmp_path):
             calibration=False,
             settings=Settings(seed=seed, dtype="float32"),
         )
-        runs.append(Checkpoint(tmp_path / f"{seed}").raw(name) - before.raw(name).astype(np.float32))
+        runs.append(Checkpoint(tmp_path / f"{seed}").read(name) - before.read(name).astype(np.float32))
     error = np.mean(runs, axis=0) - delta
     assert abs(error.sum()) < 4 * np.std(runs, axis=0).sum() / np.sqrt(40 * delta.size)
     assert np.abs(error).mean() < np.abs(delta).mean()
@@ -178,7 +178,7 @@ def test_a_module_that_the_base_lacks_is_extra(base, tmp_path):
         settings=Settings(policies=Policies(on_extra="take-tuned")),
     )
     assert Checkpoint(tmp_path / "out").tensors["score.weight"].shape == (3, 32)
-    head = Checkpoint(tmp_path / "out").raw("lm_head.weight")
+    head = Checkpoint(tmp_path / "out").read("lm_head.weight")
     assert (head == tensors["base_model.model.lm_head.weight"].reshape(-1).astype(ml_dtypes.bfloat16)).all()
 
 

@@ -78,7 +78,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write(folder / "base", base), write(folder / "tuned", tuned)
 
 
-CURVATURE = {"big": Curvature(terms=(np.random.default_rng(1).exponential(size=(1, 2000)) ** 3,), num_tokens=9)}
+CURVATURE = {"big": (None, Curvature(terms=(np.random.default_rng(1).exponential(size=(1, 2000)) ** 3,), num_tokens=9))}
 
 
 def fused_bytes(pair: tuple[Path, Path], output: Path, method: Method, backend: Backend) -> bytes:

@@ -1,4 +1,4 @@
-"""A checkpoint written in place: any tensor, any part of it, in any order, from any thread.
+"""A folder as output: a checkpoint written in place.
 
 Everything goes into `<output>.partial` beside the output and is renamed when whole. A journal of finished tensors with
 their digests lets a killed run go on where it was.
@@ -20,15 +20,16 @@ import numpy as np
 import xxhash
 
 from ...errors import OutputError, os_error
-from .buffers import Room, Rooms
+from ..companions import OWN_MARK
+from .buffers import Buffer, Buffers
 from .claim import Claim
 from .layout import Layout
 from .output_file import SEGMENT, OutputFile
+from .sink import Sink
 
 JOURNAL = "journal.jsonl"
 SYNC_BYTES = 1 << 28  # of a file are written before the disk is asked to keep up
 _LINE = json.JSONEncoder(sort_keys=True).encode
-OWN_MARK = "sculpt-manifest.json"  # only a folder that holds it is ever replaced
 
 
 def refuse_output(output: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
@@ -51,7 +52,7 @@ def refuse_output(output: Path, inputs: Iterable[Path], *, overwrite: bool) -> N
 
 
 @final
-class CheckpointWriter:
+class FolderSink(Sink):
     """Writes one checkpoint; use as a context manager and call `commit` when every tensor is written.
 
     An exception inside removes what was written, except KeyboardInterrupt: then, as after a kill, `<output>.partial`
@@ -60,7 +61,7 @@ class CheckpointWriter:
     Args:
         fingerprint: Identifies inputs and options; the journal of another run is discarded.
         new_digest: Makes the hash object for `digest`.
-        rooms: How many tiles may be computed, or computed and not yet on the disk.
+        buffers: How many tiles may be computed, or computed and not yet on the disk.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class CheckpointWriter:
         fingerprint: str,
         overwrite: bool = False,
         new_digest: Callable[[], Any] = xxhash.xxh3_128,
-        rooms: int = 8,
+        buffers: int = 8,
     ) -> None:
         self.output = output
         self.partial = output.with_name(output.name + ".partial")
@@ -81,19 +82,19 @@ class CheckpointWriter:
         self._new_digest = new_digest
         self._files: dict[str, OutputFile] = {}
         self._synced: dict[str, int] = {}
-        self._rooms = Rooms(rooms)
+        self._buffers = Buffers(buffers)
+        # One thread waits for the disk while the other copies into the page cache; more only take cores from methods.
         self._writing = ThreadPoolExecutor(2)
         self._failure: OutputError | None = None
         self._lock = threading.Lock()
         self._journal: Any = None
         self._claim: Claim | None = None
-        self.finished: Mapping[str, dict[str, Any]] = {}
 
-    def __enter__(self) -> CheckpointWriter:
+    def __enter__(self) -> FolderSink:
         try:
             self._claim = Claim(self.partial)
             self.finished = self._read_journal()
-            if not self.finished:
+            if not self.finished:  # another run's files, or none whose journal can be believed
                 self._claim.empty()
             for shard in self._layout.shards:
                 self._create(self.partial / shard.file_name, shard.header, shard.nbytes)
@@ -150,6 +151,7 @@ class CheckpointWriter:
         return {entry["name"]: entry for entry in entries[1:]}
 
     def _append(self, entry: Mapping[str, Any]) -> None:
+        # A whole line at once and flushed: a kill leaves at most the last line cut short, which is then not read.
         line = _LINE(entry) + "\n"
         with self._lock:
             self._journal.write(line)
@@ -157,44 +159,45 @@ class CheckpointWriter:
 
     @contextmanager
     def room(self, name: str, start: int, stop: int, dtype: np.dtype) -> Iterator[np.ndarray]:
-        """Give room for elements `start … stop − 1` of a tensor; they are written once the block is left.
+        """Give memory for elements `start … stop − 1` of a tensor; they are written once the block is left.
 
-        Any thread may call. The disk is waited for elsewhere: what fails there is raised by a later call.
+        The disk is waited for elsewhere: what fails there is raised by a later call.
         """
         shard = self._layout.place[name]
         file, position = self._files[shard.file_name], shard.offsets[name] + start * dtype.itemsize
-        room = self._rooms.take()
+        buffer = self._buffers.take()
         try:
             if self._failure is not None:
                 raise self._failure
-            data = room.view(stop - start, dtype, position)
+            data = buffer.view(stop - start, dtype, position)
             yield data
-            if data.nbytes < SEGMENT:
+            if data.nbytes < SEGMENT:  # a copy into memory, done sooner than another thread is woken
                 self._write(file, position, data)
         except BaseException:
-            self._rooms.give(room)
+            self._buffers.give(buffer)
             raise
         if data.nbytes < SEGMENT:
-            self._rooms.give(room)
+            self._buffers.give(buffer)
         else:
-            self._writing.submit(self._write_and_give, file, position, data, room)
+            self._writing.submit(self._write_and_give, file, position, data, buffer)
 
-    def _write_and_give(self, file: OutputFile, position: int, data: np.ndarray, room: Room) -> None:
+    def _write_and_give(self, file: OutputFile, position: int, data: np.ndarray, buffer: Buffer) -> None:
         try:
             self._write(file, position, data)
-        except OutputError as error:
+        except OutputError as error:  # nobody waits for this thread: whoever wants memory next is told
             self._failure = error
         finally:
-            self._rooms.give(room)
+            self._buffers.give(buffer)
 
     def _write(self, file: OutputFile, position: int, data: np.ndarray) -> None:
         try:
             file.write(position, data)
+            # Asked for now and then, lest the disk is idle first and the run waits for all of it at the end.
             due = file.nbytes if file.written >= file.nbytes else file.written // SYNC_BYTES * SYNC_BYTES
             with self._lock:
                 late = due > self._synced.get(file.file.name, 0)
                 self._synced[file.file.name] = due
-            if late:
+            if late:  # outside the lock: a sync takes as long as the disk does
                 file.sync()
         except OSError as error:
             raise os_error(error, file.file) from error
@@ -235,6 +238,7 @@ class CheckpointWriter:
                 file.flush()
                 file.sync()
             self._close()
+            # From here on it cannot be resumed, only committed; weights were synced above, the small files are not yet.
             (self.partial / JOURNAL).unlink()
             for file in self.partial.rglob("*"):
                 if file.suffix != ".safetensors":
@@ -249,6 +253,7 @@ class CheckpointWriter:
         if self.output.exists():
             if not self._overwrite:
                 raise OutputError(f"`{self.output}` appeared while the run was under way")
+            # Renamed, not removed: until the new folder has the name, the old one is still there.
             replaced = self.output.with_name(self.output.name + ".replaced")
             shutil.rmtree(replaced, ignore_errors=True)
             self.output.rename(replaced)

@@ -39,11 +39,11 @@ def test_every_dtype_reads_as_the_library_reads_it(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path)
     assert checkpoint.tensors.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        found = checkpoint.raw(name)
+        found = checkpoint.read(name)
         assert checkpoint.tensors[name].shape == tuple(tensor.shape)
         assert found.astype(np.float64).tolist() == tensor.to(torch.float64).reshape(-1).tolist()
-    assert checkpoint.raw("torch.bfloat16").dtype == ml_dtypes.bfloat16
-    assert checkpoint.raw("torch.float32", 3, 5).tolist() == [-3.0, -2.0]
+    assert checkpoint.read("torch.bfloat16").dtype == ml_dtypes.bfloat16
+    assert checkpoint.read("torch.float32", 3, 5).tolist() == [-3.0, -2.0]
 
 
 def test_shards_a_single_file_and_torch_files_hold_the_same(
@@ -65,7 +65,7 @@ def test_shards_a_single_file_and_torch_files_hold_the_same(
     for path in (tmp_path / "one.safetensors", tmp_path / "one.bin", tmp_path / "bin"):
         other = Checkpoint(path)
         assert other.fingerprint == sharded.fingerprint
-        assert all(other.raw(name).tobytes() == sharded.raw(name).tobytes() for name in names)
+        assert all(other.read(name).tobytes() == sharded.read(name).tobytes() for name in names)
 
 
 def test_the_fingerprint_tells_fine_tunes_apart(make_pair: Callable[..., tuple[Path, Path]]) -> None:

@@ -1,0 +1,72 @@
+"""Averages over models that know their inputs: what each model's delta weighs, by element or by matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import MethodError
+from .group import Group
+from .row_layout import check_matrix
+from .two_sided import mean_squares
+
+
+def shares(group: Group, weights: Sequence[float]) -> list[np.ndarray]:
+    """Return `w_k·a_k / Σ_j w_j·a_j` of each tuned model, a_k the mean square of an element's input.
+
+    Float64 arrays that broadcast to the shape. An element that no model saw an input of counts by the weights alone.
+
+    Raises:
+        CurvatureError: The statistics do not fit the tensor.
+    """
+    parts = [w * mean_squares(group, c, 0.0) for w, c in zip(weights, group.tuned, strict=True)]
+    total, alike = sum(parts), sum(weights)
+    return [
+        np.divide(part, total, out=np.full(np.shape(total), weight / alike), where=total > 0)
+        for part, weight in zip(np.broadcast_arrays(*parts), weights, strict=True)
+    ]
+
+
+def mean_matrices(group: Group, stack: int, device: Any) -> list[Any]:
+    """Return E[x·xᵀ] of one of the stacked matrices in each tuned model, float64 torch tensors of shape (width, width).
+
+    Zeros for a model that saw no input of it.
+
+    Raises:
+        CurvatureError: One is no sum of squares.
+    """
+    import torch
+
+    found, width = [], next(c.gram.shape[-1] for c in group.tuned if c is not None and c.gram is not None)
+    for curvature in group.tuned:
+        if curvature is None or curvature.gram is None or not curvature.num_tokens:
+            found.append(torch.zeros((width, width), dtype=torch.float64, device=device))
+            continue
+        one = curvature.gram[stack] if curvature.gram.ndim == 3 else curvature.gram
+        check_matrix(group.name, one)
+        found.append(torch.from_numpy(one.astype(np.float64)).to(device) / curvature.num_tokens)
+    return found
+
+
+def mixings(name: str, matrices: Sequence[Any], *, hint: str) -> list[Any]:
+    """Return `A_k·(Σ_j A_j)⁻¹` of each matrix, float64 torch tensors of shape (width, width); they add up to I.
+
+    Args:
+        matrices: Symmetric float64 torch tensors, positive definite together.
+        hint: What helps where they are not.
+
+    Raises:
+        MethodError: Their sum is not positive definite.
+    """
+    import torch
+
+    total = torch.zeros_like(matrices[0])
+    for matrix in matrices:
+        total += matrix
+    factor, failed = torch.linalg.cholesky_ex(total)
+    if int(failed) or not bool(torch.isfinite(factor).all()):
+        raise MethodError(f"the curvature of `{name}` cannot be factorised", hint=hint)
+    # A_k·S⁻¹ is the transpose of S⁻¹·A_k, as both are symmetric.
+    return [torch.cholesky_solve(matrix, factor).T for matrix in matrices]

@@ -1,0 +1,227 @@
+"""A LoRA adapter over its base, as one model: each tensor that it changes is computed from the base when it is read.
+
+The tuned model of an adapter is what PEFT's `merge_and_unload` gives in float32: `W + s·B·A`, rounded to float32
+once for δ and once for the sum, or DoRA's `m·(W + s·B·A)/‖W + s·B·A‖`. A method then sees `δ = W_sft − W_pre` as of
+any other pair, so that γ = 1 with nothing dropped gives that merge to the bit. The subtraction costs δ at most half a
+unit in the last place of the float32 weight.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import xxhash
+
+from ...errors import CheckpointError
+from ...names import tied_source
+from ..bytes_of import as_bytes
+from ..companions import files_of_tokenizer
+from ..source import Source, Stored
+from ..tensor_file import open_file
+from ..tensor_info import TensorInfo
+from .config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig
+from .low_rank import LowRank
+from .patch import Patch
+from .targets import patches_of
+
+NORM_ELEMENTS = 1 << 20  # of W + s·B·A at once, for its norms
+
+
+@final
+class AdapterSource(Source):
+    """A base with an adapter's changes.
+
+    Attributes:
+        patches: What becomes of each tensor that the adapter changes or adds, by the base's names.
+        own: What the adapter's file holds, by the names there.
+        adapter_config: What the adapter says of itself.
+    """
+
+    def __init__(self, path: Path, base: Source) -> None:
+        self.adapter_config = AdapterConfig.read(path)
+        weights = _weights_of(path)
+        self.path, self._base, self.folder = path, base, base.folder
+        self.files = (path / ADAPTER_CONFIG, weights)
+        self._file = open_file(weights)
+        self.own = self._file.tensors
+        self.patches = patches_of(path, self.adapter_config, self.own, base)
+        self._drop_copies_of_tied()
+        patched = {name: self._info(name, patch) for name, patch in self.patches.items()}
+        self.tensors = {**base.tensors, **patched}
+        self._factors: dict[str, LowRank] = {}
+        self._scales: dict[str, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def base(self) -> Source:
+        """The model under the adapter."""
+        return self._base
+
+    @cached_property
+    def config(self) -> dict[str, Any] | None:
+        """The base's `config.json`."""
+        return self._base.config
+
+    def companions(self) -> dict[Path, Path]:
+        """Return what the base is shipped with, but for a tokenizer or processor of the adapter's own."""
+        return {**self._base.companions(), **files_of_tokenizer(self.path)}
+
+    def _info(self, name: str, patch: Patch) -> TensorInfo:
+        base = self._base.tensors.get(name)
+        replaced = self.own[patch.stored] if patch.stored else None
+        origin = replaced or base
+        assert origin is not None  # a product has a target in the base
+        if patch.product is not None and not origin.kind.fusible:
+            raise CheckpointError(
+                f"`{name}` is {origin.kind.torch} in the base, to which an adapter cannot be added",
+                hint="fuse into the unquantised base",
+            )
+        wide = "F64" if origin.dtype == "F64" else "F32"
+        return TensorInfo(
+            name=name,
+            dtype=origin.dtype if patch.product is None else wide,
+            # A merge keeps the base's dtype, whatever float the adapter was trained in.
+            stored=base.stored if base and base.kind.fusible and origin.kind.fusible else origin.stored,
+            shape=origin.shape,
+            file=(base or origin).file,
+        )
+
+    def _drop_copies_of_tied(self) -> None:
+        """Forget what PEFT saved of an output that the base ties to its embeddings, if it is no more than a copy."""
+        shapes = {name: info.shape for name, info in self._base.tensors.items()}
+        for name in [name for name in self.patches if name not in shapes]:
+            stored = self.patches[name].stored
+            assert stored is not None  # a product has a target in the base
+            source = tied_source(name, shapes, self.own[stored].shape, self._base.config)
+            if source is None:
+                continue
+            other = self.patches.get(source, Patch())
+            embeddings = (
+                self.read_own(other.stored) if other.stored else self._base.read(source).reshape(shapes[source])
+            )
+            if other.product is not None or not np.array_equal(self.read_own(stored), embeddings):
+                raise CheckpointError(
+                    f"`{self.path}` holds `{name}`, which the base ties to `{source}`",
+                    hint="untie them in the base first: store both, and set `tie_word_embeddings` to false",
+                )
+            del self.patches[name]
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return elements `start … stop − 1` of the flat tuned tensor."""
+        patch = self.patches.get(name)
+        if patch is None:
+            return self._base.read(name, start, stop)
+        found = self._origin(name, patch, start, stop)
+        factors = self.factors(name)
+        if factors is None:
+            return found
+        stop = start + len(found)
+        tuned = found.astype(self.tensors[name].kind.numpy)
+        with np.errstate(all="ignore"):
+            tuned += factors.delta(start, stop)
+            if patch.magnitude is not None:
+                tuned *= self._row_scales(name, patch, factors)[_lines(patch, factors, start, stop)]
+        return tuned
+
+    def _origin(self, name: str, patch: Patch, start: int, stop: int | None) -> np.ndarray:
+        if patch.stored is not None:
+            return self._file.read(patch.stored, start, stop)
+        return self._base.read(name, start, stop)
+
+    def stored(self, name: str, start: int = 0, stop: int | None = None) -> Stored | None:
+        """Return where the base holds a tensor that the adapter leaves alone."""
+        return None if name in self.patches else self._base.stored(name, start, stop)
+
+    def mapped(self) -> Mapping[Path, np.ndarray]:
+        """Return the bytes of the base's files."""
+        return self._base.mapped()
+
+    def read_own(self, name: str) -> np.ndarray:
+        """Return one of the adapter's own tensors, by its name in the adapter's file."""
+        return self._file.read(name).reshape(self.own[name].shape)
+
+    def factors(self, name: str) -> LowRank | None:
+        """Return what an adapter adds to a tensor of the base, before DoRA's magnitudes; None if it replaces it."""
+        product = self.patches[name].product
+        if product is None:
+            return None
+        with self._lock:
+            if name not in self._factors:
+                self._factors[name] = product.factors(self.read_own)
+            return self._factors[name]
+
+    def _row_scales(self, name: str, patch: Patch, factors: LowRank) -> np.ndarray:
+        """Return DoRA's m/‖W + s·B·A‖ of each output, norms summed in float64 over blocks of fixed size."""
+        with self._lock:
+            if name in self._scales:
+                return self._scales[name]
+        assert patch.product is not None
+        assert patch.magnitude is not None
+        _, rows, columns = factors.shape
+        axis = 0 if patch.product.transposed else 1
+        squares = np.zeros(columns if patch.product.transposed else rows)
+        height = max(1, NORM_ELEMENTS // columns)
+        for first in range(0, rows, height):
+            last = min(rows, first + height)
+            start, stop = first * columns, last * columns
+            block = self._origin(name, patch, start, stop).astype(np.float32) + factors.delta(start, stop)
+            sums = np.square(block.reshape(-1, columns), dtype=np.float64).sum(axis=axis)
+            if patch.product.transposed:
+                squares += sums
+            else:
+                squares[first:last] = sums
+        magnitude = self.read_own(patch.magnitude).astype(np.float32).reshape(-1)
+        if magnitude.shape != squares.shape:
+            raise CheckpointError(
+                f"`{patch.magnitude}` in `{self.path}` has {len(magnitude)} magnitudes for {len(squares)} outputs"
+            )
+        with self._lock, np.errstate(all="ignore"):
+            self._scales[name] = magnitude / np.sqrt(squares).astype(np.float32)
+            return self._scales[name]
+
+    def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
+        """Let go of the base's pages; with no range, of a tensor's factors too, which all its elements need."""
+        patch = self.patches.get(name)
+        if patch is None:
+            self._base.release(name, start, stop)
+        elif start == 0 and stop is None:
+            with self._lock:
+                self._factors.pop(name, None)
+                self._scales.pop(name, None)
+            if patch.stored is not None:
+                self._file.release(patch.stored)
+            else:
+                self._base.release(name)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the base's fingerprint and of all that the adapter's files hold."""
+        return f"xxh3-128:{xxhash.xxh3_128_hexdigest(f'{self._base.fingerprint} {self.digest()}'.encode())}"
+
+    def digest(self) -> str:
+        """Return a digest of the whole adapter, weights and configuration, without its base."""
+        digest = xxhash.xxh3_128((self.path / ADAPTER_CONFIG).read_bytes())
+        for name, info in sorted(self.own.items()):
+            digest.update(f"{name} {info.dtype} {info.shape}".encode())
+            digest.update(as_bytes(np.ascontiguousarray(self._file.read(name))))
+        return digest.hexdigest()
+
+
+def _lines(patch: Patch, factors: LowRank, start: int, stop: int) -> np.ndarray:
+    """Return which output each element belongs to."""
+    assert patch.product is not None
+    columns = factors.shape[2]
+    index = np.arange(start, stop)
+    return index % columns if patch.product.transposed else index // columns
+
+
+def _weights_of(folder: Path) -> Path:
+    for name in ADAPTER_WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"`{folder}` holds an `{ADAPTER_CONFIG}` and no `{ADAPTER_WEIGHTS[0]}`")

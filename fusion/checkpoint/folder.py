@@ -1,0 +1,115 @@
+"""A checkpoint on the disk: a folder of weight files with an index, or one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import final
+
+import numpy as np
+
+from ..errors import CheckpointError
+from .adapter.config import is_adapter
+from .companions import files_beside_weights
+from .json_file import read_json
+from .source import Source, Stored
+from .tensor_file import TensorFile, open_file
+
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+# In the order in which transformers looks for them.
+LAYOUTS = ("model.safetensors", SAFETENSORS_INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def _indexed_files(index: Path) -> tuple[dict[str, str], list[Path]]:
+    content = read_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"`{index}` has no `weight_map`")
+    for name, file_name in weight_map.items():
+        if not isinstance(file_name, str) or Path(file_name).name != file_name:
+            raise CheckpointError(f"`{index}` places `{name}` outside its folder, in `{file_name}`")
+    files = [index.parent / file_name for file_name in sorted(set(weight_map.values()))]
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"`{index}` names `{file.name}`, which is missing", hint="is the download whole?")
+    return weight_map, files
+
+
+def _find_weights(folder: Path) -> Path:
+    """Return the one file or index that a folder's weights are read from."""
+    present = [folder / name for name in LAYOUTS if (folder / name).is_file()]
+    safetensors = [file for file in present if "safetensors" in file.name]
+    if len(safetensors) == 2:
+        raise CheckpointError(
+            f"`{folder}` holds both `model.safetensors` and `{SAFETENSORS_INDEX}`",
+            hint="one of them is stale; name the file that you mean",
+        )
+    if present:
+        return present[0]
+    if is_adapter(folder):
+        raise CheckpointError(f"`{folder}` is an adapter, not a whole checkpoint", hint="name its base model before it")
+    others = sorted(folder.glob("*.safetensors"))
+    if len(others) == 1:
+        return others[0]
+    if others:
+        raise CheckpointError(
+            f"`{folder}` holds {len(others)} safetensors files and no `{SAFETENSORS_INDEX}`",
+            hint="is the download whole?",
+        )
+    raise CheckpointError(f"`{folder}` holds no `model.safetensors`, no shards and no `pytorch_model.bin`")
+
+
+def holds_weights(folder: Path) -> bool:
+    """Return whether a folder holds a whole model under the names that transformers looks for."""
+    return any((folder / name).is_file() for name in LAYOUTS)
+
+
+@final
+class Checkpoint(Source):
+    """A folder in the transformers layout, or a single weight file: safetensors, or what `torch.save` writes.
+
+    Raises:
+        CheckpointError: It cannot be read, or is an adapter.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        if not self.path.exists():
+            raise CheckpointError(f"`{path}` does not exist")
+        found = _find_weights(self.path) if self.path.is_dir() else self.path
+        self.folder = self.path if self.path.is_dir() else None
+        self.index = found if found.suffix == ".json" else None
+        weight_map, files = _indexed_files(self.index) if self.index else (None, [found])
+        self._files = [open_file(file) for file in files]
+        self.files = tuple(files)
+        self.tensors = tensors = {}
+        self._file_of: dict[str, TensorFile] = {}
+        for opened in self._files:
+            for name, info in opened.tensors.items():
+                if weight_map is not None and weight_map.get(name) != opened.file.name:
+                    raise CheckpointError(f"`{name}` lies in `{opened.file}`, but `{self.index}` does not say so")
+                tensors[name], self._file_of[name] = info, opened
+        for name, file_name in (weight_map or {}).items():
+            if name not in tensors:
+                raise CheckpointError(f"`{self.index}` names `{name}`, which is not in `{file_name}`")
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return elements `start … stop − 1`; for safetensors a read-only view of the mapped file."""
+        return self._file_of[name].read(name, start, stop)
+
+    def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
+        """Let go of the mapped pages of elements that are not needed soon."""
+        self._file_of[name].release(name, start, stop)
+
+    def stored(self, name: str, start: int = 0, stop: int | None = None) -> Stored | None:
+        """Return where elements lie in a mapped file."""
+        opened = self._file_of[name]
+        extent = opened.extent(name, start, stop)
+        return (opened.file, *extent) if extent else None
+
+    def mapped(self) -> dict[Path, np.ndarray]:
+        """Return the bytes of each file that is read through a memory map."""
+        return {opened.file: content for opened in self._files if (content := opened.content()) is not None}
+
+    def companions(self) -> dict[Path, Path]:
+        """Return every file of the folder but weights, indexes, hidden files and the manifest of an earlier fuse."""
+        return files_beside_weights(self.folder) if self.folder else {}

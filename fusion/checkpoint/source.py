@@ -1,0 +1,142 @@
+"""An input: named tensors that are read piece by piece, wherever they come from."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from ..errors import CheckpointError
+from .bytes_of import as_bytes
+from .json_file import read_json
+from .tensor_info import TensorInfo
+
+SAMPLE_BYTES = 4096
+
+Stored = tuple[Path, int, int]  # a file, the first byte there, and the one after the last
+
+
+class Source(ABC):
+    """The tensors of one model.
+
+    Attributes:
+        path: What was opened; what sentences call it.
+        folder: The folder of configuration and tokenizer files, or None where there is none.
+        files: Every file that it alone consists of, sorted by name, without the index.
+        index: The index file, or None.
+        tensors: Name to `TensorInfo`, in file order.
+    """
+
+    path: Path
+    folder: Path | None = None
+    files: tuple[Path, ...] = ()
+    index: Path | None = None
+    tensors: Mapping[str, TensorInfo]
+
+    @abstractmethod
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return elements `start … stop − 1` of the flattened tensor, in `TensorInfo.dtype`, perhaps read-only.
+
+        bfloat16 comes as `ml_dtypes.bfloat16`.
+        """
+
+    @abstractmethod
+    def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
+        """Let go of memory held for elements that are not needed soon; with no range, of all that is held for it."""
+
+    def stored(self, name: str, start: int = 0, stop: int | None = None) -> Stored | None:
+        """Return the file bytes that `read` gives as they are; None where it computes them or no map shows them."""
+        del name, start, stop
+
+    def mapped(self) -> Mapping[Path, np.ndarray]:
+        """Return the bytes of each file that `stored` may name."""
+        return {}
+
+    def companions(self) -> Mapping[Path, Path]:
+        """Return the files beside the weights that a model is shipped with, by their names within its folder."""
+        return {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}, {len(self.tensors)} tensors)"
+
+    @cached_property
+    def config(self) -> dict[str, Any] | None:
+        """The model's `config.json`, or None where there is none."""
+        file = self.folder / "config.json" if self.folder else None
+        if file is None or not file.is_file():
+            return None
+        content = read_json(file)
+        if not isinstance(content, dict):
+            raise CheckpointError(f"`{file}` is not a JSON object")
+        return content
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes of all tensors."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    @property
+    def all_files(self) -> tuple[Path, ...]:
+        """Every file that it alone consists of."""
+        return (*self.files, self.index) if self.index else self.files
+
+    @property
+    def base(self) -> Source | None:
+        """The model that this one is read through, such as an adapter's; None for one that stands alone.
+
+        Tensors that are left as they are have the base's very `TensorInfo` objects.
+        """
+        return None
+
+    @property
+    def changed(self) -> frozenset[str] | None:
+        """Names of the tensors that are not the base's, by headers alone; None for a model without a base."""
+        base = self.base
+        if base is None:
+            return None
+        return frozenset(name for name, info in self.tensors.items() if base.tensors.get(name) is not info)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of names, dtypes, shapes and three samples of each tensor's bytes.
+
+        It tells fine-tunes of one model apart in milliseconds, without reading the weights: the first, middle and
+        last 4 KiB of every tensor. Names are sorted, so the split into shards does not matter. It is no proof
+        against a forger; the manifest's file digests are.
+        """
+        digest = xxhash.xxh3_128()
+        with ExitStack() as stack:
+            streams: dict[Path, Any] = {}
+            for name, info in sorted(self.tensors.items()):
+                digest.update(json.dumps([name, info.dtype, info.shape]).encode())
+                if info.kind.numpy is None:
+                    continue
+                for start, stop in _samples(info):
+                    place = self.stored(name, start, stop)
+                    if place is None:
+                        digest.update(as_bytes(self.read(name, start, stop)))
+                        continue
+                    file, first, last = place  # read, not mapped: a page fault maps a lot more than a sample
+                    if file not in streams:
+                        streams[file] = stack.enter_context(file.open("rb", buffering=0))
+                    streams[file].seek(first)
+                    digest.update(streams[file].read(last - first))
+        return f"xxh3-128:{digest.hexdigest()}"
+
+
+def _samples(info: TensorInfo) -> Iterator[tuple[int, int]]:
+    """Yield first elements and those after the last, of all of a small tensor, of three pieces of a large one."""
+    if info.nbytes <= 3 * SAMPLE_BYTES:
+        yield 0, info.num_elements
+        return
+    length = max(1, SAMPLE_BYTES * info.num_elements // info.nbytes)
+    last = max(0, info.num_elements - length)
+    for start in sorted({0, last // 2, last}):
+        yield start, min(start + length, info.num_elements)

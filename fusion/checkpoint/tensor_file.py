@@ -1,0 +1,49 @@
+"""One weight file, of whichever format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from .safetensors_file import SafetensorsFile
+from .tensor_info import TensorInfo
+from .torch_file import TorchFile
+
+
+class TensorFile(Protocol):
+    """The tensors of one file."""
+
+    file: Path
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """The tensors in file order."""
+        ...
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return elements `start … stop − 1` of the flat tensor as stored."""
+        ...
+
+    def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
+        """Let go of the memory pages of elements that have been used."""
+        ...
+
+    def extent(self, name: str, start: int = 0, stop: int | None = None) -> tuple[int, int] | None:
+        """Return where elements begin and end in `content`; None where there is none."""
+        ...
+
+    def content(self) -> np.ndarray | None:
+        """Return all bytes of a file that is read through a memory map; else None."""
+        ...
+
+
+def open_file(file: Path) -> TensorFile:
+    """Return the tensors of a weight file; only their descriptions are read yet.
+
+    Raises:
+        CheckpointError: The file is unreadable or malformed.
+    """
+    return SafetensorsFile(file) if file.suffix == ".safetensors" else TorchFile(file)

@@ -1,0 +1,121 @@
+"""What a run takes of memory: billed from headers before it starts, and kept to while it is under way.
+
+Tiles of element and row transforms take the same at any moment: as many buffers and as much arithmetic as there are
+threads. What a matrix transform works on is there whole, so that only as many tensors are let in as the budget holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from ..arithmetic.group import Group
+from ..arithmetic.matrices import CHUNK
+from ..arithmetic.two_sided import Protection
+from ..dtypes import DTYPES
+from ..errors import MemoryBudgetError
+from ..methods import Method
+from ..plan.step import Step
+from .backend import SPARE_BUFFERS, Backend
+from .protector import CHUNK_BYTES, HELD, MIXINGS, PAIR_BYTES
+
+PROCESS_BYTES = 120_000_000  # the interpreter with NumPy, measured
+TORCH_BYTES = 230_000_000  # what importing torch adds, measured
+LET_IN_BYTES = 2 << 30  # of tensors worked on whole, where no budget was given and one alone does not take more
+MODEL_BYTES = 16  # an element's of each further model: its stored and its decoded form, its delta and a mask
+WHOLE_BYTES = 5  # an element's of what a matrix transform made: a float32 and a mark
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bill:
+    """Private bytes of a run.
+
+    Attributes:
+        process: The interpreter and its libraries.
+        tiles: Buffers that tiles are computed into and written from, and the arithmetic on all threads.
+        whole: Of tensors that are worked on whole, all that may be under way at once.
+        budget: Up to what such tensors are let in.
+    """
+
+    process: int
+    tiles: int
+    whole: int
+    budget: int
+
+    @property
+    def total(self) -> int:
+        """What the process takes at its height."""
+        return self.process + self.tiles + self.whole
+
+
+def whole_bytes(step: Step, method: Method, protection: Protection | None) -> int:
+    """Return what one tensor takes while it is worked on whole; 0 where tiles of it will do.
+
+    What statistics there will be of it is not known yet, so that the widest form is billed.
+    """
+    if step.action != "fuse":
+        return 0
+    group = Group(name=step.name, shape=step.shape)
+    is_matrix = len(step.shape) > 1
+    num_models, pairs, total = len(step.tuned), min(prod(step.shape[1:]), max(step.shape, default=1)) ** 2, 0
+    if protection is not None and protection.needs_gram and is_matrix:
+        block = min(pairs, (protection.block_size or pairs) ** 2)
+        total += 4 * num_models * step.num_fused + min(CHUNK_BYTES, CHUNK_BYTES * step.num_fused // CHUNK)
+        total += pairs * 16 + block * PAIR_BYTES + 4 * MIXINGS * num_models * pairs
+    if method.region(group) == "matrix":
+        each = method.bytes_per_element + MODEL_BYTES * (num_models - 1) + WHOLE_BYTES
+        total += each * step.num_fused + (method.bytes_per_input_pair * pairs if is_matrix else 0)
+    return total
+
+
+def bill_of(
+    steps: Sequence[Step],
+    method: Method,
+    protection: Protection | None,
+    backend: Backend,
+    memory: int | None,
+    *,
+    loads_torch: bool,
+) -> Bill:
+    """Return what a run takes.
+
+    Args:
+        memory: The budget of what is worked on at once, or None.
+
+    Raises:
+        MemoryBudgetError: A tensor takes more than the budget.
+    """
+    tiles = _tile_bytes(steps, method, backend)
+    room = None if memory is None else max(0, memory - tiles)
+    wholes = {step.name: whole_bytes(step, step.method or method, protection) for step in steps}
+    if protection is not None and any((step.method or method).scope != "tensor" for step in steps):
+        # All tensors of a block or model are gone through again and again: a few are held, and threads hold others.
+        wholes = dict.fromkeys(wholes, (HELD + backend.threads) * max(wholes.values(), default=0))
+    name, largest = max(wholes.items(), key=lambda found: found[1], default=("", 0))
+    if room is not None and largest > room:
+        shape = next(step.shape for step in steps if step.name == name)
+        raise MemoryBudgetError(name, shape, method.title, needed=largest + tiles, budget=memory or 0)
+    at_once = sum(sorted(wholes.values())[-backend.threads :])
+    budget = max(largest, LET_IN_BYTES) if room is None else room
+    return Bill(
+        process=PROCESS_BYTES + (TORCH_BYTES if loads_torch else 0),
+        tiles=tiles,
+        whole=min(at_once, budget),
+        budget=budget,
+    )
+
+
+def _tile_bytes(steps: Sequence[Step], method: Method, backend: Backend) -> int:
+    buffer, arithmetic = 0, 0
+    for step in steps:
+        own = step.method or method
+        region = own.region(Group(name=step.name, shape=step.shape)) if step.action == "fuse" else "element"
+        row = max(1, prod(step.shape[-1:])) if region == "row" else 1
+        tile = min(max(backend.tile_elements, row), step.num_elements)
+        buffer = max(buffer, tile * DTYPES[step.dtype].bits // 8)
+        if step.action == "fuse":
+            piece = min(max(backend.piece_elements, row), step.num_elements)
+            each = method.bytes_per_element if region != "matrix" else Method.bytes_per_element
+            arithmetic = max(arithmetic, piece * (each + MODEL_BYTES * max(0, len(step.tuned) - 1)))
+    return (backend.threads + SPARE_BUFFERS) * buffer + backend.threads * arithmetic

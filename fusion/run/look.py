@@ -1,0 +1,56 @@
+"""Looking at a plan's tensors without writing any: the one loop, with a transform that ends in a finding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ..checkpoint import Source, TensorInfo
+from ..checkpoint.output.sink import FiguresSink
+from ..methods import Method
+from ..plan.plan import Plan
+from ..plan.step import Step
+from .backend import Backend
+from .loop import Progress, run
+from .task import Context
+
+
+def pair_plan(base: Source, tuned: Source, pairs: Iterable[tuple[TensorInfo, TensorInfo]], method: Method) -> Plan:
+    """Return tensors of two checkpoints as a plan that looks at both by a method, by the base's names."""
+    steps = tuple(
+        Step(
+            name=info.name,
+            action="fuse",
+            why="looked at",
+            dtype=info.dtype,
+            shape=info.shape,
+            base=info,
+            tuned=(other,),
+            origin=0,
+            num_fused=info.num_elements,
+            key=info.name,
+            curvatures=(info.name, other.name),
+        )
+        for info, other in pairs
+    )
+    return Plan(base=base, tuned=(tuned,), method=method, config_from=base, steps=steps, renamings=(), notes=())
+
+
+def look(plan: Plan, backend: Backend, *, progress: Progress = lambda _done, _total, _name: None) -> dict[str, Any]:
+    """Return what the plan's method finds of each tensor that it would fuse, by output name.
+
+    Tensors without elements have no entry.
+
+    Raises:
+        NonFiniteError: An input holds NaN or infinity, where the transform minds.
+    """
+    context = Context(
+        plan=plan,
+        curvature=None,
+        seed=0,
+        backend=backend,
+        sink=FiguresSink(),
+        inputs=None,
+        keep_nonfinite=False,
+    )
+    return run([step for step in plan.steps if step.num_fused], context, progress=progress)
