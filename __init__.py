@@ -7,6 +7,7 @@
 The public names are imported when they are first used, so `import sculpt` costs nothing.
 """
 
+# ruff: noqa: F401 (these are for type checkers; `__getattr__` imports what is used)
 from __future__ import annotations
 
 from importlib import import_module
@@ -20,42 +21,19 @@ if TYPE_CHECKING:
     from .fusion.errors import SculptError
     from .fusion.lora.combine import combine_adapters
     from .fusion.lora.extract import extract_adapter
-    from .fusion.methods import (
-        AdaDare,
-        ArceeFusion,
-        Breadcrumbs,
-        BreadcrumbsTies,
-        Dare,
-        DareTies,
-        Della,
-        DellaLinear,
-        Karcher,
-        Linear,
-        Magnitude,
-        ModelStock,
-        MultiSlerp,
-        NearSwap,
-        NuSlerp,
-        Passthrough,
-        Saliency,
-        Sce,
-        Slerp,
-        Tailor,
-        TaskArithmetic,
-        Ties,
-    )
+    from .fusion.methods import *  # noqa: F403 (whatever is a method there is public)
     from .fusion.plan.plan import Policies, Selection
     from .fusion.record.manifest import Manifest
     from .fusion.record.verify import verify
     from .fusion.run.apply import apply
+    from .fusion.run.calibration import Calibration
     from .fusion.run.diff import diff
-    from .fusion.run.fuse import Settings
+    from .fusion.run.settings import Settings
     from .hessian import calibrate
     from .hessian.store.diagonal import DiagonalHessian
-    from .measuring import Calibration
 
 _PLACES = {  # of public names that are no methods
-    "Calibration": ".measuring",
+    "Calibration": ".fusion.run.calibration",
     "Checkpoint": ".fusion.checkpoint",
     "Curvature": ".fusion.arithmetic.curvature",
     "DiagonalHessian": ".hessian.store.diagonal",
@@ -64,7 +42,7 @@ _PLACES = {  # of public names that are no methods
     "Protection": ".fusion.arithmetic.two_sided",
     "SculptError": ".fusion.errors",
     "Selection": ".fusion.plan.plan",
-    "Settings": ".fusion.run.fuse",
+    "Settings": ".fusion.run.settings",
     "apply": ".fusion.run.apply",
     "calibrate": ".hessian",
     "combine_adapters": ".fusion.lora.combine",
@@ -75,55 +53,19 @@ _PLACES = {  # of public names that are no methods
     "verify": ".fusion.record.verify",
 }
 
-__all__ = [
-    "AdaDare",
-    "ArceeFusion",
-    "Breadcrumbs",
-    "BreadcrumbsTies",
-    "Calibration",
-    "Checkpoint",
-    "Curvature",
-    "Dare",
-    "DareTies",
-    "Della",
-    "DellaLinear",
-    "DiagonalHessian",
-    "Karcher",
-    "Linear",
-    "Magnitude",
-    "Manifest",
-    "ModelStock",
-    "MultiSlerp",
-    "NearSwap",
-    "NuSlerp",
-    "Passthrough",
-    "Policies",
-    "Protection",
-    "Saliency",
-    "Sce",
-    "SculptError",
-    "Selection",
-    "Settings",
-    "Slerp",
-    "Tailor",
-    "TaskArithmetic",
-    "Ties",
-    "apply",
-    "calibrate",
-    "combine_adapters",
-    "diff",
-    "extract_adapter",
-    "fuse",
-    "open_checkpoint",
-    "verify",
-]
-
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'sculpt' has no attribute {name!r}")
-    return getattr(import_module(_PLACES.get(name, ".fusion.methods"), __name__), name)
+    """Return a public name; `__all__` too is made when it is asked for, as it lists the methods."""
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name], __name__), name)
+    if name == "__all__" or name[:1].isupper():
+        methods = {found.__name__: found for found in import_module(".fusion.methods", __name__).METHODS.values()}
+        if name == "__all__":
+            return sorted([*_PLACES, *methods])
+        if name in methods:
+            return methods[name]
+    raise AttributeError(f"module 'sculpt' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__getattr__("__all__")])

@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from .fusion.arithmetic.two_sided import Protection
+from .fusion.checkpoint import find_model
 from .fusion.errors import MethodError
 from .fusion.methods import AdaDare, Method
 from .fusion.record.manifest import Manifest
-from .fusion.run.fuse import Prepared, Settings, execute, prepare
+from .fusion.run.calibration import Calibration, Given, PathLike
+from .fusion.run.fuse import Prepared, execute, prepare
 from .fusion.run.loop import Progress
-from .measuring import Calibration, Given, PathLike, statistics
+from .fusion.run.settings import Settings
+from .measuring import statistics
 
 
 def quiet(_done: int, _total: int, _what: str) -> None:
@@ -25,8 +28,7 @@ PROTECTED = AdaDare(gamma=1.0, sparsity=0.0)
 
 def default_output(tuned: PathLike) -> Path:
     """Return `<tuned>-fused`, beside the tuned checkpoint."""
-    path = Path(tuned).resolve()
-    return path.with_name((path.stem if path.is_file() else path.name) + "-fused")
+    return find_model(tuned).beside("-fused")
 
 
 def prepare_fuse(

@@ -4,96 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .fusion.arithmetic.curvature import Curvature, Curvatures
 from .fusion.arithmetic.two_sided import counted_together
-from .fusion.checkpoint import Source
+from .fusion.checkpoint import ModelRef, Source
 from .fusion.errors import CurvatureError, MethodError
+from .fusion.run.calibration import Calibration, SampleRun
 from .fusion.run.diff import changed_outputs
 from .fusion.run.fuse import Prepared
 from .fusion.run.loop import Progress
 
 if TYPE_CHECKING:
     from .hessian.session import Session
-
-PathLike = Path | str
-Given = PathLike | Mapping[str, Curvature]  # a file of statistics, or statistics in memory
-SHIPPED = "default"  # the name of the text that ships with the package
-STATISTICS = ".safetensors"  # what a file of statistics ends with; any other is data
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """Where the curvature of a fuse comes from.
-
-    Attributes:
-        hessian: A file of statistics, or statistics in memory; then nothing is calibrated. Several tuned models have
-            one each, in their order.
-        data: Calibration data; None is the text that ships with the package. For all tuned models, or one each.
-        enabled: False is H = I, no calibration at all.
-        samples, max_length, seed, device: As for `calibrate`.
-        of_other_model: Accept statistics that were not measured on this model.
-        protect: What the base is to stay good at, where `Settings.protection` is set: general data, a file of the
-            base's statistics, or statistics in memory; None and `default` are the text that ships.
-        protect_samples: How many general samples.
-    """
-
-    hessian: Given | Sequence[Given] | None = None
-    data: PathLike | Sequence[PathLike] | None = None
-    enabled: bool = True
-    samples: int = 128
-    max_length: int = 512
-    seed: int = 0
-    device: str = "auto"
-    of_other_model: bool = False
-    protect: Given | None = None
-    protect_samples: int = 128
-
-    def __post_init__(self) -> None:
-        given = [
-            name for name, on in (("--hessian", self.hessian is not None), ("--data", self.data is not None)) if on
-        ]
-        given += ["--protect"] * (self.protect is not None and not self.enabled)
-        if {"--hessian", "--data"} <= set(given) or (given and not self.enabled):
-            others = [*given, *(["--no-calibration"] if not self.enabled else [])]
-            raise MethodError(f"{' and '.join(f'`{name}`' for name in others)} exclude each other")
-
-    @property
-    def protects_shipped(self) -> bool:
-        """Whether the general side is measured on the text that ships."""
-        return self.protect is None or (isinstance(self.protect, str) and self.protect == SHIPPED)
-
-    def of_general(self) -> Calibration:
-        """Return the same for the general side: what it is measured on, or its statistics."""
-        protect = None if self.protects_shipped else self.protect
-        data = protect if isinstance(protect, (Path, str)) and Path(protect).suffix != STATISTICS else None
-        known = protect if data is None else None
-        return replace(self, hessian=known, data=data, samples=self.protect_samples, protect=None)
-
-    def of_tuned(self, num_models: int) -> list[Calibration]:
-        """Return the same for each tuned model.
-
-        Raises:
-            MethodError: There are statistics for another number of models.
-        """
-        hessians = _one_each("statistics", self.hessian, num_models, shared=False)
-        data = _one_each("samples", self.data, num_models, shared=True)
-        return [replace(self, hessian=h, data=d) for h, d in zip(hessians, data, strict=True)]
-
-
-def _one_each(what: str, given: Any, num_models: int, *, shared: bool) -> list[Any]:
-    if given is None:
-        return [None] * num_models
-    found = list(given) if isinstance(given, (list, tuple)) else [given]
-    if len(found) == 1 and shared:
-        return found * num_models
-    if len(found) != num_models:
-        raise MethodError(f"there are {num_models} tuned models, and {what} of {len(found)}")
-    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +53,7 @@ class MeasuredModel:
 
     checkpoint: Source
     place: int
-    base: Path | None
+    base: ModelRef | None
     wanted: frozenset[str] | None
     full: bool
     purpose: str
@@ -211,7 +137,7 @@ def _models(prepared: Prepared, names: Mapping[str, tuple[str | None, ...]]) -> 
             MeasuredModel(
                 checkpoint=checkpoint,
                 place=place,
-                base=plan.base.path if checkpoint.base else None,
+                base=plan.base.ref if checkpoint.base else None,
                 wanted=None if protection is None else wanted,  # pyright: ignore[reportArgumentType]
                 full=full if place else protects,
                 purpose="two-sided curvature" if protects else method.title,
@@ -249,7 +175,7 @@ def _measured_before(model: MeasuredModel, calibration: Calibration) -> Measured
     if hessian.provenance.model_fingerprint != model.checkpoint.fingerprint and not calibration.of_other_model:
         raise CurvatureError(
             f"the statistics were measured on `{hessian.provenance.model}`, "
-            f"not on the {model.role} `{model.checkpoint.path}`",
+            f"not on the {model.role} `{model.checkpoint.ref}`",
             hint=f"calibrate the {model.role}, or accept them with `--hessian-of-other-model`",
         )
     if model.full and all(found.gram is None for found in hessian.values()):
@@ -266,14 +192,11 @@ def _session(model: MeasuredModel, calibration: Calibration, progress: Progress)
 
     options = CalibrationOptions(
         data=calibration.data,  # pyright: ignore[reportArgumentType] (`of_tuned` made it one)
-        samples=calibration.samples,
-        max_length=calibration.max_length,
-        seed=calibration.seed,
-        device=calibration.device,
         full=("*",) if model.full else (),
         only_changed=model.base,
+        **{field.name: getattr(calibration, field.name) for field in fields(SampleRun)},
     )
-    return Session(model.checkpoint.path, options, progress=progress, wanted=model.wanted)
+    return Session(model.checkpoint.ref, options, progress=progress, wanted=model.wanted)
 
 
 def _provenance(found: Sequence[Measured], num_tuned: int) -> dict[str, Any]:

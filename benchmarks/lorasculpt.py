@@ -42,7 +42,7 @@ from sculpt.fusion.lora.density import adapter_density
 from sculpt.fusion.lora.prune import prune_adapter
 from sculpt.fusion.methods import Dare
 from sculpt.fusion.methods.tailor import Tailor
-from sculpt.fusion.run.fuse import Settings
+from sculpt.fusion.run.settings import Settings
 from sculpt.training import Method, Schedule, train_adapter
 
 TRAINED = ("lora", "l2", "lorasculpt")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..fusion.plan.step import Policies, Selection
+from ..fusion.run.settings import Settings
 from .flags import with_options
-from .options import AsJson, BasePath, OutputOptions, RunOptions, SelectionOptions, TunedPath, settings_of
+from .options import POLICIES, SELECTION, SETTINGS, AsJson, BasePath, TunedPath
 
 if TYPE_CHECKING:
     from ..fusion.arithmetic.budget import Budget, L1Norms
@@ -36,19 +37,6 @@ EtaRelative = Annotated[
 RELATIVE_DEFAULT = 0.01
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReadingOptions:
-    """How it is run.
-
-    Attributes:
-        device: auto, cpu, cuda, cuda:1, mps …; the result is the same.
-        threads: CPU threads. Default: all cores.
-    """
-
-    device: str = "auto"
-    threads: int | None = None
-
-
 def bound(
     base: BasePath,
     tuned: TunedPath,
@@ -56,8 +44,9 @@ def bound(
     eta_relative: EtaRelative = None,
     json: AsJson = False,
     *,
-    selection: SelectionOptions,
-    run: ReadingOptions,
+    selection: Selection,
+    policies: Policies,
+    settings: Settings,
 ) -> None:
     """Measure the pair and print its bounds."""
     from ..fusion.arithmetic.budget import Budget
@@ -66,15 +55,14 @@ def bound(
 
     given = eta is not None or eta_relative is not None
     budget = Budget(eta=eta, eta_relative=eta_relative if given else RELATIVE_DEFAULT)
-    settings = settings_of(OutputOptions(), selection, RunOptions(device=run.device, threads=run.threads))
     with progress_bar("measuring") as report:
         found = measure_bounds(
             base,
             tuned,
-            selection=settings.selection,
-            policies=settings.policies,
-            device=run.device,
-            threads=run.threads,
+            selection=selection,
+            policies=policies,
+            device=settings.device,
+            threads=settings.threads,
             progress=report,
         )
     print_json(_as_json(found, budget)) if json else _show(found, budget, given)
@@ -154,8 +142,6 @@ def _as_json(found: tuple[TensorBound, ...], budget: Budget) -> dict[str, Any]:
 
 def register(app: typer.Typer) -> None:
     """Add `bound`."""
-    groups: dict[str, tuple[type, str]] = {
-        "selection": (SelectionOptions, "Selection and disagreements"),
-        "run": (ReadingOptions, "Run"),
-    }
-    app.command("bound", help=HELP)(with_options(**groups)(bound))
+    settings = SETTINGS.only("device", "threads")
+    offered = with_options(selection=SELECTION, policies=POLICIES, settings=settings)(bound)
+    app.command("bound", help=HELP)(offered)

@@ -7,53 +7,35 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import AsJson
+from ..hessian.calibration import CalibrationOptions
+from .flags import Group, with_options
+from .options import SIZE, AsJson
 
 if TYPE_CHECKING:
     from ..hessian import DiagonalHessian
 
 Tuned = Annotated[Path, typer.Argument(help="The fine-tuned model: a folder that transformers can load.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
-DATA_HELP = (
-    "JSONL or Parquet with text, messages, prompt and completion, image, audio or input_ids; .txt; "
-    "a saved `datasets` folder; a folder of images. Default: a text that ships."
+CALIBRATION = Group(
+    of=CalibrationOptions,
+    options={
+        "data": Annotated[Path | None, typer.Option("--data")],
+        "only_changed": Annotated[Path | None, typer.Option(metavar="BASE")],
+        "memory": SIZE,
+    },
 )
 
 
+@with_options(options=CALIBRATION)
 def calibrate_command(
     tuned: Tuned,
-    data: Annotated[Path | None, typer.Option("--data", help=DATA_HELP)] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("hessian.safetensors"),
-    samples: Annotated[int, typer.Option(min=1, help="Most samples to run.")] = 128,
-    max_length: Annotated[int, typer.Option(min=1, help="Longest sample in tokens; longer ones are cut.")] = 512,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples a batch. 1 has no padding.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Of the forward. auto: float32 on a CPU, else the weights' own.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Of the choice among more samples than asked for.")] = 0,
-    auto_class: Annotated[
-        str | None, typer.Option(help="transformers class to run, such as AutoModelForMaskedLM. Default: the config's.")
-    ] = None,
-    only_changed: Annotated[
-        Path | None,
-        typer.Option(metavar="BASE", help="Measure only tensors that differ from this base; stop after the last."),
-    ] = None,
-    full: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GLOB", help="Keep the whole Σx·xᵀ of these tensors, for Model Tailor; repeatable."),
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE", help="What activations between blocks may take, such as 4GB; above, disk is used."
-        ),
-    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the last finished block of a run that was killed.")] = True,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run model code that lies in the folder. Read it first.")
-    ] = False,
     report: Annotated[bool, typer.Option("--report", help="Show the spread of each layer's diagonal.")] = False,
     overwrite: Overwrite = False,
     json: AsJson = False,
+    *,
+    options: CalibrationOptions,
 ) -> None:
     """Measure the curvature of a fine-tuned model on task data: Σx² of every linear parameter, block by block.
 
@@ -70,32 +52,13 @@ def calibrate_command(
 
         sculpt calibrate llava-sft/ --data images-and-text.jsonl --device cuda --memory 8GB
     """
-    from ..fusion.checkpoint.output.layout import parse_size
     from ..hessian import calibrate
     from .console import progress_bar, say
 
-    if data is None:
+    if options.data is None:
         say("calibrating on the text that ships with sculpt (--data names your own)")
     with progress_bar("calibrating", unit="blocks") as shown:
-        hessian = calibrate(
-            tuned,
-            data=data,
-            output=output,
-            samples=samples,
-            max_length=max_length,
-            batch_size=batch_size,
-            device=device,
-            dtype=dtype,
-            seed=seed,
-            auto_class=auto_class,
-            only_changed=only_changed,
-            full=full or (),
-            memory=parse_size(memory) if memory else None,
-            trust_remote_code=trust_remote_code,
-            overwrite=overwrite,
-            resume=resume,
-            progress=shown,
-        )
+        hessian = calibrate(tuned, options, output=output, overwrite=overwrite, resume=resume, progress=shown)
     _show(hessian, output, report=report, json=json)
 
 

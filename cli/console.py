@@ -46,17 +46,27 @@ def print_error(error: SculptError, *, recipe: bool = False) -> None:
     Args:
         recipe: Whether a recipe was run, which can say what an option can.
     """
-    console.print(Text.assemble(("error: ", "bold red"), error.message), soft_wrap=True)
+    from .options import flag_named
+
+    def worded(text: str) -> str:
+        for option in error.options:
+            text = text.replace(f"`{option.rpartition('.')[2]}`", f"`{flag_named(option)}`")
+        return text
+
+    console.print(Text.assemble(("error: ", "bold red"), worded(error.message)), soft_wrap=True)
     ways = ", ".join(f"{_way(way, recipe=recipe)} {way.effect}" for way in error.ways)
-    hint = "; ".join(filter(None, (error.hint, ways)))
+    hint = "; ".join(filter(None, (worded(error.hint or ""), ways)))
     if hint:
         console.print(Text.assemble("\n", ("hint: ", "bold"), hint), soft_wrap=True)
 
 
 def _way(way: Way, *, recipe: bool) -> str:
     """Return a way out as it is written: a flag, or a recipe's key."""
-    flag = f"`--{way.option.replace('_', '-')} {way.value}`"
-    return f"`policies: {{{way.option}: {way.value}}}` (or {flag})" if recipe else flag
+    from .options import POLICIES, flag_named
+
+    flag = f"`{' '.join(filter(None, (flag_named(way.option), way.value)))}`"
+    is_policy = recipe and way.option in {field.name for field, _ in POLICIES.fields}
+    return f"`policies: {{{way.option}: {way.value}}}` (or {flag})" if is_policy else flag
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], *, note: str | None = None) -> None:

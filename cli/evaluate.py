@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .flags import with_options
+from .flags import Group, with_options
 from .options import AsJson
 
 if TYPE_CHECKING:
@@ -168,6 +168,6 @@ def quiet_libraries() -> None:
 
 def register(app: typer.Typer) -> None:
     """Add `eval` and `gate`."""
-    groups: dict[str, tuple[type, str]] = {"scoring": (ScoringOptions, "Run")}
+    groups = {"scoring": Group(of=ScoringOptions, panel="Run")}
     app.command("eval", help=EVAL_HELP)(with_options(**groups)(eval_command))
     app.command("gate", help=GATE_HELP)(with_options(**groups)(gate_command))

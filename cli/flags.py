@@ -2,14 +2,55 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group:
+    """A dataclass as options of a command, which gets an instance of it.
+
+    Attributes:
+        of: The dataclass.
+        panel: The options' title in the help; None is the command's own.
+        panels: Other titles, by field.
+        flags: By field, the parameter that stands for it, where that is not the field's own name.
+        leave_out: Fields that are no options of this command.
+        options: By field, the type of an option that does not follow from the field's.
+        convert: By field, what makes the field's value of the option's.
+    """
+
+    of: type
+    panel: str | None = None
+    panels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    leave_out: tuple[str, ...] = ()
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    convert: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def fields(self) -> list[tuple[dataclasses.Field[Any], str]]:
+        """Each field that is an option, and its parameter; what the class adds to its bases comes first."""
+        own = inspect.get_annotations(self.of)
+        found = [field for field in dataclasses.fields(self.of) if field.name not in self.leave_out]
+        found.sort(key=lambda field: field.name not in own)
+        return [(field, self.flags.get(field.name, field.name)) for field in found]
+
+    def only(self, *names: str) -> Group:
+        """Return the group with these fields alone."""
+        others = [field.name for field in dataclasses.fields(self.of) if field.name not in names]
+        return dataclasses.replace(self, leave_out=tuple(others))
+
+    def chosen(self, instance: Any, given: Collection[str]) -> dict[str, Any]:
+        """Return the values of an instance whose flags were given, by field."""
+        return {field.name: getattr(instance, field.name) for field, parameter in self.fields if parameter in given}
 
 
 def attribute_docs(cls: type) -> dict[str, str]:
@@ -38,13 +79,18 @@ def option_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-def _flag(field: str) -> str:
-    return "--" + field.replace("_", "-")
+def flag_of(parameter: str) -> str:
+    """Return the flag of a parameter, or of a field that has its name."""
+    return "--" + parameter.replace("_", "-")
 
 
 def takes_numbers(hint: object) -> bool:
     """Return whether a field's type has room for several numbers; its flag is then a list such as `1,1,0.5`."""
     return any(get_origin(part) is tuple and float in get_args(part) for part in (hint, *get_args(hint)))
+
+
+def _takes_texts(hint: object) -> bool:
+    return get_origin(hint) is tuple and str in get_args(hint)
 
 
 def parse_numbers(text: str, flag: str) -> float | tuple[float, ...]:
@@ -60,57 +106,68 @@ def _numbers_text(values: Any) -> str | None:
     return None if values is None else ",".join(f"{v:g}" for v in (values if isinstance(values, tuple) else (values,)))
 
 
-def _built(cls: type, values: dict[str, Any]) -> Any:
-    hints = get_type_hints(cls)
-    return cls(
-        **{
-            name: parse_numbers(value, _flag(name)) if isinstance(value, str) and takes_numbers(hints[name]) else value
-            for name, value in values.items()
-        }
-    )
+def _built(group: Group, values: Mapping[str, Any]) -> Any:
+    """Return an instance of the group's dataclass, of the values of its parameters."""
+    hints, made = get_type_hints(group.of), {}
+    for field, parameter in group.fields:
+        value, hint = values[parameter], hints[field.name]
+        if isinstance(value, str) and takes_numbers(hint):
+            value = parse_numbers(value, flag_of(parameter))
+        elif _takes_texts(hint):
+            value = tuple(value or ())
+        elif field.name in group.convert:
+            value = group.convert[field.name](value)
+        made[field.name] = value
+    return group.of(**made)
 
 
-def _parameters(cls: type, panel: str) -> list[inspect.Parameter]:
-    hints, docs = get_type_hints(cls, include_extras=True), option_docs(cls)
+def _option(hint: Any, parameter: str, text: str, panel: str | None) -> Any:
+    flag = flag_of(parameter)
+    names = [f"{flag}/--no-{flag[2:]}"] if hint is bool else [flag]
+    metavar = "N[,N…]" if takes_numbers(hint) else "GLOB" if _takes_texts(hint) else None
+    kind = str if takes_numbers(hint) else list[str] | None if _takes_texts(hint) else hint
+    return Annotated[kind, typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar)]
+
+
+def _parameters(group: Group) -> list[inspect.Parameter]:
+    hints, docs = get_type_hints(group.of, include_extras=True), option_docs(group.of)
     found = []
-    for field in dataclasses.fields(cls):
-        hint = hints[field.name]
-        has_option = get_origin(hint) is Annotated and any(
-            isinstance(extra, typer.models.OptionInfo) for extra in get_args(hint)[1:]
-        )
-        if not has_option:
-            flag = _flag(field.name)
-            names = [f"{flag}/--no-{flag[2:]}"] if hint is bool else [flag]
-            metavar = "N[,N…]" if takes_numbers(hint) else None
-            option = typer.Option(*names, help=docs.get(field.name, ""), rich_help_panel=panel, metavar=metavar)
-            hint = Annotated[str if takes_numbers(hint) else hint, option]
+    for field, parameter in group.fields:
+        hint = group.options.get(field.name, hints[field.name])
+        panel = group.panels.get(field.name, group.panel)
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if takes_numbers(hints[field.name]):
-            default = _numbers_text(default)
-        found.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint))
+        option = next((extra for extra in get_args(hint)[1:] if isinstance(extra, typer.models.OptionInfo)), None)
+        if option is not None:  # what it does not say itself is the field's
+            option = copy.copy(option)
+            option.help = option.help or docs.get(field.name, "")
+            option.rich_help_panel = option.rich_help_panel or panel
+            hint = Annotated[get_args(hint)[0], option]
+        else:
+            if takes_numbers(hint):
+                default = _numbers_text(default)
+            elif _takes_texts(hint):
+                default = None if not default else [*default]  # pyright: ignore[reportGeneralTypeIssues]
+            hint = _option(hint, parameter, docs.get(field.name, ""), panel)
+        found.append(inspect.Parameter(parameter, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint))
     return found
 
 
-def with_options(**groups: tuple[type, str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_options(**groups: Group) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that turns parameters of a command into groups of options.
 
     Args:
-        groups: Parameter name to (dataclass, title of its panel in the help). The command gets an instance.
+        groups: By parameter of the command.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(function, eval_str=True)
         own = [p for p in signature.parameters.values() if p.name not in groups and p.kind is not p.VAR_KEYWORD]
-        expanded = {name: _parameters(cls, panel) for name, (cls, panel) in groups.items()}
-        parameters = [*own, *(parameter for found in expanded.values() for parameter in found)]
+        parameters = [*own, *(parameter for group in groups.values() for parameter in _parameters(group))]
 
         @functools.wraps(function)
         def command(**values: Any) -> None:
-            built = {
-                name: _built(groups[name][0], {parameter.name: values.pop(parameter.name) for parameter in found})
-                for name, found in expanded.items()
-            }
-            function(**values, **built)
+            built = {name: _built(group, values) for name, group in groups.items()}
+            function(**{p.name: values[p.name] for p in own}, **built)
 
         del command.__wrapped__
         parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]

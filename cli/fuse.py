@@ -11,24 +11,29 @@ from typing import TYPE_CHECKING
 import typer
 
 from ..fusion.methods import METHODS, AdaDare, Method
-from .flags import given_flags, with_options
+from .flags import Group, given_flags, with_options
 from .options import (
+    CALIBRATION,
+    POLICIES,
+    PROTECTION,
+    SELECTION,
+    SETTINGS,
+    TARGET,
     AsJson,
     BasePath,
-    CalibrationOptions,
     ConfigName,
-    OutputOptions,
-    ProtectOptions,
-    RunOptions,
-    SelectionOptions,
+    Target,
     TunedPath,
     TunedPaths,
-    settings_of,
+    protection_of,
 )
 
 if TYPE_CHECKING:
+    from ..fusion.arithmetic.two_sided import Protection
+    from ..fusion.plan.step import Policies, Selection
+    from ..fusion.run.calibration import Calibration
     from ..fusion.run.fuse import Prepared
-    from ..measuring import Calibration
+    from ..fusion.run.settings import Settings
 
 EXAMPLES = {
     "fuse": [
@@ -62,41 +67,37 @@ def run_fuse(
     tuned: Sequence[Path],
     *,
     method: Method,
-    output: OutputOptions,
-    selection: SelectionOptions,
-    run: RunOptions,
-    measure: CalibrationOptions,
-    protect: ProtectOptions | None = None,
+    target: Target,
+    settings: Settings,
+    selection: Selection,
+    policies: Policies,
+    calibration: Calibration,
+    protection: Protection | None = None,
     config: str | None = None,
     given: Collection[str] = (),
     json: bool,
 ) -> None:
     """Plan, by a recipe if one is given, and run the plan."""
     from ..api import PROTECTED, prepare_fuse
+    from ..fusion.arithmetic.two_sided import Protection
 
-    settings = settings_of(output, selection, run)
-    protect = protect or ProtectOptions()
+    settings = replace(settings, selection=selection, policies=policies)
+    protection = protection or Protection()
     if config is None:
-        settings = replace(settings, protection=protect.protection(given=given))
+        settings = replace(settings, protection=protection_of(protection, calibration, given))
         if settings.protection is not None and isinstance(method, AdaDare):
             left = {"gamma", "sparsity"} - set(given)
             method = replace(method, **{name: getattr(PROTECTED, name) for name in left})
         prepared = prepare_fuse(
-            base, tuned, output=output.output, method=method, settings=settings, overwrite=output.overwrite
+            base, tuned, output=target.output, method=method, settings=settings, overwrite=target.overwrite
         )
     else:
         from .recipes import prepare_named
 
-        prepared, measure, protect = prepare_named(
-            config, base, tuned, method, settings, output, measure, protect, given
+        prepared, calibration = prepare_named(
+            config, base, tuned, method, settings, target, calibration, protection, given
         )
-    run_prepared(
-        prepared,
-        measure.calibration(run.device, prepared.settings.seed, protect),
-        dry_run=run.dry_run,
-        overwrite=output.overwrite,
-        json=json,
-    )
+    run_prepared(prepared, calibration, dry_run=target.dry_run, overwrite=target.overwrite, json=json)
 
 
 def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool, overwrite: bool, json: bool) -> None:
@@ -109,12 +110,15 @@ def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool,
     if dry_run:
         print_json(fuse_view.plan_json(prepared)) if json else fuse_view.show_plan(prepared)
         return
+    calibration = replace(calibration, seed=prepared.settings.seed, device=prepared.settings.device)
     for note in prepared.plan.notes:
         say(f"note: {note}")
     protects = prepared.settings.protection is not None
     measures = (prepared.method.uses_curvature or protects) and calibration.enabled and calibration.hessian is None
     if measures:
-        say(f"calibrating on {calibration.data or 'the text that ships with sculpt (--data names your own)'}")
+        data = calibration.data if isinstance(calibration.data, (list, tuple)) else [calibration.data]
+        named = ", ".join(str(path) for path in data if path is not None)
+        say(f"calibrating on {named or 'the text that ships with sculpt (--data names your own)'}")
     if protects:
         known = "the text that ships with sculpt" if calibration.protects_shipped else calibration.protect
         say(f"protecting the base on {known}")
@@ -157,13 +161,17 @@ def help_text(method: type[Method], examples: Sequence[str]) -> str:
 
 def _command(method: type[Method]) -> Callable[..., None]:
     """Return the command of a method: one tuned model or several, with curvature or without."""
-    groups: dict[str, tuple[type, str]] = {
-        "method": (method, method.title),
-        **({"measure": (CalibrationOptions, "Curvature")} if method.uses_curvature else {}),
-        **({"protect": (ProtectOptions, "Protection")} if method is AdaDare else {}),
-        "output": (OutputOptions, "Output"),
-        "selection": (SelectionOptions, "Selection and disagreements"),
-        "run": (RunOptions, "Run"),
+    wants = method.uses_curvature
+    # What only a protection measures is shown there, where the method has no use for curvature of its own.
+    measured = CALIBRATION if wants else replace(CALIBRATION, panel="Protection")
+    groups = {
+        "method": Group(of=method, panel=method.title),
+        "calibration": measured,
+        "protection": PROTECTION,
+        "target": TARGET,
+        "selection": SELECTION,
+        "policies": POLICIES,
+        "settings": SETTINGS,
     }
 
     if method.max_models == 1:
@@ -176,7 +184,6 @@ def _command(method: type[Method]) -> Callable[..., None]:
             json: AsJson = False,
             **options: object,
         ) -> None:
-            options.setdefault("measure", CalibrationOptions())
             run_fuse(base, [tuned], config=config, given=given_flags(ctx), json=json, **options)  # pyright: ignore[reportArgumentType]
 
         return with_options(**groups)(one)
@@ -189,7 +196,6 @@ def _command(method: type[Method]) -> Callable[..., None]:
         json: AsJson = False,
         **options: object,
     ) -> None:
-        options.setdefault("measure", CalibrationOptions())
         run_fuse(base, tuned, config=config, given=given_flags(ctx), json=json, **options)  # pyright: ignore[reportArgumentType]
 
     return with_options(**groups)(many)

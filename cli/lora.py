@@ -8,17 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .flags import parse_numbers, with_options
+from ..fusion.plan.step import Policies, Selection
+from ..fusion.run.calibration import Calibration
+from ..fusion.run.settings import Settings
+from .flags import Group, parse_numbers, with_options
 from .lora_learn import ADAPTIVE, LearnOptions, learn_weights
-from .options import (
-    AsJson,
-    BasePath,
-    CalibrationOptions,
-    OutputOptions,
-    RunOptions,
-    SelectionOptions,
-    TunedPath,
-)
+from .options import POLICIES, SELECTION, SETTINGS, TARGET, AsJson, BasePath, Target, TunedPath
 
 if TYPE_CHECKING:
     from ..fusion.lora.combine import AdapterReport
@@ -96,9 +91,10 @@ def merge_command(
     adapters: Adapters,
     merge: MergeOptions,
     learn: LearnOptions,
-    output: OutputOptions,
-    selection: SelectionOptions,
-    run: RunOptions,
+    target: Target,
+    selection: Selection,
+    policies: Policies,
+    settings: Settings,
     json: AsJson = False,
 ) -> None:
     """Merge LoRA adapters into their base, or into one adapter.
@@ -121,8 +117,8 @@ def merge_command(
 
     extra = {}
     if merge.weights == ADAPTIVE:
-        rule = rule_of(merge, run.seed)
-        alpha = learn_weights(base, adapters, rule, learn, device=run.device)
+        rule = rule_of(merge, settings.seed)
+        alpha = learn_weights(base, adapters, rule, learn, device=settings.device)
         density = None if rule.method == "task-arithmetic" else rule.density
         merge = replace(merge, weights=",".join(repr(weight) for weight in alpha), density=density)
         # What was learned is a sum of parts that are divided by the number of adapters that agree.
@@ -130,40 +126,40 @@ def merge_command(
     elif learn != LearnOptions():
         raise MethodError("`--buffer` and what goes with it are for `--weights adaptive`")
     if merge.as_adapter:
-        if run.dry_run or selection != SelectionOptions():
+        if target.dry_run or selection != type(selection)() or policies != type(policies)():
             raise MethodError("`--dry-run` and the selection of tensors are for merging into the base")
-        _merge_as_adapter(base, adapters, merge, output, json=json)
+        _merge_as_adapter(base, adapters, merge, target, json=json)
         return
     if merge.method in ("cat", "svd") or merge.rank is not None or merge.energy is not None:
         named = f"`--method {merge.method}`" if merge.method in ("cat", "svd") else "`--rank` and `--energy`"
         raise MethodError(f"{named} makes an adapter", hint="add `--as-adapter`, or take `--method linear`")
     from .fuse import run_fuse
 
-    if output.output is None:
-        output = replace(output, output=_beside(adapters[0], "-merged"))
+    if target.output is None:
+        target = replace(target, output=_beside(adapters[0], "-merged"))
     run_fuse(
         base,
         adapters,
         method=method_of(merge, **extra),
-        output=output,
+        target=target,
+        settings=settings,
         selection=selection,
-        run=run,
-        measure=CalibrationOptions(),
+        policies=policies,
+        calibration=Calibration(),
         json=json,
     )
 
 
 def _beside(path: Path, ending: str) -> Path:
-    resolved = path.resolve()
-    return resolved.with_name(resolved.name + ending)
+    from ..fusion.checkpoint import find_model
+
+    return find_model(path).beside(ending)
 
 
-def _merge_as_adapter(
-    base: Path, adapters: list[Path], merge: MergeOptions, output: OutputOptions, *, json: bool
-) -> None:
+def _merge_as_adapter(base: Path, adapters: list[Path], merge: MergeOptions, target: Target, *, json: bool) -> None:
+    from ..fusion.arithmetic.per_model import spread
     from ..fusion.errors import MethodError
     from ..fusion.lora.combine import combine_adapters
-    from ..fusion.methods.checks import spread
 
     if merge.method not in (*SUMS, "svd"):
         raise MethodError(
@@ -176,11 +172,11 @@ def _merge_as_adapter(
     report = combine_adapters(
         base,
         adapters,
-        output=output.output or _beside(adapters[0], "-merged"),
+        output=target.output or _beside(adapters[0], "-merged"),
         weights=[merge.scale * weight for weight in weights],
         rank=merge.rank,
         energy=merge.energy,
-        overwrite=output.overwrite,
+        overwrite=target.overwrite,
     )
     show_adapter(report, json=json)
 
@@ -254,12 +250,13 @@ def show_adapter(report: AdapterReport, *, json: bool) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add `lora-merge` and `lora-extract`."""
-    groups: dict[str, tuple[type, str]] = {
-        "merge": (MergeOptions, "Merge"),
-        "learn": (LearnOptions, "Learned weights"),
-        "output": (OutputOptions, "Output"),
-        "selection": (SelectionOptions, "Selection and disagreements"),
-        "run": (RunOptions, "Run"),
+    groups = {
+        "merge": Group(of=MergeOptions, panel="Merge"),
+        "learn": Group(of=LearnOptions, panel="Learned weights"),
+        "target": TARGET,
+        "selection": SELECTION,
+        "policies": POLICIES,
+        "settings": SETTINGS,
     }
     app.command("lora-merge", help=merge_command.__doc__)(with_options(**groups)(merge_command))
     app.command("lora-extract")(extract_command)

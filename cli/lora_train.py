@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..training.settings import Method, Schedule
-from .flags import with_options
+from .flags import Group, with_options
 from .options import AsJson, BasePath
 
 if TYPE_CHECKING:
@@ -115,5 +115,5 @@ def show(trained: Trained) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add `lora-train`."""
-    groups: dict[str, tuple[type, str]] = {"method": (Method, "Method"), "schedule": (Schedule, "Training")}
+    groups = {"method": Group(of=Method, panel="Method"), "schedule": Group(of=Schedule, panel="Training")}
     app.command("lora-train", help=train_command.__doc__)(with_options(**groups)(train_command))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..fusion.arithmetic.two_sided import Protection
+from ..fusion.plan.step import Policies, Selection
+from ..fusion.run.calibration import Calibration
+from ..fusion.run.settings import Settings
 from .flags import given_flags, with_options
-from .options import AsJson, SelectionOptions
+from .options import CALIBRATION, POLICIES, PROTECTION, SELECTION, SETTINGS, AsJson, protection_of
 
 if TYPE_CHECKING:
     from ..fusion.recipe.recipe import Recipe
@@ -25,17 +30,15 @@ Parts = Annotated[
     typer.Option("--parts", help="Folder of the named recipes that others use. Default: OUTPUT-parts."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of sculpt.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of the random masks. Default: the recipe's, or 0.")]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="Float dtype to store. Default: the recipe's.")]
-ShardSize = Annotated[str | None, typer.Option("--max-shard-size", help="Largest output file, such as 5GB.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …")]
-Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads. Default: all cores.")]
-Hessian = Annotated[Path | None, typer.Option("--hessian", help="Statistics that `sculpt calibrate` wrote.")]
-Data = Annotated[Path | None, typer.Option("--data", help="Calibrate on these samples of the target task first.")]
-NoCalibration = Annotated[bool, typer.Option("--no-calibration", help="Use H = I: all directions alike.")]
 
 
-@with_options(selection=(SelectionOptions, "Selection and disagreements, over what the recipe says"))
+@with_options(
+    calibration=CALIBRATION,
+    protection=PROTECTION,
+    selection=SELECTION,
+    policies=POLICIES,
+    settings=SETTINGS,
+)
 def merge_command(
     ctx: typer.Context,
     recipe: RecipeName,
@@ -45,17 +48,13 @@ def merge_command(
     print_plan: PrintPlan = False,
     parts: Parts = None,
     overwrite: Overwrite = False,
-    seed: Seed = None,
-    dtype: Dtype = None,
-    max_shard_size: ShardSize = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    hessian: Hessian = None,
-    data: Data = None,
-    no_calibration: NoCalibration = False,
     json: AsJson = False,
     *,
-    selection: SelectionOptions,
+    calibration: Calibration,
+    protection: Protection,
+    selection: Selection,
+    policies: Policies,
+    settings: Settings,
 ) -> None:
     """Merge models by a recipe: sculpt's own YAML, or mergekit's as it is.
 
@@ -74,31 +73,29 @@ def merge_command(
     from ..fusion.recipe.several import in_order
     from .console import say
     from .fuse import run_prepared
-    from .options import CalibrationOptions, OutputOptions, ProtectOptions, RunOptions, settings_of
     from .recipes import merged_calibration, merged_settings
 
-    file = find_recipe(recipe)
-    curvature = CalibrationOptions(hessian=hessian, data=data, no_calibration=no_calibration)
+    file, given = find_recipe(recipe), given_flags(ctx)
     folder = parts or output.with_name(output.name + "-parts")
-    flags = settings_of(
-        OutputOptions(dtype=dtype, max_shard_size=max_shard_size),
-        selection,
-        RunOptions(seed=seed or 0, device=device, threads=threads),
-    )
+    flags = replace(settings, selection=selection, policies=policies)
     for one, target in in_order(read_recipes(file), output, folder):
         found = _between(one, base, tuned)
-        settings = merged_settings(found, flags, given_flags(ctx))
         if print_plan and any(
             Path(name.path).parent == folder and not Path(name.path).exists() for name in found.named_models()
         ):
             say(f"`{target}` is planned once the recipes that it uses have run")
             continue
-        prepared = prepare_recipe(found, output=target, near=file.parent, settings=settings, overwrite=overwrite)
+        measured = merged_calibration(found, calibration, given)
+        protected = protection_of(protection, measured, given, found.run.protection)
         run_prepared(
-            prepared,
-            merged_calibration(found, curvature).calibration(
-                device, settings.seed, ProtectOptions(protect=found.protect)
+            prepare_recipe(
+                found,
+                output=target,
+                near=file.parent,
+                settings=replace(merged_settings(found, flags, given), protection=protected),
+                overwrite=overwrite,
             ),
+            measured,
             dry_run=print_plan,
             overwrite=overwrite,
             json=json,

@@ -8,42 +8,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..fusion.errors import MethodError
-from .options import CalibrationOptions, OutputOptions, ProtectOptions
+from .flags import flag_of
+from .options import CALIBRATION, POLICIES, SELECTION, SETTINGS, Target, protection_of
 
 if TYPE_CHECKING:
+    from ..fusion.arithmetic.two_sided import Protection
     from ..fusion.methods import Method
     from ..fusion.recipe.recipe import Recipe
-    from ..fusion.run.fuse import Prepared, Settings
+    from ..fusion.run.calibration import Calibration
+    from ..fusion.run.fuse import Prepared
+    from ..fusion.run.settings import Settings
 
-# Fields of `Settings` by the flag that sets them.
-SETTING_FLAGS = {"max_shard_size": "max_shard_bytes"}
-SELECTION_FLAGS = ("include", "exclude", "rest")
-POLICY_FLAGS = ("on_missing", "on_extra", "on_mismatch", "on_dtype", "on_nonfinite")
+SOURCES = ("hessian", "data", "enabled")  # fields of a calibration that exclude one another
 
 
 def merged_settings(recipe: Recipe, flags: Settings, given: Collection[str]) -> Settings:
     """Return a recipe's settings with those that were given as flags, and what only flags can say."""
     run = recipe.run
-    names = {SETTING_FLAGS.get(name, name) for name in given}
-    chosen = {field.name: getattr(flags, field.name) for field in fields(flags) if field.name in names}
-    selection = {name: getattr(flags.selection, name) for name in SELECTION_FLAGS if name in given}
-    policies = {name: getattr(flags.policies, name) for name in POLICY_FLAGS if name in given}
     return replace(
         run,
-        **chosen,
-        device=flags.device,
-        threads=flags.threads,
-        digest=flags.digest,
-        selection=replace(run.selection, **selection),
-        policies=replace(run.policies, **policies),
+        **{"device": flags.device, "threads": flags.threads, "digest": flags.digest, "memory": flags.memory},
+        **SETTINGS.chosen(flags, set(given) - {"device", "threads", "digest", "memory"}),
+        selection=replace(run.selection, **SELECTION.chosen(flags.selection, given)),
+        policies=replace(run.policies, **POLICIES.chosen(flags.policies, given)),
     )
 
 
-def merged_calibration(recipe: Recipe, curvature: CalibrationOptions) -> CalibrationOptions:
-    """Return where the curvature comes from: what the flags say, or else the recipe."""
-    if curvature.hessian or curvature.data or curvature.no_calibration:
-        return curvature
-    return replace(curvature, hessian=recipe.hessian, data=recipe.data)
+def merged_calibration(recipe: Recipe, flags: Calibration, given: Collection[str]) -> Calibration:
+    """Return where the curvature comes from: what the recipe says, with the flags that were given over it."""
+    chosen = CALIBRATION.chosen(flags, given)
+    left = {} if set(SOURCES) & set(chosen) else dict.fromkeys(SOURCES)
+    said = {name: value for name, value in recipe.calibration.items() if name not in SOURCES or name in left}
+    return replace(flags, **{**said, **chosen})
 
 
 def prepare_named(
@@ -52,12 +48,12 @@ def prepare_named(
     tuned: Sequence[Path],
     method: Method,
     flags: Settings,
-    output: OutputOptions,
-    measure: CalibrationOptions,
-    protect: ProtectOptions,
+    target: Target,
+    calibration: Calibration,
+    protection: Protection,
     given: Collection[str],
-) -> tuple[Prepared, CalibrationOptions, ProtectOptions]:
-    """Return the fuse of these models by a recipe, and where the curvature of both sides comes from.
+) -> tuple[Prepared, Calibration]:
+    """Return the fuse of these models by a recipe, and where its curvature comes from.
 
     Raises:
         MethodError: The recipe is for another command, or a flag is no option of its method.
@@ -77,16 +73,16 @@ def prepare_named(
             )
         unknown = sorted(options - {field.name for field in fields(recipe.method)})
         if unknown:
-            raise MethodError(f"`--{unknown[0].replace('_', '-')}` is no option of {recipe.method.title}")
+            raise MethodError(f"`{flag_of(unknown[0])}` is no option of {recipe.method.title}")
     recipe = recipe.between(base, tuned)
     recipe = replace(recipe, overrides={name: getattr(method, name) for name in options})
+    calibration = merged_calibration(recipe, calibration, given)
+    protected = protection_of(protection, calibration, given, recipe.run.protection)
     prepared = prepare_recipe(
         recipe,
-        output=output.output or default_output(tuned[0]),
+        output=target.output or default_output(tuned[0]),
         near=find_recipe(config).parent,
-        settings=replace(
-            merged_settings(recipe, flags, given), protection=protect.protection(recipe.run.protection, given)
-        ),
-        overwrite=output.overwrite,
+        settings=replace(merged_settings(recipe, flags, given), protection=protected),
+        overwrite=target.overwrite,
     )
-    return prepared, merged_calibration(recipe, measure), replace(protect, protect=protect.protect or recipe.protect)
+    return prepared, calibration

@@ -9,19 +9,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..fusion.arithmetic.two_sided import Protection
+from ..fusion.plan.step import Policies, Selection
+from ..fusion.run.calibration import Calibration
+from ..fusion.run.settings import Settings
 from .evaluate import ScoringOptions, SuiteFile, quiet_libraries
-from .flags import given_flags, with_options
+from .flags import Group, given_flags, with_options
 from .fuse import command_line
 from .options import (
+    CALIBRATION,
+    POLICIES,
+    PROTECTION,
+    SELECTION,
+    SETTINGS,
     AsJson,
     BasePath,
-    CalibrationOptions,
-    OutputOptions,
-    ProtectOptions,
-    RunOptions,
-    SelectionOptions,
     TunedPath,
-    settings_of,
+    protection_of,
 )
 
 if TYPE_CHECKING:
@@ -80,30 +84,17 @@ class GridOptions:
     ] = None
     per_block: bool = False
     pick: str | None = None
+    protect_weight: Annotated[
+        str,
+        typer.Option(
+            help="Weights λ that are swept with --protect: a list, or `auto`. γ is then the one of --gamma, or 1.",
+            rich_help_panel="Protection",
+        ),
+    ] = "0.1,0.3,1,3,10"
 
 
-@dataclass(frozen=True, kw_only=True)
-class SweepProtectOptions(ProtectOptions):
-    """What the base is to stay good at; then weights of that are swept, at one γ.
-
-    Attributes:
-        protect_weight: Weights λ that are swept with --protect: a list, or `auto`. γ is then the one of --gamma, or 1.
-    """
-
-    protect_weight: str = "0.1,0.3,1,3,10"  # pyright: ignore[reportIncompatibleVariableOverride] (a grid here)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepRunOptions:
-    """How it is run.
-
-    Attributes:
-        seed: Of masks and calibration.
-        threads: CPU threads. Default: all cores.
-    """
-
-    seed: int = 0
-    threads: int | None = None
+# The weight is what is swept, where the base is protected.
+HELD = replace(PROTECTION, leave_out=("weight",))
 
 
 def sweep(
@@ -118,20 +109,22 @@ def sweep(
     json: AsJson = False,
     *,
     grid: GridOptions,
-    measure: CalibrationOptions,
-    protect: SweepProtectOptions,
+    calibration: Calibration,
+    protection: Protection,
     scoring: ScoringOptions,
-    selection: SelectionOptions,
-    run: SweepRunOptions,
+    selection: Selection,
+    policies: Policies,
+    settings: Settings,
 ) -> None:
     """Run a sweep, show it, and write what was asked for."""
     quiet_libraries()
-    from ..api import default_output, prepare_fuse
+    from ..api import prepare_fuse
     from ..evaluate.choice import Pick
     from ..evaluate.live_fuse import LiveFuse, held_curvature
     from ..evaluate.strengths import Family, parse_grid
     from ..evaluate.suite import read_suite
     from ..evaluate.sweep import Grid, run_sweep
+    from ..fusion.checkpoint import find_model
     from ..measuring import statistics
     from .console import print_json, progress_bar, say
 
@@ -146,10 +139,11 @@ def sweep(
             sparsities=parse_grid(grid.sparsity) if grid.sparsity else (),
             per_block=grid.per_block,
         ),
-        protect,
+        grid.protect_weight,
+        protection_of(protection, calibration, set(given) - {"protect_weight"} if calibration.protect else given),
         given,
     )
-    folder = output or (default_output(tuned).with_name(f"{tuned.resolve().name}-sweep") if grid.pick else None)
+    folder = output or (find_model(tuned).beside("-sweep") if grid.pick else None)
     if folder is not None:
         _refuse_results(folder, overwrite)
     methods = [family.at(0.5) for family in wanted.families]
@@ -159,22 +153,19 @@ def sweep(
         output=None if folder is None else folder / "fused",
         method=max(methods, key=lambda method: (method.uses_curvature, method.needs_gram)),
         settings=replace(
-            settings_of(
-                OutputOptions(), selection, RunOptions(seed=run.seed, device=scoring.device, threads=run.threads)
-            ),
-            protection=wanted.protection,
+            settings, device=scoring.device, selection=selection, policies=policies, protection=wanted.protection
         ),
         overwrite=overwrite or grid.pick is None,
     )
     with (
         progress_bar("calibrating", unit="steps") as report,
-        statistics(prepared, measure.calibration(scoring.device, run.seed, protect), progress=report) as found,
+        statistics(prepared, replace(calibration, seed=settings.seed, device=scoring.device), progress=report) as found,
     ):
         held, provenance = held_curvature(found), found.provenance
     live = LiveFuse(prepared, held, device=scoring.device, dtype=scoring.dtype)
     with progress_bar("sweeping", unit="points") as report:
         swept = run_sweep(live, read, wanted, pick, batch_size=scoring.batch_size, progress=report)
-    content = {"suite": read.name, "seed": run.seed, "points": [point.as_json() for point in swept.points]}
+    content = {"suite": read.name, "seed": settings.seed, "points": [point.as_json() for point in swept.points]}
     show(swept, read)
     if folder is not None:
         _write_results(folder, swept, content)
@@ -187,22 +178,20 @@ def sweep(
         print_json(content)
 
 
-def _protected(grid: Grid, protect: SweepProtectOptions, given: Collection[str]) -> Grid:
+def _protected(grid: Grid, weights: str, protection: Protection | None, given: Collection[str]) -> Grid:
     """Return the grid with weights of the protection in place of strengths, if the base is to be protected."""
     from ..evaluate.strengths import parse_grid
     from ..fusion.errors import MethodError
 
-    flags = set(given) - {"protect_weight"} if protect.protect else given
-    protection = protect.protection(given=flags)
     if protection is None:
         return grid
     if grid.per_block:
         raise MethodError("`--per-block` and `--protect` exclude each other")
     if "gamma" in given and (grid.strengths is None or len(grid.strengths) != 1):
         raise MethodError("with `--protect` its weight is swept, at one `--gamma`")
-    weights = None if protect.protect_weight == "auto" else parse_grid(protect.protect_weight)
+    strengths = None if weights == "auto" else parse_grid(weights)
     gamma = grid.strengths[0] if "gamma" in given and grid.strengths else 1.0
-    return replace(grid, strengths=weights, protection=protection, gamma=gamma)
+    return replace(grid, strengths=strengths, protection=protection, gamma=gamma)
 
 
 def _refuse_results(folder: Path, overwrite: bool) -> None:
@@ -274,12 +263,13 @@ def _point(point: Point) -> list[str]:
 
 def register(app: typer.Typer) -> None:
     """Add `sweep`."""
-    groups: dict[str, tuple[type, str]] = {
-        "grid": (GridOptions, "What is tried"),
-        "measure": (CalibrationOptions, "Curvature"),
-        "protect": (SweepProtectOptions, "Protection"),
-        "scoring": (ScoringOptions, "Scoring"),
-        "selection": (SelectionOptions, "Selection and disagreements"),
-        "run": (SweepRunOptions, "Run"),
+    groups = {
+        "grid": Group(of=GridOptions, panel="What is tried"),
+        "calibration": replace(CALIBRATION, flags={**CALIBRATION.flags, "batch_size": "calibration_batch_size"}),
+        "protection": HELD,
+        "scoring": Group(of=ScoringOptions, panel="Scoring"),
+        "selection": SELECTION,
+        "policies": POLICIES,
+        "settings": SETTINGS.only("seed", "threads"),
     }
     app.command("sweep", help=HELP)(with_options(**groups)(sweep))

@@ -87,7 +87,7 @@ class _Story:
         from ..api import PROTECTED, fuse
         from ..fusion.arithmetic.two_sided import Protection
         from ..fusion.methods import AdaDare, Dare, TaskArithmetic
-        from ..fusion.run.fuse import Settings
+        from ..fusion.run.settings import Settings
         from ..hessian import calibrate
         from ..measuring import Calibration
         from .task import write_calibration

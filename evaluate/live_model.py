@@ -105,7 +105,7 @@ def load_model(path: Path, *, device: str = "auto", dtype: str = "auto", memory_
         offload = tempfile.TemporaryDirectory(prefix="sculpt-offload-")
         limits = {"cpu" if where.type == "cpu" else (where.index or 0): room}
         options |= {"device_map": "auto", "max_memory": limits, "offload_folder": offload.name}
-    folder = checkpoint.folder or path.parent
+    folder = checkpoint.folder or checkpoint.path.parent
     try:
         model = cls.from_pretrained(folder, **options)
     except Exception as error:  # transformers raises anything

@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class DType:
-    """One stored dtype. `numpy` is None where no arithmetic or copy by NumPy is offered (sub-byte formats)."""
+    """One stored dtype. `numpy` is None where an element is less than a byte: no arithmetic is offered."""
 
     code: str  # as in a safetensors header
     torch: str  # attribute of the torch module

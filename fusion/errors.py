@@ -14,8 +14,8 @@
     └── OutputError          the output exists, lies inside an input, or cannot be written
 
 The library raises, `cli/app.py` prints. A message is one sentence: lower case, no full stop, values in
-backticks. `hint` is a second sentence about the way out; `ways` are options that allow it, which only the command
-line knows to name.
+backticks. `hint` is a second sentence about the way out; `ways` are options that allow it. Options have the names of
+their fields, in backticks; `options` says which words are such, for the command line to put the flag's name there.
 """
 
 from __future__ import annotations
@@ -28,21 +28,36 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """A way out of a failure: an option that allows it, its value, and what that does."""
+    """A way out of a failure: an option that allows it, its value if it takes one, and what that does."""
 
     option: str
-    value: str
+    value: str = ""
     effect: str
 
 
-class SculptError(Exception):
-    """An expected failure, told in one sentence, with an optional hint and ways out that an option offers."""
+# Where an output exists that may be replaced.
+REPLACED = (
+    Way(option="overwrite", effect="replaces it"),
+    Way(option="output", effect="names another output"),
+)
 
-    def __init__(self, message: str, *, hint: str | None = None, ways: Sequence[Way] = ()) -> None:
+
+class SculptError(Exception):
+    """An expected failure, told in one sentence, with an optional hint and ways out that an option offers.
+
+    Attributes:
+        options: What options the message and the hint name: a field, or `Class.field` where the field's name alone
+            does not say whose it is.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, ways: Sequence[Way] = (), options: Sequence[str] = ()
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.ways = tuple(ways)
+        self.options = tuple(options)
 
 
 class CheckpointError(SculptError):

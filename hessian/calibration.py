@@ -5,86 +5,60 @@ This module imports no torch, so that its options can be checked and its help sh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..fusion.arithmetic.curvature import Curvature
-from ..fusion.errors import DataError, OutputError
+from ..fusion.checkpoint.ref import Asked
+from ..fusion.errors import OutputError
+from ..fusion.run.calibration import SampleRun
 from .store.diagonal import DiagonalHessian
 
 Progress = Callable[[int, int, str], None]  # done, total, what is being done
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrationOptions:
+class CalibrationOptions(SampleRun):
     """What to run and what to keep.
 
     Attributes:
-        data: File or folder; None is the text that ships with sculpt.
-        samples: Most samples to run.
-        max_length: Longer samples are cut.
-        seed: Of the choice among more samples than asked for.
-        batch_size: Samples a batch; 1 has no padding.
-        device: `auto`, or as torch names it.
-        dtype: Of the forward: `auto` is float32 on a CPU and the weights' own on an accelerator.
-        only_changed: A base checkpoint; only tensors that differ from it are measured, and the forward ends after the
-            last.
-        full: Globs of tensors whose whole Σx·xᵀ is kept too.
-        auto_class: transformers class to run instead of the one that the config names.
-        memory: Bytes that activations between blocks may take; above, they go to disk. None is half of what is free.
-        trust_remote_code: Whether code in the model's folder may run.
+        data: JSONL or Parquet with text, messages, prompt and completion, image, audio or input_ids; .txt; a saved
+            `datasets` folder; a folder of images. Default: a text that ships.
+        only_changed: Measure only tensors that differ from this base; stop after the last.
+        full: Keep the whole Σx·xᵀ of these tensors too, for Model Tailor and two-sided curvature; repeatable.
     """
 
     data: Path | str | None = None
-    samples: int = 128
-    max_length: int = 512
-    seed: int = 0
-    batch_size: int = 1
-    device: str = "auto"
-    dtype: str = "auto"
-    only_changed: Path | str | None = None
+    only_changed: Asked | None = None
     full: tuple[str, ...] = ()
-    auto_class: str | None = None
-    memory: int | None = None
-    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("samples", "max_length", "batch_size"):
-            if getattr(self, name) < 1:
-                raise DataError(f"`{name}` is {getattr(self, name)}, but must be at least 1")
+        super().__post_init__()
+        object.__setattr__(self, "full", tuple(self.full))
 
 
 def calibrate(
     checkpoint: Path | str,
+    options: CalibrationOptions | None = None,
     *,
-    data: Path | str | None = None,
     output: Path | str | None = None,
-    samples: int = 128,
-    max_length: int = 512,
-    seed: int = 0,
-    batch_size: int = 1,
-    device: str = "auto",
-    dtype: str = "auto",
-    only_changed: Path | str | None = None,
-    full: Sequence[str] = (),
-    auto_class: str | None = None,
-    memory: int | None = None,
-    trust_remote_code: bool = False,
     overwrite: bool = False,
     resume: bool = True,
     progress: Progress | None = None,
+    **chosen: Any,
 ) -> DiagonalHessian:
     """Return Σx² of every linear parameter of a tuned model over samples of data, and write it to `output` if given.
 
     The model runs block by block, each weight is read once, and no more than a block is in memory. The same arguments
     give the same statistics, to the bit for the same number of threads. Under `accelerate launch` each process takes
-    its share of the samples; all return the same statistics and the first writes them. What the options mean is told
-    by `CalibrationOptions`.
+    its share of the samples; all return the same statistics and the first writes them.
 
     Args:
         output: File to write; statistics of finished blocks are kept beside it until it is whole, so that a run that
             was killed goes on from there (`resume`).
+        chosen: Fields of `CalibrationOptions`, over those of `options`: `data`, `samples`, `device`, `full` …
 
     Raises:
         ModelError: transformers cannot build or run the model.
@@ -92,11 +66,7 @@ def calibrate(
         CurvatureError: An activation is not finite.
         OutputError: `output` exists, and `overwrite` is not set.
     """
-    options = CalibrationOptions(
-        data=data, samples=samples, max_length=max_length, seed=seed, batch_size=batch_size, device=device,
-        dtype=dtype, only_changed=only_changed, full=tuple(full), auto_class=auto_class, memory=memory,
-        trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+    options = replace(options or CalibrationOptions(), **chosen)
     target = None if output is None else Path(output)
     if target is not None and target.exists() and not overwrite:
         raise OutputError(f"`{target}` exists", hint="`--overwrite` replaces it")

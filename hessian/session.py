@@ -17,7 +17,7 @@ from ..data.rows import open_rows
 from ..data.sampling import digest_of, draw_samples
 from ..data.texts import num_positions
 from ..fusion.arithmetic.curvature import Curvature
-from ..fusion.checkpoint import open_checkpoint
+from ..fusion.checkpoint import Asked, open_checkpoint
 from ..fusion.errors import ModelError
 from ..fusion.run.diff import changed_tensors
 from ..live import skeleton
@@ -74,7 +74,7 @@ class Session:
 
     def __init__(
         self,
-        checkpoint: Path,
+        checkpoint: Asked,
         options: CalibrationOptions,
         *,
         progress: Progress | None = None,
@@ -254,7 +254,7 @@ class Session:
     def provenance(self) -> Provenance:
         """Return where the statistics come from."""
         return Provenance(
-            model=self.checkpoint.path.resolve().name,
+            model=self.checkpoint.ref.name,
             model_fingerprint=self.checkpoint.fingerprint,
             model_class=type(self.model).__name__,
             data=self.data_name,

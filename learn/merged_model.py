@@ -28,7 +28,7 @@ def load_model(base: Source, *, device: str) -> Any:
     import transformers
 
     if base.folder is None:
-        raise ModelError(f"`{base.path}` has no `config.json`, so the model cannot be run")
+        raise ModelError(f"`{base.ref}` has no `config.json`, so the model cannot be run")
     name = ((base.config or {}).get("architectures") or ["AutoModelForCausalLM"])[0]
     cls = getattr(transformers, name, transformers.AutoModelForCausalLM)
     try:

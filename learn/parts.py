@@ -13,13 +13,15 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ..fusion.arithmetic.elect import agreeing
+from ..fusion.arithmetic.passes import run_on
 from ..fusion.arithmetic.random import SEGMENT, tensor_key
 from ..fusion.arithmetic.tile import Tile
 from ..fusion.checkpoint import Source
 from ..fusion.errors import MethodError
 from ..fusion.methods.checks import fraction, one_of
-from ..fusion.methods.dare import survivors
+from ..fusion.transforms.bernoulli import Drawn
+from ..fusion.transforms.merge import agreeing
+from ..fusion.transforms.trim import trim
 
 Merge = Literal["task-arithmetic", "ties", "dare-ties", "dare-linear"]
 
@@ -59,27 +61,12 @@ def parts_of(name: str, base: Source, adapters: Sequence[Source], rule: Rule) ->
     keys = tuple(tensor_key(rule.seed, name, stream=k) for k in range(len(tuned)))
     tile = Tile(start=0, base=before, tuned=tuned, keys=keys, root=None)
     if rule.method == "ties":
-        thinned = [trim(delta, rule.density) for delta in tile.deltas]
+        thinned = run_on(tile, trim(rule.density).settle(len(tuned), len(before))).deltas(tile)
     else:
-        keep = np.float32(rule.density)
-        thinned = [delta / keep for delta in survivors(tile, (rule.density,) * len(tuned))]
+        survivors = Drawn(keeps=(rule.density,) * len(tuned)).deltas(tile)
+        thinned = [delta / np.float32(rule.density) for delta in survivors]  # times 1/density would round twice
     if rule.method == "dare-linear":
         return [delta.reshape(shape) for delta in thinned]
     agree = [part.astype(np.float32) for part in agreeing(thinned, [1.0] * len(thinned), "unweighted")]
     number = np.maximum(np.sum(agree, axis=0), 1)
     return [(delta * part / number).reshape(shape) for delta, part in zip(thinned, agree, strict=True)]
-
-
-def trim(delta: np.ndarray, density: float) -> np.ndarray:
-    """Keep the `int(density·N)` largest magnitudes; of equal ones those with the lowest index."""
-    kept = int(density * delta.size)
-    magnitude = np.abs(delta)
-    if kept >= delta.size:
-        return delta
-    if kept == 0:
-        return np.zeros_like(delta)
-    threshold = np.partition(magnitude, delta.size - kept)[delta.size - kept]
-    mask = magnitude > threshold
-    equal = np.flatnonzero(magnitude == threshold)[: kept - int(mask.sum())]
-    mask[equal] = True
-    return np.where(mask, delta, np.float32(0))

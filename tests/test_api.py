@@ -93,7 +93,7 @@ def test_statistics_of_another_shape_are_refused_by_name(models: Path, tmp_path:
 
 
 def test_sources_of_curvature_exclude_each_other(models: Path) -> None:
-    with pytest.raises(MethodError, match="`--hessian` and `--data` exclude each other"):
+    with pytest.raises(MethodError, match="`hessian` and `data` exclude each other"):
         sculpt.fuse(models / "base", models / "sft", hessian="h.safetensors", data="d.jsonl")
 
 

@@ -33,7 +33,7 @@ def load_base(base: Source, *, dtype: torch.dtype) -> Any:
     import transformers
 
     if base.folder is None:
-        raise ModelError(f"`{base.path}` has no `config.json`, so the model cannot be run")
+        raise ModelError(f"`{base.ref}` has no `config.json`, so the model cannot be run")
     name = ((base.config or {}).get("architectures") or ["AutoModelForCausalLM"])[0]
     cls = getattr(transformers, name, transformers.AutoModelForCausalLM)
     try:

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..fusion.arithmetic.per_model import as_tuple, spread
 from ..fusion.errors import MethodError, ModelError
 from ..fusion.lora.density import count_of_product
 from ..fusion.lora.prune import check_density, num_kept
-from ..fusion.methods.checks import as_tuple, spread
 from ..fusion.methods.tailor import largest
 from .layers import adapted_layers, matches, whole
 

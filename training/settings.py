@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from ..fusion.arithmetic.per_model import as_tuple
 from ..fusion.errors import MethodError
-from ..fusion.methods.checks import as_tuple, at_least_zero, fraction, one_of
+from ..fusion.methods.checks import at_least_zero, fraction, one_of
 
 MethodName = Literal["lorasculpt", "lora", "dora", "l2", "orth"]
 

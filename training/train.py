@@ -15,9 +15,9 @@ import transformers
 
 from ..data.encoding import Encoder
 from ..data.rows import open_rows
-from ..fusion.checkpoint import Checkpoint
+from ..fusion.checkpoint import Checkpoint, Source
 from ..fusion.errors import ModelError
-from ..fusion.lora.write import refuse_folder, write_adapter
+from ..fusion.lora.write import entries_of_base, refuse_folder, write_adapter
 from ..hessian.parallel import join
 from ..live.devices import compute_dtype, pick_device
 from .callback import LoRASculptCallback
@@ -130,7 +130,7 @@ def train_adapter(
         log=tuple(entry for entry in trainer.state.log_history if "loss" in entry),
     )
     if process.is_first:
-        _write(tuned, output, {"made by": "sculpt lora-train", "settings": plan, **trained.as_json()})
+        _write(tuned, opened, output, {"made by": "sculpt lora-train", "settings": plan, **trained.as_json()})
         shutil.rmtree(folder, ignore_errors=True)
     return trained
 
@@ -212,7 +212,7 @@ def _trainer(
     return trainer
 
 
-def _write(tuned: Any, output: Path, record: dict[str, Any]) -> None:
+def _write(tuned: Any, base: Source, output: Path, record: dict[str, Any]) -> None:
     """Write the adapter as PEFT would, whole or not at all."""
     from peft import get_peft_model_state_dict
 
@@ -226,4 +226,4 @@ def _write(tuned: Any, output: Path, record: dict[str, Any]) -> None:
         key: sorted(value) if isinstance(value, set) else value
         for key, value in tuned.peft_config["default"].to_dict().items()
     }
-    write_adapter(output, tensors, {**config, "inference_mode": True}, record)
+    write_adapter(output, tensors, {**config, **entries_of_base(base.ref), "inference_mode": True}, record)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
 from .curvature import Curvature, Curvatures
+
+Region = Literal["element", "row", "matrix"]  # what must be seen whole: nothing, each row, or all of a tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -81,6 +81,18 @@ class Finding:
 
 
 Reduction = Generator[Pass, Any, Map | Finding]
+T = TypeVar("T")
+
+
+def run_on(tile: Tile, passes: Generator[Pass, Any, T]) -> T:
+    """Return what passes over a tensor that is one tile come to, by their definitions."""
+    found = None
+    try:
+        while True:
+            wanted = passes.send(found)
+            found = wanted.combine([np.asarray(wanted.function(tile, *wanted.arguments))])
+    except StopIteration as end:
+        return end.value
 
 
 def measure(tile: Tile, stored: Any, fused: Fused) -> Any:

@@ -46,14 +46,17 @@ class Protection:
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < float("inf"):
-            raise MethodError(f"`--protect-weight` must be at least 0, got {self.weight}")
+            raise MethodError(f"`weight` must be at least 0, got {self.weight}", options=["Protection.weight"])
         if not 0 <= self.ridge < float("inf"):
-            raise MethodError(f"`--protect-ridge` must be at least 0, got {self.ridge}")
+            raise MethodError(f"`ridge` must be at least 0, got {self.ridge}", options=["Protection.ridge"])
         if self.scores not in ("target", "both"):
-            raise MethodError(f"`--protect-scores` must be one of target, both, got `{self.scores}`")
+            raise MethodError(
+                f"`scores` must be one of target, both, got `{self.scores}`", options=["Protection.scores"]
+            )
         if self.curvature not in ("full", "diagonal") and not re.fullmatch(r"block:[1-9]\d*", self.curvature):
             raise MethodError(
-                f"`--curvature` must be full, diagonal or block:N such as block:512, got `{self.curvature}`"
+                f"`curvature` must be full, diagonal or block:N such as block:512, got `{self.curvature}`",
+                options=["Protection.curvature"],
             )
 
     @property

@@ -3,7 +3,8 @@
 from .folder import Checkpoint
 from .memory import MemorySource
 from .open import open_checkpoint
+from .ref import Asked, ModelRef, find_model
 from .source import Source
 from .tensor_info import TensorInfo
 
-__all__ = ["Checkpoint", "MemorySource", "Source", "TensorInfo", "open_checkpoint"]
+__all__ = ["Asked", "Checkpoint", "MemorySource", "ModelRef", "Source", "TensorInfo", "find_model", "open_checkpoint"]

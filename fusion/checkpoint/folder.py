@@ -11,6 +11,7 @@ from ..errors import CheckpointError
 from .adapter.config import is_adapter
 from .companions import files_beside_weights
 from .json_file import read_json
+from .ref import Asked, find_model
 from .source import Source, Stored
 from .tensor_file import TensorFile, open_file
 
@@ -71,10 +72,8 @@ class Checkpoint(Source):
         CheckpointError: It cannot be read, or is an adapter.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        if not self.path.exists():
-            raise CheckpointError(f"`{path}` does not exist")
+    def __init__(self, asked: Asked) -> None:
+        self.ref = find_model(asked)
         found = _find_weights(self.path) if self.path.is_dir() else self.path
         self.folder = self.path if self.path.is_dir() else None
         self.index = found if found.suffix == ".json" else None

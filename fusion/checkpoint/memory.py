@@ -10,6 +10,7 @@ import numpy as np
 
 from ..dtypes import BY_NUMPY, BY_TORCH_NAME, DType
 from ..errors import CheckpointError
+from .ref import ModelRef
 from .source import Source
 from .tensor_info import TensorInfo
 from .torch_file import as_array
@@ -27,7 +28,7 @@ class MemorySource(Source):
     def __init__(
         self, tensors: Mapping[str, Any], *, config: Mapping[str, Any] | None = None, name: str = "state dict"
     ) -> None:
-        self.path = Path(name)
+        self.ref = ModelRef(asked=name, path=Path(name))
         self.config = None if config is None else dict(config)
         self._flat: dict[str, np.ndarray] = {}
         self.tensors = found = {}

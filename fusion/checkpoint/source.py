@@ -16,6 +16,7 @@ import xxhash
 from ..errors import CheckpointError
 from .bytes_of import as_bytes
 from .json_file import read_json
+from .ref import ModelRef
 from .tensor_info import TensorInfo
 
 SAMPLE_BYTES = 4096
@@ -27,14 +28,14 @@ class Source(ABC):
     """The tensors of one model.
 
     Attributes:
-        path: What was opened; what sentences call it.
+        ref: What was asked for, and where it is.
         folder: The folder of configuration and tokenizer files, or None where there is none.
         files: Every file that it alone consists of, sorted by name, without the index.
         index: The index file, or None.
         tensors: Name to `TensorInfo`, in file order.
     """
 
-    path: Path
+    ref: ModelRef
     folder: Path | None = None
     files: tuple[Path, ...] = ()
     index: Path | None = None
@@ -63,8 +64,13 @@ class Source(ABC):
         """Return the files beside the weights that a model is shipped with, by their names within its folder."""
         return {}
 
+    @property
+    def path(self) -> Path:
+        """Where it is: a folder or a file; sentences say `ref`."""
+        return self.ref.path
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self.path)!r}, {len(self.tensors)} tensors)"
+        return f"{type(self).__name__}({str(self.ref)!r}, {len(self.tensors)} tensors)"
 
     @cached_property
     def config(self) -> dict[str, Any] | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..arithmetic.tile import RawTile
+from ..methods import adadare
 from .native import Kernel, address
+from .stand_in import StandIn
 from .tiles import num_blocks, root_of, scratch
 
 _SCORE_SUMS = Kernel("adadare", "score_sums", "u Fuu u FFD Du")
@@ -39,3 +41,10 @@ def drop_and_rescale(tile: RawTile, out: np.ndarray, c: float, gamma: float) -> 
     arrays = tile.base, tile.tuned[0], out
     _DROP_AND_RESCALE(arrays, len(out), *place, c, gamma, *scratch(3), address(rows), blocks)
     return rows
+
+
+STAND_INS = (
+    StandIn(shape=(adadare.score_sums,), kernel=score_sums),
+    StandIn(shape=(adadare.clipped_sums,), kernel=clipped_sums),
+    StandIn(shape=(adadare.drop_and_rescale,), kernel=drop_and_rescale),
+)

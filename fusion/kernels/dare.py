@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..arithmetic.tile import RawTile
+from ..methods import dare
 from .native import Kernel, address
+from .stand_in import StandIn
 from .tiles import num_blocks, scratch
 
 _DROP_AND_RESCALE = Kernel("dare", "drop_and_rescale", "u uuuff FFD Du")
@@ -19,3 +21,6 @@ def drop_and_rescale(tile: RawTile, out: np.ndarray, keep: float, scale: float) 
     place = len(out), tile.start, key.low, key.high
     _DROP_AND_RESCALE(arrays, *place, keep, scale / keep, *scratch(2), address(rows), blocks)
     return rows
+
+
+STAND_INS = (StandIn(shape=(dare.drop_and_rescale,), kernel=drop_and_rescale),)

@@ -1,4 +1,4 @@
-"""The kernels that keep some deltas of each model and merge them: of `fusion.methods.trim`, `.dare` and others."""
+"""The kernels of chains: keep some deltas of each model, by rank or by chance, and merge them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..arithmetic.elect import Merging
 from ..arithmetic.sums import BLOCK
 from ..arithmetic.tile import RawTile
-from ..methods.trim import Range
+from ..transforms.bernoulli import Drawn
+from ..transforms.chain import merge_kept, takes_whole
+from ..transforms.merge import Merging
+from ..transforms.scale import add_weighted as add_weighted_definition
+from ..transforms.trim import Range, Within, magnitudes
 from .native import Kernel, address
+from .stand_in import StandIn, any_models
 from .tiles import num_blocks, scratch, scratch_rows
 
 _TRIM_ONE = Kernel("merge", "trim_one", "uu fufu fffu fu FFD Du")
@@ -32,21 +36,16 @@ def _limits(limits: Range) -> tuple[float, int, float, int]:
     return float(least.value), least.place + 1, float(most.value), most.place + 1
 
 
-def _is_whole(merging: Merging, factors: Sequence[float], scale: float) -> bool:
-    """Return whether one model alone has a part, and its deltas are taken as they are; as `merge_kept` decides."""
-    sole, factor = merging.sole, merging.sole_factor
-    return sole is not None and factor is not None and factors[sole] * scale * factor == 1
+def takes_range(_tile: RawTile, kept: Within, _merging: Merging, _scale: float) -> bool:
+    """Return whether deltas are kept by their magnitudes, compared in float32."""
+    return kept.scores is magnitudes and not any(cut.wide for limits in kept.ranges for cut in limits)
 
 
-def trim_and_merge(
-    tile: RawTile,
-    out: np.ndarray,
-    ranges: tuple[Range, ...],
-    factors: tuple[float, ...],
-    merging: Merging,
-    scale: float,
-) -> np.ndarray:
+def trim_and_merge(tile: RawTile, out: np.ndarray, kept: Within, merging: Merging, scale: float) -> np.ndarray:
     """Merge the deltas whose magnitude is within range; return the figures."""
+    assert kept.factors is not None  # trims have no rescaling of their own
+    ranges, factors = kept.ranges, kept.factors
+    whole = takes_whole(kept, merging, scale)
     tuned, *others = tile.tuned
     if others:
 
@@ -54,7 +53,7 @@ def trim_and_merge(
             place, limits = (len(piece.base), piece.start), _limits(ranges[k])
             _TRIM_INTO((piece.base, piece.tuned[k]), *place, *limits, factors[k], k == 0, row, magnitudes)
 
-        return _merge(tile, out, sparsify, merging, scale, whole=_is_whole(merging, factors, scale))
+        return _merge(tile, out, sparsify, merging, scale, whole=whole)
     blocks, weight = num_blocks(tile), float(merging.weights[0])
     rows = np.empty((6, blocks))
     divisor = (1.0 if merging.by_number else weight) if merging.normalize else 1.0
@@ -63,29 +62,24 @@ def trim_and_merge(
         *(len(out), tile.start),
         *_limits(ranges[0]),
         *(factors[0], weight, divisor or 1.0, _ELECTIONS[merging.election]),
-        *(scale, _is_whole(merging, factors, scale)),
+        *(scale, whole),
         *scratch(2),
         *(address(rows), blocks),
     )
     return rows
 
 
-def drop_and_merge(
-    tile: RawTile,
-    out: np.ndarray,
-    keeps: tuple[float, ...],
-    factors: tuple[float, ...],
-    merging: Merging,
-    scale: float,
-) -> np.ndarray:
+def drop_and_merge(tile: RawTile, out: np.ndarray, kept: Drawn, merging: Merging, scale: float) -> np.ndarray:
     """Merge the deltas that each model's own draws keep; return the figures."""
+    assert kept.factors is not None
+    keeps, factors = kept.keeps, kept.factors
 
     def sparsify(piece: RawTile, k: int, row: int, magnitudes: int) -> None:
         key = piece.keys[k]
         place = len(piece.base), piece.start, key.low, key.high
         _DROP_INTO((piece.base, piece.tuned[k]), *place, keeps[k], factors[k], k == 0, row, magnitudes)
 
-    return _merge(tile, out, sparsify, merging, scale, whole=_is_whole(merging, factors, scale))
+    return _merge(tile, out, sparsify, merging, scale, whole=takes_whole(kept, merging, scale))
 
 
 def add_weighted(tile: RawTile, out: np.ndarray, coefficients: tuple[float, ...]) -> np.ndarray:
@@ -141,3 +135,10 @@ def _merge(
             *(address(rows) + 8 * (first // BLOCK), blocks),
         )
     return rows
+
+
+STAND_INS = (
+    StandIn(shape=(merge_kept, Within, Merging), kernel=trim_and_merge, takes=takes_range),
+    StandIn(shape=(merge_kept, Drawn, Merging), kernel=drop_and_merge, takes=any_models),
+    StandIn(shape=(add_weighted_definition,), kernel=add_weighted, takes=any_models),
+)

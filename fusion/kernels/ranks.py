@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from ..arithmetic import ranks
 from ..arithmetic.ranks import BINS, DIGIT
 from ..arithmetic.tile import RawTile
-from ..methods.saliency import saliencies
-from ..methods.trim import magnitudes
+from ..transforms.trim import magnitudes, saliencies
 from .native import Kernel, address
+from .stand_in import StandIn
 from .tiles import root_of, scratch_block, scratch_words
 
 _SCORE_DIGITS = Kernel("ranks", "score_digits", "uu Fuu uuuuu FWI")
@@ -18,8 +19,8 @@ _PLACE_DIGITS = Kernel("ranks", "place_digits", "uu Fuu uuuuuu FI")
 _WAYS, _OTHERS = 4, 16  # as in the source
 
 
-def counts(scores: Any, _arguments: Any, _searches: Any, _found: int, score_bits: int, _place_bits: int) -> bool:
-    """Return whether the kernel stands in for the definition: for these scores, compared in float32."""
+def takes(_tile: RawTile, scores: Any, _arguments: Any, _searches: Any, _found: int, score_bits: int, _: int) -> bool:
+    """Return whether these are scores that the kernel knows, compared in float32."""
     return scores in (magnitudes, saliencies) and score_bits == 32
 
 
@@ -52,3 +53,6 @@ def digit_counts(
             _SCORE_DIGITS(inputs, *place, *digits, scratch_block(), scratch_words(), address(counts))
             row[: 1 << digit] = counts[: _WAYS << digit].reshape(_WAYS, -1).sum(axis=0)
     return rows
+
+
+STAND_INS = (StandIn(shape=(ranks.digit_counts,), kernel=digit_counts, takes=takes),)

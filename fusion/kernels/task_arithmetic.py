@@ -1,11 +1,13 @@
-"""The kernel of `fusion.methods.task_arithmetic` for one tuned model."""
+"""The kernel of `fusion.transforms.scale` for one tuned model."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ..arithmetic.tile import RawTile
+from ..transforms import scale as definitions
 from .native import Kernel, address
+from .stand_in import StandIn
 from .tiles import num_blocks, scratch
 
 _ADD_SCALED = Kernel("task_arithmetic", "add_scaled", "uf FFD Du")
@@ -17,3 +19,6 @@ def add_scaled(tile: RawTile, out: np.ndarray, scale: float) -> np.ndarray:
     rows = np.empty((6, blocks))
     _ADD_SCALED((tile.base, tile.tuned[0], out), len(out), scale, *scratch(2), address(rows), blocks)
     return rows
+
+
+STAND_INS = (StandIn(shape=(definitions.add_scaled,), kernel=add_scaled),)

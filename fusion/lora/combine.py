@@ -82,7 +82,7 @@ def combine_adapters(
     """
     check_rank(rank, energy)
     if len(weights) != len(adapters):
-        raise MethodError(f"`--weights` has {len(weights)} values for {len(adapters)} adapters")
+        raise MethodError(f"`weights` has {len(weights)} values for {len(adapters)} adapters", options=["weights"])
     refuse_folder(output, [base, *adapters], overwrite=overwrite)
     opened = open_checkpoint(base)
     found = [OpenAdapter.of(path, opened) for path in adapters]
@@ -108,7 +108,7 @@ def combine_adapters(
         "made by": "sculpt lora-merge",
         "base": {"path": str(base), "fingerprint": opened.fingerprint},
         "adapters": [
-            {"path": str(a.path), "weight": weight, "digest": a.file.digest()}
+            {"path": str(a.file.ref), "weight": weight, "digest": a.file.digest()}
             for a, weight in zip(found, weights, strict=True)
         ],
         **report.as_json(),
@@ -120,9 +120,9 @@ def combine_adapters(
 def check_rank(rank: int | None, energy: float | None) -> None:
     """Raise MethodError where a rank or an energy makes no sense."""
     if rank is not None and rank < 1:
-        raise MethodError(f"`--rank` must be at least 1, got {rank}")
+        raise MethodError(f"`rank` must be at least 1, got {rank}", options=["rank"])
     if energy is not None and not 0 < energy <= 1:
-        raise MethodError(f"`--energy` must lie above 0 and not above 1, got {energy:g}")
+        raise MethodError(f"`energy` must lie above 0 and not above 1, got {energy:g}", options=["energy"])
 
 
 def _agreed(place: Place, adapters: Sequence[OpenAdapter]) -> Module:
@@ -131,7 +131,7 @@ def _agreed(place: Place, adapters: Sequence[OpenAdapter]) -> Module:
     if len({(module.key, module.pattern, module.by_name) for module in modules}) > 1 and modules[0].by_name:
         raise CheckpointError(
             f"the adapters name `{modules[0].name}` in different ways, so they cannot become one adapter",
-            hint="merge them into the base, without `--as-adapter`",
+            hint="merge them into the base, not into an adapter",
         )
     return modules[0]
 
@@ -209,5 +209,6 @@ def _config(adapters: Sequence[OpenAdapter], ranks: dict[Module, int]) -> dict[s
         target_parameters=named or None,
         task_type=first.get("task_type"),
         base_model_name_or_path=first.get("base_model_name_or_path"),
+        **({"revision": first["revision"]} if first.get("revision") else {}),
         auto_mapping=first.get("auto_mapping"),
     )

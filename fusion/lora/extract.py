@@ -13,14 +13,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from ..arithmetic.group import Group
+from ..arithmetic.group import Group, Region
 from ..arithmetic.matrices import Matrices
 from ..arithmetic.passes import Finding, Reduction
 from ..arithmetic.random import tensor_key
 from ..checkpoint import Source, TensorInfo, open_checkpoint
-from ..errors import CheckpointError, MismatchError, NonFiniteError
+from ..errors import CheckpointError, MismatchError, NonFiniteError, Way
 from ..methods import Method
-from ..methods.method import Region
 from ..names import align
 from ..plan.step import Selection
 from ..run.backend import NumpyBackend, all_cores
@@ -30,7 +29,7 @@ from .combine import AdapterReport, LayerReport, check_rank
 from .layers import Layer, layers_of, refuse_tied
 from .modules import Factors, Module
 from .truncated_svd import Truncated, of_matrix
-from .write import config_of, refuse_folder, tensors_of, write_adapter
+from .write import config_of, entries_of_base, refuse_folder, tensors_of, write_adapter
 
 BLOCK_ELEMENTS = 1 << 20  # of δ at once
 Rest = Literal["save", "drop"]
@@ -152,7 +151,7 @@ def extract_adapter(
         ranks,
         modules_to_save=saved or None,
         bias="all" if has_biases else "none",
-        base_model_name_or_path=str(base),
+        **entries_of_base(opened.ref),
         fan_in_fan_out=any(layers[info.name].kind == "transposed" for info, _ in pairs),
     )
     record = {
@@ -180,18 +179,19 @@ def _pairs(base: Source, tuned: Source, selection: Selection) -> list[tuple[Tens
         if not selection.covers(name) or not info.kind.fusible:
             continue
         if name not in matched:
-            raise MismatchError(name, f"`{name}` is in the base and missing in `{tuned.path}`")
+            raise MismatchError(name, f"`{name}` is in the base and missing in `{tuned.ref}`")
         if tuned.tensors[matched[name]].shape != info.shape:
             raise MismatchError(
                 name,
                 f"`{name}` is {list(info.shape)} in the base and {list(tuned.tensors[matched[name]].shape)} "
-                f"in `{tuned.path}`",
-                hint="an adapter cannot change a shape; `--exclude` leaves the tensor out",
+                f"in `{tuned.ref}`",
+                hint="an adapter cannot change a shape",
+                ways=[Way(option="exclude", value=name, effect="leaves the tensor out")],
             )
         pairs.append((info, tuned.tensors[matched[name]]))
     for name in tuned.tensors:
         if name not in set(matched.values()) and selection.covers(name):
-            raise MismatchError(name, f"`{name}` is in `{tuned.path}` and missing in the base")
+            raise MismatchError(name, f"`{name}` is in `{tuned.ref}` and missing in the base")
     return pairs
 
 
@@ -237,7 +237,10 @@ def _save(
         if not module or module in names:
             raise CheckpointError(
                 f"fine-tuning changed `{info.name}`, which no adapter can hold",
-                hint=f"`--exclude {info.name}` or `--others drop` leaves its change out",
+                ways=[
+                    Way(option="exclude", value=info.name, effect="leaves its change out"),
+                    Way(option="others", value="drop", effect="leaves out all such"),
+                ],
             )
         saved.add(module)
         stem, tuned_stem = info.name.rpartition(".")[0], other.name.rpartition(".")[0]

@@ -8,7 +8,7 @@ from typing import Literal
 from ..checkpoint import Source
 from ..checkpoint.adapter.module_names import ModelNames
 from ..checkpoint.adapter.targets import PREFIX
-from ..errors import CheckpointError
+from ..errors import CheckpointError, Way
 from ..names import VOCABULARY_MODULES, config_values
 from .modules import Module
 
@@ -93,5 +93,5 @@ def refuse_tied(base: Source, tensor: str) -> None:
     if is_vocabulary and shapes[tensor][0] in config_values(base.config, "vocab_size"):
         raise CheckpointError(
             f"fine-tuning changed `{tensor}`, which the base ties to its output; an adapter can hold only one of them",
-            hint=f"`--exclude {tensor}` leaves its change out",
+            ways=[Way(option="exclude", value=tensor, effect="leaves its change out")],
         )

@@ -111,7 +111,7 @@ class OpenAdapter:
         return cls(
             path=path,
             file=file,
-            content=read_json(path / ADAPTER_CONFIG),
+            content=read_json(file.path / ADAPTER_CONFIG),
             modules=modules,
             biases=biases,
             whole=whole,
@@ -135,5 +135,5 @@ def _refuse_dora(path: Path, tensor: str, patch: Patch) -> None:
     if patch.magnitude is not None:
         raise CheckpointError(
             f"`{path}` is a DoRA adapter (`{tensor}` has magnitudes), which is no product of two factors",
-            hint="merge it into the base, without `--as-adapter`",
+            hint="merge it into the base, not into an adapter",
         )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import final
 
 import numpy as np
 
+from ..checkpoint import Asked, find_model
 from ..checkpoint.adapter.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, is_adapter
 from ..checkpoint.adapter.targets import FACTOR, without_prefix
 from ..checkpoint.tensor_file import open_file
@@ -44,9 +44,10 @@ class LoneAdapter:
         CheckpointError: It is no adapter, not LoRA, or a factor lacks its partner.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, asked: Asked) -> None:
+        folder = find_model(asked).path
         if not is_adapter(folder):
-            raise CheckpointError(f"`{folder}` is no adapter: it holds no `{ADAPTER_CONFIG}`")
+            raise CheckpointError(f"`{asked}` is no adapter: it holds no `{ADAPTER_CONFIG}`")
         self.folder = folder
         self.config = AdapterConfig.read(folder)
         file = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)

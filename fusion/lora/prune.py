@@ -84,7 +84,7 @@ def prune_adapter(folder: Path, *, output: Path, density: float, overwrite: bool
         squares = np.square(magnitude, dtype=np.float64)
         kept, whole = kept + float(squares[chosen].sum()), whole + float(squares.sum())
     record = {"made by": "sculpt lora-prune", "adapter": str(folder), "density": density}
-    write_adapter(output, tensors, read_json(folder / ADAPTER_CONFIG), record)
+    write_adapter(output, tensors, read_json(adapter.folder / ADAPTER_CONFIG), record)
     after: AdapterDensity = adapter_density(output)
     return Pruned(
         output=output,

@@ -15,23 +15,25 @@ from safetensors.numpy import save
 
 from ..checkpoint.adapter.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..checkpoint.output.claim import Claim
-from ..errors import OutputError, os_error
+from ..checkpoint.ref import Asked, ModelRef, find_model
+from ..errors import REPLACED, OutputError, os_error
 from .modules import Factors, Module
 
 RECORD = "sculpt-adapter.json"  # how it was made; only a folder that holds it is ever replaced
 
 
-def refuse_folder(output: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
+def refuse_folder(output: Path, inputs: Sequence[Asked], *, overwrite: bool) -> None:
     """Raise OutputError where writing `output` would touch an input or something that exists."""
-    for path in inputs:
-        if output.resolve() == path.resolve() or path.resolve() in output.resolve().parents:
-            raise OutputError(f"the output `{output}` lies inside the input `{path}`")
+    for asked in inputs:
+        path = find_model(asked).path.resolve()
+        if output.resolve() == path or path in output.resolve().parents:
+            raise OutputError(f"the output `{output}` lies inside the input `{asked}`")
     if not output.exists():
         return
     if not overwrite:
-        raise OutputError(f"`{output}` exists", hint="`--overwrite` replaces it, `-o` names another output")
+        raise OutputError(f"`{output}` exists", ways=REPLACED)
     if not (output / RECORD).is_file():
-        raise OutputError(f"`{output}` is no adapter that sculpt wrote, so `--overwrite` does not replace it")
+        raise OutputError(f"`{output}` is no adapter that sculpt wrote, so it is not replaced")
 
 
 def tensors_of(module: Module, factors: Factors) -> dict[str, np.ndarray]:
@@ -43,6 +45,12 @@ def tensors_of(module: Module, factors: Factors) -> dict[str, np.ndarray]:
     if factors.bias is not None:
         found[f"{module.key}.lora_B.bias"] = factors.bias
     return found
+
+
+def entries_of_base(base: ModelRef) -> dict[str, str]:
+    """Return what `adapter_config.json` says of the base: as it was asked for, not where a cache holds it."""
+    revision = {"revision": base.revision} if base.revision else {}
+    return {"base_model_name_or_path": base.repository or str(base), **revision}
 
 
 def config_of(modules: Mapping[Module, int], **entries: Any) -> dict[str, Any]:

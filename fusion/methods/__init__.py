@@ -1,80 +1,37 @@
-"""One file, one method; the file's name is the method's name in recipes and on the command line."""
+"""One file, one method; the file's name is the method's name in recipes and on the command line.
 
-from .adadare import AdaDare
-from .arcee_fusion import ArceeFusion
-from .breadcrumbs import Breadcrumbs
-from .breadcrumbs_ties import BreadcrumbsTies
-from .dare import Dare
-from .dare_ties import DareTies
-from .della import Della
-from .della_linear import DellaLinear
-from .karcher import Karcher
-from .linear import Linear
-from .magnitude import Magnitude
-from .method import Method
-from .model_stock import ModelStock
-from .multislerp import MultiSlerp
-from .nearswap import NearSwap
-from .nuslerp import NuSlerp
-from .passthrough import Passthrough
-from .saliency import Saliency
-from .sce import Sce
-from .slerp import Slerp
-from .tailor import Tailor
-from .task_arithmetic import TaskArithmetic
-from .ties import Ties
+A line here is all that a new method needs: `METHODS`, the commands, recipes, `sculpt.__all__` and the contract test
+follow from it.
+"""
+
+from .adadare import AdaDare as AdaDare
+from .arcee_fusion import ArceeFusion as ArceeFusion
+from .breadcrumbs import Breadcrumbs as Breadcrumbs
+from .breadcrumbs_ties import BreadcrumbsTies as BreadcrumbsTies
+from .dare import Dare as Dare
+from .dare_ties import DareTies as DareTies
+from .della import Della as Della
+from .della_linear import DellaLinear as DellaLinear
+from .fisher import Fisher as Fisher
+from .karcher import Karcher as Karcher
+from .linear import Linear as Linear
+from .magnitude import Magnitude as Magnitude
+from .method import Method as Method
+from .model_stock import ModelStock as ModelStock
+from .multislerp import MultiSlerp as MultiSlerp
+from .nearswap import NearSwap as NearSwap
+from .nuslerp import NuSlerp as NuSlerp
+from .passthrough import Passthrough as Passthrough
+from .regmean import RegMean as RegMean
+from .saliency import Saliency as Saliency
+from .sce import Sce as Sce
+from .slerp import Slerp as Slerp
+from .tailor import Tailor as Tailor
+from .task_arithmetic import TaskArithmetic as TaskArithmetic
+from .ties import Ties as Ties
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method
-    for method in (
-        AdaDare,
-        ArceeFusion,
-        Breadcrumbs,
-        BreadcrumbsTies,
-        Dare,
-        DareTies,
-        Della,
-        DellaLinear,
-        Karcher,
-        Linear,
-        Magnitude,
-        ModelStock,
-        MultiSlerp,
-        NearSwap,
-        NuSlerp,
-        Passthrough,
-        Saliency,
-        Sce,
-        Slerp,
-        Tailor,
-        TaskArithmetic,
-        Ties,
-    )
+    found.name: found
+    for found in list(globals().values())
+    if isinstance(found, type) and issubclass(found, Method) and found is not Method
 }
-
-__all__ = [
-    "METHODS",
-    "AdaDare",
-    "ArceeFusion",
-    "Breadcrumbs",
-    "BreadcrumbsTies",
-    "Dare",
-    "DareTies",
-    "Della",
-    "DellaLinear",
-    "Karcher",
-    "Linear",
-    "Magnitude",
-    "Method",
-    "ModelStock",
-    "MultiSlerp",
-    "NearSwap",
-    "NuSlerp",
-    "Passthrough",
-    "Saliency",
-    "Sce",
-    "Slerp",
-    "Tailor",
-    "TaskArithmetic",
-    "Ties",
-]

@@ -24,9 +24,10 @@ from ..arithmetic.passes import Fused, Map, Pass, Reduction
 from ..arithmetic.sums import block_sums, exact_total
 from ..arithmetic.tile import Tile
 from ..errors import MethodError
+from ..transforms.scale import add_scaled
+from ..transforms.trim import saliencies
 from .checks import at_least_zero, fraction, one_of
 from .method import Method, Scope
-from .task_arithmetic import add_scaled
 
 Allocation = Literal["closed-form", "exact"]
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -35,8 +36,7 @@ MAX_WATER_FILLING_PASSES = 100
 
 def scores(tile: Tile) -> Any:
     """Return `s = sqrt(H)·|δ|`, shape (n,), in the tile's dtype."""
-    magnitude = array_namespace(tile.base).abs(tile.deltas[0])
-    return magnitude if tile.root is None else tile.root * magnitude
+    return saliencies(tile)[0]
 
 
 def score_sums(tile: Tile) -> Any:

@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 import numpy as np
 from array_api_compat import array_namespace
 
-from ..arithmetic.group import Group
+from ..arithmetic.group import Group, Region
 from ..arithmetic.passes import Fused, Map, Pass, Reduction
 from ..arithmetic.ranks import find_cuts
 from ..arithmetic.tile import Tile
-from .method import Method, Region
+from .method import Method
 
 EPSILON = 1e-8
 

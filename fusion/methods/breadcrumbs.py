@@ -10,71 +10,28 @@ Davari & Belilovsky, Model Breadcrumbs, ECCV 2024 (arXiv:2312.06795), over each 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar
 
-from ..arithmetic.elect import Merging
-from ..arithmetic.passes import Reduction
-from .checks import as_tuple, at_least_zero, each, finite, fraction, one_of, spread
-from .method import Method, PerModel
-from .task_arithmetic import scaling
-from .trim import Rescale, identity_of, trimming
-
-
-def band(num_elements: int, density: float, gamma: float) -> tuple[int, int]:
-    """Return how many of the largest are looked at, and how many of these are outliers; the difference is kept."""
-    kept, outliers = int(density * num_elements), int(gamma * num_elements)
-    smallest = max(0, num_elements - kept - outliers)
-    return num_elements - smallest, num_elements - smallest - kept
+from ..arithmetic.per_model import PerModel
+from ..transforms.chain import Chain
+from ..transforms.merge import total
+from ..transforms.scale import scale
+from ..transforms.trim import band
+from .options import Banded, Summed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Breadcrumbs(Method):
-    """Drop the smallest and the largest deltas, and add up the rest.
-
-    Attributes:
-        density: Fraction that is kept, in [0, 1]. One for each model, or one for all.
-        gamma: Fraction of the largest that is dropped as outliers, in [0, 1].
-        scale: λ, the strength of what is kept.
-        weights: w, one for each model, separated by commas, or one for all.
-        normalize: Divide by the sum of the weights.
-        rescale: Leave the kept as they are (none), or give them the L1 norm of all (l1).
-    """
+class Breadcrumbs(Summed, Banded):
+    """Drop the smallest and the largest deltas, and add up the rest."""
 
     density: PerModel = 0.15
-    gamma: PerModel = 0.01
-    scale: float = 1.0
-    weights: PerModel = 1.0
-    normalize: bool = False
-    rescale: Rescale = "none"
 
     name: ClassVar[str] = "breadcrumbs"
     title: ClassVar[str] = "Model Breadcrumbs"
     source: ClassVar[str] = "arXiv:2312.06795"
-    max_models: ClassVar[int | None] = None
-    per_model: ClassVar[tuple[str, ...]] = ("weights", "density", "gamma")
-
-    def __post_init__(self) -> None:
-        each("density", self.density, fraction)
-        each("gamma", self.gamma, fraction)
-        at_least_zero("scale", self.scale)
-        each("weights", self.weights, finite)
-        one_of("rescale", self.rescale, get_args(Rescale))
 
     @property
-    def identity(self) -> Literal["base", "tuned"] | None:
-        """The base where nothing is kept, the tuned model where all is."""
-        return identity_of(self.scale, self.merging, as_tuple(self.density))
-
-    @property
-    def merging(self) -> Merging:
-        """How the models' deltas become one."""
-        return Merging(weights=as_tuple(self.weights), normalize=self.normalize)
-
-    def reduce(self, num_elements: int) -> Reduction:
-        """Find the magnitudes between which deltas are kept."""
-        weights = as_tuple(self.weights)
-        if self.identity == "base":
-            return scaling((0.0,) * len(weights))
-        densities, gammas = (spread(o, getattr(self, o), len(weights)) for o in ("density", "gamma"))
-        counts = [band(num_elements, density, gamma) for density, gamma in zip(densities, gammas, strict=True)]
-        return (yield from trimming(counts, num_elements, self.merging, self.scale, self.rescale))
+    def chain(self) -> Chain:
+        """Keep a band, add up, scale."""
+        summed = total(self.weights, normalize=self.normalize)
+        return band(self.density, self.gamma, rescale=self.rescale) | summed | scale(self.scale)

@@ -5,29 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 
+from ..arithmetic.per_model import PerModel, as_tuple
 from ..errors import MethodError
 
 
-def as_tuple(value: float | tuple[float, ...]) -> tuple[float, ...]:
-    """Return the values of an option that has one for all models, or one for each."""
-    return value if isinstance(value, tuple) else (value,)
-
-
-def spread(option: str, value: float | tuple[float, ...], num_models: int) -> tuple[float, ...]:
-    """Return one value for each model.
-
-    Raises:
-        MethodError: Several values were given, and not as many as there are models.
-    """
-    values = as_tuple(value)
-    if len(values) == 1:
-        return values * num_models
-    if len(values) != num_models:
-        raise MethodError(f"{option} has {len(values)} values for {num_models} models")
-    return values
-
-
-def each(option: str, value: float | tuple[float, ...], check: Callable[[str, float], None]) -> None:
+def each(option: str, value: PerModel, check: Callable[[str, float], None]) -> None:
     """Check one value, or each of several."""
     for one in as_tuple(value):
         check(option, one)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from array_api_compat import array_namespace
 
-from ..arithmetic.elect import weighted_sum
 from ..arithmetic.passes import Fused, Map
 from ..arithmetic.span import Vector
 from ..arithmetic.tile import Tile
-from .task_arithmetic import scaling
+from ..transforms.merge import weighted_sum
+from ..transforms.scale import scaling
 
 
 def combine(tile: Tile, base: float, coefficients: tuple[float, ...]) -> Fused:

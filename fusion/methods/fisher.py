@@ -20,9 +20,10 @@ from ..arithmetic.average import shares
 from ..arithmetic.group import Group
 from ..arithmetic.passes import Fused, Map, Reduction
 from ..arithmetic.per_element import PerElement, per_element
+from ..arithmetic.per_model import PerModel, as_tuple
 from ..arithmetic.tile import Tile
-from .checks import as_tuple, averages
-from .method import Method, PerModel
+from .checks import averages
+from .method import Method
 
 
 def add_shares(tile: Tile) -> Fused:
@@ -38,7 +39,8 @@ def add_shares(tile: Tile) -> Fused:
         values = xp.where(alone, tuned, tile.base if values is None else values)
         moved = moved + xp.where(alone, xp.zeros_like(delta), part * delta)
         kept = kept | ((delta != 0) & (part != 0))
-    return Fused(values=values + moved, kept=kept)
+    # Elsewhere a base of -0 would become +0.
+    return Fused(values=xp.where(kept, values + moved, tile.base), kept=kept)
 
 
 @dataclass(frozen=True, kw_only=True)

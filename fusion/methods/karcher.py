@@ -17,11 +17,12 @@ from typing import ClassVar
 import numpy as np
 
 from ..arithmetic.passes import Pass, Reduction
+from ..arithmetic.per_model import PerModel, as_tuple
 from ..arithmetic.span import Span, Vector, basis_products
 from ..errors import MethodError
-from .checks import as_tuple, at_least_zero, each
+from .checks import at_least_zero, each
 from .combine import combination
-from .method import Method, PerModel
+from .method import Method
 
 
 def karcher_mean(

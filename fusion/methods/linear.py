@@ -10,12 +10,13 @@ from typing import ClassVar, Literal
 
 from array_api_compat import array_namespace
 
-from ..arithmetic.elect import weighted_sum
 from ..arithmetic.passes import Fused, Map, Reduction
+from ..arithmetic.per_model import PerModel, as_tuple
 from ..arithmetic.tile import Tile
 from ..errors import MethodError
-from .checks import as_tuple, each, finite
-from .method import Method, PerModel
+from ..transforms.merge import weighted_sum
+from .checks import each, finite
+from .method import Method
 
 
 def average(tile: Tile, weights: tuple[float, ...], divisor: float) -> Fused:

@@ -6,14 +6,12 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from ..arithmetic.group import Group
+from ..arithmetic.group import Group, Region
 from ..arithmetic.matrices import Matrices, Whole
 from ..arithmetic.passes import Finding, Reduction
+from ..arithmetic.per_model import spread
 from ..errors import MethodError
-from .checks import spread
 
-PerModel = float | tuple[float, ...]  # one number for all models, or one for each
-Region = Literal["element", "row", "matrix"]
 Scope = Literal["tensor", "block", "model"]  # what shares one reduction
 
 

@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 import numpy as np
 from array_api_compat import array_namespace
 
-from ..arithmetic.group import Group
+from ..arithmetic.group import Group, Region
 from ..arithmetic.passes import Fused, Map, Pass, Reduction
 from ..arithmetic.span import Span, basis_products
 from ..arithmetic.tile import Tile
 from .combine import combination
-from .method import Method, Region
+from .method import Method
 
 SINGULAR = 1e-6
 

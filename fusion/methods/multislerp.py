@@ -18,11 +18,12 @@ from typing import ClassVar, get_args
 import numpy as np
 
 from ..arithmetic.passes import Pass, Reduction
+from ..arithmetic.per_model import PerModel, as_tuple
 from ..arithmetic.span import Span, Vector, basis_products
 from ..errors import MethodError
-from .checks import as_tuple, each, finite, one_of
+from .checks import each, finite, one_of
 from .combine import combination
-from .method import Method, PerModel
+from .method import Method
 from .nuslerp import Origin
 
 TINY = 1e-8

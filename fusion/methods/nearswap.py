@@ -15,9 +15,9 @@ from array_api_compat import array_namespace
 
 from ..arithmetic.passes import Fused, Map, Reduction
 from ..arithmetic.tile import Tile
+from ..transforms.scale import add_scaled
 from .checks import at_least_zero
 from .method import Method
-from .task_arithmetic import add_scaled
 
 
 def move_at_most(tile: Tile, t: float) -> Fused:

@@ -15,17 +15,18 @@ from typing import Any, ClassVar, Literal, get_args
 
 from array_api_compat import array_namespace
 
-from ..arithmetic.group import Group
+from ..arithmetic.group import Group, Region
 from ..arithmetic.matrices import Matrices, Whole, delivered, whole_of
 from ..arithmetic.passes import Fused, Map, Pass, Reduction
+from ..arithmetic.per_model import PerModel, as_tuple
 from ..arithmetic.row_layout import plain_layout
 from ..arithmetic.span import Span, Vector, basis_products
 from ..arithmetic.tile import Tile
-from .checks import as_tuple, each, finite, one_of
+from ..transforms.scale import scaling
+from .checks import each, finite, one_of
 from .combine import combination
-from .method import Method, PerModel, Region
+from .method import Method
 from .slerp import interpolated
-from .task_arithmetic import scaling
 
 Vectors = Literal["tensor", "rows", "columns"]
 Origin = Literal["base", "zero"]

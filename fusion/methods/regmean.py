@@ -17,14 +17,15 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..arithmetic.average import mean_matrices, mixings, shares
-from ..arithmetic.group import Group
+from ..arithmetic.group import Group, Region
 from ..arithmetic.matrices import CHUNK, Matrices, Whole, delivered
 from ..arithmetic.passes import Map, Reduction
 from ..arithmetic.per_element import per_element
+from ..arithmetic.per_model import PerModel, as_tuple
 from ..arithmetic.row_layout import row_layout
 from ..device import float64_device, torch_device
-from .checks import as_tuple, averages, fraction
-from .method import Method, PerModel, Region
+from .checks import averages, fraction
+from .method import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ class RegMean(Method):
         for start in range(0, prod(group.shape), CHUNK):
             base, *tuned = matrices.flat(start, min(start + CHUNK, prod(group.shape)))
             moved = sum(part.expand(start, len(base)) * (t - base) for part, t in zip(parts, tuned, strict=True))
-            pieces.append((base + moved, _differs(base, tuned)))
+            pieces.append((_added(base, moved), _differs(base, tuned)))
         values, kept = (np.concatenate(found) for found in zip(*pieces, strict=True))
         return Whole(values=values, kept=kept)
 
@@ -100,7 +101,7 @@ class RegMean(Method):
                 torch.from_numpy(np.ascontiguousarray(t - base)).to(device) @ matrix
                 for t, matrix in zip(tuned, mixed, strict=True)
             )
-            values[stack, rows] = base + moved.cpu().numpy()  # pyright: ignore[reportAttributeAccessIssue]
+            values[stack, rows] = _added(base, moved.cpu().numpy())  # pyright: ignore[reportAttributeAccessIssue]
             kept[stack, rows] = _differs(base, tuned)
         assert values is not None  # a tensor without elements has no spans
         return Whole(values=layout.join(values), kept=layout.join(kept))
@@ -130,3 +131,7 @@ class RegMean(Method):
 
 def _differs(base: np.ndarray, tuned: list[np.ndarray]) -> np.ndarray:
     return np.logical_or.reduce([model != base for model in tuned])
+
+
+def _added(base: np.ndarray, moved: Any) -> np.ndarray:
+    return np.where(moved == 0, base, base + moved)  # -0 stays -0

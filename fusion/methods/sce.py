@@ -10,20 +10,21 @@ to less than 1e-6, which in fine-tunes they mostly do; here only where they are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from array_api_compat import array_namespace
 
-from ..arithmetic.elect import Merging
-from ..arithmetic.passes import Fused, Map, Pass, Reduction
+from ..arithmetic.passes import Map, Pass, Reduction
 from ..arithmetic.ranks import Cut, find_cuts
 from ..arithmetic.sums import block_sums
 from ..arithmetic.tile import Tile
+from ..transforms.chain import Kept, merge_kept
+from ..transforms.merge import Merging
+from ..transforms.scale import add_scaled
 from .checks import fraction
 from .method import Method
-from .task_arithmetic import add_scaled
 
 
 def variances(tile: Tile) -> list[Any]:
@@ -38,28 +39,23 @@ def num_differing(tile: Tile) -> Any:
     return xp.stack([block_sums(variances(tile)[0] > 0)])
 
 
-def selected(tile: Tile, cut: Cut) -> list[Any]:
-    """Return each model's deltas, zero where the variance is not within the cut."""
-    xp = array_namespace(tile.base)
-    mask = cut.selects(variances(tile)[0], tile.start)
-    return [xp.where(mask, delta, xp.zeros_like(delta)) for delta in tile.deltas]
+@dataclass(frozen=True, kw_only=True)
+class Selected(Kept):
+    """The deltas of all models where their variance is within the cut."""
+
+    cut: Cut
+
+    def deltas(self, tile: Tile) -> list[Any]:
+        """Return each model's deltas, zero where the variance is not within the cut."""
+        xp = array_namespace(tile.base)
+        mask = self.cut.selects(variances(tile)[0], tile.start)
+        return [xp.where(mask, delta, xp.zeros_like(delta)) for delta in tile.deltas]
 
 
-def squares(tile: Tile, cut: Cut) -> Any:
+def squares(tile: Tile, kept: Selected) -> Any:
     """Return block sums of δ² of what is selected, a row a model."""
     xp = array_namespace(tile.base)
-    return xp.stack([block_sums(xp.astype(delta, xp.float64) ** 2) for delta in selected(tile, cut)])
-
-
-def select_and_merge(tile: Tile, cut: Cut, merging: Merging) -> Fused:
-    """Return the weighted mean of the selected deltas that agree; the base's bits elsewhere."""
-    xp = array_namespace(tile.base)
-    merged, parts = merging.merge(selected(tile, cut))
-    kept = parts[0]
-    for part in parts[1:]:
-        kept = kept | part
-    values = tile.tuned[0] if len(parts) == 1 else tile.base + merged
-    return Fused(values=xp.where(kept, values, tile.base), kept=kept)
+    return xp.stack([block_sums(xp.astype(delta, xp.float64) ** 2) for delta in kept.deltas(tile)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +89,9 @@ class Sce(Method):
         if self.density < 1:
             [differing] = yield Pass(function=num_differing)
             [cut] = yield from find_cuts(variances, (), [(0, int(self.density * differing))], num_elements)
-        sums: np.ndarray = yield Pass(function=squares, arguments=(cut,))
+        kept = Selected(cut=cut)
+        sums: np.ndarray = yield Pass(function=squares, arguments=(kept,))
         total = float(sums.sum())
         weights = tuple((sums / total).tolist()) if total > 0 else (1.0,) * len(sums)
         merging = Merging(weights=weights, election="unweighted", normalize=True)
-        return Map(function=select_and_merge, arguments=(cut, merging))
+        return Map(function=merge_kept, arguments=(replace(kept, factors=(1.0,) * len(sums)), merging, 1.0))

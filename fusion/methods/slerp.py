@@ -15,10 +15,10 @@ import numpy as np
 
 from ..arithmetic.passes import Map, Pass, Reduction
 from ..arithmetic.span import Span, Vector, basis_products
+from ..transforms.scale import add_scaled
 from .checks import finite
 from .combine import combination
 from .method import Method
-from .task_arithmetic import add_scaled
 
 LINEAR_ABOVE = 0.9995
 

@@ -22,14 +22,14 @@ from typing import Any, ClassVar, Literal, get_args
 
 from array_api_compat import array_namespace
 
-from ..arithmetic.group import Group
+from ..arithmetic.group import Group, Region
 from ..arithmetic.inverse_factor import inverse_factors
 from ..arithmetic.matrices import Matrices, Whole, delivered, whole_of
 from ..arithmetic.passes import Map, Reduction
 from ..errors import MethodError
+from ..transforms.scale import add_scaled
 from .checks import fraction, one_of
-from .method import Method, Region
-from .task_arithmetic import add_scaled
+from .method import Method
 
 Compensation = Literal["obs", "released", "none"]
 SIGN = {"obs": -1.0, "released": 1.0, "none": 0.0}

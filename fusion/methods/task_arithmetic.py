@@ -8,61 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from array_api_compat import array_namespace
-
-from ..arithmetic.elect import weighted_sum
-from ..arithmetic.passes import Fused, Map, Reduction
-from ..arithmetic.tile import Tile
+from ..arithmetic.passes import Reduction
+from ..arithmetic.per_model import PerModel
 from ..errors import MethodError
-from .checks import as_tuple, at_least_zero, each, finite
-from .method import Method, PerModel
-
-
-def add_scaled(tile: Tile, scale: float) -> Fused:
-    """Return `base + scale·δ`; the bits of the base at scale 0 and of the tuned model at scale 1.
-
-    An element whose δ is zero keeps the base's bits, the sign of a zero included.
-    """
-    xp = array_namespace(tile.base)
-    delta = tile.deltas[0]
-    if scale == 1:
-        values = tile.tuned[0]
-    elif scale == 0:
-        values = tile.base
-    else:
-        values = xp.where(delta == 0, tile.base, tile.base + scale * delta)
-    return Fused(values=values, kept=delta != 0)
-
-
-def add_weighted(tile: Tile, coefficients: tuple[float, ...]) -> Fused:
-    """Return `base + Σ_k c_k·δ_k`; the bits of the one model that has a part, where its coefficient is 1."""
-    xp = array_namespace(tile.base)
-    parts = [k for k, coefficient in enumerate(coefficients) if coefficient != 0]
-    kept = xp.zeros(tile.base.shape, dtype=xp.bool, device=tile.base.device)
-    for k in parts:
-        kept = kept | (tile.deltas[k] != 0)
-    if not parts:
-        values = tile.base
-    elif len(parts) == 1 and coefficients[parts[0]] == 1:
-        values = tile.tuned[parts[0]]
-    else:
-        moved = weighted_sum([tile.deltas[k] for k in parts], [coefficients[k] for k in parts])
-        values = xp.where(kept, tile.base + moved, tile.base)
-    return Fused(values=values, kept=kept)
-
-
-def scaling(coefficients: tuple[float, ...]) -> Map:
-    """Return the map that adds `c_k·δ_k` for each model: one model has a function, and a kernel, of its own."""
-    if len(coefficients) == 1:
-        return Map(function=add_scaled, arguments=coefficients)
-    return Map(function=add_weighted, arguments=(coefficients,))
-
-
-def identity_of(coefficients: tuple[float, ...]) -> Literal["base", "tuned"] | None:
-    """Return the input whose bits `base + Σ_k c_k·δ_k` has: the base's, the first tuned model's, or None."""
-    if not any(coefficients):
-        return "base"
-    return "tuned" if coefficients[0] == 1 and not any(coefficients[1:]) else None
+from ..transforms.merge import total
+from ..transforms.scale import scaling
+from .checks import at_least_zero, each, finite
+from .method import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,16 +44,18 @@ class TaskArithmetic(Method):
     @property
     def coefficients(self) -> tuple[float, ...]:
         """`λ·w_k`, normalised where that is asked for."""
-        weights = as_tuple(self.weights)
-        total = sum(weights) if self.normalize and any(weights) else 1.0
-        if total == 0:
+        merging = total(self.weights, normalize=self.normalize)
+        if self.normalize and any(merging.weights) and not sum(merging.weights):
             raise MethodError("weights that add up to 0 cannot be normalised")
-        return tuple(self.scale * weight / total for weight in weights)
+        return merging.coefficients(self.scale)
 
     @property
     def identity(self) -> Literal["base", "tuned"] | None:
         """The base where nothing is added, the tuned model where it is added whole."""
-        return identity_of(self.coefficients)
+        first, *others = self.coefficients
+        if not any((first, *others)):
+            return "base"
+        return "tuned" if first == 1 and not any(others) else None
 
     def reduce(self, num_elements: int) -> Reduction:  # noqa: ARG002 (nothing need be known of the tensor)
         """Return the map at once."""

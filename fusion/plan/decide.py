@@ -13,7 +13,6 @@ from ..names import config_values, selects
 from .matching import Match, seen_as
 from .step import WAYS, Request, Side, Step
 
-ALONE = "taken as it is"
 KEPT = "kept by a rule"
 
 
@@ -50,7 +49,7 @@ class _Decision:
         missing = next((index for index in others if match.parts[index] is None), None)
         if missing is not None:
             self._allow(request.policies.on_missing, "on_missing", f"is in the base and missing in {self._at(missing)}")
-            return self._made("copy", f"missing in {self.models[missing].path}")
+            return self._made("copy", f"missing in {self.models[missing].ref}")
         if self._is_tied_in_output():
             return None
         found = [info for info in tuned if info is not None]
@@ -60,7 +59,7 @@ class _Decision:
                 told = f"is {_text(base.shape)} in the base and {_text(info.shape)} in {self._at(index)}"
                 self._allow(request.policies.on_mismatch, "on_mismatch", told)
                 source: Side = "tuned" if request.policies.on_mismatch == "take-tuned" else "base"
-                return self._made("copy", f"shape differs in {self.models[index].path}", source)
+                return self._made("copy", f"shape differs in {self.models[index].ref}", source)
         for index, info in zip(others, found, strict=True):
             converts = request.policies.on_dtype == "convert" and info.kind.fusible and base.kind.fusible
             if info.stored != base.stored and not converts:
@@ -86,7 +85,7 @@ class _Decision:
                 return self._made("copy", KEPT, source)
         method = self.method_of(match)
         if not tuned and method.identity == "base":
-            return self._made("copy", ALONE, method=method)
+            return self._made("copy", "taken as it is", method=method)
         if grown:
             rows, more = base.shape[0], tuned[0].shape[0] - base.shape[0]
             taken = "taken from the tuned model" if self._home != next(iter(match.parts)) else "dropped"
@@ -156,7 +155,7 @@ class _Decision:
         return ties and next(iter(self.match.parts)) in self.match.tied
 
     def _at(self, index: int) -> str:
-        return f"`{self.models[index].path}`"
+        return f"`{self.models[index].ref}`"
 
     def _allow(self, policy: str, option: str, told: str) -> None:
         """Raise what is wrong, unless a policy allows it."""
@@ -168,14 +167,15 @@ class _Decision:
 
 
 def _refuse_unreadable(match: Match, models: Sequence[Source]) -> None:
-    """Refuse what no arithmetic is offered for; what stands alone is copied, if NumPy has the dtype."""
+    """Refuse what no arithmetic is offered for; what stands alone is copied, by the byte if NumPy lacks the dtype."""
     for index, info in match.parts.items():
         if info is None:
             continue
-        computed = len(match.parts) > 1 and (info.dtype.startswith("F8") or info.dtype == "C64")
-        if info.kind.numpy is None or computed:
+        kind, own = info.kind, models[index]
+        computed = len(match.parts) > 1 and (kind.numpy is None or info.dtype.startswith("F8") or info.dtype == "C64")
+        if computed or (kind.numpy is None and own.stored(info.name) is None):
             raise CheckpointError(
-                f"`{info.name}` in `{models[index].path}` is {info.kind.torch}, which sculpt cannot fuse yet",
+                f"`{info.name}` in `{own.ref}` is {kind.torch}, which sculpt cannot fuse yet",
                 hint="fuse the unquantised checkpoints, then quantise the result",
             )
 

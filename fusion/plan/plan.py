@@ -9,7 +9,7 @@ from ..checkpoint import Source
 from ..errors import MethodError
 from ..methods import Method
 from ..names import OUTPUT_MODULES, Renaming, config_values, selects, tied_source
-from .decide import ALONE, KEPT, decide
+from .decide import KEPT, decide
 from .matching import Match, Matching, whole_models
 from .step import Policies, Request, Selection, Side, Step
 
@@ -69,21 +69,26 @@ def make_plan(
     request = request or Request()
     from_tuned = request.config_from == "tuned" and len(models) > 1
     matching = matching or whole_models(models, names_of_tuned=from_tuned)
-    steps, notes = [], []
+    steps, notes, selected = [], [], False
     for match in matching.matches:
         step = decide(match, models, request, method_of)
         if step is not None:
             steps.append(step)
+            # Copying can be all that is asked for: by a rule, or of a model alone.
+            alone = len(match.parts) == 1 and request.selection.covers(match.key)
+            selected |= step.action == "fuse" or step.why == KEPT or alone
         notes += _left_out(match, models, step)
     notes += [
-        f"`--{option} {pattern}` matches no tensor"
+        f"{option} `{pattern}` matches no tensor"
         for option, patterns in (("include", request.selection.include), ("exclude", request.selection.exclude))
         for pattern in patterns
         if not any(selects([pattern], match.key) for match in matching.matches)
     ]
-    if not any(step.action == "fuse" or step.why in (ALONE, KEPT) for step in steps):
+    if not selected:
         raise MethodError(
-            "no tensor is selected for fusing", hint="`sculpt inspect` lists the names that --include takes"
+            "no tensor is selected for fusing",
+            hint="`sculpt inspect` lists the names that `include` takes",
+            options=["include"],
         )
     methods = [step.method for step in steps if step.method is not None] or [method_of(matching.matches[0])]
     if all(method == methods[0] for method in methods):
@@ -108,7 +113,7 @@ def _left_out(match: Match, models: Sequence[Source], step: Step | None) -> Iter
     if base is not None and step is not None:
         return []
     return [
-        f"`{info.name}` of `{models[index].path}` is left out"
+        f"`{info.name}` of `{models[index].ref}` is left out"
         for index, info in others
         if info is not None and index not in match.tied and (step is None or step.origin != index)
     ]

@@ -51,8 +51,9 @@ class Policies:
         for name, annotation in get_type_hints(Policies).items():
             choices = get_args(annotation)
             if getattr(self, name) not in choices:
-                option = "--" + name.replace("_", "-")
-                raise MethodError(f"`{option}` must be one of {', '.join(choices)}, got `{getattr(self, name)}`")
+                raise MethodError(
+                    f"`{name}` must be one of {', '.join(choices)}, got `{getattr(self, name)}`", options=[name]
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ class Request:
     def __post_init__(self) -> None:
         if self.dtype is not None and not (self.dtype in BY_TORCH_NAME and BY_TORCH_NAME[self.dtype].fusible):
             choices = ", ".join(found.torch for found in DTYPES.values() if found.fusible)
-            raise MethodError(f"`--dtype` must be one of {choices}, got `{self.dtype}`")
+            raise MethodError(f"`dtype` must be one of {choices}, got `{self.dtype}`", options=["dtype"])
 
     def stored_as(self, info: TensorInfo) -> str:
         """Return the code of the dtype in which a tensor like this one is stored."""

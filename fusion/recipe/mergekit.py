@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from ..run.fuse import Settings
+from ..run.settings import Settings
 from .document import Document, KeyPath, did_you_mean
 from .mergekit_methods import DIALECTS, Dialect
 from .recipe import ModelEntry, ModelName, Recipe, Slice, TokenSource, Vocabulary

@@ -9,14 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Source, open_checkpoint
+from ..checkpoint import ModelRef, Source, find_model, open_checkpoint
 from ..checkpoint.json_file import read_json
 from ..checkpoint.output.folder_sink import refuse_output
-from ..errors import CheckpointError, MethodError
+from ..errors import MethodError
 from ..methods import Method
 from ..plan.matching import Match
 from ..plan.plan import make_plan
-from ..run.fuse import Prepared, Settings, prepare_plan
+from ..run.fuse import Prepared, prepare_plan
+from ..run.settings import Settings
 from .layers import fraction_through, stacks, with_layers
 from .recipe import ModelEntry, ModelName, Recipe
 from .slices import match_slices
@@ -24,35 +25,15 @@ from .tokenizers import Finish, known_tokens, load_tokenizer, taken_from, union
 from .vocabulary import Member, RowMap, align_vocabularies, aligned
 
 
-def find_model(name: str, near: Path) -> Path:
-    """Return the folder or file of a model: a path, also relative to the recipe, or a model in the hub's local cache.
-
-    Raises:
-        CheckpointError: It is nowhere; nothing is fetched.
-    """
-    for path in (Path(name), near / name):
-        if path.exists():
-            return path
-    repository, _, revision = name.partition("@")
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(repository, revision=revision or None, local_files_only=True))
-    except (ImportError, OSError, ValueError):
-        raise CheckpointError(
-            f"`{name}` does not exist", hint="nothing is fetched: download the model first and name its folder"
-        ) from None
-
-
 def open_models(names: Sequence[ModelName], near: Path) -> dict[ModelName, Source]:
     """Return the models' checkpoints, their adapters on top; models and adapters of one base share it."""
-    bases: dict[Path, Source] = {}
+    bases: dict[ModelRef, Source] = {}
     opened = {}
     for name in names:
-        path = find_model(name.path, near)
-        if path not in bases:
-            bases[path] = open_checkpoint(path)
-        base = bases[path]
+        ref = find_model(name.path, near)
+        if ref not in bases:
+            bases[ref] = open_checkpoint(ref)
+        base = bases[ref]
         opened[name] = base if name.adapter is None else open_checkpoint(find_model(name.adapter, near), base)
     return opened
 
@@ -72,7 +53,7 @@ def prepare_recipe(
     settings = settings or recipe.run
     names = recipe.named_models()
     opened = open_models(names, near)
-    refuse_output(output, [checkpoint.path for checkpoint in opened.values()], overwrite=overwrite)
+    refuse_output(output, [checkpoint.ref for checkpoint in opened.values()], overwrite=overwrite)
     facts: dict[str, Any] = {"content": recipe.content}
     write_tokens, rows = None, None
     if recipe.vocabulary is not None:

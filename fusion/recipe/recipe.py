@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import MethodError
 from ..methods import Method
 from ..plan.step import Side
-from ..run.fuse import Settings
+from ..run.settings import Settings
 from .setting import OptionSettings, first_of, told
 
 
@@ -113,8 +113,7 @@ class Recipe:
         adjust: Makes a method's options of what the parameters gave.
         overrides: Options that win over all others.
         keep: Globs of tensors that are copied, and from where.
-        hessian, data: Statistics of the tuned model, or what to measure them on.
-        protect: What the base is to stay good at, where `run.protection` is set.
+        calibration: What it says of where the curvature comes from, by the fields of `Calibration`.
         content: The file's own words, for the manifest.
     """
 
@@ -131,9 +130,7 @@ class Recipe:
     keep: tuple[tuple[tuple[str, ...], Side], ...] = ()
     vocabulary: Vocabulary | None = None
     run: Settings = field(default_factory=Settings)
-    hessian: Path | None = None
-    data: Path | None = None
-    protect: str | None = None
+    calibration: Mapping[str, Any] = field(default_factory=dict)
     content: Mapping[str, Any] = field(default_factory=dict)
 
     def named_models(self) -> list[ModelName]:

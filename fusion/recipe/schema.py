@@ -22,19 +22,19 @@ Options carry the names of the method's own: those of its command, with undersco
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
-from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, create_model
 
 from ..arithmetic.two_sided import Protection
 from ..checkpoint.output.layout import parse_size
-from ..errors import MethodError
+from ..errors import DataError, MethodError
 from ..methods import METHODS, Method
 from ..plan.step import Policies, Selection, Side
-from ..run.fuse import Settings
+from ..run.calibration import Calibration
+from ..run.settings import Settings
 from .document import Document, KeyPath, did_you_mean
 from .recipe import ModelEntry, ModelName, Parameter, Recipe, Vocabulary
 from .setting import Case, Gradient, Setting
@@ -59,25 +59,34 @@ class _Rule(_Strict):
     keep: Side | None = None
 
 
-class _Policies(_Strict):
-    on_missing: Literal["error", "keep-base"] = "error"
-    on_extra: Literal["error", "drop", "take-tuned"] = "error"
-    on_mismatch: Literal["error", "keep-base", "take-tuned"] = "error"
-    on_dtype: Literal["error", "convert"] = "error"
-    on_nonfinite: Literal["error", "keep"] = "error"
+def _keys_of(options: type, *, leave_out: Collection[str] = (), **types: Any) -> Any:
+    """Return the fields of an option class as the keys of a part of a recipe.
+
+    Args:
+        leave_out: Fields that no recipe can say.
+        types: By field, what a recipe says, where that is not what the class holds.
+    """
+    hints = get_type_hints(options)
+    found = {
+        field.name: (types.get(field.name, hints[field.name]), field.default)
+        for field in fields(options)
+        if field.name not in leave_out
+    }
+    return create_model(f"_{options.__name__}", __base__=_Strict, **found)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
-class _Calibration(_Strict):
-    hessian: str | None = None
-    data: str | None = None
-    protect: str | None = None
-
-
-class _Protection(_Strict):
-    weight: float = 1.0
-    curvature: str = "full"
-    ridge: float = 1e-3
-    scores: Literal["target", "both"] = "target"
+PathOrPaths = str | list[str] | None
+_Policies = _keys_of(Policies)
+_Protection = _keys_of(Protection)
+# The fuse's own seed and device hold for calibration too. A recipe from elsewhere must not make a model's code run.
+_Calibration = _keys_of(
+    Calibration,
+    leave_out=("seed", "device", "trust_remote_code"),
+    hessian=PathOrPaths,
+    data=PathOrPaths,
+    protect=str | None,
+    memory=str | None,
+)
 
 
 class _Recipe(_Strict):
@@ -98,9 +107,9 @@ class _Recipe(_Strict):
     max_shard_size: str | None = None
     config_from: Side = "tuned"
     seed: int = 0
-    policies: _Policies | None = None
-    calibration: _Calibration | None = None
-    protection: _Protection | None = None
+    policies: _Policies | None = None  # pyright: ignore[reportInvalidTypeForm]
+    calibration: _Calibration | None = None  # pyright: ignore[reportInvalidTypeForm]
+    protection: _Protection | None = None  # pyright: ignore[reportInvalidTypeForm]
 
 
 def parameters_of(method: type[Method]) -> tuple[Parameter, ...]:
@@ -136,7 +145,20 @@ def _protection(found: _Recipe) -> Protection | None:
     """Return how the base is protected: where the recipe says how, or on what."""
     if found.protection is None and (found.calibration is None or found.calibration.protect is None):
         return None
-    return Protection(**(found.protection or _Protection()).model_dump())
+    return Protection(**_said(found.protection))
+
+
+def _said(part: BaseModel | None) -> dict[str, Any]:
+    """Return the keys that a part of a recipe has."""
+    return {} if part is None else part.model_dump(exclude_unset=True)
+
+
+def _calibration(found: _Recipe) -> dict[str, Any]:
+    said = _said(found.calibration)
+    if said.get("memory") is not None:
+        said["memory"] = parse_size(said["memory"])
+    Calibration(**said)  # which refuses what does not go together
+    return said
 
 
 def _value(value: Any, document: Document, place: KeyPath) -> Setting:
@@ -211,9 +233,8 @@ def read_own(document: Document) -> Recipe:
         if rule.keep is not None
     )
     tokenizer = found.tokenizer
-    calibration = found.calibration or _Calibration()
-    policies = found.policies or _Policies()
     try:
+        calibration = _calibration(found)
         run = replace(
             Settings(),
             seed=found.seed,
@@ -223,10 +244,10 @@ def read_own(document: Document) -> Recipe:
             selection=Selection(
                 include=tuple(found.include or ()), exclude=tuple(found.exclude or ()), rest=found.rest
             ),
-            policies=Policies(**policies.model_dump()),
+            policies=Policies(**_said(found.policies)),
             protection=_protection(found),
         )
-    except MethodError as error:
+    except (MethodError, DataError) as error:
         raise document.error((), error.message, hint=error.hint) from error
     return Recipe(
         method=method,
@@ -243,8 +264,6 @@ def read_own(document: Document) -> Recipe:
             pad_to_multiple_of=found.pad_to_multiple_of,
         ),
         run=run,
-        hessian=None if calibration.hessian is None else Path(calibration.hessian),
-        data=None if calibration.data is None else Path(calibration.data),
-        protect=calibration.protect,
+        calibration=calibration,
         content=document.content,
     )

@@ -72,7 +72,7 @@ def vocabulary_rows(checkpoint: Source) -> int:
     found = rows & sizes or rows
     if len(found) != 1:
         raise MethodError(
-            f"`{checkpoint.path}`: which tensor holds the vocabulary is not plain, so it cannot be aligned"
+            f"`{checkpoint.ref}`: which tensor holds the vocabulary is not plain, so it cannot be aligned"
         )
     return next(iter(found))
 
@@ -153,7 +153,7 @@ class AlignedVocabulary(Source):
     def __init__(self, member: int, members: Sequence[Member], alignment: RowMap) -> None:
         self._member, self._members, self._alignment = member, members, alignment
         self._own = own = members[member].checkpoint
-        self.path, self.folder, self.files, self.index = own.path, own.folder, own.files, own.index
+        self.ref, self.folder, self.files, self.index = own.ref, own.folder, own.files, own.index
         self._counterparts: dict[str, list[str]] = {}  # the vocabulary tensors, as each member calls them
         self._means: dict[str, np.ndarray] = {}
         self.tensors = tensors = dict(own.tensors)

@@ -5,30 +5,31 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ..checkpoint import Source
 from ..methods import METHODS
 from ..plan.plan import Plan
 from .manifest import MANIFEST, Manifest
 
 
-def _model_name(path: Path, config: dict | None) -> str:
+def _model_name(model: Source) -> str:
+    # An adapter is read through its base, whose configuration says nothing of the adapter.
+    config = model.config if model.folder == model.path and model.ref.repository is None else None
     recorded = (config or {}).get("_name_or_path")
-    return (
-        recorded if isinstance(recorded, str) and recorded and not Path(recorded).is_absolute() else path.resolve().name
-    )
+    return recorded if isinstance(recorded, str) and recorded and not Path(recorded).is_absolute() else model.ref.name
 
 
 def model_card(plan: Plan, manifest: Manifest, name: str) -> str:
     """Return the text of `README.md`."""
-    inputs = [
-        _model_name(checkpoint.path, checkpoint.config if checkpoint.folder == checkpoint.path else None)
-        for checkpoint in (plan.base, *plan.tuned)
-    ]
+    models = (plan.base, *plan.tuned)
+    inputs = [_model_name(model) for model in models]
+    # The hub knows a base by its name alone; readers want the revision too.
+    told = [str(m.ref) if m.ref.repository else name for m, name in zip(models, inputs, strict=True)]
     rows = dict(sorted(manifest.options.items()))
     for key, value in (manifest.settings.get("protection") or {}).items():
         rows[f"protection: {key}"] = value
     options = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     names = "\n".join(f"- {json.dumps(found)}" for found in dict.fromkeys(inputs))
-    tuned = ", ".join(f"`{found}`" for found in inputs[1:])
+    tuned = ", ".join(f"`{found}`" for found in told[1:])
     method = METHODS[manifest.method]
     return f"""---
 base_model:
@@ -40,7 +41,7 @@ tags:
 ---
 # {name}
 
-`{inputs[0]}` and its fine-tune {tuned}, fused by **{method.title}** ({method.source}) with
+`{told[0]}` and its fine-tune {tuned}, fused by **{method.title}** ({method.source}) with
 [sculpt](https://pypi.org/project/checkpoint-sculpt/) {manifest.versions.get("sculpt")}. No training was involved.
 
 | option | value |

@@ -83,7 +83,7 @@ class CheckpointRecord:
         """Describe an opened checkpoint."""
         return cls(
             role=role,
-            path=str(checkpoint.path),
+            path=str(checkpoint.ref),
             fingerprint=checkpoint.fingerprint,
             files=tuple(
                 FileRecord(name=file.name, nbytes=file.stat().st_size, digest=digests[file])

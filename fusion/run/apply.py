@@ -11,8 +11,8 @@ from ..errors import MethodError
 from ..methods import Method
 from ..plan.plan import make_plan
 from .backend import Backend
-from .fuse import Settings
 from .in_memory import fuse_in_memory
+from .settings import Settings
 
 State = Mapping[str, Any] | Any  # NumPy arrays or torch tensors by name, or one of them
 Known = Mapping[str, Curvature] | Curvature | None  # of the tensors of one model, or of the one tensor

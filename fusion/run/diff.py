@@ -174,7 +174,7 @@ def changed_tensors(tuned: Source, base: Source) -> frozenset[str]:
     same = {theirs.name for ours, theirs in pairs if not found.get(ours.name, False)}
     changed = frozenset(tuned.tensors) - same
     if not changed:
-        raise CurvatureError(f"no tensor of `{tuned.path}` differs from `{base.path}`, so there is nothing to measure")
+        raise CurvatureError(f"no tensor of `{tuned.ref}` differs from `{base.ref}`, so there is nothing to measure")
     return changed
 
 
@@ -187,6 +187,6 @@ def changed_outputs(plan: Plan) -> frozenset[str]:
     found = look(plan.with_method(Differs()), _backend())
     changed = frozenset(name for name, differs in found.items() if differs)
     if not changed:
-        tuned = " and ".join(f"`{checkpoint.path}`" for checkpoint in plan.tuned)
-        raise CurvatureError(f"no tensor of {tuned} differs from `{plan.base.path}`, so there is nothing to measure")
+        tuned = " and ".join(f"`{checkpoint.ref}`" for checkpoint in plan.tuned)
+        raise CurvatureError(f"no tensor of {tuned} differs from `{plan.base.ref}`, so there is nothing to measure")
     return changed

@@ -7,12 +7,11 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..arithmetic.curvature import Curvatures
-from ..arithmetic.two_sided import Protection
 from ..checkpoint import open_checkpoint
 from ..checkpoint.companions import copy_companions
 from ..checkpoint.json_file import read_json
@@ -21,78 +20,16 @@ from ..checkpoint.output.layout import Layout, OutputTensor, make_layout
 from ..device import torch_device
 from ..errors import MethodError, OutputError
 from ..methods import Method
-from ..plan.plan import Plan, Policies, Request, Selection, Side, make_plan
+from ..plan.plan import Plan, make_plan
 from ..record.card import model_card
 from ..record.input_digests import InputDigests
 from ..record.manifest import DIGESTS, FileRecord, Manifest, installed_version, make_manifest
-from .backend import Backend, pick_backend
+from .backend import Backend
 from .bill import Bill, bill_of
 from .loop import Progress, run
-from .protector import Protector
+from .settings import Settings
 from .staged import run_as_measured
 from .task import Context
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a fuse is run, whatever the method.
-
-    Attributes:
-        seed: Of the random masks.
-        dtype: torch name of the float dtype to store, or None for the base's.
-        max_shard_bytes: Size limit of an output file, or None for the base's shards.
-        config_from: Whose names, shapes, configuration and tokenizer the output has.
-        digest: Of input and output files in the manifest: xxh3-128 (fast), blake3 or sha256 (cryptographic).
-        memory: Bytes that may be worked on at once; a tensor of any size is cut into as many tiles as it needs.
-        tile_elements: Elements that are worked on at once; no bit of the output depends on it.
-        recipe: What a recipe says beyond these settings, for the manifest.
-        protection: How the base is held where general data go, by two-sided curvature; or None.
-    """
-
-    seed: int = 0
-    selection: Selection = field(default_factory=Selection)
-    policies: Policies = field(default_factory=Policies)
-    dtype: str | None = None
-    max_shard_bytes: int | None = None
-    config_from: Side = "tuned"
-    digest: str = "xxh3-128"
-    device: str = "auto"
-    threads: int | None = None
-    memory: int | None = None
-    tile_elements: int | None = None
-    recipe: Mapping[str, Any] | None = None
-    protection: Protection | None = None
-
-    def request(self, keep: tuple[tuple[tuple[str, ...], Side], ...] = ()) -> Request:
-        """Return what is asked of every tensor; `keep` are globs of those that are copied all the same."""
-        return Request(
-            selection=self.selection,
-            policies=self.policies,
-            config_from=self.config_from,
-            dtype=self.dtype,
-            keep=keep,
-        )
-
-    def protector(self) -> Protector | None:
-        """Return what mixes the deltas before the method sees them, if the base is protected."""
-        if self.protection is None:
-            return None
-        return Protector(self.protection, device="cpu" if self.device == "auto" else self.device)
-
-    def backend(self, plan: Plan) -> Backend:
-        """Return what computes a plan."""
-        return pick_backend(
-            self.device,
-            threads=self.threads,
-            tile_elements=self.tile_elements,
-            num_elements=sum(step.num_fused for step in plan.steps),
-            memory=self.memory,
-        )
-
-    def recorded(self) -> dict[str, Any]:
-        """Return what the manifest holds: all that can change the output, and the digest."""
-        free = ("device", "threads", "memory", "tile_elements")
-        return {key: value for key, value in asdict(self).items() if key not in free}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +137,6 @@ def prepare_plan(
     Raises:
         SculptError: The output does not fit.
     """
-    if settings.digest not in DIGESTS:
-        raise MethodError(f"`--digest` must be one of {', '.join(DIGESTS)}, got `{settings.digest}`")
     if settings.protection is not None and not plan.tuned:
         raise MethodError("a base is protected from tuned models, and there are none")
     if settings.device not in ("auto", "cpu"):

@@ -33,10 +33,12 @@ from .backend import Backend
 from .bill import LET_IN_BYTES
 from .protector import Protector
 
+WHOLE_BYTES = 3  # hold whole elements of four and of six bits
+
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """Elements `start … stop − 1` of a tensor."""
+    """Elements `start … stop − 1` of a tensor; bytes of one whose elements are less than a byte."""
 
     start: int
     stop: int
@@ -97,7 +99,9 @@ class TensorTask:
     def __init__(self, step: Step, context: Context) -> None:
         self.step = step
         self.context = context
-        self.dtype: np.dtype = DTYPES[step.dtype].numpy  # pyright: ignore[reportAttributeAccessIssue] (the plan refused others)
+        kind = DTYPES[step.dtype]
+        # Elements of less than a byte have no NumPy form: they are copied by the byte.
+        self.dtype: np.dtype = kind.numpy or np.dtype(np.uint8)
         self._set_aside = False  # non-finite elements are computed apart
         size = context.backend.tile_elements
         self.method = step.method or context.plan.method
@@ -109,7 +113,11 @@ class TensorTask:
         self.region = self.method.region(self.group) if step.action == "fuse" else "element"
         self.grain = self.group.row_length if self.region == "row" else 1
         self.fused_spans = spans(0, step.num_fused, size, self.grain)
-        self.copied_spans = spans(step.num_fused, step.num_elements, size)
+        self.copied_spans = (
+            spans(step.num_fused, step.num_elements, size)
+            if kind.numpy
+            else spans(0, step.nbytes, size, grain=WHOLE_BYTES)
+        )
         self._prepared: tuple[Any] | None = None
         self._preparing = threading.Lock()
         self._keys: dict[int, tuple[Key, ...]] = {}
@@ -236,8 +244,9 @@ class TensorTask:
             rows = self._copy(span, out) if wanted is None else self._map(span, wanted, out)
             digest = xxhash.xxh3_128_digest(as_bytes(out))
         if out.nbytes >= MIN_RELEASED:
+            first, last = self._elements(span)
             for checkpoint, info in self._inputs:
-                checkpoint.release(info.name, span.start, min(span.stop, info.num_elements))
+                checkpoint.release(info.name, first, min(last, info.num_elements))
         return digest if wanted is None else (rows, digest)
 
     def _map(self, span: Span, wanted: Map, out: np.ndarray) -> np.ndarray:
@@ -253,15 +262,26 @@ class TensorTask:
         """Copy a span from its source, cast if the plan says so."""
         info = self.step.copied_from
         checkpoint = (self.context.plan.base, *self.context.plan.tuned)[self.step.origin]
-        data = checkpoint.read(info.name, span.start, span.stop)
+        first, last = self._elements(span)
+        if info.kind.numpy is not None:
+            data = checkpoint.read(info.name, first, last)
+        else:
+            place = checkpoint.stored(info.name, first, last)
+            assert place is not None  # the plan refused others
+            data = checkpoint.mapped()[place[0]][place[1] : place[2]]
         if self.context.inputs is not None:
-            self.context.inputs.see(checkpoint, info.name, span.start, span.stop)
+            self.context.inputs.see(checkpoint, info.name, first, last)
         if info.kind.fusible and not self.context.keep_nonfinite:
             count = int(_nonfinite([data]).sum())
             if count:
-                raise NonFiniteError(info.name, f"`{checkpoint.path}`", count)
+                raise NonFiniteError(info.name, f"`{checkpoint.ref}`", count)
         with np.errstate(all="ignore"):
             out[:] = data
+
+    def _elements(self, span: Span) -> tuple[int, int]:
+        """Return the first element of a span, which may have bytes, and the one after its last."""
+        kind = DTYPES[self.step.dtype]
+        return (span.start, span.stop) if kind.numpy else (span.start * 8 // kind.bits, span.stop * 8 // kind.bits)
 
     def note_seen(self) -> None:
         """Note that every element has been looked at once."""
@@ -277,7 +297,7 @@ class TensorTask:
         for checkpoint, info in self._inputs:
             count = sum(int(_nonfinite([checkpoint.read(info.name, s.start, s.stop)]).sum()) for s in self.fused_spans)
             if count and not self.context.keep_nonfinite:
-                raise NonFiniteError(info.name, f"`{checkpoint.path}`", count)
+                raise NonFiniteError(info.name, f"`{checkpoint.ref}`", count)
             found += count
         return found
 

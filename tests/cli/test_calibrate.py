@@ -10,7 +10,7 @@ import torch
 import transformers
 import typer
 from sculpt.cli import calibrate
-from sculpt.fusion.errors import CurvatureError, OutputError
+from sculpt.fusion.errors import CurvatureError, DataError, OutputError
 from sculpt.hessian import DiagonalHessian
 from typer.testing import CliRunner, Result
 
@@ -91,5 +91,7 @@ def test_the_report_names_every_layer(model: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--samples", "--max-length", "--batch-size"])
-def test_counts_below_one_are_usage_errors(option: str, model: Path) -> None:
-    assert run("calibrate", "sft", "--data", "one.jsonl", option, "0").exit_code == 2
+def test_counts_below_one_are_refused(option: str, model: Path) -> None:
+    refused = run("calibrate", "sft", "--data", "one.jsonl", option, "0")
+    assert isinstance(refused.exception, DataError)
+    assert "must be at least 1, got 0" in str(refused.exception)

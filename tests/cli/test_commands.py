@@ -77,7 +77,7 @@ REFUSALS = {
     ),
     "two sources": (
         ["fuse", "base", "sft", "--data", "x", "--no-calibration"],
-        "error: `--data` and `--no-calibration` exclude each other\n",
+        "error: `--data` has no use where nothing is calibrated\n",
     ),
     "idle protection": (
         ["fuse", "base", "sft", "--protect-weight", "3"],
@@ -89,7 +89,7 @@ REFUSALS = {
     ),
     "protection without calibration": (
         ["fuse", "base", "sft", "--protect", "default", "--no-calibration"],
-        "error: `--protect` and `--no-calibration` exclude each other\n",
+        "error: `--protect` has no use where nothing is calibrated\n",
     ),
     "no statistics": (["fuse", "base", "sft", "--hessian", "none.safetensors"], "error: "),
     "not a fused one": (["verify", "base"], "error: `base` holds no `sculpt-manifest.json`\n"),

@@ -35,6 +35,20 @@ def test_merge_runs_a_recipe(make_pair: Pair, tmp_path: Path, tensors_of: Read, 
     assert manifest(tmp_path / "one")["method"] == "dare"
 
 
+def test_flags_of_merge_win_over_the_recipe(make_pair: Pair, tmp_path: Path, tensors_of: Read, same_bits: Same) -> None:
+    base, tuned = make_pair()
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"method: dare\nbase: {base}\nmodels: [{tuned}]\noptions: {{sparsity: 0.5}}\nseed: 4\nexclude: ['*norm*']\n"
+    )
+    run_flags = ["--seed", "7", "--device", "cpu", "--threads", "1"]
+    flags = [*run_flags, "--exclude", "*mlp*", "--on-extra", "drop", "--dtype", "bfloat16"]
+    assert run("merge", recipe, "-o", tmp_path / "one", *flags).exit_code == 0
+    assert run("dare", base, tuned, "--sparsity", "0.5", "-o", tmp_path / "two", *flags).exit_code == 0
+    assert same_bits(tensors_of(tmp_path / "one"), tensors_of(tmp_path / "two"))
+    assert manifest(tmp_path / "one")["settings"]["policies"]["on_extra"] == "drop"
+
+
 def test_print_plan_writes_nothing(make_pair: Pair, tmp_path: Path) -> None:
     base, tuned = make_pair()
     result = run("merge", "dare", "--base", base, "--tuned", tuned, "-o", tmp_path / "out", "--print-plan", "--json")

@@ -27,7 +27,7 @@ from sculpt.fusion.arithmetic.two_sided import Protection
 from sculpt.fusion.errors import MethodError, ModelError
 from sculpt.fusion.methods import AdaDare, Dare, Magnitude, Method, TaskArithmetic
 from sculpt.fusion.record.manifest import Manifest
-from sculpt.fusion.run.fuse import Settings
+from sculpt.fusion.run.settings import Settings
 
 from .conftest import Pair
 

@@ -57,7 +57,7 @@ class ModelNames:
         folder = self._checkpoint.folder
         config = self._checkpoint.config
         if folder is None or config is None:
-            raise CheckpointError(f"`{self._checkpoint.path}` has no `config.json` that names its model")
+            raise CheckpointError(f"`{self._checkpoint.ref}` has no `config.json` that names its model")
         try:
             import torch
             import transformers

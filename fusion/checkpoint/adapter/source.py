@@ -21,6 +21,7 @@ from ...errors import CheckpointError
 from ...names import tied_source
 from ..bytes_of import as_bytes
 from ..companions import files_of_tokenizer
+from ..ref import ModelRef
 from ..source import Source, Stored
 from ..tensor_file import open_file
 from ..tensor_info import TensorInfo
@@ -42,10 +43,11 @@ class AdapterSource(Source):
         adapter_config: What the adapter says of itself.
     """
 
-    def __init__(self, path: Path, base: Source) -> None:
+    def __init__(self, ref: ModelRef, base: Source) -> None:
+        path = ref.path
         self.adapter_config = AdapterConfig.read(path)
         weights = _weights_of(path)
-        self.path, self._base, self.folder = path, base, base.folder
+        self.ref, self._base, self.folder = ref, base, base.folder
         self.files = (path / ADAPTER_CONFIG, weights)
         self._file = open_file(weights)
         self.own = self._file.tensors

@@ -63,7 +63,7 @@ class _Resolver:
 
     def _missing(self, module: str, reason: str = "") -> CheckpointError:
         return CheckpointError(
-            f"`{self._folder}` adapts `{module}`, which is not in the base `{self._base.path}`{reason}",
+            f"`{self._folder}` adapts `{module}`, which is not in the base `{self._base.ref}`{reason}",
             hint="is this the model that the adapter was trained on?",
         )
 

@@ -19,8 +19,9 @@ from typing import Any, final
 import numpy as np
 import xxhash
 
-from ...errors import OutputError, os_error
+from ...errors import REPLACED, OutputError, os_error
 from ..companions import OWN_MARK
+from ..ref import Asked, find_model
 from .buffers import Buffer, Buffers
 from .claim import Claim
 from .layout import Layout
@@ -32,23 +33,23 @@ SYNC_BYTES = 1 << 28  # of a file are written before the disk is asked to keep u
 _LINE = json.JSONEncoder(sort_keys=True).encode
 
 
-def refuse_output(output: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
+def refuse_output(output: Path, inputs: Iterable[Asked], *, overwrite: bool) -> None:
     """Raise OutputError where writing `output` would touch an input or something that exists."""
     if output.suffix == ".safetensors":
         raise OutputError(f"the output `{output}` must be a folder", hint="leave out `.safetensors`")
     here = output.resolve()
-    for path in inputs:
-        source = path.resolve()
+    for asked in inputs:
+        source = find_model(asked).path.resolve()
         if here == source or (source.is_dir() and source in here.parents):
-            raise OutputError(f"the output `{output}` lies inside the input `{path}`")
+            raise OutputError(f"the output `{output}` lies inside the input `{asked}`")
         if here in source.parents:
-            raise OutputError(f"the output `{output}` contains the input `{path}`")
+            raise OutputError(f"the output `{output}` contains the input `{asked}`")
     if output.exists() and not overwrite:
-        raise OutputError(f"`{output}` exists", hint="`--overwrite` replaces it, `-o` names another output")
+        raise OutputError(f"`{output}` exists", ways=REPLACED)
     if output.exists() and not output.is_dir():
         raise OutputError(f"`{output}` is a file, not a folder")
     if output.is_dir() and any(output.iterdir()) and not (output / OWN_MARK).is_file():
-        raise OutputError(f"`{output}` was not written by sculpt, so `--overwrite` does not replace it")
+        raise OutputError(f"`{output}` was not written by sculpt, so it is not replaced")
 
 
 @final

@@ -1,4 +1,4 @@
-"""The kernels that keep some deltas of each model and merge them: of `fusion.methods.trim`, `.dare` and others."""
+"""The kernels of chains: keep some deltas of each model, by rank or by chance, and merge them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def merge(
     base, sole, out, count, kept, num_models, weights, shares, election, normalize, divisor, scale, whole,
     all_magnitudes, votes, merged, divisors, parts, magnitudes, distances, lanes, rows, num_blocks,
 ):  # fmt: skip
-    """Put `base + scale·merged` where a model has a part, else the base, into `out`; see `fusion.elect.Merging`.
+    """Put `base + scale·merged` where a model has a part, else the base, into `out`; see `transforms.merge.Merging`.
 
     Args:
         sole: The tuned model whose bits the kept take if `whole`, or all take if it is `EVERYWHERE`.

@@ -1,4 +1,4 @@
-"""The kernel of `fusion.methods.saliency`."""
+"""The kernel of a trim of one model by saliency."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernel of `fusion.methods.task_arithmetic` for one tuned model."""
+"""The kernel of `fusion.transforms.scale` for one tuned model."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sculpt.fusion.arithmetic.ranks import Cut, find_cuts
 from sculpt.fusion.arithmetic.tile import Tile
-from sculpt.fusion.methods.trim import magnitudes
+from sculpt.fusion.transforms.trim import magnitudes
 
 
 def tiles(values: np.ndarray, size: int) -> list[Tile]:

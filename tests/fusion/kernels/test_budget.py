@@ -16,7 +16,7 @@ from sculpt.fusion.methods import AdaDare
 from sculpt.fusion.record.manifest import Manifest
 from sculpt.fusion.run.backend import NumpyBackend
 from sculpt.fusion.run.bounds import measure_bounds
-from sculpt.fusion.run.fuse import Settings
+from sculpt.fusion.run.settings import Settings
 
 from .test_kernels import BFLOAT16, DTYPES, SIZES, Dtypes, check_pass, make_tile
 

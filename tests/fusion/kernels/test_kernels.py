@@ -11,15 +11,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sculpt.fusion.arithmetic.elect import Merging
 from sculpt.fusion.arithmetic.passes import Map, Pass
 from sculpt.fusion.arithmetic.per_element import PerElement
 from sculpt.fusion.arithmetic.random import Key
 from sculpt.fusion.arithmetic.ranks import EVERYTHING, NOTHING, Cut, Search, digit_counts
 from sculpt.fusion.arithmetic.tile import RawTile
 from sculpt.fusion.kernels import kernel_for
-from sculpt.fusion.methods import METHODS, Magnitude, Method, Ties, adadare, dare, saliency, task_arithmetic, trim
+from sculpt.fusion.methods import METHODS, Magnitude, Method, Ties, adadare, dare
 from sculpt.fusion.run.backend import Backend, KernelBackend, NumpyBackend
+from sculpt.fusion.transforms.bernoulli import Drawn
+from sculpt.fusion.transforms.chain import merge_kept
+from sculpt.fusion.transforms.merge import Merging, total
+from sculpt.fusion.transforms.scale import add_scaled, add_weighted
+from sculpt.fusion.transforms.trim import Within, saliencies
 
 BFLOAT16, FLOAT16, FLOAT32 = (np.dtype(found) for found in (ml_dtypes.bfloat16, np.float16, np.float32))
 SIZES = (1, 4095, 4096, 4097, 100_000)
@@ -113,7 +117,7 @@ def test_dare_and_task_arithmetic_kernels_give_the_bits_of_their_definitions(dty
         for scale in (0.5, 1.0):
             check_map(tile, dtypes[2], dare.drop_and_rescale, keep, scale)
     for scale in (0.0, 0.3, 1.0, 2.5):
-        check_map(tile, dtypes[2], task_arithmetic.add_scaled, scale)
+        check_map(tile, dtypes[2], add_scaled, scale)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -128,13 +132,14 @@ def test_saliency_kernels_give_the_bits_of_their_definitions(
         for place in (START - 1, START + size // 2, START + size):
             for scale in (0.5, 1.0):
                 cut = Cut(value=float(ordered[k]), place=place)
-                check_map(tile, dtypes[2], saliency.keep_salient, cut, scale)
+                kept = Within(ranges=((cut, NOTHING),), scores=saliencies, factors=(1.0,))
+                check_map(tile, dtypes[2], merge_kept, kept, total(1.0), scale)
     value = int(ordered[size // 2].view(np.int32))
     for found, num_bits in ((0, 32), (11, 32), (22, 32), (0, 0)):
         prefix = value >> (32 - found) if num_bits else 0
         search = Search(stream=0, wanted=1, prefix=prefix, value=None if num_bits else value)
         place_bits = 0 if num_bits else 20
-        check_pass(tile, digit_counts, saliency.saliencies, (), (search,), found, 32, place_bits)
+        check_pass(tile, digit_counts, saliencies, (), (search,), found, 32, place_bits)
 
 
 def test_kernels_round_every_float16_and_bfloat16_as_numpy_does() -> None:
@@ -152,7 +157,7 @@ def test_kernels_round_every_float16_and_bfloat16_as_numpy_does() -> None:
             check_map(
                 RawTile(start=0, base=base, tuned=(tuned,), keys=keys, root=None),
                 dtype,
-                task_arithmetic.add_scaled,
+                add_scaled,
                 1.0,
             )
 
@@ -168,7 +173,7 @@ def test_non_finite_inputs_show_in_the_figures(bad: float) -> None:
     for side in range(2):
         tile = make_tile((FLOAT16, FLOAT16, FLOAT16), 5000)
         (tile.base if side == 0 else tile.tuned[0])[4321] = bad
-        for function, arguments in ((adadare.drop_and_rescale, (10.0, 0.5)), (task_arithmetic.add_scaled, (1.0,))):
+        for function, arguments in ((adadare.drop_and_rescale, (10.0, 0.5)), (add_scaled, (1.0,))):
             out = np.empty(5000, np.float16)
             kernel = kernel_for(function, arguments, tile, out)
             assert kernel is not None
@@ -201,16 +206,16 @@ def test_merging_kernels_give_the_bits_of_their_definitions(dtypes: Dtypes, size
     for full, scale in product(MERGINGS, (0.7, 1.0)):
         merging = Merging(**{**vars(full), "weights": full.weights[:num_models]})
         for ranges in ((CUT, NOTHING), (EVERYTHING, CUT)), ((EVERYTHING, NOTHING), (CUT, NOTHING)):
-            arguments = ((*ranges, ranges[0])[:num_models], (1.0, 2.5, 1.0)[:num_models], merging, scale)
-            check_map(tile, dtypes[2], trim.trim_and_merge, *arguments)
-        keeps, factors = (0.5, 0.1, 1 - 1e-9)[:num_models], (1.0, 10.0, 1.0)[:num_models]
-        check_map(tile, dtypes[2], dare.drop_and_merge, keeps, factors, merging, scale)
+            kept = Within(ranges=(*ranges, ranges[0])[:num_models], factors=(1.0, 2.5, 1.0)[:num_models])
+            check_map(tile, dtypes[2], merge_kept, kept, merging, scale)
+        drawn = Drawn(keeps=(0.5, 0.1, 1 - 1e-9)[:num_models], factors=(1.0, 10.0, 1.0)[:num_models])
+        check_map(tile, dtypes[2], merge_kept, drawn, merging, scale)
 
 
 @pytest.mark.parametrize("coefficients", [(1.0, 0.5), (0.0, 1.0), (0.0, 0.3), (0.0, 0.0), (-1.0, 2.0)])
 def test_adding_several_models_gives_the_bits_of_its_definition(coefficients: tuple[float, ...]) -> None:
     tile = make_tile((BFLOAT16, BFLOAT16, BFLOAT16), 70_000, num_models=2)
-    check_map(tile, BFLOAT16, task_arithmetic.add_weighted, coefficients)
+    check_map(tile, BFLOAT16, add_weighted, coefficients)
 
 
 def fuse_on(backend: Backend, method: Method, whole: RawTile) -> tuple[np.ndarray, list[np.ndarray]]:

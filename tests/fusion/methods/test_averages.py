@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from sculpt.fusion.arithmetic.curvature import Curvature
 from sculpt.fusion.errors import CurvatureError, MethodError
-from sculpt.fusion.methods.fisher import Fisher
-from sculpt.fusion.methods.regmean import RegMean
+from sculpt.fusion.methods import Fisher, RegMean
 from sculpt.fusion.run.backend import Backend
 
 Fuse = Callable[..., np.ndarray]

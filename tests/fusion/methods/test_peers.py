@@ -52,7 +52,6 @@ def test_magnitude_trim_is_pefts(density: float, fuse: Fuse, models: Models) -> 
     close(fuse(Magnitude(density=density, weights=WEIGHTS), base, *tuned), base, theirs)
 
 
-@pytest.mark.skipif("ties" not in METHODS, reason="no TIES")
 @pytest.mark.parametrize("density", [0.1, 0.37, 0.9])
 def test_ties_with_an_unweighted_election_is_pefts(density: float, fuse: Fuse, models: Models) -> None:
     base, *tuned = models(2, SHAPE, 3)

@@ -25,8 +25,8 @@ from sculpt.fusion.methods import (
     Sce,
     TaskArithmetic,
 )
-from sculpt.fusion.methods.breadcrumbs import band
-from sculpt.fusion.methods.della import keep_probability
+from sculpt.fusion.transforms.magprune import keep_probability
+from sculpt.fusion.transforms.trim import counts
 
 from .conftest import fuse_array, models
 
@@ -74,7 +74,7 @@ def test_breadcrumbs_keeps_the_density_between_the_smallest_and_the_outliers(
     deltas: list[float], density: float, gamma: float
 ) -> None:
     base, tuned = moved_by(deltas)
-    reach, outliers = band(len(deltas), density, gamma)
+    reach, outliers = counts(len(deltas), density, gamma)
     scores = np.abs(tuned - base)
     kept = top(scores, reach) & ~top(scores, outliers)
     assert kept.sum() == int(density * len(deltas))
@@ -178,7 +178,6 @@ def test_one_model_of_weight_one_comes_back_bit_for_bit(
     assert fuse(method, base, *tuned).tobytes() == tuned[which or 0].tobytes()
 
 
-@pytest.mark.skipif("ties" not in METHODS, reason="no TIES")
 def test_ties_of_one_model_is_the_magnitude_trim(fuse: Fuse) -> None:
     base, tuned = models(3, (30, 40), 1)
     for scale in (1.0, 0.3):

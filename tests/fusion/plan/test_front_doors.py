@@ -14,11 +14,14 @@ import sculpt
 import yaml
 from sculpt.api import prepare_fuse
 from sculpt.cli.console import print_error
+from sculpt.fusion.dtypes import DTYPES
 from sculpt.fusion.errors import CheckpointError, MethodError, MismatchError, SculptError
 from sculpt.fusion.methods import Ties
 from sculpt.fusion.recipe.prepare import prepare_recipe
 from sculpt.fusion.recipe.read import read_recipe
-from sculpt.fusion.run.fuse import Prepared, Settings, execute
+from sculpt.fusion.record.manifest import file_digest
+from sculpt.fusion.run.fuse import Prepared, execute
+from sculpt.fusion.run.settings import Settings
 
 Make = Callable[..., Path]
 Read = Callable[[Path], dict[str, np.ndarray]]
@@ -233,19 +236,40 @@ def test_one_model_of_which_nothing_is_selected_is_refused(make_checkpoint: Make
 
 
 @pytest.mark.parametrize("slices", [False, True])
-def test_a_dtype_that_cannot_be_read_is_refused_by_name_before_any_work(slices: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "bits"), [("F4", 4), ("F6_E2M3", 6), ("F8_E4M3", 8)])
+def test_quantised_tensors_of_one_model_are_copied_byte_for_byte(
+    dtype: str, bits: int, slices: bool, tmp_path: Path
+) -> None:
     (tmp_path / "base").mkdir()
-    names = [f"model.layers.{i}.w" for i in range(2)]
-    header = {n: {"dtype": "F4", "shape": [4, 4], "data_offsets": [8 * i, 8 * i + 8]} for i, n in enumerate(names)}
-    text = json.dumps(header).encode()
-    (tmp_path / "base" / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(16))
-    content: dict[str, Any] = {"merge_method": "passthrough"}
+    size = 44 * 6 * bits // 8
+    content = np.random.default_rng(0).integers(0, 256, 2 * size, np.uint8).tobytes()
+    entries = {
+        f"model.layers.{i}.w": {"dtype": dtype, "shape": [44, 6], "data_offsets": [size * i, size * (i + 1)]}
+        for i in range(2)
+    }
+    text = json.dumps(entries).encode()
+    (tmp_path / "base" / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + content)
+    recipe: dict[str, Any] = {"merge_method": "passthrough"}
     if slices:
-        content["slices"] = [{"sources": [{"model": "base", "layer_range": [0, 2]}]}]
+        recipe["slices"] = [{"sources": [{"model": "base", "layer_range": [0, 2]}]}]
     else:
-        content["models"] = [{"model": "base"}]
-    with pytest.raises(CheckpointError, match=r"`model\.layers\.0\.w` in .* is float4_e2m1fn_x2, which sculpt cannot"):
-        from_file(tmp_path, content, settings_for())
+        recipe["models"] = [{"model": "base"}]
+    manifest = execute(from_file(tmp_path, recipe, settings_for(tile_elements=16)))
+    assert [record.why for record in manifest.tensors] == [f"{DTYPES[dtype].torch} is not fused"] * 2
+    written = (tmp_path / "out" / "model.safetensors").read_bytes()
+    start = 8 + struct.unpack("<Q", written[:8])[0]
+    assert written[start:] == content
+    assert manifest.inputs[0].files[0].digest == file_digest(tmp_path / "base" / "model.safetensors", "xxh3-128")
+
+
+def test_quantised_tensors_of_several_models_are_refused_by_name(tmp_path: Path) -> None:
+    text = json.dumps({"model.w": {"dtype": "F4", "shape": [4, 4], "data_offsets": [0, 8]}}).encode()
+    for name in ("base", "a"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+    for prepare in (by_command, by_recipe, by_mergekit):
+        with pytest.raises(CheckpointError, match=r"`model\.w` in .* is float4_e2m1fn_x2, which sculpt cannot fuse"):
+            prepare(tmp_path, settings_for(), ["a"])
 
 
 def test_the_record_of_a_gradient_is_what_the_recipe_says(make_checkpoint: Make, tmp_path: Path) -> None:

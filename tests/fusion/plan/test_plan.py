@@ -153,7 +153,7 @@ def test_globs_select_and_the_rest_is_copied(
     manifest = fuse(paths[0], paths[1], tmp_path / "out", selection=selection)
     out = {name: float(tensor[0]) for name, tensor in tensors_of(tmp_path / "out").items()}
     assert out == {names[0]: 0.5, names[1]: expected, names[2]: 0.5, names[3]: expected}
-    assert manifest.notes == ("`--exclude *nothing*` matches no tensor",)
+    assert manifest.notes == ("exclude `*nothing*` matches no tensor",)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])

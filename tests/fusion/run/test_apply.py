@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import save_file
 from sculpt.fusion.arithmetic.curvature import Curvature
 from sculpt.fusion.errors import MethodError, MismatchError
-from sculpt.fusion.methods.regmean import RegMean
+from sculpt.fusion.methods import RegMean
 
 State = dict[str, np.ndarray]
 
@@ -53,7 +53,7 @@ def test_it_gives_what_a_fuse_of_files_writes(states: list[State], tmp_path: Pat
         sculpt.fuse(paths[0], paths[1 : 1 + num], output=out, method=method, settings=settings, calibration=False)
         written = sculpt.open_checkpoint(out)
         found = sculpt.apply(method, states[0], states[1 : 1 + num], settings=settings)
-        assert list(found) == list(written.tensors)
+        assert set(found) == set(written.tensors)
         for name, tensor in found.items():
             assert tensor.tobytes() == written.read(name).tobytes(), name
             assert tensor.shape == states[0][name].shape

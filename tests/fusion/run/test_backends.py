@@ -18,7 +18,6 @@ from sculpt.fusion.arithmetic.random import Key
 from sculpt.fusion.arithmetic.sums import BLOCK
 from sculpt.fusion.arithmetic.tile import RawTile
 from sculpt.fusion.methods import AdaDare, Dare, Method, TaskArithmetic, Ties
-from sculpt.fusion.methods.task_arithmetic import add_scaled
 from sculpt.fusion.run.backend import (
     KERNEL_TILE,
     MIN_KERNEL_ELEMENTS,
@@ -28,7 +27,9 @@ from sculpt.fusion.run.backend import (
     TorchBackend,
     pick_backend,
 )
-from sculpt.fusion.run.fuse import Settings, execute, prepare
+from sculpt.fusion.run.fuse import execute, prepare
+from sculpt.fusion.run.settings import Settings
+from sculpt.fusion.transforms.scale import add_scaled
 
 METHODS = [
     AdaDare(sparsity=0.7),
@@ -157,7 +158,7 @@ def test_kernels_are_loaded_without_numba_once_they_have_been_compiled(tmp_path:
         "import sys, numpy as np\n"
         "from sculpt.fusion.run.backend import KernelBackend\n"
         "from sculpt.fusion.arithmetic.passes import Map\n"
-        "from sculpt.fusion.methods.task_arithmetic import add_scaled\n"
+        "from sculpt.fusion.transforms.scale import add_scaled\n"
         "from sculpt.fusion.arithmetic.tile import RawTile\n"
         "base = np.ones(9, np.float32)\n"
         "tile = RawTile(start=0, base=base, tuned=(base + 1,), keys=(), root=None)\n"

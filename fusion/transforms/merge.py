@@ -1,4 +1,4 @@
-"""From several models' deltas to one: weighted sum, or the disjoint mean of those that agree with an elected sign.
+"""`total(weights)` adds up the models' deltas, `elect(weights)` averages those that agree with an elected sign.
 
 Yadav et al., TIES-Merging, NeurIPS 2023 (arXiv:2306.01708), steps 2 and 3.
 """
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from array_api_compat import array_namespace
+
+from ..arithmetic.per_model import PerModel, as_tuple
 
 Election = Literal["weighted", "unweighted"]
 
@@ -61,11 +63,6 @@ class Merging:
     normalize: bool = False
     by_number: bool = False
 
-    @classmethod
-    def elected(cls, weights: tuple[float, ...], election: Election, *, normalize: bool) -> Merging:
-        """Return TIES' merging: `unweighted`, the mean is over the number that agree, as all have one vote."""
-        return cls(weights=weights, election=election, normalize=normalize, by_number=election == "unweighted")
-
     @property
     def sole(self) -> int | None:
         """The model that alone has a part in the result, if there is one: a weight of 0 takes the others out."""
@@ -79,6 +76,11 @@ class Merging:
         if self.sole is None:
             return None
         return 1.0 if self.normalize and not self.by_number else self.weights[self.sole]
+
+    def coefficients(self, scale: float) -> tuple[float, ...]:
+        """Return by what each delta is multiplied in a sum: `λ·w_k`, divided by `Σw` where that is asked for."""
+        divisor = (sum(self.weights) if self.normalize else 1.0) or 1.0
+        return tuple(scale * weight / divisor for weight in self.weights)
 
     def merge(self, deltas: Sequence[Any]) -> tuple[Any, list[Any]]:
         """Return the merged delta, shape (n,), and where each model had a part in it."""
@@ -95,3 +97,14 @@ class Merging:
         if self.normalize and (self.election is not None or divisor != 0):
             merged = merged / divisor
         return merged, parts
+
+
+def total(weights: PerModel, *, normalize: bool = False) -> Merging:
+    """Return the weighted sum, or the mean where weights are normalised."""
+    return Merging(weights=as_tuple(weights), normalize=normalize)
+
+
+def elect(weights: PerModel, election: Election = "weighted", *, normalize: bool = True) -> Merging:
+    """Return TIES' merging: `unweighted`, the mean is over the number that agree, as all have one vote."""
+    by_number = election == "unweighted"
+    return Merging(weights=as_tuple(weights), election=election, normalize=normalize, by_number=by_number)

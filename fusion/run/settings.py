@@ -1,0 +1,92 @@
+"""What a fuse is told beside its models and its method. Little is imported here: the command line reads it at start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from ..arithmetic.two_sided import Protection
+from ..errors import MethodError
+from ..plan.step import Policies, Request, Selection, Side
+
+if TYPE_CHECKING:
+    from ..plan.plan import Plan
+    from .backend import Backend
+    from .protector import Protector
+
+Digest = Literal["xxh3-128", "blake3", "sha256"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a fuse is run, whatever the method.
+
+    Attributes:
+        seed: Of the random masks; an element's draw depends on seed, tensor name and place alone.
+        dtype: Float dtype to store: float32, float16, bfloat16 or float64. Default: the base's.
+        max_shard_bytes: Largest output file, such as 5GB. Default: the base's shards.
+        config_from: Whose names, configuration and tokenizer the output takes.
+        digest: Digest of input and output files in the manifest: xxh3-128 is fast; blake3 and sha256 are cryptographic.
+        device: auto, cpu, cuda, cuda:1, mps …; the result is the same.
+        threads: CPU threads. Default: all cores.
+        memory: Budget for what is worked on at once, such as 64MB; tensors of any size are cut to fit.
+        tile_elements: Elements that are worked on at once; no bit of the output depends on it.
+        recipe: What a recipe says beyond these settings, for the manifest.
+        protection: How the base is held where general data go, by two-sided curvature; or None.
+    """
+
+    seed: int = 0
+    selection: Selection = field(default_factory=Selection)
+    policies: Policies = field(default_factory=Policies)
+    dtype: str | None = None
+    max_shard_bytes: int | None = None
+    config_from: Side = "tuned"
+    digest: Digest = "xxh3-128"
+    device: str = "auto"
+    threads: int | None = None
+    memory: int | None = None
+    tile_elements: int | None = None
+    recipe: Mapping[str, Any] | None = None
+    protection: Protection | None = None
+
+    def __post_init__(self) -> None:
+        if self.digest not in get_args(Digest):
+            raise MethodError(
+                f"`digest` must be one of {', '.join(get_args(Digest))}, got `{self.digest}`", options=["digest"]
+            )
+
+    def request(self, keep: tuple[tuple[tuple[str, ...], Side], ...] = ()) -> Request:
+        """Return what is asked of every tensor; `keep` are globs of those that are copied all the same."""
+        return Request(
+            selection=self.selection,
+            policies=self.policies,
+            config_from=self.config_from,
+            dtype=self.dtype,
+            keep=keep,
+        )
+
+    def protector(self) -> Protector | None:
+        """Return what mixes the deltas before the method sees them, if the base is protected."""
+        from .protector import Protector
+
+        if self.protection is None:
+            return None
+        return Protector(self.protection, device="cpu" if self.device == "auto" else self.device)
+
+    def backend(self, plan: Plan) -> Backend:
+        """Return what computes a plan."""
+        from .backend import pick_backend
+
+        return pick_backend(
+            self.device,
+            threads=self.threads,
+            tile_elements=self.tile_elements,
+            num_elements=sum(step.num_fused for step in plan.steps),
+            memory=self.memory,
+        )
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what the manifest holds: all that can change the output, and the digest."""
+        free = ("device", "threads", "memory", "tile_elements")
+        return {key: value for key, value in asdict(self).items() if key not in free}
