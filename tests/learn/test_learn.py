@@ -20,7 +20,7 @@ from sculpt.learn.buffer import BufferSample, batches, read_buffer
 from sculpt.learn.coefficients import Learnable
 from sculpt.learn.continual import learn_continually
 from sculpt.learn.merged_model import MergedModel
-from sculpt.learn.parts import Rule, parts_of, trim
+from sculpt.learn.parts import Rule, parts_of
 from sculpt.learn.training import Learning, learn, predictions, score
 
 transformers.logging.set_verbosity_error()
@@ -205,13 +205,6 @@ def test_parts_add_up_to_the_merge_of_peft(made):
     parts = parts_of(name, base, adapters, Rule(method="dare-ties", density=0.25))
     found = sum(float(a) * part for a, part in zip(alpha, parts, strict=True))
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
-
-
-def test_trimming_keeps_an_exact_number_and_the_first_of_equals():
-    delta = np.array([1, -3, 2, 2, -2, 0, 3], np.float32)
-    assert trim(delta, 0.5).tolist() == [0, -3, 2, 0, 0, 0, 3]
-    assert trim(delta, 0.1).tolist() == [0] * 7
-    assert trim(delta, 1.0).tolist() == delta.tolist()
 
 
 def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
