@@ -38,7 +38,7 @@ class Learning:
 
     def __post_init__(self) -> None:
         if self.steps < 0:
-            raise MethodError(f"`--steps` must be at least 0, got {self.steps}")
+            raise MethodError(f"`steps` must be at least 0, got {self.steps}", options=["steps"])
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise MethodError(f"the learning rate must be above 0, got {self.learning_rate:g}")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import xxhash
 
-from ..fusion.errors import OutputError, os_error
+from ..fusion.errors import OutputError, Way, os_error
 
 PLAN = "sculpt-training.json"  # what is being trained
 WHOLE = "sculpt-whole"  # in a checkpoint: all of it was written
@@ -43,7 +43,10 @@ def settle(folder: Path, plan: dict[str, Any], *, resume: bool, writes: bool) ->
         if before != plan:
             raise OutputError(
                 f"`{folder}` is of a run with other settings: {_difference(before, plan)}",
-                hint="`--no-resume` begins anew, `-o` names another output",
+                ways=[
+                    Way(option="no_resume", effect="starts again"),
+                    Way(option="output", effect="names another output"),
+                ],
             )
         whole = [path for path in folder.glob("checkpoint-*") if (path / WHOLE).is_file()]
         return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
@@ -71,5 +74,5 @@ def _difference(before: Any, after: dict[str, Any]) -> str:
     for group in ("method", "schedule"):
         for key, value in after[group].items():
             if (then := before.get(group, {}).get(key)) != value:
-                return f"`--{key.replace('_', '-')}` was {then}, and is {value}"
+                return f"`{key}` was {then}, and is {value}"
     return "the base or the data changed"
