@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from ..learn.continual import Experience
-    from ..learn.parts import Rule
+    from ..learn.parts import Thinning
 
 ADAPTIVE = "adaptive"
 
@@ -47,7 +47,7 @@ class LearnOptions:
 
 
 def learn_weights(
-    base: Path, adapters: Sequence[Path], rule: Rule, options: LearnOptions, *, device: str
+    base: Path, adapters: Sequence[Path], thinning: Thinning, options: LearnOptions, *, device: str
 ) -> tuple[float, ...]:
     """Return the learned α of the adapters, after saying how they came about."""
     from ..fusion.checkpoint import open_checkpoint
@@ -63,7 +63,7 @@ def learn_weights(
     learning = Learning(b_max=options.b_max, steps=options.steps, learning_rate=options.learning_rate)
     opened = open_checkpoint(base)
     found = [open_checkpoint(adapter, opened) for adapter in adapters]
-    merged = MergedModel(opened, rule, device=_device(device))
+    merged = MergedModel(opened, thinning, device=_device(device))
     classifies = merged.model.get_output_embeddings() is None
     reader = BufferReader(opened.folder or base, classifies=classifies)
     buffer = reader.read(options.buffer)

@@ -11,7 +11,7 @@ from ..fusion.progress import Progress, silent
 from ..live.model import LiveModel, load_model
 from .rows import TaskRows
 from .scores import average, h_score, source_target_average
-from .suite import Harness, Side, Suite, read_suite
+from .suite import Harness, Suite, TaskSide, read_suite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class TaskScore:
     """One task's score, in [0, 100], and what else its scorer measured."""
 
     name: str
-    side: Side
+    side: TaskSide
     scorer: str
     score: float
     num_rows: int
@@ -33,7 +33,7 @@ class SuiteScores:
     suite: str
     tasks: tuple[TaskScore, ...]
 
-    def side(self, side: Side) -> list[float]:
+    def side(self, side: TaskSide) -> list[float]:
         """Return the scores of one side's tasks."""
         return [task.score for task in self.tasks if task.side == side]
 
