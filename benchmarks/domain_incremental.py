@@ -38,7 +38,7 @@ from sculpt.fusion.checkpoint import Checkpoint, open_checkpoint
 from sculpt.learn.buffer import BufferSample, batches
 from sculpt.learn.continual import learn_continually
 from sculpt.learn.merged_model import MergedModel
-from sculpt.learn.parts import Rule
+from sculpt.learn.parts import Thinning
 from sculpt.learn.training import Learning, learn, predictions, score
 from torch import Tensor, nn
 
@@ -199,7 +199,7 @@ def run_seed(args: Any, seed: int, base: Path, data: dict[str, Any], folder: Pat
         print(f"seed {seed} {time.monotonic() - data['start']:6.0f} s  {name:32} {mean:5.1f}", flush=True)
 
     for method in METHODS:
-        merged = MergedModel(opened, Rule(method=method, density=args.density, seed=seed))  # pyright: ignore[reportArgumentType]
+        merged = MergedModel(opened, Thinning(method=method, density=args.density, seed=seed))  # pyright: ignore[reportArgumentType]
         shorten(merged.model, data["known"], data["first"])
         if method == METHODS[0]:
             note("base", merged)

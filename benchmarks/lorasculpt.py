@@ -44,7 +44,7 @@ from sculpt.fusion.methods import Dare
 from sculpt.fusion.methods.tailor import Tailor
 from sculpt.fusion.run.settings import Settings
 from sculpt.live.model import load_model
-from sculpt.training import Method, Schedule, train_adapter
+from sculpt.training import AdapterMethod, Schedule, train_adapter
 
 TRAINED = ("lora", "l2", "lorasculpt")
 NAMES = {
@@ -106,7 +106,7 @@ class Experiment:
             self.base,
             data=self.data,
             output=output,
-            method=Method(method=name, rank=rank, **options),  # pyright: ignore[reportArgumentType]
+            method=AdapterMethod(method=name, rank=rank, **options),  # pyright: ignore[reportArgumentType]
             schedule=Schedule(
                 max_steps=args.steps,
                 learning_rate=args.learning_rate,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..hessian.options import CalibrationOptions
-from .flags import Group, with_options
+from .flags import FlagGroup, with_options
 from .options import SIZE, AsJson
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Tuned = Annotated[Path, typer.Argument(help="The fine-tuned model: a folder that transformers can load.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
-CALIBRATION = Group(
+CALIBRATION = FlagGroup(
     of=CalibrationOptions,
     options={
         "data": Annotated[Path | None, typer.Option("--data")],

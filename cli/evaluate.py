@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .flags import Group, with_options
+from .flags import FlagGroup, with_options
 from .options import AsJson
 
 if TYPE_CHECKING:
@@ -158,6 +158,6 @@ def show_scores(title: str, scores: SuiteScores) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add `eval` and `gate`."""
-    groups = {"scoring": Group(of=ScoringOptions, panel="Run")}
+    groups = {"scoring": FlagGroup(of=ScoringOptions, panel="Run")}
     app.command("eval", help=EVAL_HELP)(with_options(**groups)(eval_command))
     app.command("gate", help=GATE_HELP)(with_options(**groups)(gate_command))

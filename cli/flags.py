@@ -14,7 +14,7 @@ import typer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Group:
+class FlagGroup:
     """A dataclass as options of a command, which gets an instance of it.
 
     Attributes:
@@ -43,7 +43,7 @@ class Group:
         found.sort(key=lambda field: field.name not in own)
         return [(field, self.flags.get(field.name, field.name)) for field in found]
 
-    def only(self, *names: str) -> Group:
+    def only(self, *names: str) -> FlagGroup:
         """Return the group with these fields alone."""
         others = [field.name for field in dataclasses.fields(self.of) if field.name not in names]
         return dataclasses.replace(self, leave_out=tuple(others))
@@ -106,7 +106,7 @@ def _numbers_text(values: Any) -> str | None:
     return None if values is None else ",".join(f"{v:g}" for v in (values if isinstance(values, tuple) else (values,)))
 
 
-def _built(group: Group, values: Mapping[str, Any]) -> Any:
+def _built(group: FlagGroup, values: Mapping[str, Any]) -> Any:
     """Return an instance of the group's dataclass, of the values of its parameters."""
     hints, made = get_type_hints(group.of), {}
     for field, parameter in group.fields:
@@ -129,7 +129,7 @@ def _option(hint: Any, parameter: str, text: str, panel: str | None) -> Any:
     return Annotated[kind, typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar)]
 
 
-def _parameters(group: Group) -> list[inspect.Parameter]:
+def _parameters(group: FlagGroup) -> list[inspect.Parameter]:
     hints, docs = get_type_hints(group.of, include_extras=True), option_docs(group.of)
     found = []
     for field, parameter in group.fields:
@@ -152,7 +152,7 @@ def _parameters(group: Group) -> list[inspect.Parameter]:
     return found
 
 
-def with_options(**groups: Group) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_options(**groups: FlagGroup) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that turns parameters of a command into groups of options.
 
     Args:

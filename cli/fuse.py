@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ..fusion.methods import METHODS, AdaDare, Method
-from .flags import Group, given_flags, with_options
+from .flags import FlagGroup, given_flags, with_options
 from .options import (
     CALIBRATION,
     POLICIES,
@@ -165,7 +165,7 @@ def _command(method: type[Method]) -> Callable[..., None]:
     # What only a protection measures is shown there, where the method has no use for curvature of its own.
     measured = CALIBRATION if wants else replace(CALIBRATION, panel="Protection")
     groups = {
-        "method": Group(of=method, panel=method.title),
+        "method": FlagGroup(of=method, panel=method.title),
         "calibration": measured,
         "protection": PROTECTION,
         "target": TARGET,

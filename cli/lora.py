@@ -11,16 +11,16 @@ import typer
 from ..fusion.plan.step import Policies, Selection
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
-from .flags import Group, parse_numbers, with_options
+from .flags import FlagGroup, parse_numbers, with_options
 from .lora_learn import ADAPTIVE, LearnOptions, learn_weights
 from .options import POLICIES, SELECTION, SETTINGS, TARGET, AsJson, BasePath, Target, TunedPath
 
 if TYPE_CHECKING:
     from ..fusion.lora.combine import AdapterReport
     from ..fusion.methods import Method
-    from ..learn.parts import Rule
+    from ..learn.parts import Thinning
 
-MethodName = Literal["task-arithmetic", "linear", "ties", "dare-ties", "dare-linear", "cat", "svd"]
+MergeName = Literal["task-arithmetic", "linear", "ties", "dare-ties", "dare-linear", "cat", "svd"]
 SUMS = ("task-arithmetic", "linear", "cat")  # three names of Σ w·δ
 MAX_ROWS = 40
 
@@ -41,7 +41,7 @@ class MergeOptions:
         energy: With `--as-adapter`, the part of each ‖δ‖² to keep, by which its rank is chosen.
     """
 
-    method: MethodName = "task-arithmetic"
+    method: MergeName = "task-arithmetic"
     weights: str = "1"
     density: float | None = None
     scale: float = 1.0
@@ -53,17 +53,17 @@ class MergeOptions:
     energy: float | None = None
 
 
-def rule_of(options: MergeOptions, seed: int) -> Rule:
+def thinning_of(options: MergeOptions, seed: int) -> Thinning:
     """Return what the learned weights are to be learned for."""
     from ..fusion.errors import MethodError
-    from ..learn.parts import Rule
+    from ..learn.parts import Thinning
 
     if options.scale != 1:
         raise MethodError("`--scale` has no meaning for weights that are learned")
     method = "task-arithmetic" if options.method in (*SUMS, "svd") else options.method
     if options.density is None:
-        return Rule(method=method, seed=seed)
-    return Rule(method=method, density=options.density, seed=seed)
+        return Thinning(method=method, seed=seed)
+    return Thinning(method=method, density=options.density, seed=seed)
 
 
 def method_of(options: MergeOptions, **extra: str) -> Method:
@@ -117,9 +117,9 @@ def merge_command(
 
     extra = {}
     if merge.weights == ADAPTIVE:
-        rule = rule_of(merge, settings.seed)
-        alpha = learn_weights(base, adapters, rule, learn, device=settings.device)
-        density = None if rule.method == "task-arithmetic" else rule.density
+        thinning = thinning_of(merge, settings.seed)
+        alpha = learn_weights(base, adapters, thinning, learn, device=settings.device)
+        density = None if thinning.method == "task-arithmetic" else thinning.density
         merge = replace(merge, weights=",".join(repr(weight) for weight in alpha), density=density)
         # What was learned is a sum of parts that are divided by the number of adapters that agree.
         extra = {"election": "unweighted"} if merge.method in ("ties", "dare-ties") else {}
@@ -251,8 +251,8 @@ def show_adapter(report: AdapterReport, *, json: bool) -> None:
 def register(app: typer.Typer) -> None:
     """Add `lora-merge` and `lora-extract`."""
     groups = {
-        "merge": Group(of=MergeOptions, panel="Merge"),
-        "learn": Group(of=LearnOptions, panel="Learned weights"),
+        "merge": FlagGroup(of=MergeOptions, panel="Merge"),
+        "learn": FlagGroup(of=LearnOptions, panel="Learned weights"),
         "target": TARGET,
         "selection": SELECTION,
         "policies": POLICIES,

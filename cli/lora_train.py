@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..training.settings import Method, Schedule
-from .flags import Group, with_options
+from ..training.settings import AdapterMethod, Schedule
+from .flags import FlagGroup, with_options
 from .options import AsJson, BasePath
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def train_command(
         typer.Option(help="JSONL, Parquet or text: `prompt` and `completion`, `messages`, `text`; images beside them."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.")],
-    method: Method,
+    method: AdapterMethod,
     schedule: Schedule,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on from the checkpoints of a run that was killed.")
@@ -111,5 +111,8 @@ def show(trained: Trained) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add `lora-train`."""
-    groups = {"method": Group(of=Method, panel="Method"), "schedule": Group(of=Schedule, panel="Training")}
+    groups = {
+        "method": FlagGroup(of=AdapterMethod, panel="Method"),
+        "schedule": FlagGroup(of=Schedule, panel="Training"),
+    }
     app.command("lora-train", help=train_command.__doc__)(with_options(**groups)(train_command))

@@ -13,7 +13,7 @@ from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.plan.step import Policies, Selection
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
-from .flags import Group, flag_of
+from .flags import FlagGroup, flag_of
 
 BasePath = Annotated[
     Path,
@@ -51,10 +51,10 @@ def _one_or_several(given: list[Path] | None) -> Path | tuple[Path, ...] | None:
 
 
 SIZE = Annotated[int | None, typer.Option(parser=parse_bytes, metavar="SIZE")]
-TARGET = Group(of=Target, panel="Output")
-SELECTION = Group(of=Selection, panel="Selection and disagreements")
-POLICIES = Group(of=Policies, panel="Selection and disagreements")
-SETTINGS = Group(
+TARGET = FlagGroup(of=Target, panel="Output")
+SELECTION = FlagGroup(of=Selection, panel="Selection and disagreements")
+POLICIES = FlagGroup(of=Policies, panel="Selection and disagreements")
+SETTINGS = FlagGroup(
     of=Settings,
     panel="Run",
     panels=dict.fromkeys(("config_from", "dtype", "max_shard_bytes", "digest"), "Output"),
@@ -62,7 +62,7 @@ SETTINGS = Group(
     leave_out=("selection", "policies", "protection", "recipe", "tile_elements"),
     options={"max_shard_bytes": SIZE, "memory": SIZE},
 )
-CALIBRATION = Group(
+CALIBRATION = FlagGroup(
     of=Calibration,
     panel="Curvature",
     panels=dict.fromkeys(("protect", "protect_samples"), "Protection"),
@@ -81,7 +81,7 @@ CALIBRATION = Group(
     },
     convert={"hessian": _one_or_several, "data": _one_or_several},
 )
-PROTECTION = Group(
+PROTECTION = FlagGroup(
     of=Protection,
     panel="Protection",
     flags={"weight": "protect_weight", "ridge": "protect_ridge", "scores": "protect_scores"},

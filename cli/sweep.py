@@ -14,7 +14,7 @@ from ..fusion.plan.step import Policies, Selection
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
 from .evaluate import ScoringOptions, SuiteFile
-from .flags import Group, given_flags, with_options
+from .flags import FlagGroup, given_flags, with_options
 from .fuse import command_line
 from .options import (
     CALIBRATION,
@@ -265,10 +265,10 @@ def _point(point: Point) -> list[str]:
 def register(app: typer.Typer) -> None:
     """Add `sweep`."""
     groups = {
-        "grid": Group(of=GridOptions, panel="What is tried"),
+        "grid": FlagGroup(of=GridOptions, panel="What is tried"),
         "calibration": replace(CALIBRATION, flags={**CALIBRATION.flags, "batch_size": "calibration_batch_size"}),
         "protection": HELD,
-        "scoring": Group(of=ScoringOptions, panel="Scoring"),
+        "scoring": FlagGroup(of=ScoringOptions, panel="Scoring"),
         "selection": SELECTION,
         "policies": POLICIES,
         "settings": SETTINGS.only("seed", "threads"),

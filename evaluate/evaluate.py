@@ -12,7 +12,7 @@ from ..data.rows import open_rows
 from ..fusion.progress import Progress, silent
 from ..live.model import LiveModel, load_model
 from .scores import average, h_score, source_target_average
-from .suite import Harness, Side, Suite, read_suite
+from .suite import Harness, Suite, TaskSide, read_suite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class TaskScore:
     """One task's score, in [0, 100], and what else its scorer measured."""
 
     name: str
-    side: Side
+    side: TaskSide
     scorer: str
     score: float
     num_rows: int
@@ -34,7 +34,7 @@ class SuiteScores:
     suite: str
     tasks: tuple[TaskScore, ...]
 
-    def side(self, side: Side) -> list[float]:
+    def side(self, side: TaskSide) -> list[float]:
         """Return the scores of one side's tasks."""
         return [task.score for task in self.tasks if task.side == side]
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 from ..fusion.errors import DataError
 from ..fusion.recipe.document import read_documents
 
-Side = Literal["pretrained", "target"]
+TaskSide = Literal["pretrained", "target"]
 RESERVED = ("pretrained", "target", "avg", "h-score", "source-target-avg")  # names of means
 
 
@@ -150,7 +150,7 @@ class Suite:
     folder: Path
     content: SuiteFile
 
-    def tasks(self) -> Iterator[tuple[Side, str, Task]]:
+    def tasks(self) -> Iterator[tuple[TaskSide, str, Task]]:
         """Yield side, name and task, the pre-trained ones first."""
         for side in ("pretrained", "target"):
             for name, task in getattr(self.content, side).items():

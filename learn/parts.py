@@ -27,7 +27,7 @@ Merge = Literal["task-arithmetic", "ties", "dare-ties", "dare-linear"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
+class Thinning:
     """How adapters are thinned out before they are weighted.
 
     Attributes:
@@ -47,25 +47,25 @@ class Rule:
             raise MethodError("a density of 0 leaves nothing to learn")
 
 
-def parts_of(name: str, base: Source, adapters: Sequence[Source], rule: Rule) -> list[np.ndarray]:
+def parts_of(name: str, base: Source, adapters: Sequence[Source], thinning: Thinning) -> list[np.ndarray]:
     """Return P of each adapter for one tensor of the base, float32, in its shape."""
     before = base.read(name).astype(np.float32)
     tuned = tuple(adapter.read(name).astype(np.float32) for adapter in adapters)
     for adapter in adapters:
         adapter.release(name)
     shape = base.tensors[name].shape
-    if rule.method == "task-arithmetic":
+    if thinning.method == "task-arithmetic":
         return [(other - before).reshape(shape) for other in tuned]
     if len(before) > SEGMENT:
         raise MethodError(f"`{name}` is too large to thin out")
-    keys = tuple(tensor_key(rule.seed, name, stream=k) for k in range(len(tuned)))
+    keys = tuple(tensor_key(thinning.seed, name, stream=k) for k in range(len(tuned)))
     tile = Tile(start=0, base=before, tuned=tuned, keys=keys, root=None)
-    if rule.method == "ties":
-        thinned = run_on(tile, trim(rule.density).settle(len(tuned), len(before))).deltas(tile)
+    if thinning.method == "ties":
+        thinned = run_on(tile, trim(thinning.density).settle(len(tuned), len(before))).deltas(tile)
     else:
-        survivors = Drawn(keeps=(rule.density,) * len(tuned)).deltas(tile)
-        thinned = [delta / np.float32(rule.density) for delta in survivors]  # times 1/density would round twice
-    if rule.method == "dare-linear":
+        survivors = Drawn(keeps=(thinning.density,) * len(tuned)).deltas(tile)
+        thinned = [delta / np.float32(thinning.density) for delta in survivors]  # times 1/density would round twice
+    if thinning.method == "dare-linear":
         return [delta.reshape(shape) for delta in thinned]
     agree = [part.astype(np.float32) for part in agreeing(thinned, [1.0] * len(thinned), "unweighted")]
     number = np.maximum(np.sum(agree, axis=0), 1)

@@ -26,7 +26,6 @@ __all__ = ["StorageWeakRef", "TorchDispatchMode"]  # handed on; the rest is defi
 # Operators that only the dispatcher sees.
 TO_COPY = torch.ops.aten._to_copy.default
 UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
-BATCH_NORM_INFERENCE = torch.ops.aten._native_batch_norm_legit_no_training.default
 
 
 def newer_operator(name: str) -> Any | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import sculpt
@@ -11,16 +13,33 @@ import tomllib
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = {"tests", "benchmarks", "docs"}
+# Names that still stand for several classes; the list may only get shorter.
+AMBIGUOUS = {"Batch", "Pruned", "Row", "Score", "Selection", "Span"}
+
+
+def _packages() -> list[str]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
 
 
 def test_the_package_list_names_every_folder() -> None:
-    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    listed = set(_packages())
     folders = {file.parent.relative_to(ROOT).parts for file in ROOT.glob("**/*.py")}
     inside = {
         parts for parts in folders if not parts or (parts[0] not in OUTSIDE and not parts[0].startswith((".", "build")))
     }
     assert listed == {".".join(("sculpt", *parts)) for parts in inside}
     assert all((ROOT.joinpath(*parts) / "__init__.py").exists() for parts in inside)
+
+
+def test_a_class_name_stands_for_one_class() -> None:
+    places = defaultdict(list)
+    for package in _packages():
+        for file in ROOT.joinpath(*package.split(".")[1:]).glob("*.py"):
+            for node in ast.parse(file.read_text()).body:
+                if isinstance(node, ast.ClassDef):
+                    places[node.name].append(file.relative_to(ROOT).as_posix())
+    several = {name: files for name, files in places.items() if len(files) > 1}
+    assert several.keys() <= AMBIGUOUS, several
 
 
 def test_public_names_can_be_imported() -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .callback import LoRASculptCallback
     from .regulariser import conflict
     from .sculptor import Masking, Sculptor
-    from .settings import Method, Schedule
+    from .settings import AdapterMethod, Schedule
     from .terms import ConflictTerm, L2Term, OrthogonalTerm
     from .train import train_adapter
     from .trainer import add_term
@@ -27,7 +27,7 @@ _PLACES = {
     "L2Term": "terms",
     "LoRASculptCallback": "callback",
     "Masking": "sculptor",
-    "Method": "settings",
+    "AdapterMethod": "settings",
     "OrthogonalTerm": "terms",
     "Schedule": "settings",
     "Sculptor": "sculptor",
@@ -37,11 +37,11 @@ _PLACES = {
 }
 
 __all__ = [
+    "AdapterMethod",
     "ConflictTerm",
     "L2Term",
     "LoRASculptCallback",
     "Masking",
-    "Method",
     "OrthogonalTerm",
     "Schedule",
     "Sculptor",

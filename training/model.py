@@ -15,7 +15,7 @@ from ..fusion.errors import MethodError, ModelError
 from ..live.model import load_model
 from ..live.privates import transposed_linear
 from .layers import matches
-from .settings import Method, split
+from .settings import AdapterMethod, split
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def linear_layers(model: Any) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
-def target_names(model: Any, method: Method) -> list[str]:
+def target_names(model: Any, method: AdapterMethod) -> list[str]:
     """Return the names of the modules to adapt.
 
     Raises:
@@ -76,7 +76,7 @@ def shortest(names: list[str], linear: Mapping[str, nn.Module]) -> list[str]:
     return sorted(parts) if meant == set(names) else sorted(names)
 
 
-def with_adapter(model: Any, method: Method) -> Any:
+def with_adapter(model: Any, method: AdapterMethod) -> Any:
     """Return the model wrapped by PEFT; the adapter is float32 and starts at zero (A random, B zero)."""
     from peft import LoraConfig, get_peft_model
 

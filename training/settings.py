@@ -9,11 +9,11 @@ from ..fusion.arithmetic.per_model import as_tuple
 from ..fusion.errors import MethodError
 from ..fusion.methods.checks import above_zero, at_least, at_least_zero, fraction, one_of
 
-MethodName = Literal["lorasculpt", "lora", "dora", "l2", "orth"]
+AdapterMethodName = Literal["lorasculpt", "lora", "dora", "l2", "orth"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class AdapterMethod:
     """Which adapter is trained, and what keeps it from forgetting.
 
     Attributes:
@@ -33,7 +33,7 @@ class Method:
         strength: λ of l2 and orth. Default: 0.001.
     """
 
-    method: MethodName = "lorasculpt"
+    method: AdapterMethodName = "lorasculpt"
     rank: int = 32
     lora_alpha: float | None = None
     target_modules: str | None = None
@@ -47,7 +47,7 @@ class Method:
     strength: float | None = None
 
     def __post_init__(self) -> None:
-        one_of("method", self.method, get_args(MethodName))
+        one_of("method", self.method, get_args(AdapterMethodName))
         at_least("rank", self.rank, 1)
         at_least("warmup_steps", self.warmup_steps, 1)
         for density in as_tuple(self.density):

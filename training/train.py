@@ -25,7 +25,7 @@ from ..live.privates import use_one_gpu
 from .callback import LoRASculptCallback
 from .data import TrainingSet, collate_labelled
 from .model import load_base, their_deprecations, with_adapter
-from .settings import Method, Schedule, split
+from .settings import AdapterMethod, Schedule, split
 from .terms import QKV, ConflictTerm, L2Term, OrthogonalTerm, Term
 from .trainer import add_term
 from .watcher import Watcher
@@ -71,7 +71,7 @@ def train_adapter(
     *,
     data: Path,
     output: Path,
-    method: Method | None = None,
+    method: AdapterMethod | None = None,
     schedule: Schedule | None = None,
     resume: bool = True,
     overwrite: bool = False,
@@ -85,7 +85,7 @@ def train_adapter(
     Raises:
         SculptError: Base, data or settings do not suit each other, the output exists, or the loss is not finite.
     """
-    method, schedule = method or Method(), schedule or Schedule()
+    method, schedule = method or AdapterMethod(), schedule or Schedule()
     require_peft()
     refuse_folder(output, [base], overwrite=overwrite)
     process = join(schedule.device)
@@ -145,7 +145,7 @@ def require_peft() -> None:
         raise ModelError("training an adapter needs PEFT", hint="`pip install 'checkpoint-sculpt[train]'`")
 
 
-def term_of(method: Method) -> Term | None:
+def term_of(method: AdapterMethod) -> Term | None:
     """Return what a method adds to the loss."""
     if method.method == "lorasculpt" and (method.alpha or (method.beta and method.connector)):
         return ConflictTerm(
@@ -162,7 +162,7 @@ def term_of(method: Method) -> Term | None:
 def _trainer(
     model: Any,
     examples: TrainingSet,
-    method: Method,
+    method: AdapterMethod,
     schedule: Schedule,
     folder: Path,
     *,

@@ -9,8 +9,6 @@ from typing import Any
 from ..errors import ModelError, os_error
 from .density import AdapterDensity, LayerDensity
 
-Series = dict[str, list[tuple[float, float]]]
-
 
 def place_of(name: str) -> tuple[int, str]:
     """Return which block a module lies in, and its kind: its name without the block's number."""
@@ -27,10 +25,10 @@ def by_kind(density: AdapterDensity) -> dict[str, list[tuple[int, LayerDensity]]
     return {kind: sorted(members, key=lambda member: member[0]) for kind, members in found.items()}
 
 
-def series_of(density: AdapterDensity) -> Series:
+def series_of(density: AdapterDensity) -> dict[str, list[tuple[float, float]]]:
     """Return the density of B·A in percent against the block, a line for each kind, and what is expected."""
     members = [member for line in by_kind(density).values() for member in line]
-    found: Series = {"expected": [(block, 100 * layer.expected) for block, layer in members]}
+    found = {"expected": [(block, 100 * layer.expected) for block, layer in members]}
     for kind, line in by_kind(density).items():
         found[kind] = [(block, 100 * layer.density) for block, layer in line]
     return found

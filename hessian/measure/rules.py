@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...live.privates import BATCH_NORM_INFERENCE, TO_COPY, UNSAFE_VIEW, newer_operator
+from ...live.privates import TO_COPY, UNSAFE_VIEW, newer_operator
 from . import elementwise, moments
 from .gram import own_rows
 from .recorder import Recorder, Rule, RuleTable, Use
@@ -211,7 +211,6 @@ _RULES: dict[Any, Rule] = {
     aten.native_group_norm.default: elementwise.group_norm,
     aten.native_batch_norm.default: elementwise.batch_norm,
     aten.cudnn_batch_norm.default: elementwise.batch_norm,
-    BATCH_NORM_INFERENCE: elementwise.batch_norm,
     aten.mul.Tensor: elementwise.mul,
     aten.mul_.Tensor: elementwise.mul,
     aten.add.Tensor: elementwise.add,

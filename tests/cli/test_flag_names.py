@@ -32,7 +32,7 @@ def test_no_library_error_names_a_flag(file: Path) -> None:
 
 
 def test_an_option_has_its_own_name_in_python_and_its_flag_on_the_command_line() -> None:
-    with pytest.raises(MethodError, match="^`weight` must be at least 0, got -1$") as caught:
+    with pytest.raises(MethodError, match=r"^`weight` must be at least 0, got -1$") as caught:
         Protection(weight=-1)
     assert caught.value.options == ("Protection.weight",)
     assert flag_named("Protection.weight") == "--protect-weight"

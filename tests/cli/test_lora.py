@@ -188,12 +188,12 @@ def test_adaptive_weights_are_those_of_the_output(method, runnable, buffer, tmp_
     assert len(learned["losses"]) == 3
     printed = json.loads(result.stdout)
     assert printed["options"]["weights"] == alpha
-    from sculpt.learn.parts import Rule, parts_of
+    from sculpt.learn.parts import Thinning, parts_of
 
     before = Checkpoint(base)
     adapters = [open_checkpoint(adapter, before) for adapter in (one, two)]
     for name in (f"{Q}.weight", f"{UP}.weight"):
-        parts = parts_of(name, before, adapters, Rule(method=method))
+        parts = parts_of(name, before, adapters, Thinning(method=method))
         expected = sum(weight * part for weight, part in zip(alpha, parts, strict=True))
         np.testing.assert_allclose(delta(base, tmp_path / "out", name).reshape(expected.shape), expected, atol=1e-6)
 

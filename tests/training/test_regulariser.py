@@ -33,7 +33,7 @@ def test_golden_value_of_the_source():
     expected = torch.tensor([[1, 0.528476], [0.028945, 0.758470]])
     torch.testing.assert_close(mask, expected, atol=1e-6, rtol=0)
     assert conflict(weight, a, b, form="l1").item() == pytest.approx(float((mask * (b @ a)).abs().sum()), abs=1e-6)
-    with pytest.raises(MethodError, match="form must be one of"):
+    with pytest.raises(MethodError, match="`form` must be one of"):
         conflict(weight, a, b, form="l2")  # pyright: ignore[reportArgumentType]
 
 
@@ -156,7 +156,7 @@ def test_terms_that_have_nothing_to_do_are_refused():
         ConflictTerm()(tiny.llama())
     with pytest.raises(MethodError, match="omega of 0"):
         ConflictTerm(omega=0)
-    with pytest.raises(MethodError, match="alpha must be"):
+    with pytest.raises(MethodError, match="`alpha` must be"):
         ConflictTerm(alpha=-1)
 
 

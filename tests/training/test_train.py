@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 from sculpt.cli.app import app
 from sculpt.fusion.errors import SculptError
-from sculpt.training import Method, Schedule, train_adapter
+from sculpt.training import AdapterMethod, Schedule, train_adapter
 from typer.testing import CliRunner, Result
 
 from . import tiny  # noqa: TID251 (the tests' own folder)
@@ -80,7 +80,7 @@ class Killed(BaseException):
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(base, data, tmp_path):
-    method = Method(rank=4, warmup_steps=3)
+    method = AdapterMethod(rank=4, warmup_steps=3)
     schedule = Schedule(max_steps=10, batch_size=4, learning_rate=1e-2, save_steps=4)
     train_adapter(base, data=data, output=tmp_path / "whole", method=method, schedule=schedule)
 
@@ -93,7 +93,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(base, data, tmp_path):
     assert not (tmp_path / "cut").exists()
     # A checkpoint that was being written when the run was killed does not count.
     (tmp_path / "cut.training/checkpoint-5").mkdir()
-    other = Method(rank=4, warmup_steps=2)
+    other = AdapterMethod(rank=4, warmup_steps=2)
     with pytest.raises(SculptError, match="`--warmup-steps` was 3, and is 2"):
         train_adapter(base, data=data, output=tmp_path / "cut", method=other, schedule=schedule)
     resumed = train_adapter(base, data=data, output=tmp_path / "cut", method=method, schedule=schedule)
@@ -125,7 +125,7 @@ def test_images_with_text_and_a_connector(tmp_path):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_bases(dtype, base, data, tmp_path):
     schedule = Schedule(max_steps=3, batch_size=4, dtype=dtype)
-    method = Method(rank=4, warmup_steps=1)
+    method = AdapterMethod(rank=4, warmup_steps=1)
     train_adapter(base, data=data, output=tmp_path / "out", method=method, schedule=schedule)
     for tensor in load_file(tmp_path / "out/adapter_model.safetensors").values():
         assert tensor.dtype == np.float32
@@ -159,7 +159,9 @@ def test_refusals_are_one_sentence_and_leave_no_output(case, base, data, tmp_pat
 def test_a_diverging_run_is_stopped_and_peft_may_be_missing(base, data, tmp_path, monkeypatch):
     schedule = Schedule(max_steps=30, batch_size=4, learning_rate=1e18)
     with pytest.raises(SculptError, match=r"loss is (nan|inf)|not finite"):
-        train_adapter(base, data=data, output=tmp_path / "a", method=Method(method="lora", rank=4), schedule=schedule)
+        train_adapter(
+            base, data=data, output=tmp_path / "a", method=AdapterMethod(method="lora", rank=4), schedule=schedule
+        )
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(SculptError, match="needs PEFT") as caught:
         train_adapter(base, data=data, output=tmp_path / "b")
