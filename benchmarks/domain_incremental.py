@@ -29,11 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sculpt.data.example import Example
+from sculpt.data.tokens import tokenize
 from sculpt.demo.brown import BROWN, parse, read_files, split_files
 from sculpt.demo.fetch import default_cache, fetch
 from sculpt.demo.models import smollm2
 from sculpt.fusion.checkpoint import Checkpoint, open_checkpoint
-from sculpt.learn.buffer import LabelledSample, batches
+from sculpt.learn.buffer import BufferSample, batches
 from sculpt.learn.continual import learn_continually
 from sculpt.learn.merged_model import MergedModel
 from sculpt.learn.parts import Thinning
@@ -82,12 +84,9 @@ def draw(files: dict[str, str], names: Sequence[str], genres: str, count: int, s
     return found[:count]
 
 
-def samples_of(tokenizer: Any, examples: Sequence[tuple[str, str]], domain: str) -> list[LabelledSample]:
-    found = []
-    for prompt, answer in examples:
-        start, end = tokenizer(prompt).input_ids, tokenizer(answer, add_special_tokens=False).input_ids
-        found.append(LabelledSample(ids=(*start, *end), labels=(*(-100 for _ in start), *end), domain=domain))
-    return found
+def samples_of(tokenizer: Any, examples: Sequence[tuple[str, str]], domain: str) -> list[BufferSample]:
+    found = [tokenize(tokenizer, prompt + answer, (len(prompt),)) for prompt, answer in examples]
+    return [BufferSample(example=Example.of_tokens(one.ids, one.answers), domain=domain) for one in found]
 
 
 class Passing(nn.Module):
@@ -118,15 +117,15 @@ def key_of(row: Tensor) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def run_prefix(model: Any, samples: Sequence[LabelledSample], first: int) -> dict[tuple[int, ...], Tensor]:
+def run_prefix(model: Any, samples: Sequence[BufferSample], first: int) -> dict[tuple[int, ...], Tensor]:
     """Return the input of layer `first` for every sample."""
     caught: list[Tensor] = []
     handle = model.model.layers[first].register_forward_pre_hook(lambda _m, args: caught.append(args[0]))
     whole = model.model.layers
     model.model.layers = whole[: first + 1]
     known = {}
-    ordered = sorted(samples, key=lambda sample: len(sample.ids))
-    for batch in batches(ordered, 32):
+    ordered = sorted(samples, key=lambda sample: sample.example.length)
+    for batch, _ in batches(ordered, 32):
         model.model(**batch.inputs, use_cache=False)
         for row, mask, hidden in zip(
             batch.inputs["input_ids"], batch.inputs["attention_mask"], caught.pop(), strict=True
@@ -147,7 +146,7 @@ def shorten(model: Any, known: dict[tuple[int, ...], Tensor], first: int) -> Non
 def train_adapter(
     base: Path,
     known: dict[tuple[int, ...], Tensor],
-    samples: Sequence[LabelledSample],
+    samples: Sequence[BufferSample],
     folder: Path,
     args: Any,
     seed: int,
@@ -168,8 +167,8 @@ def train_adapter(
     for step in range(args.train_steps):
         for group in optimizer.param_groups:
             group["lr"] = args.learning_rate * (1 - step / args.train_steps)
-        (batch,) = batches(generator.sample(samples, args.batch), args.batch)
-        logits, labels, _ = predictions(model, batch)
+        ((batch, classes),) = batches(generator.sample(samples, args.batch), args.batch)
+        logits, labels, _ = predictions(model, batch, classes)
         nn.functional.cross_entropy(logits, labels).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -177,7 +176,7 @@ def train_adapter(
     return folder
 
 
-def accuracy(merged: MergedModel, test: Sequence[LabelledSample]) -> dict[str, float]:
+def accuracy(merged: MergedModel, test: Sequence[BufferSample]) -> dict[str, float]:
     return {d: 100 * score(merged, [s for s in test if s.domain == d]).accuracy for d in DOMAINS}
 
 

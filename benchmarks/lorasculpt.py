@@ -37,7 +37,7 @@ from sculpt.demo.brown import BROWN, tagging_task
 from sculpt.demo.fetch import default_cache, fetch
 from sculpt.demo.models import smollm2
 from sculpt.demo.score import score_model
-from sculpt.demo.task import Example, Row, encode_example, encode_prose
+from sculpt.demo.task import Question, encode_prose, encode_question
 from sculpt.fusion.lora.density import adapter_density
 from sculpt.fusion.lora.prune import prune_adapter
 from sculpt.fusion.methods import Dare
@@ -58,11 +58,11 @@ NAMES = {
 }
 
 
-def short(examples: Sequence[Example], words: int) -> list[Example]:
+def short(examples: Sequence[Question], words: int) -> list[Question]:
     return [example for example in examples if len(example.answers) <= words]
 
 
-def write_data(examples: Sequence[Example], file: Path) -> Path:
+def write_data(examples: Sequence[Question], file: Path) -> Path:
     rows = [{"prompt": example.prompt, "completion": "".join(example.answers)} for example in examples]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
@@ -80,7 +80,7 @@ class Experiment:
         tokenizer = AutoTokenizer.from_pretrained(self.base, local_files_only=True)
         part = task.validation if args.validation else task.test
         self.data = write_data(short(task.train, args.words), folder / "train.jsonl")
-        self.test: list[Row] = [encode_example(one, tokenizer) for one in short(part, args.words)[: args.test]]
+        self.test = [encode_question(one, tokenizer) for one in short(part, args.words)[: args.test]]
         self.prose = [encode_prose(text, tokenizer, args.prose_tokens) for text in task.prose[: args.prose]]
         self.model = load_model(self.base, dtype=torch.float32, device="cpu").model
 

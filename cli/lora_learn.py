@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..learn.parts import Thinning
 
 ADAPTIVE = "adaptive"
+MAX_LENGTH = 512  # tokens of a sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +51,10 @@ def learn_weights(
     base: Path, adapters: Sequence[Path], thinning: Thinning, options: LearnOptions, *, device: str
 ) -> tuple[float, ...]:
     """Return the learned α of the adapters, after saying how they came about."""
+    from ..data.encoding import Encoder
     from ..fusion.checkpoint import open_checkpoint
     from ..fusion.errors import MethodError
-    from ..learn.buffer import BufferReader
+    from ..learn.buffer import read_buffer
     from ..learn.continual import learn_continually
     from ..learn.merged_model import MergedModel
     from ..learn.training import Learning, learn, score
@@ -65,9 +67,9 @@ def learn_weights(
     found = [open_checkpoint(adapter, opened) for adapter in adapters]
     merged = MergedModel(opened, thinning, device=_device(device))
     classifies = merged.model.get_output_embeddings() is None
-    reader = BufferReader(opened.folder or base, classifies=classifies)
-    buffer = reader.read(options.buffer)
-    test = reader.read(options.test) if options.test else None
+    encoder = Encoder(opened.folder or base, merged.model, max_length=MAX_LENGTH, keeps_answers=not classifies)
+    buffer = read_buffer(options.buffer, encoder, classifies=classifies)
+    test = read_buffer(options.test, encoder, classifies=classifies) if options.test else None
     with progress_bar("learning", unit="steps") as report:
         if options.continual:
             known = learn_continually(merged, found, buffer, learning, test=test, report=report)

@@ -1,4 +1,4 @@
-"""Samples of one model's inputs, put together to batches."""
+"""Examples of one model's inputs, put together to batches."""
 
 from __future__ import annotations
 
@@ -11,60 +11,87 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Inputs of one number a token, with what they are padded with; any other input makes a sample one that is not padded.
-PADDED = {
-    "input_ids": 0,
-    "attention_mask": 0,
-    "token_type_ids": 0,
-    "decoder_input_ids": 0,
-    "decoder_attention_mask": 0,
-}
+from ..fusion.errors import DataError
+from .example import IGNORED, PADDED, Example
+
+# Inputs of one number a token that only processors give.
+ALSO_PADDED = {**PADDED, "mm_token_type_ids": 0}
 LENGTHS_TO_TRY = 64
 NO_SIZES = ("position", "n_ctx", "vocab", "_id", "token")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """The inputs of `model.forward` for one sample, batch axis included.
-
-    Attributes:
-        inputs: By argument name.
-        num_tokens: Tokens, of encoder and decoder together; images and sound are counted as the tokens that they
-            become.
-        what: Names the sample in messages.
-    """
-
-    inputs: Mapping[str, Tensor]
-    num_tokens: int
-    what: str
-
-    @property
-    def length(self) -> int:
-        """Tokens of the longest input."""
-        return max((self.inputs[key].shape[1] for key in PADDED if key in self.inputs), default=0)
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """Samples that run together.
+    """Examples that run together.
 
     Attributes:
-        masks: (samples, length) for encoder and decoder, 1 for a token; empty where nothing is padded and nothing
+        masks: (examples, length) for encoder and decoder, 1 for a token; empty where nothing is padded and nothing
             needs them.
+        tokens, answers: (examples, length), those of the examples padded with 0 and `IGNORED`; none where nobody is to
+            predict.
     """
 
     inputs: Mapping[str, Tensor]
     masks: tuple[Tensor, ...]
     num_samples: int
     what: str
+    tokens: Tensor | None = None
+    answers: Tensor | None = None
 
-    def inputs_on(self, device: torch.device) -> dict[str, Tensor]:
-        """Return the inputs on a device."""
-        return {key: value.to(device) for key, value in self.inputs.items()}
+    def inputs_on(self, device: torch.device, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """Return the inputs on a device, pictures and sound in a dtype."""
+        return {
+            key: value.to(device, dtype if value.is_floating_point() else None) for key, value in self.inputs.items()
+        }
 
     def without_inputs(self) -> Batch:
         """Return the batch without its inputs, once they are of no more use."""
         return dataclasses.replace(self, inputs={}, masks=())
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens."""
+        return sum(int(mask.sum()) for mask in self.masks)
+
+    @property
+    def labels(self) -> Tensor:
+        """The tokens where they are to be predicted, else `IGNORED`: a decoder's labels as transformers takes them."""
+        tokens, answers = self._marked()
+        return tokens.masked_fill(answers == IGNORED, IGNORED)
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is to be predicted."""
+        tokens, answers = self._marked()
+        ahead = answers[:, 1:] != IGNORED
+        given = self.inputs.get("decoder_input_ids", self.inputs.get("input_ids"))
+        assert given is not None
+        where = torch.zeros(given.shape, dtype=torch.bool)
+        where[:, : ahead.shape[1]] = ahead
+        rows = torch.arange(len(ahead))[:, None].expand(ahead.shape)
+        return Wanted(where=where, tokens=tokens[:, 1:][ahead], answers=answers[:, 1:][ahead], rows=rows[ahead])
+
+    def _marked(self) -> tuple[Tensor, Tensor]:
+        assert self.tokens is not None
+        assert self.answers is not None
+        return self.tokens, self.answers
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Wanted:
+    """What is to be predicted of a batch, in the order of rows and tokens.
+
+    Attributes:
+        where: (examples, length of the decoder's inputs), at which positions something is to be predicted.
+        tokens: (n,), what.
+        answers: (n,), the number of the answer, within its row.
+        rows: (n,), the row.
+    """
+
+    where: Tensor
+    tokens: Tensor
+    answers: Tensor
+    rows: Tensor
 
 
 def sizes_in(config: Any) -> frozenset[int]:
@@ -83,12 +110,80 @@ def sizes_in(config: Any) -> frozenset[int]:
     return frozenset(found)
 
 
-def _single(sample: Sample) -> Batch:
-    return Batch(inputs=sample.inputs, masks=(), num_samples=1, what=sample.what)
+def collate(
+    examples: Sequence[Example],
+    *,
+    lengths: Sequence[int] = (),
+    fill: Mapping[str, int] | None = None,
+    left: bool = False,
+) -> Batch:
+    """Return one batch: tokens padded to one length, images one after another.
+
+    Args:
+        lengths: Of encoder and decoder; that of the longest where it is not given.
+        fill: With what inputs are padded, in place of 0; masks hide it in any case.
+        left: Pad before the tokens, as a model that writes goes on at their end.
+
+    Raises:
+        DataError: Images of the batch have different sizes.
+    """
+    fill = {**ALSO_PADDED, **(fill or {})}
+    found: dict[str, Tensor] = {}
+    masks: list[Tensor] = []
+    rest = list(dict.fromkeys(key for example in examples for key in example.inputs))
+    for prefix in ("", "decoder_"):
+        keys = [key for key in rest if key in fill and key.startswith("decoder_") == bool(prefix)]
+        if f"{prefix}input_ids" not in keys:
+            continue
+        own = [example.inputs[f"{prefix}input_ids"].shape[1] for example in examples]
+        length = lengths[len(masks)] if lengths else max(own)
+        masks.append(_padded([torch.ones(1, size, dtype=torch.int64) for size in own], length, 0, left))
+        for key in keys:
+            given = [example.inputs.get(key) for example in examples]
+            kind = next(value.dtype for value in given if value is not None)
+            blank = 1 if key.endswith("attention_mask") else fill[key]
+            absent = [torch.full((1, size), blank, dtype=kind) for size in own]
+            values = [no if value is None else value for value, no in zip(given, absent, strict=True)]
+            found[key] = _padded(values, length, fill[key], left)
+        masks[-1] = found.get(f"{prefix}attention_mask", masks[-1])
+        found[f"{prefix}attention_mask"] = masks[-1]
+        rest = [key for key in rest if key not in keys]
+    for key in rest:
+        try:
+            found[key] = torch.cat([example.inputs[key] for example in examples if key in example.inputs])
+        except RuntimeError as error:
+            raise DataError(f"`{key}` has different sizes within a batch", hint="`--batch-size 1`") from error
+    longest = max((example.tokens.shape[1] for example in examples), default=0)
+    return Batch(
+        inputs=found,
+        masks=tuple(masks),
+        num_samples=len(examples),
+        what=_what(examples),
+        tokens=_padded([example.tokens for example in examples], longest, 0, left),
+        answers=_padded([example.answers for example in examples], longest, IGNORED, left),
+    )
+
+
+def class_padding(config: Any) -> dict[str, int]:
+    """Return what `collate` fills tokens with for a classification head, which may seek the last that is no padding."""
+    padding = getattr(config.get_text_config(), "pad_token_id", None)
+    return {} if padding is None else {"input_ids": padding}
+
+
+def _padded(rows: Sequence[Tensor], length: int, fill: int, left: bool) -> Tensor:
+    found = torch.full((len(rows), length), fill, dtype=rows[0].dtype)
+    for place, row in enumerate(rows):
+        size = row.shape[1]
+        found[place, length - size if left else 0 : length if left else size] = row[0]
+    return found
+
+
+def _single(example: Example) -> Batch:
+    return Batch(inputs=example.inputs, masks=(), num_samples=1, what=example.what)
 
 
 def make_batches(
-    samples: Sequence[Sample], batch_size: int, *, may_pad: bool, sizes: frozenset[int], max_length: int | None
+    samples: Sequence[Example], batch_size: int, *, may_pad: bool, sizes: frozenset[int], max_length: int | None
 ) -> list[Batch]:
     """Return batches of samples of like length, padded on the right.
 
@@ -103,7 +198,7 @@ def make_batches(
     padded = [sample for sample in samples if may_pad and set(sample.inputs) <= set(PADDED)]
     others = [sample for sample in samples if not (may_pad and set(sample.inputs) <= set(PADDED))]
     batches: list[Batch] = []
-    by_inputs: dict[tuple[str, ...], list[Sample]] = defaultdict(list)
+    by_inputs: dict[tuple[str, ...], list[Example]] = defaultdict(list)
     for sample in padded:
         by_inputs[tuple(sorted(sample.inputs))].append(sample)
     for group in by_inputs.values():
@@ -111,7 +206,7 @@ def make_batches(
         for chunk in _chunks(group, batch_size):
             batch = _pad(chunk, sizes, max_length) if len(chunk) > 1 else None
             batches += [batch] if batch else map(_single, chunk)
-    by_shape: dict[Any, list[Sample]] = defaultdict(list)
+    by_shape: dict[Any, list[Example]] = defaultdict(list)
     for sample in others:
         by_shape[tuple(sorted((key, tuple(value.shape)) for key, value in sample.inputs.items()))].append(sample)
     for group in by_shape.values():
@@ -120,48 +215,34 @@ def make_batches(
     return batches
 
 
-def _chunks(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
+def _chunks(samples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
     for start in range(0, len(samples), size):
         yield samples[start : start + size]
 
 
-def _what(samples: Sequence[Sample]) -> str:
+def _what(samples: Sequence[Example]) -> str:
     return samples[0].what if len(samples) == 1 else f"{samples[0].what} to {samples[-1].what}"
 
 
-def _join(samples: Sequence[Sample]) -> Batch:
+def _join(samples: Sequence[Example]) -> Batch:
     inputs = {key: torch.cat([sample.inputs[key] for sample in samples]) for key in samples[0].inputs}
     return Batch(inputs=inputs, masks=(), num_samples=len(samples), what=_what(samples))
 
 
-def _pad(samples: Sequence[Sample], sizes: frozenset[int], max_length: int | None) -> Batch | None:
+def _pad(samples: Sequence[Example], sizes: frozenset[int], max_length: int | None) -> Batch | None:
     """Return one padded batch, or None where no length is free."""
-    inputs: dict[str, Tensor] = {}
-    masks: list[Tensor] = []
+    lengths: list[int] = []
     taken = set(sizes)
-    for prefix in ("", "decoder_"):
-        keys = [key for key in samples[0].inputs if key in PADDED and key.startswith("decoder_") == bool(prefix)]
-        if not keys:
+    for key in ("input_ids", "decoder_input_ids"):
+        if key not in samples[0].inputs:
             continue
-        lengths = [sample.inputs[keys[0]].shape[1] for sample in samples]
-        length = _free_length(max(lengths), len(samples), taken, max_length)
+        longest = max(sample.inputs[key].shape[1] for sample in samples)
+        length = _free_length(longest, len(samples), taken, max_length)
         if length is None:
             return None
         taken |= {length, length * len(samples)}
-        mask = torch.zeros(len(samples), length, dtype=torch.int64)
-        for row, sample in enumerate(samples):
-            mask[row, : lengths[row]] = 1
-            given = sample.inputs.get(f"{prefix}attention_mask")
-            if given is not None:
-                mask[row, : lengths[row]] = given[0]
-        for key in keys:
-            rows = torch.full((len(samples), length), PADDED[key], dtype=samples[0].inputs[key].dtype)
-            for row, sample in enumerate(samples):
-                rows[row, : lengths[row]] = sample.inputs[key][0]
-            inputs[key] = rows
-        inputs[f"{prefix}attention_mask"] = mask
-        masks.append(mask)
-    return Batch(inputs=inputs, masks=tuple(masks), num_samples=len(samples), what=_what(samples))
+        lengths.append(length)
+    return collate(samples, lengths=lengths)
 
 
 def _free_length(longest: int, batch: int, taken: set[int], max_length: int | None) -> int | None:

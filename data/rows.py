@@ -1,14 +1,15 @@
-"""Calibration data as rows: JSONL, Parquet, text, a saved `datasets` folder, or a folder of images.
+"""Data as rows: JSONL, Parquet, text, a saved `datasets` folder, or a folder of images.
 
 Rows are read when they are asked for, so a large file costs its index only.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import xxhash
 
 from ..fusion.errors import DataError
+from .row import Row
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 DOCUMENT_BREAK = "%%"
@@ -33,6 +35,7 @@ class Rows:
         read: Row number to row.
         folder: What paths in rows are relative to.
         documents: Whether rows are running text, which is cut to samples, rather than samples.
+        fields: Where the file names a field otherwise: ours to theirs.
     """
 
     name: str
@@ -40,6 +43,33 @@ class Rows:
     read: Callable[[int], Mapping[str, Any]]
     folder: Path
     documents: bool = False
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Row]:
+        return map(self.row, range(self.count))
+
+    def row(self, number: int) -> Row:
+        """Return a row under our names for its fields; fields that hold nothing are left out.
+
+        Raises:
+            DataError: It cannot be read, or lacks a field that `fields` names.
+        """
+        what = f"row {number + 1} of `{self.name}`"
+        content = dict(self.read(number))
+        for ours, theirs in self.fields.items():
+            if theirs not in content:
+                raise DataError(f"{what} has no `{theirs}`, which `fields` names")
+            content[ours] = content[theirs]
+        kept = {key: value for key, value in content.items() if value is not None}
+        return Row(kept, what, self.folder, is_document=self.documents)
+
+    def limited(self, limit: int | None, fields: Mapping[str, str]) -> Rows:
+        """Return the first rows only, with fields named otherwise."""
+        count = self.count if limit is None else min(limit, self.count)
+        return dataclasses.replace(self, count=count, fields=fields)
 
 
 def open_rows(data: Path | str | None) -> Rows:

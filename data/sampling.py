@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import xxhash
 
 from ..fusion.errors import DataError
-from .batching import Sample
 from .encoding import Encoder
+from .example import Example
 from .rows import Rows, chosen, drawn
 
 logger = logging.getLogger(__name__)
 
 
-def draw_samples(rows: Rows, encoder: Encoder, *, count: int, seed: int) -> list[Sample]:
+def draw_samples(rows: Rows, encoder: Encoder, *, count: int, seed: int) -> list[Example]:
     """Return up to `count` samples, in the order of the data.
 
     Raises:
@@ -28,20 +28,20 @@ def draw_samples(rows: Rows, encoder: Encoder, *, count: int, seed: int) -> list
     return samples
 
 
-def _windows(rows: Rows, encoder: Encoder, count: int, seed: int) -> list[Sample]:
+def _windows(rows: Rows, encoder: Encoder, count: int, seed: int) -> list[Example]:
     """Return samples drawn among all pieces of running text."""
-    pieces = [sample for number in range(rows.count) for sample in encoder.samples(rows, number)]
+    pieces = [sample for row in rows for sample in encoder.examples(row)]
     return [pieces[k] for k in sorted(chosen(count, len(pieces), seed))]
 
 
-def _one_a_row(rows: Rows, encoder: Encoder, count: int, seed: int) -> list[Sample]:
+def _one_a_row(rows: Rows, encoder: Encoder, count: int, seed: int) -> list[Example]:
     """Return the samples of rows drawn; rows that hold nothing are replaced, and said."""
-    found: dict[int, Sample] = {}
+    found: dict[int, Example] = {}
     empty = 0
     for number in drawn(count, rows.count, seed):
         if len(found) >= count:
             break
-        samples = list(encoder.samples(rows, number))
+        samples = encoder.examples(rows.row(number))
         if samples:
             found[number] = samples[0]
         else:
@@ -51,7 +51,7 @@ def _one_a_row(rows: Rows, encoder: Encoder, count: int, seed: int) -> list[Samp
     return [found[number] for number in sorted(found)]
 
 
-def digest_of(samples: Sequence[Sample]) -> str:
+def digest_of(samples: Sequence[Example]) -> str:
     """Return a digest of all inputs, in order."""
     digest = xxhash.xxh3_128()
     for sample in samples:

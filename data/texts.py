@@ -1,8 +1,8 @@
-"""Rows of text to token ids, and token ids to the inputs of a model with one stack or with two."""
+"""Rows of text to tokens, and tokens to the inputs of a model with one stack or with two."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 
 from ..fusion.errors import DataError
+from .chats import render, render_marked
+from .example import IGNORED
+from .row import Row
+from .tokens import Tokens, tokenize
 
 KINDS = "`text`, `messages`, `prompt` and `completion`, `input_ids`, `image` or `audio`"
+Inputs = dict[str, Tensor]
 
 
 class Texts:
@@ -23,14 +28,23 @@ class Texts:
         config: Of the model.
         arguments: Of the model's forward.
         max_length: Longer samples are cut; no more than the model has positions for.
+        keeps_answers: See `Encoder`.
     """
 
     def __init__(
-        self, folder: Path, model: Any, arguments: frozenset[str], *, max_length: int, trust_remote_code: bool
+        self,
+        folder: Path,
+        model: Any,
+        arguments: frozenset[str],
+        *,
+        max_length: int,
+        keeps_answers: bool,
+        trust_remote_code: bool,
     ) -> None:
         self.folder = folder
         self.config = model.config
         self.arguments = arguments
+        self.keeps_answers = keeps_answers
         self.trust_remote_code = trust_remote_code
         limit = num_positions(model)
         self.max_length = max_length if limit is None else min(max_length, limit)
@@ -57,83 +71,126 @@ class Texts:
                 hint="rows of `input_ids` need none" if what == "tokenizer" else None,
             ) from error
 
-    def token_ids(
-        self, row: Mapping[str, Any], documents: bool, what: str
-    ) -> Iterator[tuple[list[int], list[int] | None]]:
-        """Yield (ids, None), or for an encoder–decoder (ids of the prompt, ids of the completion)."""
-        if "messages" in row:
-            yield self._chat(row["messages"], what), None
+    def read(self, row: Row) -> Iterator[tuple[Tokens, Tokens | None]]:
+        """Yield the row's tokens, and for an encoder–decoder with prompt and completion those of the completion."""
+        chat = row.messages
+        if chat is not None:
+            text, begins = render_marked(self._templated(row), *chat, row.what)
+            yield self._fitted(self._chat(text, begins)), None
         elif "prompt" in row and "completion" in row:
-            yield from self._prompted(row["prompt"], row["completion"], what)
-        elif isinstance(row.get("text"), str):
-            ids = self.tokenizer(row["text"], truncation=not documents, max_length=self.max_length)["input_ids"]
-            step = self.max_length if documents else max(1, len(ids))
-            for start in range(0, len(ids), step):
-                yield ids[start : start + step], None
+            yield self._prompted(row)
+        elif "text" in row:
+            yield from ((tokens, None) for tokens in self._running(row))
         else:
-            keys = ", ".join(f"`{key}`" for key in row) or "nothing"
-            raise DataError(f"{what} holds {keys}; expected {KINDS}")
+            raise DataError(f"{row.what} holds {row.names}; expected {KINDS}")
 
-    def _prompted(self, prompt: Any, completion: Any, what: str) -> Iterator[tuple[list[int], list[int] | None]]:
-        if isinstance(prompt, list) and isinstance(completion, list):
-            yield self._chat([*prompt, *completion], what), None
-        elif not isinstance(prompt, str) or not isinstance(completion, str):
-            raise DataError(f"`prompt` and `completion` of {what} must both be text, or both lists of messages")
+    def _prompted(self, row: Row) -> tuple[Tokens, Tokens | None]:
+        prompt, completion = row.get("prompt"), row.get("completion")
+        if not isinstance(prompt, str) or not isinstance(completion, str):
+            raise DataError(f"`prompt` and `completion` of {row.what} must both be text, or both lists of messages")
+        if self.config.is_encoder_decoder:
+            return self.cut(prompt), self.cut(completion)
+        if not self.keeps_answers:
+            return tokenize(self.tokenizer, prompt + completion, (len(prompt),), max_length=self.max_length), None
+        return self._fitted(self._led(tokenize(self.tokenizer, prompt + completion, (len(prompt),)))), None
+
+    def _running(self, row: Row) -> Iterator[Tokens]:
+        """Yield the pieces of a text, all of which is to be predicted."""
+        whole = row.is_document or self.keeps_answers
+        found = tokenize(self.tokenizer, row.text("text"), (0,), max_length=None if whole else self.max_length)
+        # Calibration cuts running text at every `max_length` tokens; for scores each piece begins as a text does.
+        lead = found.num_lead if self.keeps_answers else 0
+        yield from Tokens.all_predicted(found.ids, lead).windows(self.max_length)
+
+    def cut(self, text: str) -> Tokens:
+        """Return the tokens of a text, all of one answer, cut to the longest length."""
+        return Tokens.all_predicted(tokenize(self.tokenizer, text, (0,), max_length=self.max_length).ids)
+
+    def prompt(self, row: Row, room: int) -> list[int]:
+        """Return the tokens of a prompt to be answered, as the same prompt and an answer would begin.
+
+        A prompt that leaves less `room` for the answer than asked for loses its beginning.
+        """
+        chat = row.get("prompt") if isinstance(row.get("prompt"), list) else None
+        if chat is not None:
+            text = render(self._templated(row), chat, row.what, add_generation_prompt=True)
+            found = self._chat(text, ())
         elif self.config.is_encoder_decoder:
-            yield self.cut(prompt), self.cut(completion)
+            return self.cut(row.text("prompt")).ids
         else:
-            yield self.cut(prompt + completion), None
+            found = tokenize(self.tokenizer, row.text("prompt"), (len(row.text("prompt")),))
+        found = self._led(found.cut(0, len(found.prompt)))
+        excess = max(0, len(found.ids) - max(1, self.max_length - room))
+        lead = min(found.num_lead, len(found.ids) - excess)
+        return found.ids[:lead] + found.ids[lead + excess :]
 
-    def cut(self, text: str) -> list[int]:
-        """Return the token ids of a text, cut to the longest length."""
-        return self.tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"]
-
-    def _chat(self, messages: Any, what: str) -> list[int]:
+    def _templated(self, row: Row) -> Any:
         if not getattr(self.tokenizer, "chat_template", None):
             raise DataError(
-                f"{what} holds `messages`, but the tokenizer in `{self.folder}` has no chat template",
+                f"{row.what} holds messages, but the tokenizer in `{self.folder}` has no chat template",
                 hint="rows of `text` need none",
             )
-        try:
-            encoded = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)
-        except Exception as error:  # templates raise what they like
-            raise DataError(f"the chat template refuses {what}: {error}") from error
-        return list(encoded["input_ids"])[: self.max_length]
+        return self.tokenizer
 
-    def inputs_of(self, ids: Sequence[int], decoder_ids: Sequence[int] | None) -> Iterator[dict[str, Tensor]]:
-        """Yield the inputs for token ids, nothing for none; of a lone text an encoder–decoder gets half each."""
-        ids = list(ids)[: self.max_length]
-        if self.config.is_encoder_decoder and decoder_ids is None:
-            half = -(-len(ids) // 2)
-            ids, decoder_ids = ids[:half], ids[half:]
-        if not ids:
+    def _chat(self, text: str, begins: Sequence[int]) -> Tokens:
+        """Return the tokens of a rendered chat, which brings its own special tokens."""
+        found = tokenize(self.tokenizer, text, begins, special=False)
+        is_led = found.ids[:1] == [self.tokenizer.bos_token_id]
+        return Tokens(ids=found.ids, answers=found.answers, num_lead=int(is_led))
+
+    def _fitted(self, tokens: Tokens) -> Tokens:
+        return tokens.fitted(self.max_length) if self.keeps_answers else tokens.cut(0, self.max_length)
+
+    def _led(self, tokens: Tokens) -> Tokens:
+        """Return the tokens with one before them where an answer has none: a model foretells nothing from nothing."""
+        if tokens.prompt:
+            return tokens
+        known = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, 0)
+        first = next(token for token in known if token is not None)
+        return Tokens(ids=[first, *tokens.ids], answers=[IGNORED, *tokens.answers], num_lead=1)
+
+    def inputs_of(self, tokens: Tokens, completion: Tokens | None) -> Iterator[tuple[Inputs, Tokens]]:
+        """Yield the inputs for tokens and what the decoder goes through, nothing for none.
+
+        Of a lone text an encoder–decoder gets half each.
+        """
+        if self.config.is_encoder_decoder and completion is None:
+            half = -(-len(tokens.ids) // 2)
+            tokens, completion = tokens.cut(0, half), tokens.cut(half)
+        if not tokens.ids:
             return
-        tensor = torch.tensor([ids], dtype=torch.int64)
-        inputs = {"input_ids": tensor, "attention_mask": torch.ones_like(tensor)}
-        yield self.with_decoder(inputs, decoder_ids)
+        ids = torch.tensor([tokens.ids], dtype=torch.int64)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        yield inputs, self.with_decoder(inputs, completion) or tokens
 
-    def with_decoder(self, inputs: dict[str, Tensor], ids: Sequence[int] | None) -> dict[str, Tensor]:
-        """Return the inputs with the decoder's: its start token, then the completion but for its end."""
-        takes = "decoder_input_ids" in self.arguments
-        if takes and "decoder_input_ids" not in inputs:
-            config = self.config.get_text_config(decoder=True)
-            first = next(
-                value
-                for value in (
-                    getattr(self.config, "decoder_start_token_id", None),
-                    getattr(config, "decoder_start_token_id", None),
-                    getattr(config, "bos_token_id", None),
-                    getattr(config, "pad_token_id", None),
-                    0,
-                )
-                if value is not None
+    def with_decoder(self, inputs: Inputs, completion: Tokens | None) -> Tokens | None:
+        """Add the decoder's inputs, its start token, then the completion but for its end; return what it goes through.
+
+        None for a model whose decoder takes no other inputs.
+        """
+        if "decoder_input_ids" in inputs:
+            return Tokens.all_predicted(inputs["decoder_input_ids"][0].tolist())
+        if "decoder_input_ids" not in self.arguments:
+            return None
+        config = self.config.get_text_config(decoder=True)
+        first = next(
+            value
+            for value in (
+                getattr(self.config, "decoder_start_token_id", None),
+                getattr(config, "decoder_start_token_id", None),
+                getattr(config, "bos_token_id", None),
+                getattr(config, "pad_token_id", None),
+                0,
             )
-            ids = list(ids or ())
-            if ids and ids[-1] == getattr(config, "eos_token_id", None):
-                ids.pop()
-            shifted = ids if ids[:1] == [first] else [first, *ids]
-            inputs["decoder_input_ids"] = torch.tensor([shifted[: self.max_length]], dtype=torch.int64)
-        return inputs
+            if value is not None
+        )
+        tokens = completion or Tokens(ids=[], answers=[])
+        has_end = bool(tokens.ids) and tokens.ids[-1] == getattr(config, "eos_token_id", None)
+        if tokens.ids[: len(tokens.ids) - has_end][:1] != [first]:
+            tokens = Tokens(ids=[first, *tokens.ids], answers=[IGNORED, *tokens.answers])
+        given = tokens.ids[: len(tokens.ids) - has_end][: self.max_length]
+        inputs["decoder_input_ids"] = torch.tensor([given], dtype=torch.int64)
+        return tokens.cut(0, len(given) + 1)
 
 
 def num_positions(model: Any) -> int | None:

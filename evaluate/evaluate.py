@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data.encoding import Encoder
+from ..data.rows import open_rows
 from ..fusion.progress import Progress, silent
 from ..live.model import LiveModel, load_model
-from .rows import TaskRows
 from .scores import average, h_score, source_target_average
 from .suite import Harness, Suite, TaskSide, read_suite
 
@@ -110,10 +111,12 @@ def score_suite(
     size = batch_size or suite.content.batch_size
     tasks = list(suite.tasks())
     opened = {
-        name: TaskRows(suite.folder / task.file, limit=task.limit, fields=task.fields)
+        name: open_rows(suite.folder / task.file).limited(task.limit, task.fields)
         for _, name, task in tasks
         if not isinstance(task, Harness)
     }
+    length = suite.content.max_length
+    encoder = Encoder(model.path, model.model, max_length=length, keeps_answers=True)
     found = []
     for number, (side, name, task) in enumerate(tasks):
         progress(number, len(tasks), name)
@@ -123,8 +126,9 @@ def score_suite(
             job = Job(
                 model=model,
                 rows=opened[name],
+                encoder=encoder,
                 batch_size=size,
-                max_length=suite.content.max_length,
+                max_length=length,
                 advance=_counter(lambda rows, at=number, what=name: progress(at, len(tasks), f"{what}: {rows}")),
             )
             scored = SCORERS[task.scorer](task, job)

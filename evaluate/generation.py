@@ -6,15 +6,16 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from ..data.batching import collate
+from ..data.example import Example
 from ..fusion.errors import ModelError
 from ..live.model import LiveModel
-from .likelihood import pad
 
 
 @torch.inference_mode()
 def generate(
     model: LiveModel,
-    prompts: Sequence[tuple[int, ...]],
+    prompts: Sequence[Example],
     *,
     max_new_tokens: int,
     stop: Sequence[str],
@@ -28,16 +29,19 @@ def generate(
     """
     if not model.can_generate:
         raise ModelError(f"`{type(model.model).__name__}` does not generate text", hint="use another scorer")
-    order = sorted(range(len(prompts)), key=lambda k: (len(prompts[k]), k))
+    order = sorted(range(len(prompts)), key=lambda k: (prompts[k].length, k))
     found = [""] * len(prompts)
     tokenizer = model.tokenizer
     stopping = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
-        left = not model.is_encoder_decoder
-        ids, mask = pad([prompts[place] for place in places], tokenizer.pad_token_id, left=left)
+        batch = collate(
+            [prompts[place] for place in places],
+            fill={"input_ids": tokenizer.pad_token_id},
+            left=not model.is_encoder_decoder,
+        )
         written = model.model.generate(
-            **model.inputs(input_ids=ids, attention_mask=mask),
+            **batch.inputs_on(model.device, model.model.dtype),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
@@ -47,8 +51,10 @@ def generate(
             pad_token_id=tokenizer.pad_token_id,
             **stopping,
         )
-        if not model.is_encoder_decoder:
-            written = written[:, ids.shape[1] :]
+        given = batch.inputs["input_ids"].shape[1] if "input_ids" in batch.inputs else 0
+        # Some models of pictures hand out the answer alone.
+        if not model.is_encoder_decoder and written.shape[1] > given:
+            written = written[:, given:]
         for place, text in zip(places, tokenizer.batch_decode(written, skip_special_tokens=True), strict=True):
             found[place] = cut_at(text, stop)
         advance(len(places))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..data.encoding import Encoder
+from ..data.example import Example
+from ..data.row import Row
+from ..data.rows import Rows
 from ..fusion.errors import DataError, ModelError
 from ..live.model import LiveModel
 from .generation import generate
-from .likelihood import Prompted, likelihoods
-from .prompting import Prompting
-from .rows import Row, TaskRows
+from .likelihood import Likelihood, likelihoods
 from .suite import Caption, Classification, ExactMatch, MultipleChoice, Perplexity
 
 Advance = Callable[[int], None]
@@ -39,32 +41,39 @@ class Job:
     """What every scorer is given."""
 
     model: LiveModel
-    rows: TaskRows
+    rows: Rows
+    encoder: Encoder
     batch_size: int
     max_length: int
     advance: Advance = lambda _rows: None
 
-    @property
-    def prompting(self) -> Prompting:
-        """How rows become tokens."""
-        return Prompting(self.model, self.max_length)
+    def completed(self, row: Row, completion: str) -> list[Example]:
+        """Return the examples of a prompt with what should follow it."""
+        found = self.encoder.labelled(row.completed(completion)) if completion else []
+        if not any(example.num_predicted for example in found):
+            raise DataError(f"a completion of {row.what} is empty")
+        return found
+
+    def likelihoods(self, examples: Sequence[Example]) -> list[Likelihood]:
+        """Return how likely the model finds what is to be predicted."""
+        device = self.model.device
+        return likelihoods(self.model.model, examples, device=device, batch_size=self.batch_size, advance=self.advance)
 
 
 def perplexity(task: Perplexity, job: Job) -> Scored:
-    """Foretell `text`, or `completion` after `prompt`."""
+    """Foretell `text`, `completion` after `prompt`, or the last of `messages`."""
     _refuse_headless(job.model)
-    prompting = job.prompting
-    wanted: list[Prompted] = []
+    wanted: list[Example] = []
     for row in job.rows:
-        if "prompt" in row:
-            wanted.append(prompting.completed(row, row.text("completion")))
+        if "prompt" in row and isinstance(row.get("completion"), str):
+            wanted += job.completed(row, row.text("completion"))
         elif job.model.is_encoder_decoder:
             raise DataError(f"{row.what} has no `prompt`, which an encoder–decoder needs")
         else:
-            wanted += prompting.windows(row.text("text"))
+            wanted += [example for example in job.encoder.labelled(row) if example.num_predicted]
     if not wanted:
-        raise DataError(f"`{job.rows.rows.name}` holds no token to be foretold")
-    found = likelihoods(job.model, wanted, batch_size=job.batch_size, advance=job.advance)
+        raise DataError(f"`{job.rows.name}` holds no token to be foretold")
+    found = job.likelihoods(wanted)
     num_tokens = sum(row.num_tokens for row in found)
     loss = -math.fsum(row.log_probability for row in found) / num_tokens
     accuracy = 100 * sum(row.num_first for row in found) / num_tokens
@@ -79,10 +88,10 @@ def perplexity(task: Perplexity, job: Job) -> Scored:
 
 def exact_match(task: ExactMatch, job: Job) -> Scored:
     """Write an answer to `prompt`; right if it is `answer`, or one of several."""
-    answers, prompts, prompting = [], [], job.prompting
+    answers, prompts = [], []
     for row in job.rows:
         answers.append(row.texts("answer"))
-        prompts.append(prompting.prompt(row, room=task.max_new_tokens))
+        prompts.append(job.encoder.prompt(row, room=task.max_new_tokens))
     written = generate(
         job.model,
         prompts,
@@ -104,15 +113,14 @@ def exact_match(task: ExactMatch, job: Job) -> Scored:
 def multiple_choice(task: MultipleChoice, job: Job) -> Scored:
     """Choose the likeliest of `choices` after `prompt`; `answer` is the right one's number, from 0, or its text."""
     _refuse_headless(job.model)
-    prompting = job.prompting
-    wanted: list[Prompted] = []
+    wanted: list[Example] = []
     questions: list[tuple[range, list[str], int]] = []
     for row in job.rows:
         choices = task.choices or row.texts("choices")
         start = len(wanted)
-        wanted += [prompting.completed(row, choice) for choice in choices]
+        wanted += [example for choice in choices for example in job.completed(row, choice)]
         questions.append((range(start, len(wanted)), choices, _right_choice(row, choices)))
-    found = likelihoods(job.model, wanted, batch_size=job.batch_size, advance=job.advance)
+    found = job.likelihoods(wanted)
     right = 0
     for places, choices, answer in questions:
         scores = []
@@ -154,7 +162,7 @@ def caption(task: Caption, job: Job) -> Scored:
     rows = list(job.rows)
     references = [row.texts("references") for row in rows]
     score = cider()  # refused before the long part starts where its library is missing
-    written = write_captions(task, job.model, rows, job.prompting, batch_size=job.batch_size, advance=job.advance)
+    written = write_captions(task, job.model, rows, job.encoder, batch_size=job.batch_size, advance=job.advance)
     return Scored(score=100 * score(written, references), num_rows=len(rows))
 
 

@@ -9,10 +9,10 @@ from typing import Any
 from ..fusion.checkpoint import Source
 from ..fusion.errors import DataError
 from ..fusion.progress import Progress, silent
-from .buffer import LabelledSample
+from .buffer import BufferSample
 from .coefficients import Coefficients
 from .merged_model import MergedModel
-from .training import Learning, Score, learn, score
+from .training import BufferScore, Learning, learn, score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Experience:
 
     domain: str
     coefficients: Coefficients
-    scores: Mapping[str, Score]
+    scores: Mapping[str, BufferScore]
 
     @property
     def accuracy(self) -> float:
@@ -44,7 +44,7 @@ class Experience:
         }
 
 
-def domains_of(samples: Sequence[LabelledSample], count: int) -> list[str]:
+def domains_of(samples: Sequence[BufferSample], count: int) -> list[str]:
     """Return the domains in the order in which they first come, one an adapter.
 
     Raises:
@@ -61,10 +61,10 @@ def domains_of(samples: Sequence[LabelledSample], count: int) -> list[str]:
 def learn_continually(
     merged: MergedModel,
     adapters: Sequence[Source],
-    buffer: Sequence[LabelledSample],
+    buffer: Sequence[BufferSample],
     learning: Learning,
     *,
-    test: Sequence[LabelledSample] | None = None,
+    test: Sequence[BufferSample] | None = None,
     report: Progress = silent,
 ) -> list[Experience]:
     """Return an entry for each adapter in order: learned on the buffer of the domains so far, scored on their tests.

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.batching import Batch, class_padding
 from ..fusion.checkpoint import Source
 from ..fusion.errors import DataError, MethodError
 from ..fusion.progress import Progress, silent
-from .buffer import IGNORED, LabelledBatch, LabelledSample, batches
+from ..live.logits import logits_at
+from .buffer import BufferSample, batches
 from .coefficients import Coefficients, Learnable
 from .merged_model import MergedModel
 
@@ -54,7 +56,7 @@ class Learned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class BufferScore:
     """Of a set of samples.
 
     Attributes:
@@ -66,26 +68,25 @@ class Score:
     accuracy: float
 
 
-def predictions(model: Any, batch: LabelledBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits and labels of each prediction, and which sample it belongs to."""
-    device = model.device
-    labels = batch.labels.to(device)
-    inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-    if labels.ndim == 1:
-        return model(**inputs).logits, labels, torch.arange(len(labels), device=device)
-    wanted = labels[:, 1:] != IGNORED
-    rows = torch.arange(len(labels), device=device)[:, None].expand(wanted.shape)
-    if model.get_output_embeddings() is None:
-        raise DataError(f"`{type(model).__name__}` predicts no tokens")
-    # The output layer runs only where something is to be predicted.
-    hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
-    return model.get_output_embeddings()(hidden[:, :-1][wanted]), labels[:, 1:][wanted], rows[wanted]
+def predictions(model: Any, batch: Batch, labels: Sequence[int | None]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the logits of each prediction, what is right, and which sample it belongs to.
+
+    Args:
+        labels: The classes of the samples, of a model that predicts those; else None for each.
+    """
+    inputs = batch.inputs_on(model.device)
+    if None not in labels:
+        right = torch.tensor(labels, device=model.device)
+        return model(**inputs).logits, right, torch.arange(len(labels), device=model.device)
+    wanted = batch.wanted
+    logits = logits_at(model, inputs, wanted.where)
+    return logits, wanted.tokens.to(logits.device), wanted.rows.to(logits.device)
 
 
 def learn(
     merged: MergedModel,
     adapters: Sequence[Source],
-    samples: Sequence[LabelledSample],
+    samples: Sequence[BufferSample],
     learning: Learning,
     *,
     report: Progress = silent,
@@ -106,10 +107,10 @@ def learn(
         merged.set(alpha.tolist())
         merged.start_gradient()
         loss = 0.0
-        for batch in batches(samples, BATCH_ROWS):
-            logits, labels, rows = predictions(merged.model, batch)
+        for batch, classes in batches(samples, BATCH_ROWS, class_padding(merged.model.config)):
+            logits, labels, rows = predictions(merged.model, batch, classes)
             each = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-            counts = torch.bincount(rows, minlength=len(batch.labels)).clamp(min=1)
+            counts = torch.bincount(rows, minlength=batch.num_samples).clamp(min=1)
             part = torch.sum(each / counts[rows]) / len(samples)
             part.backward()
             loss += float(part.detach())
@@ -124,15 +125,15 @@ def learn(
 
 
 @torch.no_grad()
-def score(merged: MergedModel, samples: Sequence[LabelledSample]) -> Score:
+def score(merged: MergedModel, samples: Sequence[BufferSample]) -> BufferScore:
     """Return how well the model, with the weights that it has, does on samples."""
     loss, right = 0.0, 0
-    for batch in batches(samples, BATCH_ROWS):
-        logits, labels, rows = predictions(merged.model, batch)
+    for batch, classes in batches(samples, BATCH_ROWS, class_padding(merged.model.config)):
+        logits, labels, rows = predictions(merged.model, batch, classes)
         each = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-        size = len(batch.labels)
+        size = batch.num_samples
         counts = torch.bincount(rows, minlength=size).clamp(min=1)
         loss += float(torch.sum(each / counts[rows]))
         wrong = torch.bincount(rows[logits.argmax(-1) != labels], minlength=size)
         right += int((wrong == 0).sum())
-    return Score(loss=loss / len(samples), accuracy=right / len(samples))
+    return BufferScore(loss=loss / len(samples), accuracy=right / len(samples))

@@ -85,16 +85,6 @@ class LiveModel:
         """Whether the model writes text."""
         return bool(self.model.can_generate())
 
-    @property
-    def max_positions(self) -> int | None:
-        """How many tokens the model has positions for, where it says."""
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return limit if isinstance(limit, int) and limit > 0 else None
-
-    def inputs(self, **tensors: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the tensors on the model's device."""
-        return {name: tensor.to(self.device) for name, tensor in tensors.items()}
-
 
 def load_model(
     source: Source | Path,

@@ -23,7 +23,7 @@ from ..hessian.parallel import join
 from ..live.devices import compute_dtype, pick_device
 from ..live.privates import use_one_gpu
 from .callback import LoRASculptCallback
-from .data import Examples, collate
+from .data import TrainingSet, collate_labelled
 from .model import load_base, their_deprecations, with_adapter
 from .settings import AdapterMethod, Schedule, split
 from .terms import QKV, ConflictTerm, L2Term, OrthogonalTerm, Term
@@ -100,7 +100,7 @@ def train_adapter(
     model = load_base(opened, dtype=dtype)
     model.config.use_cache = False
     encoder = Encoder(opened.folder or base, model, max_length=schedule.max_length)
-    examples = Examples(rows, encoder, lambda done, total, _what: progress(done, total, "reading data"))
+    examples = TrainingSet(rows, encoder, lambda done, total, _what: progress(done, total, "reading data"))
     transformers.set_seed(schedule.seed)
     tuned = with_adapter(model, method)
     folder = output.with_name(output.name + ".training")
@@ -161,7 +161,7 @@ def term_of(method: AdapterMethod) -> Term | None:
 
 def _trainer(
     model: Any,
-    examples: Examples,
+    examples: TrainingSet,
     method: AdapterMethod,
     schedule: Schedule,
     folder: Path,
@@ -201,7 +201,9 @@ def _trainer(
         data_seed=schedule.seed,
     )
     use_one_gpu(arguments)  # several are for `accelerate launch`
-    trainer: Any = transformers.Trainer(model=model, args=arguments, train_dataset=examples, data_collator=collate)
+    trainer: Any = transformers.Trainer(
+        model=model, args=arguments, train_dataset=examples, data_collator=collate_labelled
+    )
     trainer.remove_callback(transformers.PrinterCallback)
     if method.method == "lorasculpt":
         trainer.add_callback(LoRASculptCallback(method.density, method.warmup_steps, method.connectors))

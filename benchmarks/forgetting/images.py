@@ -21,7 +21,7 @@ from typing import Any
 
 from corpora import SEED
 from sculpt.demo.fetch import Package, default_cache, fetch
-from sculpt.demo.task import Example
+from sculpt.demo.task import Question
 
 NOTO = Package(
     index="npm",
@@ -64,7 +64,7 @@ EMPTY = "vide"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown(Example):
+class Shown(Question):
     """A picture, and what is said of it; the prompt follows the picture.
 
     Attributes:

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from corpora import GENERAL_TOKENS
+from sculpt.data.example import Example
 from sculpt.demo.fetch import default_cache
 from sculpt.demo.models import save_checkpoint, smollm2
-from sculpt.demo.task import Example, Row, encode_example, encode_prose
+from sculpt.demo.task import Question, encode_prose, encode_question
 from sculpt.live.model import load_model
 
 
@@ -33,11 +34,11 @@ class Language:
 
         return AutoTokenizer.from_pretrained(smollm2(default_cache()), local_files_only=True)
 
-    def encode(self, item: str | Example) -> Row:
-        """Return an example, or the beginning of a text, as tokens."""
+    def encode(self, item: str | Question) -> Example:
+        """Return a question, or the beginning of a text, as tokens."""
         if isinstance(item, str):
             return encode_prose(item, self.tokenizer, GENERAL_TOKENS)
-        return encode_example(item, self.tokenizer)
+        return encode_question(item, self.tokenizer)
 
     def load(self, _work: Path, folder: Path) -> Any:
         """Return a checkpoint's model, as those that train and score it take it."""

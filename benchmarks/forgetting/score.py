@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sculpt.data.example import Example
 from sculpt.demo.score import measure
-from sculpt.demo.task import Row
 from tasks import GENERAL, TASKS
 
 SPLITS = ("validation", "test")  # strengths are chosen on the first
 
 
 @cache
-def rows_of(task: str, split: str) -> dict[str, list[Row]]:
+def rows_of(task: str, split: str) -> dict[str, list[Example]]:
     goal = TASKS[task]
     sources = {"target": goal.examples[split]} | {name: GENERAL[name](split) for name in goal.scored[split]}
     return {name: [goal.model.encode(item) for item in items] for name, items in sources.items()}
@@ -36,8 +36,8 @@ def score(work: Path, folder: Path, task: str, split: str) -> dict[str, float]:
     figures: dict[str, float] = {}
     with torch.autocast("cpu", torch.bfloat16):
         for name, rows in rows_by_name.items():
-            share, loss = measure(model, rows)
-            figures |= {f"{name} accuracy": 100 * share, f"{name} perplexity": math.exp(loss)}
+            accuracy, loss = measure(model, rows)
+            figures |= {f"{name} accuracy": accuracy, f"{name} perplexity": math.exp(loss)}
     return {**figures, "seconds": time.monotonic() - start}
 
 

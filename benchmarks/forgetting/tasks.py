@@ -10,11 +10,11 @@ import corpora
 import images
 from arms import IMAGES, TEXT, Arm
 from language import Language
-from sculpt.demo.task import Example
+from sculpt.demo.task import Question
 from vision_language import VisionLanguage
 
 Sample = Mapping[str, str]  # a row that `sculpt calibrate` reads
-GENERAL: dict[str, Callable[[str], Sequence[str | Example]]] = {
+GENERAL: dict[str, Callable[[str], Sequence[str | Question]]] = {
     "prose": lambda split: corpora.general("prose", split),
     "docs": lambda split: corpora.general("docs", split),
     "facts": lambda split: corpora.general("facts", split),
@@ -34,7 +34,7 @@ class Task:
     """
 
     model: Language | VisionLanguage
-    target: Callable[[], dict[str, tuple[Example, ...]]]
+    target: Callable[[], dict[str, tuple[Question, ...]]]
     batch_size: int
     learning_rate: Mapping[str, float]
     scored: Mapping[str, tuple[str, ...]]
@@ -42,7 +42,7 @@ class Task:
     arms: Mapping[str, Arm]
 
     @cached_property
-    def examples(self) -> dict[str, tuple[Example, ...]]:
+    def examples(self) -> dict[str, tuple[Question, ...]]:
         """Examples of the target by split."""
         return self.target()
 
@@ -53,7 +53,7 @@ class Task:
         return self.protects[side]()
 
 
-def sample_of(example: Example) -> Sample:
+def sample_of(example: Question) -> Sample:
     return images.as_row(example) if isinstance(example, images.Shown) else {"text": example.text}
 
 

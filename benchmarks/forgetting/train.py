@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from sculpt.demo.models import new_folder
-from sculpt.demo.train import Training, fine_tune
+from sculpt.training.full import FullTraining, fine_tune
 from tasks import TASKS
 
 STEPS = 64
@@ -33,7 +33,7 @@ def train(work: Path, task: str, kind: str, seed: int) -> Path:
     torch.manual_seed(seed)
     model = goal.model.load(work, base)
     adapter = with_adapter(model) if kind == "lora" else None
-    training = Training(
+    training = FullTraining(
         steps=STEPS, batch_size=goal.batch_size, learning_rate=goal.learning_rate[kind], max_minutes=None, seed=seed
     )
     report = fine_tune(model, rows, training, compute=goal.model.compute)

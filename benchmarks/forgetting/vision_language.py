@@ -15,14 +15,16 @@ from assembly import PATCHES, look, processor, untrained
 from images import VIEWS, Shown, names, pictures
 from language import Language
 from safetensors.torch import load_file, save_file
+from sculpt.data.example import IGNORED, Example
 from sculpt.demo.models import new_folder
-from sculpt.demo.task import IGNORED, Example, Row
-from sculpt.demo.train import Training, fine_tune
+from sculpt.demo.task import Question
+from sculpt.training.full import FullTraining, fine_tune
 from torch import Tensor
+from transformers.modeling_outputs import CausalLMOutput
 
 BASE = "FastVLM-SmolLM2-135M-EfficientNet-Lite0"
 FIRST_PATCH = 1 << 20  # the id of the first patch of the first picture: beyond every vocabulary
-CONNECTOR = Training(steps=480, batch_size=16, learning_rate=1e-3, max_minutes=None, seed=0)
+CONNECTOR = FullTraining(steps=480, batch_size=16, learning_rate=1e-3, max_minutes=None, seed=0)
 ALIGNING_STEPS, ALIGNED_AT_ONCE, TEMPERATURE = 300, 128, 0.1
 
 
@@ -43,9 +45,8 @@ class Reader(torch.nn.Module):
         self.seen = seen.flatten(0, 1)
 
     @property
-    def base_model(self) -> Reader:
-        """Itself: what is called for hidden states."""
-        return self
+    def dtype(self) -> torch.dtype:
+        return self.head.weight.dtype
 
     @property
     def device(self) -> torch.device:
@@ -59,22 +60,23 @@ class Reader(torch.nn.Module):
         words = self.language.embed_tokens(torch.where(is_patch, 0, input_ids))
         patches = self.connector(self.seen[input_ids[is_patch] - FIRST_PATCH]).to(words.dtype)
         inputs = words.masked_scatter(is_patch[..., None], patches)
-        return self.language(inputs_embeds=inputs, attention_mask=attention_mask, use_cache=use_cache)
+        found = self.language(inputs_embeds=inputs, attention_mask=attention_mask, use_cache=use_cache)
+        return CausalLMOutput(logits=self.head(found.last_hidden_state))
 
 
-def align(reader: Reader, rows: Sequence[Row]) -> None:
+def align(reader: Reader, examples: Sequence[Example]) -> None:
     """Train the connector to make the mean patch of a picture like the mean embedding of its name, among others.
 
-    A quick start: the language model is not run. The rows are in the order of the pictures that the reader has seen.
+    A quick start: the language model is not run. Examples are in the order of the pictures that the reader has seen.
     """
     words = reader.language.embed_tokens.weight
     size = words.square().mean().sqrt()
-    said = [[token for token, answer in zip(row.ids, row.answer, strict=True) if answer != IGNORED] for row in rows]
+    said = [example.tokens[example.answers != IGNORED] for example in examples]
     names = torch.stack([words[tokens].mean(0) for tokens in said])
     middle = names.mean(0)
     optimizer = torch.optim.AdamW(reader.connector.parameters(), lr=CONNECTOR.learning_rate)
     for _ in range(ALIGNING_STEPS):
-        batch = torch.randint(len(rows), (ALIGNED_AT_ONCE,))
+        batch = torch.randint(len(examples), (ALIGNED_AT_ONCE,))
         patches = reader.connector(reader.seen.unflatten(0, (-1, PATCHES))[batch])
         likeness = cosines(patches.mean(1) - middle, names[batch] - middle)
         own = torch.nn.functional.cross_entropy(likeness / TEMPERATURE, torch.arange(len(batch)))
@@ -116,15 +118,16 @@ class VisionLanguage(Language):
         fine_tune(reader, rows, CONNECTOR, compute=self.compute)
         return reader
 
-    def encode(self, item: str | Example) -> Row:
-        """Return an example, or the beginning of a text, as tokens; pictures come first."""
+    def encode(self, item: str | Question) -> Example:
+        """Return a question, or the beginning of a text, as tokens; pictures come first."""
         return self.with_patches(item, pictures()[item.picture]) if isinstance(item, Shown) else super().encode(item)
 
-    def with_patches(self, example: Shown, number: int) -> Row:
-        """Return an example as tokens; `number` is that of its picture among those seen."""
-        row = super().encode(example)
+    def with_patches(self, shown: Shown, number: int) -> Example:
+        """Return a question as tokens; `number` is that of its picture among those seen."""
+        example = super().encode(shown)
         start = FIRST_PATCH + PATCHES * number
-        return Row(ids=(*range(start, start + PATCHES), *row.ids), answer=(IGNORED,) * PATCHES + row.answer)
+        ids = [*range(start, start + PATCHES), *example.tokens[0].tolist()]
+        return Example.of_tokens(ids, [IGNORED] * PATCHES + example.answers[0].tolist())
 
     def load(self, work: Path, folder: Path) -> Reader:
         from transformers import AutoModelForImageTextToText

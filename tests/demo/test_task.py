@@ -3,62 +3,62 @@ from __future__ import annotations
 import json
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import torch
+from sculpt.data.batching import collate
+from sculpt.data.example import IGNORED
 from sculpt.demo.score import score_model
-from sculpt.demo.task import IGNORED, Example, batches, collate, encode_example, encode_prose, write_calibration
+from sculpt.demo.task import Question, encode_prose, encode_question, write_calibration
 from sculpt.demo.tiny import byte_tokenizer
-from sculpt.demo.train import answer_logits
 
 
-def successor_model(vocabulary: int, confidence: float):
+class Successor(torch.nn.Module):
     """A model that expects token + 1 after any token, with probability `confidence`."""
-    logit = math.log(confidence * (vocabulary - 1) / (1 - confidence))
 
-    def base_model(*, input_ids, attention_mask, use_cache):
-        return SimpleNamespace(last_hidden_state=input_ids[..., None])
+    device, dtype = torch.device("cpu"), torch.float32
 
-    def head(hidden):
-        return logit * torch.nn.functional.one_hot((hidden[..., 0] + 1) % vocabulary, vocabulary).float()
+    def __init__(self, vocabulary: int, confidence: float) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(vocabulary, vocabulary, bias=False)
+        self.head.weight.data = math.log(confidence * (vocabulary - 1) / (1 - confidence)) * torch.eye(vocabulary)
 
-    return SimpleNamespace(base_model=base_model, get_output_embeddings=lambda: head, device=torch.device("cpu"))
+    def get_output_embeddings(self) -> torch.nn.Linear:
+        return self.head
+
+    def forward(self, *, input_ids: torch.Tensor, attention_mask: torch.Tensor, use_cache: bool) -> Any:
+        size = self.head.in_features
+        return SimpleNamespace(logits=self.head(torch.nn.functional.one_hot((input_ids + 1) % size, size).float()))
 
 
 def test_an_answer_of_several_tokens_is_one_answer() -> None:
-    row = encode_example(Example(prompt="ab", answers=("c", "de")), byte_tokenizer())
-    assert len(row.ids) == 5
-    assert row.answer == (IGNORED, IGNORED, 0, 1, 1)
+    example = encode_question(Question(prompt="ab", answers=("c", "de")), byte_tokenizer())
+    assert example.tokens.shape == (1, 5)
+    assert example.answers.tolist() == [[IGNORED, IGNORED, 0, 1, 1]]
+    assert example.num_answers == 2
 
 
 def test_every_token_of_prose_but_the_first_is_an_answer() -> None:
-    row = encode_prose("prose and more", byte_tokenizer(), 5)
-    assert len(row.ids) == 5
-    assert row.answer == (IGNORED, 0, 1, 2, 3)
+    example = encode_prose("prose and more", byte_tokenizer(), 5)
+    assert example.tokens.shape == (1, 5)
+    assert example.answers.tolist() == [[IGNORED, 0, 1, 2, 3]]
 
 
 def test_padding_and_prompts_are_never_scored() -> None:
     tokenizer = byte_tokenizer()
-    rows = [encode_example(Example(prompt=p, answers=a), tokenizer) for p, a in (("a", ("b", "c")), ("abc", ("dd",)))]
-    batch = collate(rows)
-    assert batch.num_answers == 3
+    questions = [Question(prompt=p, answers=a) for p, a in (("a", ("b", "c")), ("abc", ("dd",)))]
+    batch = collate([encode_question(question, tokenizer) for question in questions])
     assert batch.num_tokens == 8
-    _, tokens, answer = answer_logits(successor_model(300, 0.5), batch)
-    assert tokenizer.decode(tokens) == "bcdd"
-    assert answer.tolist() == [0, 1, 2, 2]
-
-
-def test_batches_hold_every_row_once() -> None:
-    tokenizer = byte_tokenizer()
-    rows = [encode_prose("x" * length, tokenizer, 99) for length in (5, 3, 9, 2, 7)]
-    lengths = [int(row.sum()) for batch in batches(rows, 2) for row in batch.attention_mask]
-    assert lengths == [2, 3, 5, 7, 9]
+    assert tokenizer.decode(batch.wanted.tokens) == "bcdd"
+    assert batch.wanted.answers.tolist() == [0, 1, 0, 0]
+    assert batch.wanted.rows.tolist() == [0, 0, 1, 1]
 
 
 def test_scores_are_what_a_known_model_deserves() -> None:
     tokenizer = byte_tokenizer()
-    model = successor_model(len(tokenizer), 0.5)
+    model = Successor(len(tokenizer), 0.5)
     # "bc" continues the alphabet, "cd" and "x" do not begin where "a" leaves off: 1 of 3 answers is right.
-    test = [encode_example(Example(prompt="a", answers=("bc", "cd", "x")), tokenizer)]
+    test = [encode_question(Question(prompt="a", answers=("bc", "cd", "x")), tokenizer)]
     prose = [encode_prose("abcd", tokenizer, 9), encode_prose("aaaa", tokenizer, 9)]
     score = score_model(model, test, prose)
     assert math.isclose(score.target, 100 / 3)
@@ -69,5 +69,5 @@ def test_scores_are_what_a_known_model_deserves() -> None:
 
 
 def test_calibration_lines_hold_prompt_and_answers(tmp_path) -> None:
-    file = write_calibration([Example(prompt="a γ", answers=(" b", " c"))], tmp_path / "calibration.jsonl")
+    file = write_calibration([Question(prompt="a γ", answers=(" b", " c"))], tmp_path / "calibration.jsonl")
     assert [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] == [{"text": "a γ b c"}]

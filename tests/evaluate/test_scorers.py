@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from sculpt.data.example import IGNORED, Example
 from sculpt.demo.tiny import byte_tokenizer
 from sculpt.evaluate.evaluate import evaluate, score_suite
-from sculpt.evaluate.likelihood import Prompted, likelihoods
+from sculpt.evaluate.likelihood import likelihoods
 from sculpt.evaluate.suite import read_suite
 from sculpt.fusion.errors import DataError, ModelError
 from sculpt.live.model import LiveModel, load_model
@@ -82,12 +83,9 @@ def test_long_text_is_scored_in_windows_and_none_of_it_is_left_out(model, rows_f
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_a_batch_changes_no_likelihood(model: LiveModel, batch_size: int) -> None:
-    tokenizer = byte_tokenizer()
-    rows = [
-        Prompted(prompt=tuple(tokenizer(t[:2])["input_ids"]), wanted=tuple(tokenizer(t[2:])["input_ids"]))
-        for t in TEXTS
-    ]
-    found = likelihoods(model, rows, batch_size=batch_size)
+    ids = [byte_tokenizer()(text)["input_ids"] for text in TEXTS]
+    examples = [Example.of_tokens(row, [IGNORED, IGNORED, *[0] * (len(row) - 2)]) for row in ids]
+    found = likelihoods(model.model, examples, device=model.device, batch_size=batch_size)
     for text, likelihood in zip(TEXTS, found, strict=True):
         expected = log_probabilities(model, text[:2], text[2:])
         assert likelihood.log_probability == pytest.approx(float(expected.sum()), rel=1e-5)
@@ -153,7 +151,8 @@ def test_a_chat_goes_through_the_template(pair: Pair, tmp_path: Path, rows_file,
     folder = shutil.copytree(pair.base, tmp_path / "chatty")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = (
-        "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+        "{% for m in messages %}{{ '>' + m.content if m.role == 'assistant' else '[' + m.content + ']' }}{% endfor %}"
+        "{% if add_generation_prompt %}>{% endif %}"
     )
     tokenizer.save_pretrained(folder)
     rows_file("rows.jsonl", {"prompt": [{"role": "user", "content": "hi"}], "completion": "yo"})
@@ -209,6 +208,27 @@ def test_a_classification_head_is_scored_by_its_first_class(tmp_path: Path, rows
     assert found.score == pytest.approx(200 / 3)
 
 
+def test_pairs_of_texts_are_classified_in_a_batch_as_each_alone(tmp_path: Path, rows_file, suite_file) -> None:
+    """A Llama's head finds the last token by what pads: here 1, the byte `!`."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_labels=5, initializer_range=0.5, pad_token_id=1,
+    )  # fmt: skip
+    folder = save(LlamaForSequenceClassification(config).eval(), tmp_path / "llama")
+    model = load_model(folder, device="cpu")
+    pairs = [(text, other) for text in TEXTS for other in ("Yes.", "No, never.")]
+    with torch.no_grad():
+        classes = [int(model.model(torch.tensor([tokenizer(a + b)["input_ids"]])).logits.argmax()) for a, b in pairs]
+    assert len(set(classes)) > 1
+    rows = [{"text": a, "text_pair": b, "label": label} for (a, b), label in zip(pairs, classes, strict=True)]
+    rows_file("rows.jsonl", *rows)
+    assert one_task(model, suite_file("target: {c: {scorer: classification, file: rows.jsonl}}")).score == 100
+
+
 def test_a_model_that_does_not_fit_is_streamed_and_scores_the_same(pair: Pair, rows_file, suite_file) -> None:
     rows_file("rows.jsonl", *({"text": text} for text in TEXTS))
     suite = suite_file("target: {prose: {scorer: perplexity, file: rows.jsonl}}")
@@ -242,7 +262,7 @@ REFUSALS = {
         "perplexity",
         {"prompt": [{"role": "user", "content": "x"}], "completion": "a"},
         DataError,
-        "the tokenizer has no chat template",
+        "has no chat template",
     ),
 }
 
@@ -313,4 +333,4 @@ def test_outputs_that_are_not_finite_are_refused(pair: Pair) -> None:
     with torch.no_grad():
         broken.model.model.norm.weight[0] = float("nan")
     with pytest.raises(ModelError, match="not finite"):
-        likelihoods(broken, [Prompted(prompt=(1,), wanted=(2, 3))], batch_size=1)
+        likelihoods(broken.model, [Example.of_tokens([1, 2, 3], [0, 0, 0])], device=broken.device, batch_size=1)

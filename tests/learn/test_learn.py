@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from pathlib import Path
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from sculpt.data.encoding import Encoder
+from sculpt.data.example import IGNORED, Example
 from sculpt.fusion.checkpoint import Checkpoint, open_checkpoint
 from sculpt.fusion.errors import DataError, MethodError, ModelError
-from sculpt.learn.buffer import BufferReader, LabelledSample, batches
+from sculpt.learn.buffer import BufferSample, batches, read_buffer
 from sculpt.learn.coefficients import Learnable
 from sculpt.learn.continual import learn_continually
 from sculpt.learn.merged_model import MergedModel
@@ -71,19 +74,20 @@ def made(tmp_path_factory):
     return found
 
 
-def samples(count: int = 5, *, domain: str | None = None, seed: int = 0, classes: bool = False) -> list[LabelledSample]:
+def samples(count: int = 5, *, domain: str | None = None, seed: int = 0, classes: bool = False) -> list[BufferSample]:
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(count):
-        ids = tuple(int(i) for i in rng.integers(1, 29, rng.integers(4, 9)))
-        labels = (int(rng.integers(3)),) if classes else (-100, -100, *ids[2:])
-        found.append(LabelledSample(ids=ids, labels=labels, domain=domain))
+        ids = rng.integers(1, 29, rng.integers(4, 9)).tolist()
+        label = int(rng.integers(3)) if classes else None
+        example = Example.of_tokens(ids, [IGNORED, IGNORED, *[0] * (len(ids) - 2)])
+        found.append(BufferSample(example=example, label=label, domain=domain))
     return found
 
 
-def loss_of(merged: MergedModel, group: list[LabelledSample]) -> torch.Tensor:
-    (batch,) = batches(group, len(group))
-    logits, labels, _ = predictions(merged.model, batch)
+def loss_of(merged: MergedModel, group: list[BufferSample]) -> torch.Tensor:
+    ((batch, classes),) = batches(group, len(group))
+    logits, labels, _ = predictions(merged.model, batch, classes)
     return torch.nn.functional.cross_entropy(logits, labels)
 
 
@@ -136,13 +140,15 @@ def test_learning_does_at_least_as_well_as_what_made_the_labels(made):
     merged.use(adapters)
     merged.set([0, 1, 0])
     group = samples(12)
-    (batch,) = batches(group, 12)
+    ((batch, _),) = batches(group, 12)
     with torch.no_grad():
         best = merged.model(**batch.inputs).logits.argmax(-1)
-    labelled = [
-        LabelledSample(ids=sample.ids, labels=(-100, *best[i, : len(sample.ids) - 1].tolist()))
-        for i, sample in enumerate(group)
-    ]
+    labelled = []
+    for row, sample in zip(best, group, strict=True):
+        tokens = sample.example.tokens.clone()
+        tokens[0, 1:] = row[: tokens.shape[1] - 1]
+        answers = torch.zeros_like(tokens)
+        labelled.append(BufferSample(example=dataclasses.replace(sample.example, tokens=tokens, answers=answers)))
     learned = learn(merged, adapters, labelled, Learning(b_max=3.0, steps=40, learning_rate=0.2))
     found = score(merged, labelled)
     merged.set([0, 1, 0])
@@ -206,20 +212,27 @@ def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
     return file
 
 
-def test_rows_become_samples(tmp_path):
-    reader = BufferReader(tmp_path, classifies=False, max_length=3)
-    (found,) = reader.read(write_rows(tmp_path / "a.jsonl", [{"input_ids": [1, 2, 3, 4], "domain": "x"}]))
-    assert (found.ids, found.labels, found.domain) == ((2, 3, 4), (2, 3, 4), "x")
-    classifier = BufferReader(tmp_path, classifies=True)
-    (found,) = classifier.read(write_rows(tmp_path / "b.jsonl", [{"input_ids": [1, 2], "label": 2}]))
-    assert found.labels == (2,)
-    for row, words in (({"input_ids": [1]}, "nothing to predict"), ({"other": 1}, "holds none of")):
+def test_rows_become_samples(made, tmp_path):
+    base, _ = made["llama"]
+    encoder = Encoder(base.folder, build("llama"), max_length=3, keeps_answers=True)
+    (found,) = read_buffer(
+        write_rows(tmp_path / "a.jsonl", [{"input_ids": [1, 2, 3], "domain": "x"}]), encoder, classifies=False
+    )
+    assert found.example.tokens.tolist() == [[1, 2, 3]]
+    assert (found.example.num_predicted, found.label, found.domain) == (2, None, "x")
+    (found,) = read_buffer(
+        write_rows(tmp_path / "b.jsonl", [{"input_ids": [1, 2], "label": 2}]), encoder, classifies=True
+    )
+    assert found.label == 2
+    refused = [
+        ({"input_ids": [1]}, False, "nothing to predict"),
+        ({"other": 1}, False, "holds `other`; expected `text`"),
+        ({"input_ids": [1, 2]}, True, "no integer `label`"),
+        ({"text": "a b"}, False, "tokenizer"),
+    ]
+    for row, classifies, words in refused:
         with pytest.raises(DataError, match=words):
-            reader.read(write_rows(tmp_path / "c.jsonl", [row]))
-    with pytest.raises(DataError, match="no integer `label`"):
-        classifier.read(write_rows(tmp_path / "d.jsonl", [{"input_ids": [1, 2]}]))
-    with pytest.raises(DataError, match="tokenizer"):
-        reader.read(write_rows(tmp_path / "e.jsonl", [{"text": "a b"}]))
+            read_buffer(write_rows(tmp_path / "c.jsonl", [row]), encoder, classifies=classifies)
 
 
 def test_a_model_that_cannot_be_run_is_refused(made):

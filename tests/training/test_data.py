@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from sculpt.data.encoding import Encoder
+from sculpt.data.example import IGNORED, Example
 from sculpt.data.rows import open_rows
 from sculpt.fusion.errors import DataError
-from sculpt.training.data import IGNORED, Examples, collate, with_other_completion
+from sculpt.training.data import TrainingSet, collate_labelled
 
 from . import tiny  # noqa: TID251 (the tests' own folder)
 from .tiny import ids  # noqa: TID251
@@ -21,13 +22,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.llama_folder(tmp_path_factory.mktemp("llama"))
 
 
-def examples(folder: Path, file: Path, *rows: dict[str, Any], model: Any = None, max_length: int = 64) -> Examples:
+def examples(folder: Path, file: Path, *rows: dict[str, Any], model: Any = None, max_length: int = 64) -> TrainingSet:
     encoder = Encoder(folder, model or tiny.llama(), max_length=max_length)
-    return Examples(open_rows(tiny.write_rows(file, *rows)), encoder)
+    return TrainingSet(open_rows(tiny.write_rows(file, *rows)), encoder)
 
 
-def learned(features: dict[str, torch.Tensor]) -> tuple[list[int], list[int]]:
-    labels, tokens = features["labels"][0], features["input_ids"][0]
+def learned(example: Example) -> tuple[list[int], list[int]]:
+    batch = collate_labelled([example])
+    labels, tokens = batch["labels"][0], batch["input_ids"][0]
     kept = labels != IGNORED
     assert torch.equal(labels[kept], tokens[kept])
     return tokens[~kept].tolist(), tokens[kept].tolist()
@@ -74,7 +76,7 @@ def test_images_are_never_predicted(tmp_path: Path) -> None:
         before, after = learned(one)
         assert before == ids("user <image> <image> <image> <image> a b </s> assistant")
         assert after == ids("c d </s>")
-    batch = collate([found[k] for k in range(3)])
+    batch = collate_labelled([found[k] for k in range(3)])
     assert batch["pixel_values"].shape == (2, 3, 16, 16)
     assert batch["labels"].shape == batch["input_ids"].shape == batch["attention_mask"].shape
     assert batch["labels"][2].tolist()[2:4] == ids("e </s>")
@@ -95,7 +97,7 @@ def test_samples_without_anything_to_predict_are_left_out_and_counted(
 def test_running_text_is_cut_and_learned_whole(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "d.txt"
     file.write_text("a b c d e f g")
-    found = Examples(open_rows(file), Encoder(folder, tiny.llama(), max_length=4))
+    found = TrainingSet(open_rows(file), Encoder(folder, tiny.llama(), max_length=4))
     assert [learned(found[k])[1] for k in range(2)] == [ids("a b c d"), ids("e f g")]
 
 
@@ -107,6 +109,6 @@ def test_running_text_is_cut_and_learned_whole(folder: Path, tmp_path: Path) -> 
         ({"prompt": [USER], "completion": []}, "no list of messages"),
     ],
 )
-def test_rows_that_teach_nothing_are_refused(row: dict[str, Any], words: str) -> None:
+def test_rows_that_teach_nothing_are_refused(row: dict[str, Any], words: str, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=words):
-        with_other_completion(row, "row 1")
+        examples(folder, tmp_path / "d.jsonl", row)

@@ -1,4 +1,4 @@
-"""A short, plain fine-tune of every weight, such as makes a model forget."""
+"""A short, plain fine-tune of every weight: what the demo makes a model forget by."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .task import IGNORED, Batch, Row, collate
+from ..data.batching import Batch, collate
+from ..data.example import Example
+from ..live.logits import logits_at
 
 WARMUP = 0.1
 WINDOW_BATCHES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class FullTraining:
     """The settings of a run: AdamW, linear warm-up over a tenth, cosine to 0, gradients clipped at norm 1.
 
     Attributes:
@@ -39,7 +41,7 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingReport:
+class FullTrained:
     """What a run did: steps taken, tokens seen, seconds, and the mean loss of its last tenth."""
 
     steps: int
@@ -50,12 +52,12 @@ class TrainingReport:
 
 def fine_tune(
     model: Any,
-    rows: Sequence[Row],
-    training: Training,
+    rows: Sequence[Example],
+    training: FullTraining,
     *,
     compute: torch.dtype,
     advance: Callable[[], None] = lambda: None,
-) -> TrainingReport:
+) -> FullTrained:
     """Train all weights of the float32 model in place, on the answers alone, and say what was done.
 
     Args:
@@ -86,7 +88,7 @@ def fine_tune(
         advance()
     model.eval()
     last = losses[-max(1, len(losses) // 10) :]
-    return TrainingReport(
+    return FullTrained(
         steps=len(losses),
         num_tokens=num_tokens,
         seconds=time.monotonic() - start,
@@ -96,22 +98,9 @@ def fine_tune(
 
 def answer_loss(model: Any, batch: Batch) -> Tensor:
     """Return the mean cross-entropy of the answer tokens."""
-    logits, tokens, _ = answer_logits(model, batch)
-    return torch.nn.functional.cross_entropy(logits.float(), tokens)
-
-
-def answer_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits, token and answer index of each answer token, every one predicted from the true text before it.
-
-    The output layer, a fifth of a small model's work, is run at these positions only.
-    """
-    device = model.device
-    hidden = model.base_model(
-        input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device), use_cache=False
-    ).last_hidden_state
-    wanted = (batch.answer[:, 1:] != IGNORED).to(device)
-    logits = model.get_output_embeddings()(hidden[:, :-1][wanted])
-    return logits, batch.input_ids[:, 1:].to(device)[wanted], batch.answer[:, 1:].to(device)[wanted]
+    wanted = batch.wanted
+    logits = logits_at(model, batch.inputs_on(model.device), wanted.where)
+    return torch.nn.functional.cross_entropy(logits.float(), wanted.tokens.to(logits.device))
 
 
 def _schedule(progress: float) -> float:
@@ -121,7 +110,7 @@ def _schedule(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP)))
 
 
-def _batches(rows: Sequence[Row], training: Training) -> Iterator[Batch]:
+def _batches(rows: Sequence[Example], training: FullTraining) -> Iterator[Batch]:
     """Yield batches without end, every row once before any comes again.
 
     Within a window of some random batches the rows are sorted by length: less padding saves a quarter of the work.
@@ -132,7 +121,7 @@ def _batches(rows: Sequence[Row], training: Training) -> Iterator[Batch]:
         order = list(rows)
         generator.shuffle(order)
         for start in range(0, len(order) - size + 1, window):
-            near = sorted(order[start : start + window], key=lambda row: len(row.ids))
+            near = sorted(order[start : start + window], key=lambda row: row.length)
             cuts = list(range(0, len(near) - size + 1, size))
             generator.shuffle(cuts)
             for cut in cuts:

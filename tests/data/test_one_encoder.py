@@ -1,0 +1,278 @@
+"""A row is the same tokens, with the same of them to be predicted, whichever command reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from sculpt.data.encoding import Encoder
+from sculpt.data.example import IGNORED, Example
+from sculpt.data.row import Row
+from sculpt.data.rows import open_rows
+from sculpt.data.tokens import tokenize
+from sculpt.demo.task import Question, encode_question
+from sculpt.evaluate.evaluate import score_suite
+from sculpt.evaluate.suite import read_suite
+from sculpt.hessian import CalibrationOptions
+from sculpt.hessian.session import Session
+from sculpt.learn.buffer import read_buffer
+from sculpt.live.model import LiveModel
+from sculpt.training.data import TrainingSet, collate_labelled
+
+from ..training import tiny
+
+WORDS = [
+    *("<pad>", "<s>", "</s>", "<unk>", "<image>", "user", "assistant", "what", "is", "two", "plus", "?"),
+    *("ans", "wer", "answer", ":", "four", "five", "."),
+]
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role }} {% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for p in m.content %}{% if p.type == 'image' %}<image> {% else %}{{ p.text }}{% endif %}{% endfor %}{% endif %}"
+    " </s> {% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
+)
+SIZES = {**tiny.SIZES, "vocab_size": len(WORDS), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+PICTURE = tiny.picture(0)
+USER = {"role": "user", "content": "what is two plus two?"}
+SHOWN = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is two plus two?"}]}
+SAID = {"role": "assistant", "content": "four."}
+SAID_IN_PARTS = {"role": "assistant", "content": [{"type": "text", "text": "four."}]}
+ASKED = "<s> user what is two plus two ? </s> assistant"
+SHOWN_AND_ASKED = "<s> user <image> <image> <image> <image> what is two plus two ? </s> assistant"
+# The row, the tokens that are only read, and those that are to be predicted.
+TEXTS = {
+    "text": ({"text": "two plus two."}, "<s>", "two plus two . </s>"),
+    "a token on the boundary": (
+        {"prompt": "what is two plus two? ans", "completion": "wer: four"},
+        "<s> what is two plus two ?",
+        "answer : four </s>",
+    ),
+    "a space before": ({"prompt": "two plus two", "completion": " four"}, "<s> two plus two", "four </s>"),
+    "a space behind": ({"prompt": "two plus two ", "completion": "four"}, "<s> two plus two", "four </s>"),
+    "spaces at both": ({"prompt": "two plus two ", "completion": " four"}, "<s> two plus two", "four </s>"),
+    "no space": ({"prompt": "what is two", "completion": "? four"}, "<s> what is two", "? four </s>"),
+    "blank at the end": ({"prompt": "two plus two", "completion": " four \n"}, "<s> two plus two", "four </s>"),
+    "a word in common": ({"prompt": "two", "completion": " two two"}, "<s> two", "two two </s>"),
+    "no prompt": ({"prompt": "", "completion": "four"}, "<s>", "four </s>"),
+}
+CHATS = {
+    "messages": ({"messages": [USER, SAID]}, ASKED, "four . </s>"),
+    "turns": ({"messages": [USER, SAID, USER, SAID]}, f"{ASKED} four . </s> {ASKED[4:]}", "four . </s>"),
+    "lists of messages": ({"prompt": [USER], "completion": [SAID]}, ASKED, "four . </s>"),
+    "a list and a text": ({"prompt": [USER], "completion": "four."}, ASKED, "four . </s>"),
+}
+IMAGES = {
+    "an image": (
+        {"image": PICTURE, "prompt": "what is two plus two?", "completion": "four."},
+        SHOWN_AND_ASKED,
+        "four . </s>",
+    ),
+    "an image in messages": ({"image": PICTURE, "messages": [SHOWN, SAID_IN_PARTS]}, SHOWN_AND_ASKED, "four . </s>"),
+    "an image and lists": (
+        {"images": [PICTURE], "prompt": [SHOWN], "completion": [SAID_IN_PARTS]},
+        SHOWN_AND_ASKED,
+        "four . </s>",
+    ),
+}
+ROWS = {**TEXTS, **CHATS, **IMAGES}
+
+
+def ids(text: str) -> list[int]:
+    return [WORDS.index(word) for word in text.split()]
+
+
+def tokenizer() -> Any:
+    """Return a tokenizer of words and punctuation, which puts `<s>` and `</s>` around every text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words: Any = Tokenizer(models.WordLevel({word: k for k, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    found = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+    found.chat_template = CHAT
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    folder: Path
+    model: Any
+
+    def encoder(self, **options: Any) -> Encoder:
+        return Encoder(self.folder, self.model, **{"max_length": 64, **options})
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("text")
+    model = tiny.llama(**SIZES)
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return Made(folder=folder, model=model.eval())
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("pictures")
+    torch.manual_seed(0)
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**tiny.VISION, projection_dim=32),
+        text_config=transformers.LlamaConfig(**SIZES),
+        image_token_index=WORDS.index("<image>"),
+        vision_feature_layer=-2,
+    )
+    model = transformers.LlavaForConditionalGeneration(config)
+    model.save_pretrained(folder)
+    images = transformers.CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    transformers.LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer(),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT,
+    ).save_pretrained(folder)
+    return Made(folder=folder, model=model.eval())
+
+
+def made_for(row: dict[str, Any], text: Made, pictures: Made) -> Made:
+    return pictures if "image" in row or "images" in row else text
+
+
+def marked(example: Example) -> tuple[list[int], list[int]]:
+    """Return the tokens that are read, and the places of those that are predicted."""
+    assert example.inputs["input_ids"].tolist() == example.tokens.tolist()
+    places = (example.answers[0, 1:] != IGNORED).nonzero()[:, 0] + 1
+    return example.tokens[0].tolist(), places.tolist()
+
+
+def calibrated(made: Made, file: Path) -> tuple[list[int], list[int]]:
+    with Session(made.folder, CalibrationOptions(data=file)) as session:
+        (sample,) = session.samples
+        return marked(sample)
+
+
+def trained(made: Made, file: Path) -> tuple[list[int], list[int]]:
+    (example,) = [*TrainingSet(open_rows(file), made.encoder())]
+    batch = collate_labelled([example])
+    places = (batch["labels"][0, 1:] != IGNORED).nonzero()[:, 0] + 1
+    assert torch.equal(batch["labels"][0, places], batch["input_ids"][0, places])
+    return batch["input_ids"][0].tolist(), places.tolist()
+
+
+def learned(made: Made, file: Path) -> tuple[list[int], list[int]]:
+    (sample,) = read_buffer(file, made.encoder(keeps_answers=True), classifies=False)
+    return marked(sample.example)
+
+
+def in_the_demo(made: Made, file: Path) -> tuple[list[int], list[int]]:
+    row = json.loads(file.read_text())
+    question = Question(prompt=row.get("prompt", ""), answers=(row.get("completion", row.get("text")),))
+    return marked(encode_question(question, transformers.AutoTokenizer.from_pretrained(made.folder)))
+
+
+COMMANDS: dict[str, Callable[[Made, Path], tuple[list[int], list[int]]]] = {
+    "calibrate": calibrated,
+    "lora-train": trained,
+    "lora-merge --weights adaptive": learned,
+}
+
+
+def expected(case: str) -> tuple[list[int], list[int]]:
+    _, before, after = ROWS[case]
+    return ids(f"{before} {after}"), [*range(len(before.split()), len(f"{before} {after}".split()))]
+
+
+@pytest.mark.parametrize("case", ROWS)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_gives_the_same_tokens(
+    command: str, case: str, text: Made, pictures: Made, tmp_path: Path
+) -> None:
+    row = ROWS[case][0]
+    made = made_for(row, text, pictures)
+    assert COMMANDS[command](made, tiny.write_rows(tmp_path / "d.jsonl", row)) == expected(case)
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_the_demo_gives_the_same_tokens(case: str, text: Made, tmp_path: Path) -> None:
+    assert in_the_demo(text, tiny.write_rows(tmp_path / "d.jsonl", ROWS[case][0])) == expected(case)
+
+
+@torch.no_grad()
+def loss_of(made: Made, case: str) -> float:
+    """Return the mean loss of the tokens that are to be predicted, from all logits of the row alone."""
+    tokens, places = expected(case)
+    (example,) = made.encoder().examples(Row(ROWS[case][0], case, Path()))
+    given = {**example.inputs, "input_ids": torch.tensor([tokens]), "attention_mask": torch.ones(1, len(tokens))}
+    logits = made.model(**given).logits[0].double()
+    own = [logits[place - 1].log_softmax(-1)[tokens[place]] for place in places]
+    return -float(torch.stack(own).mean())
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_scores_are_of_the_same_tokens(case: str, text: Made, pictures: Made, tmp_path: Path) -> None:
+    row = ROWS[case][0]
+    made = made_for(row, text, pictures)
+    tiny.write_rows(tmp_path / "d.jsonl", row)
+    suite = tmp_path / "suite.yaml"
+    suite.write_text("target: {one: {scorer: perplexity, file: d.jsonl}}\n")
+    seen: list[list[int]] = []
+    handle = made.model.register_forward_pre_hook(
+        lambda _module, _args, given: seen.append(given["input_ids"][0].tolist()), with_kwargs=True
+    )
+    live = LiveModel(path=made.folder, model=made.model, device=torch.device("cpu"))
+    (task,) = score_suite(live, read_suite(suite)).tasks
+    handle.remove()
+    tokens, places = expected(case)
+    assert seen == [tokens]
+    assert task.figures["num_tokens"] == len(places)
+    assert task.figures["loss"] == pytest.approx(loss_of(made, case), rel=1e-5)
+
+
+@pytest.mark.parametrize("case", [*CHATS, *IMAGES, "a space before", "a space behind", "no space", "no prompt"])
+def test_a_prompt_to_be_answered_is_what_an_answer_follows(case: str, text: Made, pictures: Made) -> None:
+    row, before, _ = ROWS[case]
+    if "messages" in row:
+        row = {**row, "prompt": row["messages"][:-1]}
+    made = made_for(row, text, pictures)
+    prompt = made.encoder(keeps_answers=True).prompt(Row(row, case, Path()), room=8)
+    assert prompt.inputs["input_ids"].tolist() == [ids(before)]
+    assert prompt.num_predicted == 0
+
+
+def test_several_answers_are_told_apart_by_the_same_rule() -> None:
+    found = encode_question(Question(prompt="two ans", answers=("wer:", " four", ".")), tokenizer())
+    assert found.tokens.tolist() == [ids("<s> two answer : four . </s>")]
+    assert found.answers.tolist() == [[IGNORED, IGNORED, 0, 0, 1, 2, 2]]
+
+
+@pytest.mark.parametrize(("prompt", "completion"), [("two γ", "é?"), ("two ", "\u2009four"), ("", "ab"), ("ab", "")])
+def test_a_tokenizer_that_does_not_say_where_tokens_lie_gives_what_one_does_that_says(
+    prompt: str, completion: str
+) -> None:
+    """ByT5's is written in Python: one token a byte, and an end."""
+    found = tokenize(transformers.ByT5Tokenizer(), prompt + completion, (len(prompt),))
+    before, after = len(prompt.encode()), len(completion.encode())
+    assert found.ids == [byte + 3 for byte in (prompt + completion).encode()] + [1]
+    assert found.answers == [IGNORED] * before + [0] * (after + 1)
+
+
+def test_what_is_too_long_keeps_its_answer_for_scores(text: Made) -> None:
+    row = Row({"prompt": "what is two plus two?", "completion": " four."}, "a row", Path())
+    (kept,) = text.encoder(max_length=6, keeps_answers=True).labelled(row)
+    assert marked(kept) == (ids("<s> two ? four . </s>"), [3, 4, 5])
+    (cut,) = text.encoder(max_length=6).examples(row)
+    assert cut.tokens.tolist() == [ids("<s> what is two plus </s>")]
+    assert cut.num_predicted == 0
