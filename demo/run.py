@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..fusion.errors import OutputError
+from ..fusion.errors import OutputError, Way
 from .result import DemoResult, DemoRow
 from .setup import Narrator, Setup, Silence, counter, make_setup
 
@@ -218,4 +218,6 @@ class _Story:
 
 def _refuse_foreign(out: Path) -> None:
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / RESULT).is_file())):
-        raise OutputError(f"`{out}` exists and is not of an earlier demo", hint="name another folder with `--out`")
+        raise OutputError(
+            f"`{out}` exists and is not of an earlier demo", ways=[Way(option="out", effect="names another folder")]
+        )

@@ -10,7 +10,7 @@ import torch
 
 from ..data.batching import collate
 from ..data.example import Example
-from ..fusion.errors import ModelError
+from ..fusion.errors import ModelError, Way
 from ..live.logits import logits_at
 
 LOGIT_BYTES = 1 << 29  # of the float32 logits of one batch, unless one row alone has more
@@ -56,7 +56,10 @@ def likelihoods(
         log_probabilities = logits.float().log_softmax(-1)
         own = log_probabilities.gather(-1, tokens[:, None])[:, 0].double().cpu()
         if not bool(torch.isfinite(own).all()):
-            raise ModelError("the model's outputs are not finite", hint="`--dtype float32` computes with a wider range")
+            raise ModelError(
+                "the model's outputs are not finite",
+                ways=[Way(option="dtype", value="float32", effect="computes with a wider range")],
+            )
         first = (logits.argmax(-1) == tokens).cpu()
         for index, place in enumerate(places):
             mine = wanted.rows == index

@@ -35,11 +35,9 @@ class Way:
     effect: str
 
 
+ELSEWHERE = Way(option="output", effect="names another output")
 # Where an output exists that may be replaced.
-REPLACED = (
-    Way(option="overwrite", effect="replaces it"),
-    Way(option="output", effect="names another output"),
-)
+REPLACED = (Way(option="overwrite", effect="replaces it"), ELSEWHERE)
 
 
 class SculptError(Exception):

@@ -39,13 +39,13 @@ def run(
         except ReturnError as error:
             assert claim is not None
             logger.warning(
-                "the model comes back to `%s`, so full matrices are held in memory, from the start anew", error
+                "the model comes back to `%s`, so the run starts again and holds full matrices in memory", error
             )
             claim.empty()
             return _run(checkpoint, options, output, claim, processes, resume=False, progress=progress, in_store=False)
         except LostError as error:
             assert claim is not None
-            logger.warning("the run that was killed cannot be gone on with, so it starts anew: %s", error)
+            logger.warning("the run that was killed cannot be resumed, so it starts again: %s", error)
             claim.empty()
             return _run(checkpoint, options, output, claim, processes, resume=resume, progress=progress)
 

@@ -217,7 +217,7 @@ class Session:
         if name is not None:
             raise ModelError(
                 f"`{type(self.model).__name__}` comes back to `{place}`, so `{name}` was not whole",
-                hint="calibrate first, then fuse with `--hessian`",
+                hint="calibrate to a file first, and fuse with that",
             )
 
     def _open_parameters(self) -> set[str]:

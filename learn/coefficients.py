@@ -39,7 +39,7 @@ class Learnable:
 
     def __init__(self, num_adapters: int, b_max: float) -> None:
         if not (math.isfinite(b_max) and b_max >= 1):
-            raise MethodError(f"`--b-max` must be at least 1, got {b_max:g}")
+            raise MethodError(f"`b_max` must be at least 1, got {b_max:g}", options=["b_max"])
         self.b_max = b_max
         self.c = torch.zeros(num_adapters, dtype=torch.float64, requires_grad=True)
         self.b_raw = torch.zeros((), dtype=torch.float64, requires_grad=True)

@@ -62,7 +62,8 @@ class LoRASculptCallback(TrainerCallback, ExportableState):
         if warmup >= state.max_steps:
             raise MethodError(
                 f"the warm-up of {warmup} steps leaves none of the {state.max_steps} to train with masks",
-                hint="lower `--warmup-steps`, or train longer",
+                hint="lower `warmup_steps`, or train longer",
+                options=["warmup_steps"],
             )
         self.sculptor = Sculptor(kwargs["model"], self.masking)
         stored = state.stateful_callbacks.get(type(self).__name__) or {}

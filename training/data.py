@@ -51,7 +51,8 @@ class TrainingSet(torch.utils.data.Dataset[Example]):
         if not self._found:
             raise DataError(
                 f"`{rows.name}` gives nothing to predict within {encoder.max_length} tokens",
-                hint="raise `--max-length`",
+                hint="raise `max_length`",
+                options=["max_length"],
             )
 
     def __len__(self) -> int:

@@ -77,7 +77,9 @@ class ConflictTerm(Term):
         at_least_zero("omega", omega)
         if omega == 0:
             raise MethodError(
-                "an omega of 0 protects nothing", hint="`--alpha 0 --beta 0` switches the regulariser off"
+                "an omega of 0 protects nothing",
+                hint="an `alpha` and `beta` of 0 switch the regulariser off",
+                options=["alpha", "beta"],
             )
         self.alpha, self.beta, self.omega = alpha, beta, omega
         self.modules, self.connector = tuple(modules), tuple(connector)
@@ -89,7 +91,8 @@ class ConflictTerm(Term):
         if self.alpha and not guarded:
             raise MethodError(
                 "none of the adapted modules is one of q, k and v, which the regulariser is for",
-                hint="name others with `--guard`, or switch it off with `--alpha 0`",
+                hint="name others with `guard`, or switch it off with an `alpha` of 0",
+                options=["guard", "alpha"],
             )
         if self.connector and not connector:
             raise MethodError(f"no adapted module matches the connector {', '.join(f'`{c}`' for c in self.connector)}")

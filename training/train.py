@@ -221,7 +221,9 @@ def _write(tuned: Any, base: Source, output: Path, record: dict[str, Any]) -> No
     tensors: dict[str, np.ndarray] = {}
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"`{name}` is not finite after training", hint="lower `--learning-rate`")
+            raise ModelError(
+                f"`{name}` is not finite after training", hint="lower `learning_rate`", options=["learning_rate"]
+            )
         tensors[name] = tensor.detach().float().cpu().numpy()
     config = {
         key: sorted(value) if isinstance(value, set) else value

@@ -42,7 +42,11 @@ class Watcher(TrainerCallback):
         if "loss" not in logs:
             return
         if not math.isfinite(logs["loss"]):
-            raise ModelError(f"the loss is {logs['loss']} at step {state.global_step}", hint="lower `--learning-rate`")
+            raise ModelError(
+                f"the loss is {logs['loss']} at step {state.global_step}",
+                hint="lower `learning_rate`",
+                options=["learning_rate"],
+            )
         self._shown = " ".join(
             f"{name} {logs[key]:.3g}"
             for name, key in (("loss", "loss"), ("cmr", "cmr"), ("con", "connector"), ("BA", "density"))

@@ -160,7 +160,8 @@ def _curvature(name: str, terms: Terms) -> Curvature:
     if not all(np.isfinite(term).all() for term in terms.sums):
         raise CurvatureError(
             f"the inputs of `{name}` hold NaN or infinity",
-            hint="a wider `--dtype` may help; float16 overflows at 65504",
+            hint="a wider `dtype` may help; float16 overflows at 65504",
+            options=["dtype"],
         )
     gram = None if terms.gram is None else terms.gram.astype(np.float32)
     return Curvature(terms=terms.sums, num_tokens=num_rows(terms), gram=gram)

@@ -60,7 +60,7 @@ class GramStore:
     """A file of float32 matrices, one copy for tensors that see the same inputs.
 
     Args:
-        file: To be made, or to be gone on with.
+        file: To be made, or to be continued.
         state: What `state` returned when the run was interrupted; what was written after that is cut off.
 
     Raises:
