@@ -174,7 +174,8 @@ def _measured_before(model: MeasuredModel, calibration: Calibration) -> Measured
         raise CurvatureError(
             f"the statistics were measured on `{hessian.provenance.model}`, "
             f"not on the {model.role} `{model.checkpoint.ref}`",
-            hint=f"calibrate the {model.role}, or accept them with `--hessian-of-other-model`",
+            hint=f"calibrate the {model.role}, or accept them with `of_other_model`",
+            options=["Calibration.of_other_model"],
         )
     if model.full and all(found.gram is None for found in hessian.values()):
         raise CurvatureError(

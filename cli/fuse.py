@@ -207,4 +207,7 @@ def register(app: typer.Typer) -> None:
         if method.max_models == 0:
             continue  # for recipes only
         command = "fuse" if method is AdaDare else name
-        app.command(command, help=help_text(method, EXAMPLES.get(command, [])))(_command(method))
+        examples = EXAMPLES.get(
+            command, [f"sculpt {name} base/ {'code/ math/' if method.max_models is None else 'sft/'}"]
+        )
+        app.command(command, help=help_text(method, examples))(_command(method))

@@ -152,7 +152,9 @@ def collate(
         try:
             found[key] = torch.cat([example.inputs[key] for example in examples if key in example.inputs])
         except RuntimeError as error:
-            raise DataError(f"`{key}` has different sizes within a batch", hint="`--batch-size 1`") from error
+            raise DataError(
+                f"`{key}` has different sizes within a batch", hint="a `batch_size` of 1", options=["batch_size"]
+            ) from error
     longest = max((example.tokens.shape[1] for example in examples), default=0)
     return Batch(
         inputs=found,

@@ -292,7 +292,8 @@ class Encoder:
         if token is not None and (ids[:, self.max_length :] == token).any():
             raise DataError(
                 f"{what} has {ids.shape[1]} tokens, and cutting it to {self.max_length} would cut an image",
-                hint="raise `--max-length`",
+                hint="raise `max_length`",
+                options=["max_length"],
             )
         length = ids.shape[1]
         return {

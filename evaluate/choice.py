@@ -45,9 +45,8 @@ class Pick:
             if name not in known:
                 names = ", ".join(f"`{name}`" for name in known)
                 raise MethodError(
-                    f"`{text}` as `pick` needs `{name}`, which the suite does not measure",
+                    f"to pick by {text} takes `{name}`, which the suite does not measure",
                     hint=f"it has {names}",
-                    options=["pick"],
                 )
         return cls(text=text, measure=measure, limit=limit)
 

@@ -35,9 +35,11 @@ class Way:
     effect: str
 
 
-ELSEWHERE = Way(option="output", effect="names another output")
 # Where an output exists that may be replaced.
-REPLACED = (Way(option="overwrite", effect="replaces it"), ELSEWHERE)
+REPLACED = (
+    Way(option="overwrite", effect="replaces it"),
+    Way(option="output", effect="names another output"),
+)
 
 
 class SculptError(Exception):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..fusion.errors import REPLACED, OutputError
+from ..fusion.errors import OutputError, Way
 from ..fusion.progress import Progress, silent
 from .options import CalibrationOptions
 from .store.diagonal import DiagonalHessian
@@ -45,7 +45,7 @@ def calibrate(
     options = replace(options or CalibrationOptions(), **chosen)
     target = None if output is None else Path(output)
     if target is not None and target.exists() and not overwrite:
-        raise OutputError(f"`{target}` exists", ways=REPLACED)
+        raise OutputError(f"`{target}` exists", ways=[Way(option="overwrite", effect="replaces it")])
     from .runner import run
 
     return run(Path(checkpoint), options, output=target, resume=resume, progress=progress)

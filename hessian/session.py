@@ -217,7 +217,8 @@ class Session:
         if name is not None:
             raise ModelError(
                 f"`{type(self.model).__name__}` comes back to `{place}`, so `{name}` was not whole",
-                hint="calibrate to a file first, and fuse with that",
+                hint="calibrate first, then give the fuse the statistics as `hessian`",
+                options=["hessian"],
             )
 
     def _open_parameters(self) -> set[str]:

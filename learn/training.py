@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,7 @@ from torch import Tensor
 
 from ..data.batching import Batch, class_padding
 from ..fusion.checkpoint import Source
-from ..fusion.errors import DataError
-from ..fusion.methods.checks import above_zero, at_least
+from ..fusion.errors import DataError, MethodError
 from ..fusion.progress import Progress, silent
 from ..live.logits import logits_at
 from .buffer import BufferSample, batches
@@ -37,8 +37,10 @@ class Learning:
     learning_rate: float = 0.05
 
     def __post_init__(self) -> None:
-        at_least("steps", self.steps, 0)
-        above_zero("learning_rate", self.learning_rate)
+        if self.steps < 0:
+            raise MethodError(f"`steps` must be at least 0, got {self.steps}", options=["steps"])
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise MethodError(f"the learning rate must be above 0, got {self.learning_rate:g}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..fusion.checkpoint import Source
 from ..fusion.checkpoint.loading_rules import named_class
-from ..fusion.errors import ModelError, SculptError, Way, first_line
+from ..fusion.errors import ModelError, SculptError, first_line
 from . import privates
 from .names import NameMap, map_names
 
@@ -111,8 +111,8 @@ def build(
     if remote and not trust_remote_code:
         raise ModelError(
             f"`{folder}` needs the code that lies in it to run",
-            hint="read that code first",
-            ways=[Way(option="trust_remote_code", effect="runs it")],
+            hint="read that code, then allow it with `trust_remote_code`",
+            options=["trust_remote_code"],
         )
     config = _load_config(folder, trust_remote_code=remote)
     cls = _remote_class(folder, config, auto_class) if remote else _model_class(config, auto_class)
@@ -166,7 +166,8 @@ def _check_missing(model: Any, missing: set[str]) -> None:
         more = f" and {len(in_body) - 1} more" if len(in_body) > 1 else ""
         raise ModelError(
             f"the checkpoint lacks `{in_body[0]}`{more}, which `{type(model).__name__}` needs",
-            ways=[Way(option="auto_class", effect="runs it as another class")],
+            hint="`auto_class` runs it as another class",
+            options=["auto_class"],
         )
     if lacking:
         logger.warning("%s is not in the checkpoint and gets random values, which no statistics are kept of", lacking)

@@ -77,9 +77,7 @@ class ConflictTerm(Term):
         at_least_zero("omega", omega)
         if omega == 0:
             raise MethodError(
-                "an omega of 0 protects nothing",
-                hint="an `alpha` and `beta` of 0 switch the regulariser off",
-                options=["alpha", "beta"],
+                "an omega of 0 protects nothing", hint="an alpha and a beta of 0 switch the regulariser off"
             )
         self.alpha, self.beta, self.omega = alpha, beta, omega
         self.modules, self.connector = tuple(modules), tuple(connector)

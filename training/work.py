@@ -9,7 +9,7 @@ from typing import Any
 
 import xxhash
 
-from ..fusion.errors import ELSEWHERE, OutputError, Way, os_error
+from ..fusion.errors import OutputError, Way, os_error
 
 PLAN = "sculpt-training.json"  # what is being trained
 WHOLE = "sculpt-whole"  # in a checkpoint: all of it was written
@@ -30,7 +30,7 @@ def settle(folder: Path, plan: dict[str, Any], *, resume: bool, writes: bool) ->
     """Make the folder of checkpoints, or return the last whole one of a run with the same plan.
 
     Args:
-        resume: False begins again.
+        resume: False begins anew.
         writes: Whether this is the process that makes the folder.
 
     Raises:
@@ -41,18 +41,19 @@ def settle(folder: Path, plan: dict[str, Any], *, resume: bool, writes: bool) ->
     if resume and file.is_file():
         before = _read_plan(file)
         if before != plan:
-            difference, options = _difference(before, plan)
             raise OutputError(
-                f"`{folder}` is of a run with other settings: {difference}",
-                ways=[Way(option="no_resume", effect="begins again"), ELSEWHERE],
-                options=options,
+                f"`{folder}` is of a run with other settings: {_difference(before, plan)}",
+                ways=[
+                    Way(option="no_resume", effect="starts again"),
+                    Way(option="output", effect="names another output"),
+                ],
             )
         whole = [path for path in folder.glob("checkpoint-*") if (path / WHOLE).is_file()]
         return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
     if not writes:
         return None
     if folder.exists() and not file.is_file():
-        raise OutputError(f"`{folder}` exists and is not of a training", ways=[ELSEWHERE])
+        raise OutputError(f"`{folder}` exists and is not of a training", hint="`-o` names another output")
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -69,10 +70,9 @@ def _read_plan(file: Path) -> Any:
         return {}  # cut off while it was written: of no run that could be resumed
 
 
-def _difference(before: Any, after: dict[str, Any]) -> tuple[str, list[str]]:
-    """Return what differs as words, and the options that these name."""
+def _difference(before: Any, after: dict[str, Any]) -> str:
     for group in ("method", "schedule"):
         for key, value in after[group].items():
             if (then := before.get(group, {}).get(key)) != value:
-                return f"`{key}` was {then}, and is {value}", [key]
-    return "the base or the data changed", []
+                return f"`{key}` was {then}, and is {value}"
+    return "the base or the data changed"

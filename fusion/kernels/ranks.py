@@ -1,4 +1,4 @@
-"""The kernels of `fusion.ranks` for scores that are magnitudes of deltas, as they are or times `sqrt(H)`."""
+"""The kernels of `fusion.arithmetic.ranks` for scores that are magnitudes of deltas, as they are or times `sqrt(H)`."""
 
 from __future__ import annotations
 

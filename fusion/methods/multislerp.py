@@ -4,7 +4,7 @@
     τ   = Σ w_k·(u_k − ⟨u_k, m⟩·m)                                tangent mean
     v   = (Σ w_k·‖v_k‖)·(cos‖τ‖·m + sin‖τ‖·τ/‖τ‖)
 
-with v_k = δ_k and the base added, or v_k = W_k (`--origin zero`). Goddard, https://goddard.blog/posts/multislerp-wow-what-a-cool-idea,
+with v_k = δ_k and the base added, or v_k = W_k (`origin: zero`). Goddard, https://goddard.blog/posts/multislerp-wow-what-a-cool-idea,
 as published in mergekit. The projection onto the tangent space is orthogonal, not the logarithm of the sphere; with
 weights that add up to 1 τ then vanishes up to rounding, and v is the mean direction with the mean norm.
 """

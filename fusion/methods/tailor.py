@@ -9,7 +9,7 @@ with `UᵀU = (H + 0.01·mean(diag H)·I)⁻¹`, d the diagonal of U, and H = 2X
 
 Zhu et al., Model Tailor, ICML 2024 (arXiv:2402.12048), on Optimal Brain Surgeon (Hassibi & Stork) in SparseGPT's order
 of columns. The released code adds the compensation where OBS subtracts it, which on correlated inputs makes the output
-worse than none at all; `--compensation released` does the same. Its w is 0.5 where the paper's is 0.8. It drops
+worse than none at all; `compensation: released` does the same. Its w is 0.5 where the paper's is 0.8. It drops
 `floor(N·sparsity) + 1` of a block's N elements, and all that tie with the last; here it is `floor(N·sparsity)`, and of
 equal scores the first are kept.
 """

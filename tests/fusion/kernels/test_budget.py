@@ -138,9 +138,9 @@ def test_a_cut_gamma_is_rounded_downwards_to_float32() -> None:
 def test_bad_budgets_are_refused() -> None:
     with pytest.raises(MethodError, match="exclude each other"):
         AdaDare(eta=1.0, eta_relative=0.1)
-    with pytest.raises(MethodError, match="eta must be at least 0, got -1"):
+    with pytest.raises(MethodError, match="`eta` must be at least 0, got -1"):
         AdaDare(eta=-1.0)
-    with pytest.raises(MethodError, match="eta_relative must be at least 0, got nan"):
+    with pytest.raises(MethodError, match="`eta_relative` must be at least 0, got nan"):
         AdaDare(eta_relative=float("nan"))
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import sculpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sculpt.fusion.arithmetic.passes import Map, Pass
+from sculpt.fusion.arithmetic.passes import Map, Pass, run_on
 from sculpt.fusion.arithmetic.per_element import PerElement
 from sculpt.fusion.arithmetic.random import Key
 from sculpt.fusion.arithmetic.ranks import EVERYTHING, NOTHING, Cut, Search, digit_counts
@@ -19,11 +20,11 @@ from sculpt.fusion.arithmetic.tile import RawTile
 from sculpt.fusion.kernels import kernel_for
 from sculpt.fusion.methods import METHODS, Magnitude, Method, Ties, adadare, dare
 from sculpt.fusion.run.backend import Backend, KernelBackend, NumpyBackend
-from sculpt.fusion.transforms.bernoulli import Drawn
-from sculpt.fusion.transforms.chain import merge_kept
-from sculpt.fusion.transforms.merge import Merging, total
-from sculpt.fusion.transforms.scale import add_scaled, add_weighted
-from sculpt.fusion.transforms.trim import Within, saliencies
+from sculpt.fusion.transforms.bernoulli import Drawn, bernoulli
+from sculpt.fusion.transforms.chain import Chain, merge_kept
+from sculpt.fusion.transforms.merge import Merging, elect, total
+from sculpt.fusion.transforms.scale import add_scaled, add_weighted, scale
+from sculpt.fusion.transforms.trim import Within, band, saliencies, trim
 
 BFLOAT16, FLOAT16, FLOAT32 = (np.dtype(found) for found in (ml_dtypes.bfloat16, np.float16, np.float32))
 SIZES = (1, 4095, 4096, 4097, 100_000)
@@ -114,10 +115,10 @@ def test_adadare_kernels_give_the_bits_of_their_definitions(
 def test_dare_and_task_arithmetic_kernels_give_the_bits_of_their_definitions(dtypes: Dtypes, size: int) -> None:
     tile = make_tile(dtypes, size)
     for keep in (1e-6, 0.1, 0.5, 1 - 1e-9):
-        for scale in (0.5, 1.0):
-            check_map(tile, dtypes[2], dare.drop_and_rescale, keep, scale)
-    for scale in (0.0, 0.3, 1.0, 2.5):
-        check_map(tile, dtypes[2], add_scaled, scale)
+        for strength in (0.5, 1.0):
+            check_map(tile, dtypes[2], dare.drop_and_rescale, keep, strength)
+    for strength in (0.0, 0.3, 1.0, 2.5):
+        check_map(tile, dtypes[2], add_scaled, strength)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -130,10 +131,10 @@ def test_saliency_kernels_give_the_bits_of_their_definitions(
     ordered = np.sort(adadare.scores(tile.decode()))
     for k in (0, size // 2, size - 1):
         for place in (START - 1, START + size // 2, START + size):
-            for scale in (0.5, 1.0):
+            for strength in (0.5, 1.0):
                 cut = Cut(value=float(ordered[k]), place=place)
                 kept = Within(ranges=((cut, NOTHING),), scores=saliencies, factors=(1.0,))
-                check_map(tile, dtypes[2], merge_kept, kept, total(1.0), scale)
+                check_map(tile, dtypes[2], merge_kept, kept, total(1.0), strength)
     value = int(ordered[size // 2].view(np.int32))
     for found, num_bits in ((0, 32), (11, 32), (22, 32), (0, 0)):
         prefix = value >> (32 - found) if num_bits else 0
@@ -203,13 +204,13 @@ CUT = Cut(value=float(np.float32(0.0009765625)), place=START + 4500)  # a delta 
 @pytest.mark.parametrize("dtypes", DTYPES)
 def test_merging_kernels_give_the_bits_of_their_definitions(dtypes: Dtypes, size: int, num_models: int) -> None:
     tile = make_tile(dtypes, size, num_models=num_models)
-    for full, scale in product(MERGINGS, (0.7, 1.0)):
+    for full, strength in product(MERGINGS, (0.7, 1.0)):
         merging = Merging(**{**vars(full), "weights": full.weights[:num_models]})
         for ranges in ((CUT, NOTHING), (EVERYTHING, CUT)), ((EVERYTHING, NOTHING), (CUT, NOTHING)):
             kept = Within(ranges=(*ranges, ranges[0])[:num_models], factors=(1.0, 2.5, 1.0)[:num_models])
-            check_map(tile, dtypes[2], merge_kept, kept, merging, scale)
+            check_map(tile, dtypes[2], merge_kept, kept, merging, strength)
         drawn = Drawn(keeps=(0.5, 0.1, 1 - 1e-9)[:num_models], factors=(1.0, 10.0, 1.0)[:num_models])
-        check_map(tile, dtypes[2], merge_kept, drawn, merging, scale)
+        check_map(tile, dtypes[2], merge_kept, drawn, merging, strength)
 
 
 @pytest.mark.parametrize("coefficients", [(1.0, 0.5), (0.0, 1.0), (0.0, 0.3), (0.0, 0.0), (-1.0, 2.0)])
@@ -266,9 +267,9 @@ def test_ties_by_kernels_and_by_definition_agree_to_the_bit(
 
 def test_ties_of_one_model_is_its_magnitude_trim() -> None:
     whole = make_tile((BFLOAT16, BFLOAT16, BFLOAT16), 300_000, start=0)
-    for scale in (1.0, 0.5):
-        ties, _ = fuse_on(KernelBackend(), Ties(density=0.1, scale=scale), whole)
-        trimmed, _ = fuse_on(KernelBackend(), Magnitude(density=0.1, scale=scale), whole)
+    for strength in (1.0, 0.5):
+        ties, _ = fuse_on(KernelBackend(), Ties(density=0.1, scale=strength), whole)
+        trimmed, _ = fuse_on(KernelBackend(), Magnitude(density=0.1, scale=strength), whole)
         assert same_bits(ties, trimmed)
         order = np.argsort(-np.abs(whole.tuned[0].astype(np.float32) - whole.base.astype(np.float32)), kind="stable")
         changed = np.flatnonzero(ties.view(np.uint16) != whole.base.view(np.uint16))
@@ -277,12 +278,24 @@ def test_ties_of_one_model_is_its_magnitude_trim() -> None:
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_gives_the_same_bits_by_kernels_and_without(name: str) -> None:
-    if name in ("tailor", "nuslerp", "passthrough"):  # they want a matrix, two models, or none
-        pytest.skip("not a method of one flat tensor")
     method = METHODS[name]()
-    num_models = max(method.min_models, 1)
+    num_models, _ = method.model_range
     whole = make_tile((BFLOAT16, BFLOAT16, BFLOAT16), 70_000, start=0, num_models=num_models)
-    method = method.for_models(num_models)
-    expected, _ = fuse_on(NumpyBackend(tile_elements=1 << 14), method, whole)
-    found, _ = fuse_on(KernelBackend(tile_elements=1 << 15), method, whole)
+    base, *tuned = (array.reshape(200, 350) for array in (whole.base, *whole.tuned))
+    expected = sculpt.apply(method, base, tuned, backend=NumpyBackend(tile_elements=1 << 14))
+    found = sculpt.apply(method, base, tuned, backend=KernelBackend(tile_elements=1 << 15))
     assert same_bits(found, expected)
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        band((0.5, 0.3), 0.05, rescale="l1") | elect((1.0, 2.0), "unweighted", normalize=False) | scale(0.7),
+        bernoulli((0.5, 0.0), rescale="none") | total((1.0, 2.0), normalize=True) | scale(1.5),
+        trim(0.1) | elect((0.0, 1.0)),
+    ],
+)
+def test_a_chain_of_parts_that_have_a_kernel_has_one_in_whatever_method_it_is(chain: Chain) -> None:
+    tile = make_tile((BFLOAT16, BFLOAT16, BFLOAT16), 20_000, start=0, num_models=2)
+    found = run_on(tile.decode(), chain.reduce(20_000))
+    check_map(tile, BFLOAT16, found.function, *found.arguments)

@@ -173,11 +173,11 @@ def test_zero_delta_returns_the_base(allocation: str) -> None:
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: AdaDare(sparsity=90), "sparsity must lie between 0 and 1, got 90"),
-        (lambda: AdaDare(gamma=float("nan")), "gamma must be a finite number of at least 0, got nan"),
-        (lambda: AdaDare(gamma=-1), "gamma must be a finite number of at least 0, got -1"),
-        (lambda: AdaDare(allocation="best"), "allocation must be one of closed-form, exact, got `best`"),  # pyright: ignore[reportArgumentType]
-        (lambda: Dare(scale=float("inf")), "scale must be a finite number of at least 0, got inf"),
+        (lambda: AdaDare(sparsity=90), "`sparsity` must lie between 0 and 1, got 90"),
+        (lambda: AdaDare(gamma=float("nan")), "`gamma` must be a finite number of at least 0, got nan"),
+        (lambda: AdaDare(gamma=-1), "`gamma` must be a finite number of at least 0, got -1"),
+        (lambda: AdaDare(allocation="best"), "`allocation` must be one of closed-form, exact, got `best`"),  # pyright: ignore[reportArgumentType]
+        (lambda: Dare(scale=float("inf")), "`scale` must be a finite number of at least 0, got inf"),
     ],
 )
 def test_options_out_of_range_are_refused(make: Callable[[], Method], told: str) -> None:

@@ -91,7 +91,7 @@ CASES: list[tuple[Method, int, Method | None]] = [
     (Ties(density=0.3), 1, Ties(density=0)),
 ]
 CASES += [
-    (method(), method.min_models if method.max_models else 2, None)
+    (method(), max(2, method.min_models) if method.max_models is None else method.min_models, None)
     for method in METHODS.values()
     if not any(type(case) is method for case, _, _ in CASES)
 ]

@@ -147,9 +147,9 @@ def test_della_keeps_by_rank_within_the_row(fuse: Fuse) -> None:
 
 
 def test_a_window_that_leaves_zero_to_one_is_refused() -> None:
-    with pytest.raises(MethodError, match=r"density 0\.9 with epsilon"):
+    with pytest.raises(MethodError, match=r"`density` of 0\.9 with an `epsilon`"):
         Della(density=0.9)
-    with pytest.raises(MethodError, match="density must lie between 0 and 1, got 20") as caught:
+    with pytest.raises(MethodError, match="`density` must lie between 0 and 1, got 20") as caught:
         Magnitude(density=20)
     assert caught.value.hint == "did you mean 0.2?"
 
