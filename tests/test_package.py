@@ -14,7 +14,7 @@ import tomllib
 ROOT = Path(__file__).parents[1]
 OUTSIDE = {"tests", "benchmarks", "docs"}
 # Names that still stand for several classes; the list may only get shorter.
-AMBIGUOUS = {"Batch", "Pruned", "Row", "Score", "Selection", "Span"}
+AMBIGUOUS = {"Pruned", "Selection", "Span"}
 
 
 def _packages() -> list[str]:

@@ -52,6 +52,7 @@ class _Inputs:
 
     def are(self, rows: Tensor, weights: Tensor | None) -> bool:
         """Return whether these are the inputs at hand."""
+        # As `rows` is held, no other tensor can have its address; its version tells of writes in place.
         return (
             self.rows.data_ptr() == rows.data_ptr()
             and self.rows.shape == rows.shape
@@ -130,6 +131,7 @@ class Recorder(TorchDispatchMode):
 
     def watch(self, tensor: Tensor, statistics: ParameterStatistics) -> None:
         """Sum the inputs of a contiguous tensor from now on."""
+        # The weak reference also keeps the key from being given to another storage once the weight is gone.
         storage = StorageWeakRef(tensor.untyped_storage())
         self._watched[storage_key(tensor)] = _Watched(storage, tuple(tensor.shape), statistics, None)
 
@@ -156,6 +158,7 @@ class Recorder(TorchDispatchMode):
 
     def copied(self, use: Use, copy: Tensor) -> None:
         """Take a tensor for a copy of a part of a parameter: what it is given, the parameter is given."""
+        # A copy keeps the strides of what it copies, so that a transposed view's is laid out like the parameter.
         order = sorted(range(copy.ndim), key=lambda k: (-copy.stride(k), k))
         shape = tuple(copy.shape[k] for k in order)
         if not copy.permute(order).is_contiguous():
@@ -213,6 +216,7 @@ class Recorder(TorchDispatchMode):
             args = tuple(self._with_loaded(arg) for arg in args)
             keys = [storage_key(tensor) for tensor in _tensors(args)]
         self.restore(keys)
+        # Nearly every operation of a forward ends here: this line is what a recorder costs.
         if not any(key in self._watched for key in keys):
             return func(*args, **kwargs)
         rule = self._table.rules.get(func)
@@ -225,6 +229,7 @@ class Recorder(TorchDispatchMode):
         """Return the operation, or one that ends the forward where nothing after it is wanted."""
         if self.final is None or func not in self._table.products:
             return func
+        # The rule records before it runs what is given here, so the last parameter's inputs are summed all the same.
         uses = [self.use_of(tensor) for tensor in _tensors(args)]
         if not any(use is not None and use.statistics is self.final for use in uses):
             return func

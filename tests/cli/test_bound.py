@@ -51,4 +51,4 @@ def test_two_budgets_exclude_each_other(make_pair: Pair) -> None:
     base, tuned = make_pair()
     done = sculpt("bound", base, tuned, "--eta", "1", "--eta-relative", "0.1")
     assert done.returncode == 1
-    assert done.stderr == "error: `eta` and `eta_relative` exclude each other\n"
+    assert done.stderr == "error: `--eta` and `--eta-relative` exclude each other\n"

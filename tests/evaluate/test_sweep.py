@@ -349,7 +349,7 @@ def test_the_best_point_is_chosen_by_a_measure_or_within_a_limit(text: str, stre
 def test_a_limit_that_no_point_keeps_is_refused() -> None:
     with pytest.raises(MethodError, match=r"no point .* keeps `target>=1\*tuned`: the most is 79.00, 80.00 is wanted"):
         SWEPT.best(Pick.parse("target>=1*tuned", KNOWN))
-    with pytest.raises(MethodError, match="`--pick bleu` needs `bleu`"):
+    with pytest.raises(MethodError, match="to pick by bleu takes `bleu`"):
         Pick.parse("bleu", KNOWN)
 
 

@@ -60,7 +60,7 @@ def test_what_an_earlier_run_left_is_not_taken_for_that_of_a_run_that_was_told_n
 
 
 @pytest.mark.parametrize("damage", ["gone", "truncated"])
-def test_a_run_whose_matrices_were_lost_starts_anew(damage: str, tmp_path: Path) -> None:
+def test_a_run_whose_matrices_were_lost_starts_again(damage: str, tmp_path: Path) -> None:
     folder, data = zoo.settle(zoo.TEXT["llama"], tmp_path)
     whole, target = tmp_path / "whole.safetensors", tmp_path / "out.safetensors"
     calibrate(folder, data=data, output=whole, full=["*"])

@@ -131,7 +131,7 @@ def test_coefficients_stay_within_their_bounds():
             learnable.c += torch.tensor([50.0, -50.0])
             learnable.b_raw += 50
         assert list(learnable.value().alpha) == pytest.approx([b_max, 0], abs=1e-12)
-    with pytest.raises(MethodError, match="b-max"):
+    with pytest.raises(MethodError, match="`b_max` must be at least 1"):
         Learnable(2, 0.5)
 
 
@@ -236,8 +236,8 @@ def test_rows_become_samples(made, tmp_path):
             read_buffer(write_rows(tmp_path / "c.jsonl", [row]), encoder, classifies=classifies)
 
 
-def test_weights_without_a_configuration_are_refused(made, tmp_path):
+def test_a_model_that_cannot_be_run_is_refused(made, tmp_path):
     base, _ = made["llama"]
-    alone = shutil.copy(base.files[0], tmp_path)
+    alone = Path(shutil.copy(base.files[0], tmp_path))  # without its configuration
     with pytest.raises(ModelError, match=r"config\.json"):
         MergedModel(Checkpoint(alone), Thinning())

@@ -94,7 +94,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(base, data, tmp_path):
     # A checkpoint that was being written when the run was killed does not count.
     (tmp_path / "cut.training/checkpoint-5").mkdir()
     other = AdapterMethod(rank=4, warmup_steps=2)
-    with pytest.raises(SculptError, match="`--warmup-steps` was 3, and is 2"):
+    with pytest.raises(SculptError, match="`warmup_steps` was 3, and is 2"):
         train_adapter(base, data=data, output=tmp_path / "cut", method=other, schedule=schedule)
     resumed = train_adapter(base, data=data, output=tmp_path / "cut", method=method, schedule=schedule)
     assert resumed.resumed_from == 4
@@ -133,16 +133,16 @@ def test_half_precision_bases(dtype, base, data, tmp_path):
 
 
 REFUSALS = {
-    "density of lora": (["--method", "lora", "--density", "0.2"], "`--density` would have no effect"),
-    "strength of lorasculpt": (["--strength", "0.1"], "`--strength` would have no effect"),
-    "beta alone": (["--beta", "0.1"], "without `--connector`"),
-    "rank": (["--rank", "0"], "--rank must be at least 1"),
+    "density of lora": (["--method", "lora", "--density", "0.2"], "`density` would have no effect"),
+    "strength of lorasculpt": (["--strength", "0.1"], "`strength` would have no effect"),
+    "beta alone": (["--beta", "0.1"], "without `connector`"),
+    "rank": (["--rank", "0"], "`rank` must be at least 1"),
     "density": (["--density", "10"], "must lie between 0 and 1"),
     "warm-up": (["--warmup-steps", "6", "--max-steps", "6"], "leaves none of the 6"),
     "target": (["--target-modules", "nothing"], "no linear layer matches `nothing`"),
     "connector": (["--connector", "*projector*"], "no linear layer matches the connector"),
     "guard": (["--warmup-steps", "3", "--guard", "lm_head"], "none of the adapted modules"),
-    "learning rate": (["--learning-rate", "0"], "--learning-rate must be above 0"),
+    "learning rate": (["--learning-rate", "0"], "`learning_rate` must be a finite number above 0"),
     "device": (["--device", "nowhere"], "cannot be used"),
 }
 
