@@ -28,7 +28,9 @@ def by_kind(density: AdapterDensity) -> dict[str, list[tuple[int, LayerDensity]]
 def series_of(density: AdapterDensity) -> dict[str, list[tuple[float, float]]]:
     """Return the density of B·A in percent against the block, a line for each kind, and what is expected."""
     members = [member for line in by_kind(density).values() for member in line]
-    found = {"expected": [(block, 100 * layer.expected) for block, layer in members]}
+    found: dict[str, list[tuple[float, float]]] = {
+        "expected": [(block, 100 * layer.expected) for block, layer in members]
+    }
     for kind, line in by_kind(density).items():
         found[kind] = [(block, 100 * layer.density) for block, layer in line]
     return found
