@@ -83,7 +83,7 @@ def run_sculpt(model: Path, data: Path, samples: int, memory: int | None) -> dic
 
     options = CalibrationOptions(data=data, samples=samples, max_length=2048, device="cpu", memory=memory)
     with Session(model, options) as session:
-        tensors = sum(len(block.curvatures) for block in session.blocks())
+        tensors = sum(len(block) for block in session.blocks())
         return {
             "tensors": tensors,
             "weight_bytes_read": session.weights.bytes_read,

@@ -101,7 +101,7 @@ def main() -> None:
         print_error(error, recipe="merge" in sys.argv[1:2])
         sys.exit(1)
     except Interrupted:
-        say("interrupted; the same command goes on from here")
+        say("interrupted; run the same command again to resume")
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()

@@ -18,7 +18,7 @@ def density_command(
     png: Annotated[Path | None, typer.Option("--png", help="Write the picture to this file too.")] = None,
     json: AsJson = False,
 ) -> None:
-    """Count the non-zeros of A, B and B·A, layer by layer, against what chance lets expect.
+    """Count the non-zeros of A, B and B·A, layer by layer, against what chance alone would give.
 
     Expected is 1 − (1 − s_A·s_B)^r (Theorem 3.1 of LoRASculpt); the bound is the distance from it that matrices with
     non-zeros anywhere exceed in at most 5 % of the cases (Theorem 3.2). No base is needed.

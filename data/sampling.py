@@ -19,7 +19,7 @@ def draw_samples(rows: Rows, encoder: Encoder, *, count: int, seed: int) -> list
     """Return up to `count` samples, in the order of the data.
 
     Raises:
-        DataError: There is none, or a row suits the model not.
+        DataError: There are no rows, or one does not suit the model.
     """
     draw = _windows if rows.documents else _one_a_row
     samples = draw(rows, encoder, count, seed)

@@ -142,7 +142,7 @@ class Texts:
         return tokens.fitted(self.max_length) if self.keeps_answers else tokens.cut(0, self.max_length)
 
     def _led(self, tokens: Tokens) -> Tokens:
-        """Return the tokens with one before them where an answer has none: a model foretells nothing from nothing."""
+        """Return the tokens with one before them where an answer has none: a model predicts nothing from nothing."""
         if tokens.prompt:
             return tokens
         known = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, 0)

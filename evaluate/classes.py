@@ -39,4 +39,4 @@ def _label(row: Row, numbers: dict[str, int], count: int) -> int:
         return numbers[label]
     if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < count:
         return label
-    raise DataError(f"`label` of {row.what} is `{label}`, which is none of the model's {count} classes")
+    raise DataError(f"`label` of {row.what} is `{label}`, which is not one of the model's {count} classes")

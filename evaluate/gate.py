@@ -35,7 +35,7 @@ class Limit:
         found = PATTERN.fullmatch(text.strip())
         if found is None:
             known = "`h-score=0.9*base`, `target>=0.97*tuned`, `prose=base-1`, `avg=40`"
-            raise MethodError(f"`{text}` is no limit", hint=f"such are {known}")
+            raise MethodError(f"`{text}` is not a limit", hint=f"limits look like {known}")
         offset = (found["change"] or "0").replace(" ", "") if found["value"] is None else found["value"]
         return cls(
             text=text.strip(),

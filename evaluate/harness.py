@@ -15,7 +15,7 @@ def score_by_harness(task: Harness, model: LiveModel, *, batch_size: int, folder
     """Return what lm-evaluation-harness makes of the live model on one of its tasks.
 
     Raises:
-        ModelError: It is not installed, or the model is none that it can run.
+        ModelError: It is not installed, or cannot run the model.
         DataError: It has no such task or metric.
     """
     try:

@@ -79,7 +79,7 @@ MEASURES = (
 
 
 def heat_maps(records: Sequence[TensorRecord]) -> list[HeatMap]:
-    """Return the maps of each stack of numbered layers; tensors outside of such are in the page's table."""
+    """Return the maps of each stack of numbered layers; other tensors are in the page's table."""
     stacks: dict[str, dict[tuple[str, str], TensorRecord]] = {}
     for record in records:
         block = block_of(record.name)

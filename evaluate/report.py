@@ -72,7 +72,7 @@ def score_table(files: Iterable[Path]) -> ScoreTable | None:
     """Return what `sculpt eval --json` printed into files, side by side.
 
     Raises:
-        DataError: A file is none of these.
+        DataError: A file is something else.
     """
     columns: dict[str, Mapping[str, float]] = {}
     for file in files:
@@ -97,7 +97,7 @@ def make_report(fused: Path | str, *, scores: Sequence[Path] = ()) -> str:
 
     Raises:
         CheckpointError: The folder holds no manifest.
-        DataError: A file of scores is none.
+        DataError: A file holds no scores.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup, escape

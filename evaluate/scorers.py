@@ -61,7 +61,7 @@ class Job:
 
 
 def perplexity(task: Perplexity, job: Job) -> Scored:
-    """Foretell `text`, `completion` after `prompt`, or the last of `messages`."""
+    """Predict `text`, `completion` after `prompt`, or the last of `messages`."""
     _refuse_headless(job.model)
     wanted: list[Example] = []
     for row in job.rows:
@@ -138,7 +138,7 @@ def _right_choice(row: Row, choices: list[str]) -> int:
         return [choice.strip() for choice in choices].index(answer.strip())
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
         return answer
-    raise DataError(f"`answer` of {row.what} is `{answer}`, which is none of its {len(choices)} choices")
+    raise DataError(f"`answer` of {row.what} is `{answer}`, which is not one of its {len(choices)} choices")
 
 
 def classification(_task: Classification, job: Job) -> Scored:

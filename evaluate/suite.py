@@ -44,7 +44,7 @@ class _OnFile(_Schema):
 
 
 class Perplexity(_OnFile):
-    """How well the model foretells text, or a completion after its prompt.
+    """How well the model predicts text, or a completion after its prompt.
 
     Attributes:
         score: What counts as the score: `accuracy`, the percentage of tokens that the model ranks first; `probability`,

@@ -38,14 +38,12 @@ def run(
             return _run(checkpoint, options, output, claim, processes, resume=resume, progress=progress)
         except ReturnError as error:
             assert claim is not None
-            logger.warning(
-                "the model comes back to `%s`, so full matrices are held in memory, from the start anew", error
-            )
+            logger.warning("the model comes back to `%s`, so the run starts again with full matrices in memory", error)
             claim.empty()
             return _run(checkpoint, options, output, claim, processes, resume=False, progress=progress, in_store=False)
         except LostError as error:
             assert claim is not None
-            logger.warning("the run that was killed cannot be gone on with, so it starts anew: %s", error)
+            logger.warning("the interrupted run cannot be resumed, so it starts again: %s", error)
             claim.empty()
             return _run(checkpoint, options, output, claim, processes, resume=resume, progress=progress)
 

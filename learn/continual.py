@@ -1,4 +1,4 @@
-"""Domain-incremental learning: the adapters one after another, their coefficients learned anew at each experience."""
+"""Domain-incremental learning: the adapters one after another, their coefficients learned again at each experience."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class MergedModel:
                 f"`{unknown[0]}` is changed by an adapter and is no parameter of `{type(self.model).__name__}`"
             )
         elements = sum(self.base.tensors[name].num_elements for name in self.names)
-        # Kept where they take no more than the base itself; else made anew for each forward and backward.
+        # Kept where they take no more than the base itself; else made again for each forward and backward.
         self._caches = 4 * elements * len(adapters) <= self.base.nbytes
         by_parameter: dict[int, tuple[Tensor, list[str]]] = {}
         for name in self.names:

@@ -154,7 +154,7 @@ def _fill_the_rest(model: Any, names: NameMap, device: torch.device, seed: int) 
 
 
 def _check_missing(model: Any, missing: set[str]) -> None:
-    """Refuse a model whose body lacks weights; a head that the checkpoint lacks is made up, and said."""
+    """Refuse a model whose body lacks weights; a head that the checkpoint lacks is initialised, with a note."""
     ignored = [re.compile(pattern) for pattern in privates.may_be_missing(model)]
     missing = {name for name in missing if not any(pattern.search(name) for pattern in ignored)}
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}

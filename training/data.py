@@ -30,7 +30,7 @@ class TrainingSet(torch.utils.data.Dataset[Example]):
         left_out: How many samples had nothing to predict within the longest length.
 
     Raises:
-        DataError: A row suits the model not, or nothing is left.
+        DataError: A row does not suit the model, or no row is left.
     """
 
     def __init__(self, rows: Rows, encoder: Encoder, report: Progress = silent) -> None:

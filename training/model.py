@@ -34,7 +34,9 @@ def load_base(base: Source, *, dtype: torch.dtype) -> Any:
     """
     model = load_model(base, device="cpu", dtype=dtype, may_stream=False).model  # the Trainer moves it
     if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
-        raise ModelError(f"`{type(model).__name__}` is no decoder of text, the one kind of model that is trained here")
+        raise ModelError(
+            f"`{type(model).__name__}` is not a text decoder, the only kind of model that can be trained here"
+        )
     return model.requires_grad_(False)
 
 

@@ -1,4 +1,4 @@
-"""What looks on while a Trainer trains."""
+"""Callbacks that watch a Trainer: progress, and losses that are not finite."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def settle(folder: Path, plan: dict[str, Any], *, resume: bool, writes: bool) ->
     """Make the folder of checkpoints, or return the last whole one of a run with the same plan.
 
     Args:
-        resume: False begins anew.
+        resume: False starts again.
         writes: Whether this is the process that makes the folder.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a checkpoint scores: the target task by teacher forcing, general text and names by foretelling them."""
+"""What a checkpoint scores: the target task by teacher forcing, general text and names by predicting them."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def digit_counts(
     rest = (place_bits or score_bits) - found
     rows = []
     for search in searches:
-        if stored_bits > score_bits:  # in vain: the search begins again
+        if stored_bits > score_bits:  # the histogram was of too few bits: the search starts again
             rows.append(xp.zeros(BINS, dtype=xp.int32, device=streams[0].device))
             continue
         bits = _bits_of(streams[search.stream], score_bits)

@@ -104,7 +104,7 @@ def _candidates(shape: tuple[int, ...], curvature: Curvature, *, first: int) -> 
 
 
 def check_matrix(name: str, matrix: np.ndarray) -> None:
-    """Refuse a Σ x·xᵀ that is none.
+    """Refuse a matrix that cannot be a Σ x·xᵀ.
 
     Args:
         matrix: (width, width).

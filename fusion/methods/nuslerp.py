@@ -30,7 +30,7 @@ from .slerp import interpolated
 
 Vectors = Literal["tensor", "rows", "columns"]
 Origin = Literal["base", "zero"]
-PARALLEL = 1e-16  # sin² of an angle that is none
+PARALLEL = 1e-16  # sin² of an angle that counts as zero
 
 
 def slerp_along(one: Any, other: Any, t: float, axis: int) -> Any:

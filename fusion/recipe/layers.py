@@ -45,7 +45,7 @@ def stacks(names: Iterable[str]) -> dict[str, int]:
 
 
 def stack_of(names: Iterable[str], config: Mapping[str, Any] | None) -> tuple[str, int] | None:
-    """Return the one stack that slices are taken of, (prefix, number of layers), or None where it is not plain.
+    """Return the one stack that slices are taken of, (prefix, number of layers), or None where that is ambiguous.
 
     It is the stack whose number of layers the configuration confirms; without one, the only stack there is.
     """

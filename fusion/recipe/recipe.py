@@ -109,7 +109,7 @@ class Recipe:
         base: What deltas are taken from; None for methods that average models.
         models: Those that are merged whole, or none where `slices` say what each layer is made of.
         parameters: What `settings` may hold.
-        defaults: Options that the schema's dialect has otherwise than sculpt.
+        defaults: Options whose defaults differ in the schema's dialect.
         adjust: Makes a method's options of what the parameters gave.
         overrides: Options that win over all others.
         keep: Globs of tensors that are copied, and from where.

@@ -92,9 +92,7 @@ def match_slices(recipe: Recipe, opened: Mapping[ModelName, Source]) -> Sliced:
     stack = {name: stack_of(checkpoint.tensors, checkpoint.config) for name, checkpoint in opened.items()}
     for name, found in stack.items():
         if found is None:
-            raise MethodError(
-                f"which layers `layer_range` counts is not plain in `{name}`: it has several stacks of layers"
-            )
+            raise MethodError(f"`layer_range` is ambiguous in `{name}`, which has several stacks of layers")
     counts = {name: found[1] for name, found in stack.items() if found is not None}
     prefixes = {name: found[0] for name, found in stack.items() if found is not None}
     order: list[ModelName] = list(dict.fromkeys([*([recipe.base] if recipe.base else []), *recipe.named_models()]))

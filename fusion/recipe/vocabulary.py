@@ -65,14 +65,14 @@ def vocabulary_rows(checkpoint: Source) -> int:
     """Return the number of rows of a model's embedding.
 
     Raises:
-        MethodError: No tensor is told to be the embedding.
+        MethodError: No tensor is known to be the embedding.
     """
     sizes = config_values(checkpoint.config, "vocab_size")
     rows = {info.shape[0] for name, info in checkpoint.tensors.items() if is_vocabulary(name) and info.shape}
     found = rows & sizes or rows
     if len(found) != 1:
         raise MethodError(
-            f"`{checkpoint.ref}`: which tensor holds the vocabulary is not plain, so it cannot be aligned"
+            f"`{checkpoint.ref}`: it is unclear which tensor holds the vocabulary, so it cannot be aligned"
         )
     return next(iter(found))
 

@@ -54,7 +54,7 @@ def verify(output: Path | str, inputs: Sequence[Path | str] = ()) -> Verified:
         checkpoint = open_checkpoint(path, manifest.inputs[0].path)
         record = next((found for found in manifest.inputs if found.fingerprint == checkpoint.fingerprint), None)
         if record is None:
-            raise CheckpointError(f"`{path}` is none of the checkpoints that `{folder}` was made from")
+            raise CheckpointError(f"`{path}` is not one of the checkpoints that `{folder}` was made from")
         where = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
         nbytes += _check(where, record.files)
         num_files += len(record.files)

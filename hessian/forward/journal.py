@@ -54,7 +54,7 @@ class Journal:
         self.passed = list(state["passed"])
         self._count = state["count"]
         self._files = dict(state["statistics"])
-        self._uses = dict.fromkeys(self._files, 0)  # what is restored counts from nought
+        self._uses = dict.fromkeys(self._files, 0)  # what is restored counts from zero
         return True
 
     def discard(self) -> None:

@@ -21,7 +21,7 @@ from .statistics import ParameterStatistics
 
 
 @dataclass(frozen=True)
-class _Given:
+class _HandedOut:
     """An assembly whose statistics were handed out, and how many uses they counted."""
 
     assembly: Assembly
@@ -43,7 +43,7 @@ class Collector:
         self.statistics = statistics
         self.wanted = wanted
         self._pending = list(skeleton.names.assemblies)
-        self._given: list[_Given] = []
+        self._given: list[_HandedOut] = []
         self._targets = {name: r.targets for r in skeleton.names.assemblies for name in r.source_names}
         self._twins = self._find_twins(skeleton)
 
@@ -83,7 +83,7 @@ class Collector:
             if still_open.intersection(assembly.targets) or held.intersection(assembly.source_names):
                 self._pending.append(assembly)
                 continue
-            self._given.append(_Given(assembly, self._uses(assembly)))
+            self._given.append(_HandedOut(assembly, self._uses(assembly)))
             found |= self._curvatures(assembly)
             if once:
                 self._forget_grams(assembly)

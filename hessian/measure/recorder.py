@@ -62,7 +62,7 @@ class _Inputs:
         )
 
 
-Rule = Callable[["Recorder", Any, Sequence[Any], dict[str, Any]], Any]
+OperatorRule = Callable[["Recorder", Any, Sequence[Any], dict[str, Any]], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class RuleTable:
         views: Those that give a part of it, which is known by its storage.
     """
 
-    rules: Mapping[Any, Rule]
+    rules: Mapping[Any, OperatorRule]
     products: Collection[Any]
     views: Collection[Any]
 

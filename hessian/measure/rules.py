@@ -15,7 +15,7 @@ from torch import Tensor
 from ...live.privates import TO_COPY, UNSAFE_VIEW, newer_operator
 from . import elementwise, moments
 from .gram import own_rows
-from .recorder import Recorder, Rule, RuleTable, Use
+from .recorder import OperatorRule, Recorder, RuleTable, Use
 from .rule_parts import counts_of, record_bias, total_of
 
 aten = torch.ops.aten
@@ -198,7 +198,7 @@ def _copy(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, 
     return out
 
 
-_RULES: dict[Any, Rule] = {
+_RULES: dict[Any, OperatorRule] = {
     aten.mm.default: _mm,
     aten.addmm.default: _addmm,
     aten.mv.default: _mv,

@@ -49,7 +49,7 @@ def by_block(names: Iterable[str]) -> list[list[str]]:
 
 
 @dataclass(frozen=True)
-class _Region:
+class _Extent:
     """Where a matrix lies in the file."""
 
     start: int
@@ -60,7 +60,7 @@ class GramStore:
     """A file of float32 matrices, one copy for tensors that see the same inputs.
 
     Args:
-        file: To be made, or to be gone on with.
+        file: To be made, or to be continued.
         state: What `state` returned when the run was interrupted; what was written after that is cut off.
 
     Raises:
@@ -70,8 +70,8 @@ class GramStore:
     def __init__(self, file: Path, state: Mapping[str, Any] | None = None) -> None:
         self.file = file
         self._end = 0 if state is None else int(state["end"])
-        self._places = {name: _Region(start, tuple(shape)) for name, start, shape in (state or {}).get("places", ())}
-        self._views: dict[_Region, np.ndarray] = {}
+        self._places = {name: _Extent(start, tuple(shape)) for name, start, shape in (state or {}).get("places", ())}
+        self._views: dict[_Extent, np.ndarray] = {}
         if self._end and (not file.exists() or file.stat().st_size < self._end):
             raise LostError(f"`{file}` does not hold what was written to it")
         if file.exists():
@@ -91,7 +91,7 @@ class GramStore:
         Raises:
             OutputError: The disk is full.
         """
-        written: dict[int, _Region] = {}
+        written: dict[int, _Extent] = {}
         found: dict[str, Curvature] = {}
         for name, curvature in curvatures.items():
             gram = curvature.gram
@@ -102,8 +102,8 @@ class GramStore:
             found[name] = replace(curvature, gram=self._view(name))
         return found
 
-    def _write(self, gram: np.ndarray) -> _Region:
-        place = _Region(self._end, gram.shape)
+    def _write(self, gram: np.ndarray) -> _Extent:
+        place = _Extent(self._end, gram.shape)
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("r+b" if self.file.exists() else "w+b") as stream:

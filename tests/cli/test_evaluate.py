@@ -102,7 +102,7 @@ def test_a_gate_that_is_passed_exits_0_and_one_that_is_not_exits_1(sculpt: Sculp
     [
         ("quiz=0.9*base", "error: `quiz=0.9*base` needs `--base`\n"),
         ("prise=3", "error: `prise=3` names no measure of the suite\n"),
-        ("quiz", "error: `quiz` is no limit\n"),
+        ("quiz", "error: `quiz` is not a limit\n"),
     ],
 )
 def test_a_gate_that_cannot_be_judged_is_refused_before_a_model_is_loaded(

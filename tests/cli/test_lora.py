@@ -102,8 +102,8 @@ REFUSALS = {
     "rank into the base": (["--rank", "4"], "makes an adapter"),
     "svd without a rank": (["--method", "svd", "--as-adapter"], "needs `--rank` or `--energy`"),
     "ties as adapter": (["--method", "ties", "--as-adapter"], "full rank"),
-    "weights": (["--weights", "1,2,3"], "weights has 3 values for 2 models"),
-    "weights as adapter": (["--weights", "1,2,3", "--as-adapter"], "weights has 3 values for 2 models"),
+    "weights": (["--weights", "1,2,3"], "`weights` has 3 values for 2 models"),
+    "weights as adapter": (["--weights", "1,2,3", "--as-adapter"], "`weights` has 3 values for 2 models"),
     "density of a sum": (["--density", "0.5"], "no meaning"),
     "dry run of an adapter": (["--as-adapter", "--dry-run"], "merging into the base"),
 }

@@ -243,7 +243,7 @@ REFUSALS = {
         "multiple-choice",
         {"prompt": "a", "choices": ["b", "c"], "answer": 2},
         DataError,
-        "`answer` of row 1 of `rows.jsonl` is `2`, which is none of its 2 choices",
+        "`answer` of row 1 of `rows.jsonl` is `2`, which is not one of its 2 choices",
     ),
     "a field that is missing": ("exact-match", {"prompt": "a"}, DataError, "row 1 of `rows.jsonl` has no `answer`"),
     "nothing to complete": (

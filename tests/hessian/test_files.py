@@ -183,7 +183,7 @@ def test_matrices_of_finished_blocks_lie_on_disk_once(tmp_path: Path) -> None:
     with Session(folder, CalibrationOptions(data=data, full=("*",))) as session:
         session.gram_file = tmp_path / "grams.bin"
         for block in session.blocks(may_return=True):
-            for name, curvature in block.curvatures.items():
+            for name, curvature in block.items():
                 assert curvature.gram is None or isinstance(curvature.gram.base, np.memmap), name
                 assert not any("gram" in key for key in session.weights.statistics()[name].dump()), name
     written = calibrate(folder, data=data, full=["*"], output=tmp_path / "h.safetensors")

@@ -40,7 +40,7 @@ def test_only_changed_measures_what_differs_and_reads_no_further(tmp_path: Path)
     base = edit(folder, tmp_path / "base", {name: tensors[name] + 1})
     whole = calibrate(folder, data=data)
     with Session(folder, CalibrationOptions(data=data, only_changed=base)) as session:
-        found = {key: value for block in session.blocks() for key, value in block.curvatures.items()}
+        found = {key: value for block in session.blocks() for key, value in block.items()}
         reasons = session.collector.why_missing(found)
         reads = session.weights.reads
     assert set(found) == {name}
@@ -106,7 +106,7 @@ def test_activations_that_go_to_disk_change_no_bit(name: str, tmp_path: Path, mo
     folder, data = zoo.settle(zoo.ALL[name], tmp_path)
     kept = calibrate(folder, data=data)
     with Session(folder, CalibrationOptions(data=data, memory=0)) as session:
-        found = {key: value for block in session.blocks() for key, value in block.curvatures.items()}
+        found = {key: value for block in session.blocks() for key, value in block.items()}
         assert session.activations.bytes_spilled > 0
         assert session.activations.bytes_held == 0
     assert all(np.array_equal(found[key].terms[0], kept[key].terms[0]) for key in kept)
@@ -260,7 +260,7 @@ def test_another_class_can_be_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", ["samples", "max_length", "batch_size"])
 def test_counts_below_one_are_refused(option: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"`{option}` is 0"):
+    with pytest.raises(DataError, match=f"`{option}` must be at least 1, got 0"):
         calibrate(tmp_path, **{option: 0})
 
 

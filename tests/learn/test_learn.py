@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -235,7 +236,8 @@ def test_rows_become_samples(made, tmp_path):
             read_buffer(write_rows(tmp_path / "c.jsonl", [row]), encoder, classifies=classifies)
 
 
-def test_a_model_that_cannot_be_run_is_refused(made):
+def test_weights_without_a_configuration_are_refused(made, tmp_path):
     base, _ = made["llama"]
+    alone = shutil.copy(base.files[0], tmp_path)
     with pytest.raises(ModelError, match=r"config\.json"):
-        MergedModel(Checkpoint(base.files[0]), Thinning())
+        MergedModel(Checkpoint(alone), Thinning())

@@ -1,0 +1,75 @@
+"""Run a fuse, and print what it adds to the process's private memory beside what it is billed: see test_memory.py.
+
+Statistics and torch are there before, and do not count.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import sculpt
+from sculpt.fusion.arithmetic.curvature import Curvature
+from sculpt.fusion.methods import METHODS
+from sculpt.fusion.run.fuse import Prepared, execute, prepare
+
+BUDGET = 500_000_000
+
+
+def anonymous() -> int:
+    """Return the bytes of private memory."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def statistics(prepared: Prepared, width: int) -> dict[str, tuple[Curvature, ...]]:
+    """Return full statistics of every model, and have torch loaded with what it keeps."""
+    import torch
+
+    torch.linalg.cholesky_ex(torch.eye(64, dtype=torch.float64))
+    _ = torch.ones(64, 64) @ torch.ones(64, 64)
+    x = np.random.default_rng(0).standard_normal((width, width)).astype("f4")
+    gram = x.T @ x
+    term = np.diagonal(gram)[None].astype("f8")
+    return {
+        step.name: tuple(
+            Curvature(terms=(term,), num_tokens=width, gram=gram.copy()) for _ in range(len(step.tuned) + 1)
+        )
+        for step in prepared.plan.steps
+    }
+
+
+def main() -> None:
+    """Run it."""
+    folder, method, num_tuned = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    options, protection = json.loads(sys.argv[4]), json.loads(sys.argv[5])
+    settings = sculpt.Settings(
+        threads=3, memory=BUDGET, protection=sculpt.Protection(**protection) if protection is not None else None
+    )
+    tuned = [folder / f"{k}.safetensors" for k in range(1, num_tuned + 1)]
+    kind = METHODS[method](**options)
+    prepared = prepare(folder / "0.safetensors", tuned, output=folder / "out", method=kind, settings=settings)
+    full = kind.needs_gram or protection is not None
+    curvature = statistics(prepared, prepared.plan.steps[0].shape[-1]) if full else None
+    bill = prepared.bill(prepared.backend())
+    before, peak, over = anonymous(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not over.is_set():
+            peak = max(peak, anonymous())
+            time.sleep(0.001)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    execute(prepared, curvature=curvature)
+    over.set()
+    watcher.join()
+    print(json.dumps({"added": peak - before, "billed": bill.tiles + bill.whole}))
+
+
+main()

@@ -1,0 +1,57 @@
+"""What a run takes of memory against what its plan says: each method in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from sculpt.fusion.methods import METHODS
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+SHAPE = (1500, 1500)
+# Methods that look at more than a row at a time are here in the form that does; a protection stands before one.
+CASES: dict[str, tuple[str, int, dict[str, object], dict[str, object] | None]] = {
+    **{name: (name, max(1, found.min_models), {}, None) for name, found in METHODS.items() if name != "passthrough"},
+    "nuslerp of columns": ("nuslerp", 2, {"vectors": "columns"}, None),
+    "model-stock of rows": ("model-stock", 2, {"filter_wise": True}, None),
+    "ties of three": ("ties", 3, {}, None),
+    "regmean of three": ("regmean", 3, {}, None),
+    "protected": ("task-arithmetic", 1, {"scale": 1.0}, {"weight": 1.0}),
+    "protected in blocks": ("task-arithmetic", 1, {"scale": 1.0}, {"curvature": "block:500"}),
+    "protected from two": ("task-arithmetic", 2, {"scale": 1.0}, {"weight": 1.0}),
+    "protected, then DARE": ("dare", 1, {}, {"weight": 1.0}),
+}
+
+
+@pytest.fixture(scope="module", name="folder")
+def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of a base and three fine-tunes, each with four matrices."""
+    folder = tmp_path_factory.mktemp("memory")
+    base = {f"layers.{k}.weight": np.random.default_rng(k).standard_normal(SHAPE).astype("f4") for k in range(4)}
+    for model in range(4):
+        rng = np.random.default_rng(100 + model)
+        changed = {name: a + rng.standard_normal(SHAPE).astype("f4") / 100 if model else a for name, a in base.items()}
+        save_file(changed, folder / f"{model}.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_takes_what_its_plan_says(case: str, folder: Path, tmp_path: Path) -> None:
+    method, num_tuned, options, protection = CASES[case]
+    for file in folder.glob("*.safetensors"):
+        (tmp_path / file.name).symlink_to(file)
+    arguments = [str(tmp_path), method, str(num_tuned), json.dumps(options), json.dumps(protection)]
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("memory_of.py"), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["added"] <= 1.2 * found["billed"], found
