@@ -46,15 +46,16 @@ def mean_matrices(group: Group, stack: int, device: Any) -> list[Any]:
             continue
         one = curvature.gram[stack] if curvature.gram.ndim == 3 else curvature.gram
         check_matrix(group.name, one)
-        found.append(torch.from_numpy(one.astype(np.float64)).to(device) / curvature.num_tokens)
+        found.append(torch.from_numpy(one.astype(np.float64)).to(device).div_(curvature.num_tokens))
     return found
 
 
-def mixings(name: str, matrices: Sequence[Any], *, hint: str) -> list[Any]:
-    """Return `A_k·(Σ_j A_j)⁻¹` of each matrix, float64 torch tensors of shape (width, width); they add up to I.
+def mixings(name: str, matrices: list[Any], *, dtype: Any, hint: str) -> list[Any]:
+    """Return `A_k·(Σ_j A_j)⁻¹` of each matrix, torch tensors of shape (width, width); they add up to I.
 
     Args:
-        matrices: Symmetric float64 torch tensors, positive definite together.
+        matrices: Symmetric float64 torch tensors, positive definite together. The list is emptied.
+        dtype: torch's, of what comes back.
         hint: What helps where they are not.
 
     Raises:
@@ -68,5 +69,9 @@ def mixings(name: str, matrices: Sequence[Any], *, hint: str) -> list[Any]:
     factor, failed = torch.linalg.cholesky_ex(total)
     if int(failed) or not bool(torch.isfinite(factor).all()):
         raise MethodError(f"the curvature of `{name}` cannot be factorised", hint=hint)
-    # A_k·S⁻¹ is the transpose of S⁻¹·A_k, as both are symmetric.
-    return [torch.cholesky_solve(matrix, factor).T for matrix in matrices]
+    del total
+    found = []
+    while matrices:  # each is let go of before the next is solved for
+        # A_k·S⁻¹ is the transpose of S⁻¹·A_k, as both are symmetric.
+        found.append(torch.cholesky_solve(matrices.pop(0), factor).T.to(dtype))
+    return found

@@ -129,7 +129,7 @@ def mixing_blocks(
     symmetric.
 
     Args:
-        target, general: E[x·xᵀ], float64 torch tensors of shape (width, width), not yet ridged.
+        target, general: E[x·xᵀ], float64 torch tensors of shape (width, width), not yet ridged. They are used up.
         mean_target, mean_general: Mean diagonals that the ridges are fractions of.
 
     Raises:
@@ -143,7 +143,7 @@ def mixing_blocks(
     for start in range(0, width, size):
         part = slice(start, min(start + size, width))
         # The matrices are large: each is changed in place, and let go of once it has been used.
-        a, both = target[part, part].clone(), general[part, part].clone()
+        a, both = target[part, part], general[part, part]
         a.diagonal().add_(protection.ridge * mean_target)
         both.diagonal().add_(protection.ridge * mean_general)
         both.mul_(protection.weight).add_(a)

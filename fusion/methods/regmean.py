@@ -121,7 +121,8 @@ class RegMean(Method):
             matrix.diagonal()[unseen] = weight
         hint = "a smaller alpha makes it positive definite"
         wanted = torch.float64 if dtype == np.float64 else torch.float32
-        return [mixing.to(wanted).to(device) for mixing in mixings(group.name, found, hint=hint)]
+        del measured
+        return [mixing.to(device) for mixing in mixings(group.name, found, dtype=wanted, hint=hint)]
 
     def reduce(self, num_elements: int) -> Reduction:  # noqa: ARG002 (the tensor has been made whole)
         """Return the map at once."""

@@ -172,7 +172,7 @@ class Protector:
             one = gram[stack] if gram.ndim == 3 else gram
             check_matrix(group.name, one)
             diagonal = np.diagonal(gram, axis1=-2, axis2=-1)
-            matrices.append(torch.from_numpy(one.astype(np.float64)).to(device) / side.num_tokens)
+            matrices.append(torch.from_numpy(one.astype(np.float64)).to(device).div_(side.num_tokens))
             means.append(float(diagonal.mean(dtype=np.float64)) / side.num_tokens)
         blocks = mixing_blocks(
             group.name, matrices[0], matrices[1], self.protection, mean_target=means[0], mean_general=means[1]

@@ -48,7 +48,9 @@ def main() -> None:
     folder, method, num_tuned = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     options, protection = json.loads(sys.argv[4]), json.loads(sys.argv[5])
     settings = sculpt.Settings(
-        threads=3, memory=BUDGET, protection=sculpt.Protection(**protection) if protection is not None else None
+        threads=int(sys.argv[6]) if len(sys.argv) > 6 else 3,
+        memory=BUDGET,
+        protection=sculpt.Protection(**protection) if protection is not None else None,
     )
     tuned = [folder / f"{k}.safetensors" for k in range(1, num_tuned + 1)]
     kind = METHODS[method](**options)
