@@ -47,8 +47,13 @@ EXAMPLES = {
     "dare": ["sculpt dare base/ sft/ --sparsity 0.9 --scale 1.0"],
     "dare-ties": ["sculpt dare-ties base/ code/ math/ --sparsity 0.8 --weights 1,0.5"],
     "della": ["sculpt della base/ code/ math/ --density 0.3"],
+    "fisher": ["sculpt fisher base/ code/ math/ --hessian code.safetensors --hessian math.safetensors"],
     "linear": ["sculpt linear one/ two/ three/ --weights 2,1,1"],
     "model-stock": ["sculpt model-stock base/ run1/ run2/ run3/"],
+    "regmean": [
+        "sculpt regmean base/ code/ math/ --data code.jsonl --data math.jsonl",
+        "sculpt regmean base/ code/ math/ --hessian full-code.safetensors --hessian full-math.safetensors --alpha 0.5",
+    ],
     "saliency": ["sculpt saliency base/ sft/ --density 0.1 --hessian hessian.safetensors"],
     "slerp": ["sculpt slerp one/ two/ --t 0.3"],
     "tailor": [

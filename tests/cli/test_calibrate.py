@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
 import typer
-from sculpt.cli import calibrate
+from safetensors.numpy import load_file
+from sculpt.cli import calibrate, fuse
 from sculpt.fusion.errors import CurvatureError, DataError, OutputError
 from sculpt.hessian import DiagonalHessian
 from typer.testing import CliRunner, Result
@@ -18,6 +20,7 @@ from typer.testing import CliRunner, Result
 def run(*arguments: str | Path) -> Result:
     app = typer.Typer()
     calibrate.register(app)
+    fuse.register(app)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
@@ -95,3 +98,36 @@ def test_counts_below_one_are_refused(option: str, model: Path) -> None:
     refused = run("calibrate", "sft", "--data", "one.jsonl", option, "0")
     assert isinstance(refused.exception, DataError)
     assert "must be at least 1, got 0" in str(refused.exception)
+
+
+@pytest.mark.parametrize("method", ["fisher", "regmean"])
+def test_several_models_each_have_statistics_of_their_own(method: str, model: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    loaded = transformers.LlamaForCausalLM.from_pretrained(model)
+    for name in ("math", "code"):
+        with torch.no_grad():
+            for parameter in loaded.parameters():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        loaded.save_pretrained(tmp_path / name)
+    for name, data in (("math", "one"), ("code", "two")):
+        assert run("calibrate", name, "--data", f"{data}.jsonl", "--full", "*", "-o", f"{name}.h").exit_code == 0
+    options = {
+        "file": ["--hessian", "math.h", "--hessian", "code.h"],
+        "data": ["--data", "one.jsonl", "--data", "two.jsonl"],
+        "same": ["--data", "one.jsonl"],  # for both
+    }
+    found = {}
+    for output, given in options.items():
+        done = run(method, "sft", "math", "code", *given, "-o", output)
+        assert done.exit_code == 0, done.exception
+        found[output] = load_file(tmp_path / output / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert all(found["file"][key].tobytes() == found["data"][key].tobytes() for key in found["file"])
+    assert found["file"][name].tobytes() != found["same"][name].tobytes()
+    if method == "fisher":
+        math, code = (load_file(tmp_path / folder / "model.safetensors")[name] for folder in ("math", "code"))
+        one, two = (DiagonalHessian.load(file)[name] for file in ("math.h", "code.h"))
+        one, two = (np.asarray(seen.terms[0]) / seen.num_tokens for seen in (one, two))
+        np.testing.assert_allclose(found["file"][name], (one * math + two * code) / (one + two), rtol=1e-4, atol=1e-6)
+    refused = run(method, "sft", "math", "code", "--hessian", "code.h", "--hessian", "math.h", "-o", "swapped")
+    assert isinstance(refused.exception, CurvatureError)

@@ -59,7 +59,7 @@ REFUSALS = {
     "nothing there": (["fuse", "nowhere", "sft"], "error: `nowhere` does not exist\n"),
     "sparsity in percent": (
         ["fuse", "base", "sft", "--sparsity", "90"],
-        "error: sparsity must lie between 0 and 1, got 90\n\nhint: did you mean 0.9?\n",
+        "error: `--sparsity` must lie between 0 and 1, got 90\n\nhint: did you mean 0.9?\n",
     ),
     "inside an input": (
         ["dare", "base", "sft", "-o", "base/out"],
