@@ -35,6 +35,7 @@ class Method(ABC):
     # what a run is billed for. A test measures both.
     bytes_per_element: ClassVar[int] = 160
     bytes_per_input_pair: ClassVar[int] = 0
+    bytes_per_model_pair: ClassVar[int] = 0  # of such a pair, more for each tuned model
 
     @abstractmethod
     def reduce(self, num_elements: int) -> Reduction:

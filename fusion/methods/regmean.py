@@ -50,7 +50,8 @@ class RegMean(Method):
     per_model: ClassVar[tuple[str, ...]] = ("weights",)
     loads_torch: ClassVar[bool] = True
     bytes_per_element: ClassVar[int] = 16
-    bytes_per_input_pair: ClassVar[int] = 48
+    bytes_per_input_pair: ClassVar[int] = 32
+    bytes_per_model_pair: ClassVar[int] = 24
 
     def __post_init__(self) -> None:
         averages("weights", self.weights)

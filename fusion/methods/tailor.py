@@ -115,8 +115,8 @@ class Tailor(Method):
     source: ClassVar[str] = "arXiv:2402.12048"
     uses_curvature: ClassVar[bool] = True
     needs_gram: ClassVar[bool] = True
-    bytes_per_element: ClassVar[int] = 48
-    bytes_per_input_pair: ClassVar[int] = 64
+    bytes_per_element: ClassVar[int] = 24
+    bytes_per_input_pair: ClassVar[int] = 40
 
     def __post_init__(self) -> None:
         fraction("sparsity", self.sparsity)

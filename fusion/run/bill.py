@@ -65,7 +65,8 @@ def whole_bytes(step: Step, method: Method, protection: Protection | None) -> in
         total += pairs * 16 + block * PAIR_BYTES + 4 * MIXINGS * num_models * pairs
     if method.region(group) == "matrix":
         each = method.bytes_per_element + MODEL_BYTES * (num_models - 1) + WHOLE_BYTES
-        total += each * step.num_fused + (method.bytes_per_input_pair * pairs if is_matrix else 0)
+        of_pair = method.bytes_per_input_pair + method.bytes_per_model_pair * num_models
+        total += each * step.num_fused + (of_pair * pairs if is_matrix else 0)
     return total
 
 

@@ -16,7 +16,11 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 SHAPE = (1500, 1500)
 # Methods that look at more than a row at a time are here in the form that does; a protection stands before one.
 CASES: dict[str, tuple[str, int, dict[str, object], dict[str, object] | None]] = {
-    **{name: (name, max(1, found.min_models), {}, None) for name, found in METHODS.items() if name != "passthrough"},
+    **{
+        name: (name, max(1, found().model_range[0]), {}, None)
+        for name, found in METHODS.items()
+        if name != "passthrough"
+    },
     "nuslerp of columns": ("nuslerp", 2, {"vectors": "columns"}, None),
     "model-stock of rows": ("model-stock", 2, {"filter_wise": True}, None),
     "ties of three": ("ties", 3, {}, None),
