@@ -26,6 +26,7 @@ from .options import (
     TunedPath,
     TunedPaths,
     protection_of,
+    refuse_idle,
 )
 
 if TYPE_CHECKING:
@@ -112,13 +113,15 @@ def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool,
     from . import fuse_view
     from .console import print_json, progress_bar, say
 
+    protects = prepared.settings.protection is not None
+    if not (prepared.method.uses_curvature or protects):
+        refuse_idle(calibration, prepared.method)
+    calibration = replace(calibration, seed=prepared.settings.seed, device=prepared.settings.device)
     if dry_run:
         print_json(fuse_view.plan_json(prepared)) if json else fuse_view.show_plan(prepared)
         return
-    calibration = replace(calibration, seed=prepared.settings.seed, device=prepared.settings.device)
     for note in prepared.plan.notes:
         say(f"note: {note}")
-    protects = prepared.settings.protection is not None
     measures = (prepared.method.uses_curvature or protects) and calibration.enabled and calibration.hessian is None
     if measures:
         data = calibration.data if isinstance(calibration.data, (list, tuple)) else [calibration.data]

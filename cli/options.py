@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ..fusion.arithmetic.two_sided import Protection
+from ..fusion.methods import Method
 from ..fusion.plan.step import Policies, Selection
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
@@ -86,6 +87,23 @@ PROTECTION = FlagGroup(
     panel="Protection",
     flags={"weight": "protect_weight", "ridge": "protect_ridge", "scores": "protect_scores"},
 )
+
+
+def refuse_idle(calibration: Calibration, method: Method) -> None:
+    """Refuse options of a calibration that a method has no use for, where no base is protected.
+
+    Raises:
+        MethodError: One was given.
+    """
+    from ..fusion.errors import MethodError
+
+    unset = Calibration()
+    for field, parameter in CALIBRATION.fields:
+        if getattr(calibration, field.name) != getattr(unset, field.name):
+            raise MethodError(
+                f"`{flag_of(parameter)}` has no effect on {method.title} without `--protect`",
+                hint="its deltas do not depend on what a model's inputs are",
+            )
 
 
 def flag_named(option: str) -> str:

@@ -11,7 +11,7 @@ import torch
 import transformers
 import typer
 from safetensors.numpy import load_file
-from sculpt.cli import calibrate, fuse
+from sculpt.cli import calibrate, fuse, merge
 from sculpt.fusion.errors import CurvatureError, DataError, OutputError
 from sculpt.hessian import DiagonalHessian
 from typer.testing import CliRunner, Result
@@ -21,6 +21,7 @@ def run(*arguments: str | Path) -> Result:
     app = typer.Typer()
     calibrate.register(app)
     fuse.register(app)
+    merge.register(app)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
@@ -100,8 +101,8 @@ def test_counts_below_one_are_refused(option: str, model: Path) -> None:
     assert "must be at least 1, got 0" in str(refused.exception)
 
 
-@pytest.mark.parametrize("method", ["fisher", "regmean"])
-def test_several_models_each_have_statistics_of_their_own(method: str, model: Path, tmp_path: Path) -> None:
+def add_fine_tunes(model: Path, tmp_path: Path) -> None:
+    """Write two fine-tunes of a model, `math` and `code`."""
     torch.manual_seed(1)
     loaded = transformers.LlamaForCausalLM.from_pretrained(model)
     for name in ("math", "code"):
@@ -109,6 +110,40 @@ def test_several_models_each_have_statistics_of_their_own(method: str, model: Pa
             for parameter in loaded.parameters():
                 parameter.add_(0.02 * torch.randn_like(parameter))
         loaded.save_pretrained(tmp_path / name)
+
+
+def test_any_method_takes_protected_deltas_of_several_models(model: Path, tmp_path: Path) -> None:
+    add_fine_tunes(model, tmp_path)
+    data = ["--data", "one.jsonl", "--data", "two.jsonl"]
+    options = {
+        "plain": ["--density", "0.5"],
+        "free": ["--density", "0.5", *data, "--protect", "one.jsonl", "--protect-weight", "0"],
+        "protected": ["--density", "0.5", *data, "--protect", "one.jsonl"],
+    }
+    (tmp_path / "recipe.yaml").write_text(
+        "method: ties\nbase: sft\nmodels: [math, code]\noptions: {density: 0.5}\n"
+        "calibration: {data: [one.jsonl, two.jsonl], protect: one.jsonl}\n"
+    )
+    found = {}
+    for output, given in options.items():
+        done = run("ties", "sft", "math", "code", *given, "-o", output)
+        assert done.exit_code == 0, done.exception
+        found[output] = load_file(tmp_path / output / "model.safetensors")
+    assert run("merge", "recipe.yaml", "-o", "by-recipe").exit_code == 0
+    found["by-recipe"] = load_file(tmp_path / "by-recipe" / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert all(found["free"][key].tobytes() == found["plain"][key].tobytes() for key in found["plain"])
+    assert all(found["by-recipe"][key].tobytes() == found["protected"][key].tobytes() for key in found["plain"])
+    distances = {
+        output: np.linalg.norm(found[output][name] - load_file(model / "model.safetensors")[name])
+        for output in ("plain", "protected")
+    }
+    assert 0 < distances["protected"] < distances["plain"]
+
+
+@pytest.mark.parametrize("method", ["fisher", "regmean"])
+def test_several_models_each_have_statistics_of_their_own(method: str, model: Path, tmp_path: Path) -> None:
+    add_fine_tunes(model, tmp_path)
     for name, data in (("math", "one"), ("code", "two")):
         assert run("calibrate", name, "--data", f"{data}.jsonl", "--full", "*", "-o", f"{name}.h").exit_code == 0
     options = {

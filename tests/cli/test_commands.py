@@ -83,6 +83,10 @@ REFUSALS = {
         ["fuse", "base", "sft", "--protect-weight", "3"],
         "error: `--protect-weight` has no effect without `--protect`\n\nhint: ",
     ),
+    "statistics without a use": (
+        ["dare", "base", "sft", "--data", "x"],
+        "error: `--data` has no effect on DARE without `--protect`\n\nhint: ",
+    ),
     "no such curvature": (
         ["fuse", "base", "sft", "--protect", "default", "--curvature", "half"],
         "error: `--curvature` must be full, diagonal or block:N such as block:512, got `half`\n",
