@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ SIZES = {**tiny.SIZES, "vocab_size": len(WORDS), "pad_token_id": 0, "bos_token_i
 PICTURE = tiny.picture(0)
 USER = {"role": "user", "content": "what is two plus two?"}
 SHOWN = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is two plus two?"}]}
+HOLDING = {"role": "user", "content": [{"type": "image", "image": PICTURE}, SHOWN["content"][1]]}
 SAID = {"role": "assistant", "content": "four."}
 SAID_IN_PARTS = {"role": "assistant", "content": [{"type": "text", "text": "four."}]}
 ASKED = "<s> user what is two plus two ? </s> assistant"
@@ -78,6 +79,17 @@ IMAGES = {
         SHOWN_AND_ASKED,
         "four . </s>",
     ),
+    "an image that a message holds": ({"messages": [HOLDING, SAID_IN_PARTS]}, SHOWN_AND_ASKED, "four . </s>"),
+    "an image that a prompt's message holds": (
+        {"prompt": [HOLDING], "completion": [SAID_IN_PARTS]},
+        SHOWN_AND_ASKED,
+        "four . </s>",
+    ),
+    "an image that a prompt's message holds, and a text": (
+        {"prompt": [HOLDING], "completion": "four."},
+        SHOWN_AND_ASKED,
+        "four . </s>",
+    ),
 }
 ROWS = {**TEXTS, **CHATS, **IMAGES}
 
@@ -86,13 +98,13 @@ def ids(text: str) -> list[int]:
     return [WORDS.index(word) for word in text.split()]
 
 
-def tokenizer() -> Any:
-    """Return a tokenizer of words and punctuation, which puts `<s>` and `</s>` around every text."""
+def tokenizer(around: str = "<s> $A </s>") -> Any:
+    """Return a tokenizer of words and punctuation, and what it puts around every text."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     words: Any = Tokenizer(models.WordLevel({word: k for k, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    words.post_processor = processors.TemplateProcessing(around, special_tokens=[("<s>", 1), ("</s>", 2)])
     found = transformers.PreTrainedTokenizerFast(
         tokenizer_object=words,
         pad_token="<pad>",
@@ -147,8 +159,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(folder=folder, model=model.eval())
 
 
-def made_for(row: dict[str, Any], text: Made, pictures: Made) -> Made:
-    return pictures if "image" in row or "images" in row else text
+def made_for(case: str, text: Made, pictures: Made) -> Made:
+    return pictures if case in IMAGES else text
 
 
 def marked(example: Example) -> tuple[list[int], list[int]]:
@@ -183,6 +195,26 @@ def in_the_demo(made: Made, file: Path) -> tuple[list[int], list[int]]:
     return marked(encode_question(question, transformers.AutoTokenizer.from_pretrained(made.folder)))
 
 
+def perplexity(made: Made, file: Path) -> tuple[list[int], Mapping[str, float]]:
+    """Return the tokens that the scorer gives the model, and its figures."""
+    suite = file.with_suffix(".yaml")
+    suite.write_text(f"target: {{one: {{scorer: perplexity, file: {file.name}}}}}\n")
+    seen: list[list[int]] = []
+    handle = made.model.register_forward_pre_hook(
+        lambda _module, _args, given: seen.append(given["input_ids"][0].tolist()), with_kwargs=True
+    )
+    live = LiveModel(path=made.folder, model=made.model, device=torch.device("cpu"))
+    (task,) = score_suite(live, read_suite(suite)).tasks
+    handle.remove()
+    (tokens,) = seen
+    return tokens, task.figures
+
+
+def scored(made: Made, file: Path) -> tuple[list[int], float]:
+    tokens, figures = perplexity(made, file)
+    return tokens, figures["num_tokens"]
+
+
 COMMANDS: dict[str, Callable[[Made, Path], tuple[list[int], list[int]]]] = {
     "calibrate": calibrated,
     "lora-train": trained,
@@ -201,13 +233,53 @@ def test_every_command_gives_the_same_tokens(
     command: str, case: str, text: Made, pictures: Made, tmp_path: Path
 ) -> None:
     row = ROWS[case][0]
-    made = made_for(row, text, pictures)
+    made = made_for(case, text, pictures)
     assert COMMANDS[command](made, tiny.write_rows(tmp_path / "d.jsonl", row)) == expected(case)
 
 
 @pytest.mark.parametrize("case", TEXTS)
 def test_the_demo_gives_the_same_tokens(case: str, text: Made, tmp_path: Path) -> None:
     assert in_the_demo(text, tiny.write_rows(tmp_path / "d.jsonl", ROWS[case][0])) == expected(case)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("row", "before"),
+    [
+        ({"prompt": "what is two plus two?", "completion": ""}, "<s> what is two plus two ?"),
+        ({"prompt": [USER], "completion": ""}, ASKED),
+        ({"prompt": "what is two plus two?", "completion": "", "image": PICTURE}, SHOWN_AND_ASKED),
+    ],
+)
+def test_an_empty_completion_is_its_end_alone(
+    command: str, row: dict[str, Any], before: str, text: Made, pictures: Made, tmp_path: Path
+) -> None:
+    found = COMMANDS[command](pictures if "image" in row else text, tiny.write_rows(tmp_path / "d.jsonl", row))
+    assert found == (ids(f"{before} </s>"), [len(before.split())])
+
+
+@pytest.mark.parametrize(
+    ("row", "tokens", "places"),
+    [
+        ({"prompt": "", "completion": "two plus"}, "<s> two plus", [1, 2]),
+        ({"prompt": " ", "completion": "two plus"}, "<s> two plus", [1, 2]),
+        ({"prompt": "ans", "completion": "wer: four"}, "<s> answer : four", [1, 2, 3]),
+        ({"prompt": "two", "completion": " four"}, "two four", [1]),
+    ],
+)
+def test_an_answer_with_no_token_before_it_is_led_by_one_in_every_command(
+    row: dict[str, Any], tokens: str, places: list[int], text: Made, tmp_path: Path
+) -> None:
+    """Many tokenizers put no token around a text; training then adds the end, which is to be learned."""
+    bare = Made(folder=tmp_path / "bare", model=text.model)
+    text.model.save_pretrained(bare.folder)
+    tokenizer(around="$A").save_pretrained(bare.folder)
+    file = tiny.write_rows(tmp_path / "d.jsonl", row)
+    wanted = ids(tokens), places
+    assert calibrated(bare, file) == wanted
+    assert learned(bare, file) == wanted
+    assert scored(bare, file) == (wanted[0], len(places))
+    assert trained(bare, file) == ([*wanted[0], *ids("</s>")], [*places, places[-1] + 1])
 
 
 @torch.no_grad()
@@ -223,22 +295,12 @@ def loss_of(made: Made, case: str) -> float:
 
 @pytest.mark.parametrize("case", ROWS)
 def test_scores_are_of_the_same_tokens(case: str, text: Made, pictures: Made, tmp_path: Path) -> None:
-    row = ROWS[case][0]
-    made = made_for(row, text, pictures)
-    tiny.write_rows(tmp_path / "d.jsonl", row)
-    suite = tmp_path / "suite.yaml"
-    suite.write_text("target: {one: {scorer: perplexity, file: d.jsonl}}\n")
-    seen: list[list[int]] = []
-    handle = made.model.register_forward_pre_hook(
-        lambda _module, _args, given: seen.append(given["input_ids"][0].tolist()), with_kwargs=True
-    )
-    live = LiveModel(path=made.folder, model=made.model, device=torch.device("cpu"))
-    (task,) = score_suite(live, read_suite(suite)).tasks
-    handle.remove()
+    made = made_for(case, text, pictures)
     tokens, places = expected(case)
-    assert seen == [tokens]
-    assert task.figures["num_tokens"] == len(places)
-    assert task.figures["loss"] == pytest.approx(loss_of(made, case), rel=1e-5)
+    seen, figures = perplexity(made, tiny.write_rows(tmp_path / "d.jsonl", ROWS[case][0]))
+    assert seen == tokens
+    assert figures["num_tokens"] == len(places)
+    assert figures["loss"] == pytest.approx(loss_of(made, case), rel=1e-5)
 
 
 @pytest.mark.parametrize("case", [*CHATS, *IMAGES, "a space before", "a space behind", "no space", "no prompt"])
@@ -246,7 +308,7 @@ def test_a_prompt_to_be_answered_is_what_an_answer_follows(case: str, text: Made
     row, before, _ = ROWS[case]
     if "messages" in row:
         row = {**row, "prompt": row["messages"][:-1]}
-    made = made_for(row, text, pictures)
+    made = made_for(case, text, pictures)
     prompt = made.encoder(keeps_answers=True).prompt(Row(row, case, Path()), room=8)
     assert prompt.inputs["input_ids"].tolist() == [ids(before)]
     assert prompt.num_predicted == 0
