@@ -17,7 +17,7 @@ from .tile import Tile
 
 CHUNK = 1 << 22  # elements that are read and multiplied at once: fixed, so that no bit depends on tiles or threads
 
-Read = Callable[[int, int], Sequence[np.ndarray]]  # start, stop -> elements of base and tuned models, as stored
+ReadRange = Callable[[int, int], Sequence[np.ndarray]]  # start, stop -> elements of base and tuned models, as stored
 Models = tuple[Any, ...]  # one array a model, the base first
 
 
@@ -45,7 +45,12 @@ class Matrices:
     """
 
     def __init__(
-        self, group: Group, read: Read, *, place: Callable[[np.ndarray], Any] = lambda array: array, device: str = "cpu"
+        self,
+        group: Group,
+        read: ReadRange,
+        *,
+        place: Callable[[np.ndarray], Any] = lambda array: array,
+        device: str = "cpu",
     ) -> None:
         self.group = group
         self.device = device

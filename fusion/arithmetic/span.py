@@ -29,7 +29,7 @@ def basis_products(tile: Tile) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Span:
+class LinearSpan:
     """The linear combinations of base and deltas of one tensor.
 
     Attributes:
@@ -39,12 +39,12 @@ class Span:
     products: np.ndarray
 
     @classmethod
-    def of(cls, tiles: Sequence[np.ndarray]) -> Span:
+    def of(cls, tiles: Sequence[np.ndarray]) -> LinearSpan:
         """Combine what `basis_products` returned of each tile."""
         return cls.from_products(exact_total(tiles))
 
     @classmethod
-    def from_products(cls, upper: np.ndarray) -> Span:
+    def from_products(cls, upper: np.ndarray) -> LinearSpan:
         """Build from the products in the order of `basis_products`."""
         size = round((np.sqrt(8 * len(upper) + 1) - 1) / 2)
         products = np.zeros((size, size))

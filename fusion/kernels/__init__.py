@@ -12,12 +12,12 @@ import numpy as np
 from ..arithmetic.tile import RawTile
 from . import adadare, budget, dare, merge, ranks, saliency, task_arithmetic
 from .native import TAKEN_FOR
-from .stand_in import Shape, StandIn, shape_of
+from .stand_in import Signature, StandIn, signature_of
 
-KERNELS: dict[Shape, list[StandIn]] = defaultdict(list)
+KERNELS: dict[Signature, list[StandIn]] = defaultdict(list)
 for module in (adadare, budget, dare, merge, ranks, saliency, task_arithmetic):
     for found in module.STAND_INS:
-        KERNELS[found.shape].append(found)
+        KERNELS[found.signature].append(found)
 
 
 def kernel_for(
@@ -27,5 +27,5 @@ def kernel_for(
     arrays = (tile.base, *tile.tuned) if out is None else (tile.base, *tile.tuned, out)
     if any(array.dtype not in TAKEN_FOR for array in arrays):
         return None
-    known = KERNELS.get(shape_of(function, arguments), ())
+    known = KERNELS.get(signature_of(function, arguments), ())
     return next((found.kernel for found in known if found.takes(tile, *arguments)), None)

@@ -44,7 +44,7 @@ def drop_and_rescale(tile: RawTile, out: np.ndarray, c: float, gamma: float) -> 
 
 
 STAND_INS = (
-    StandIn(shape=(adadare.score_sums,), kernel=score_sums),
-    StandIn(shape=(adadare.clipped_sums,), kernel=clipped_sums),
-    StandIn(shape=(adadare.drop_and_rescale,), kernel=drop_and_rescale),
+    StandIn(signature=(adadare.score_sums,), kernel=score_sums),
+    StandIn(signature=(adadare.clipped_sums,), kernel=clipped_sums),
+    StandIn(signature=(adadare.drop_and_rescale,), kernel=drop_and_rescale),
 )

@@ -21,4 +21,4 @@ def l1_sums(tile: RawTile) -> np.ndarray:
     return rows
 
 
-STAND_INS = (StandIn(shape=(budget.l1_sums,), kernel=l1_sums),)
+STAND_INS = (StandIn(signature=(budget.l1_sums,), kernel=l1_sums),)

@@ -23,4 +23,4 @@ def drop_and_rescale(tile: RawTile, out: np.ndarray, keep: float, scale: float) 
     return rows
 
 
-STAND_INS = (StandIn(shape=(dare.drop_and_rescale,), kernel=drop_and_rescale),)
+STAND_INS = (StandIn(signature=(dare.drop_and_rescale,), kernel=drop_and_rescale),)

@@ -138,7 +138,7 @@ def _merge(
 
 
 STAND_INS = (
-    StandIn(shape=(merge_kept, Within, Merging), kernel=trim_and_merge, takes=takes_range),
-    StandIn(shape=(merge_kept, Drawn, Merging), kernel=drop_and_merge, takes=any_models),
-    StandIn(shape=(add_weighted_definition,), kernel=add_weighted, takes=any_models),
+    StandIn(signature=(merge_kept, Within, Merging), kernel=trim_and_merge, takes=takes_range),
+    StandIn(signature=(merge_kept, Drawn, Merging), kernel=drop_and_merge, takes=any_models),
+    StandIn(signature=(add_weighted_definition,), kernel=add_weighted, takes=any_models),
 )

@@ -55,4 +55,4 @@ def digit_counts(
     return rows
 
 
-STAND_INS = (StandIn(shape=(ranks.digit_counts,), kernel=digit_counts, takes=takes),)
+STAND_INS = (StandIn(signature=(ranks.digit_counts,), kernel=digit_counts, takes=takes),)

@@ -32,4 +32,4 @@ def keep_salient(tile: RawTile, out: np.ndarray, kept: Within, _merging: Merging
     return rows
 
 
-STAND_INS = (StandIn(shape=(merge_kept, Within, Merging), kernel=keep_salient, takes=takes),)
+STAND_INS = (StandIn(signature=(merge_kept, Within, Merging), kernel=keep_salient, takes=takes),)

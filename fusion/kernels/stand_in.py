@@ -12,10 +12,10 @@ from ..arithmetic.tile import RawTile
 from ..transforms.chain import Kept
 from ..transforms.merge import Merging
 
-Shape = tuple[Any, ...]  # a function of a pass or map; of a chain's also the types of its settled transforms
+Signature = tuple[Any, ...]  # a function of a pass or map; of a chain's also the types of its settled transforms
 
 
-def shape_of(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Shape:
+def signature_of(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Signature:
     """Return by what a kernel is found, whatever method the pass or map is of."""
     return (function, *(type(found) for found in arguments if isinstance(found, Kept | Merging)))
 
@@ -35,11 +35,11 @@ class StandIn:
     """A kernel for a definition.
 
     Attributes:
-        shape: Of the passes or maps that it computes.
+        signature: Of the passes or maps that it computes.
         kernel: Of a pass it is given (tile, *arguments), of a map (tile, out, *arguments).
         takes: Whether it computes them with these (tile, *arguments).
     """
 
-    shape: Shape
+    signature: Signature
     kernel: Callable[..., np.ndarray]
     takes: Callable[..., bool] = one_model

@@ -21,4 +21,4 @@ def add_scaled(tile: RawTile, out: np.ndarray, scale: float) -> np.ndarray:
     return rows
 
 
-STAND_INS = (StandIn(shape=(definitions.add_scaled,), kernel=add_scaled),)
+STAND_INS = (StandIn(signature=(definitions.add_scaled,), kernel=add_scaled),)

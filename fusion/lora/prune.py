@@ -23,7 +23,7 @@ from .write import refuse_folder, write_adapter
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruned:
+class PrunedAdapter:
     """What was pruned.
 
     Attributes:
@@ -62,7 +62,7 @@ def num_kept(density: float, num_elements: int, name: str) -> int:
     return count
 
 
-def prune_adapter(folder: Path, *, output: Path, density: float, overwrite: bool = False) -> Pruned:
+def prune_adapter(folder: Path, *, output: Path, density: float, overwrite: bool = False) -> PrunedAdapter:
     """Write an adapter with the `floor(density·N)` largest entries of each factor; of equal ones the first.
 
     Magnitudes of DoRA, biases and modules that were saved whole stay as they are.
@@ -86,7 +86,7 @@ def prune_adapter(folder: Path, *, output: Path, density: float, overwrite: bool
     record = {"made by": "sculpt lora-prune", "adapter": str(folder), "density": density}
     write_adapter(output, tensors, read_json(adapter.folder / ADAPTER_CONFIG), record)
     after: AdapterDensity = adapter_density(output)
-    return Pruned(
+    return PrunedAdapter(
         output=output,
         density=density,
         kept_squares=kept / whole if whole else 1.0,

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..arithmetic.passes import Pass, Reduction
 from ..arithmetic.per_model import PerModel, as_tuple
-from ..arithmetic.span import Span, Vector, basis_products
+from ..arithmetic.span import LinearSpan, Vector, basis_products
 from ..errors import MethodError
 from .checks import at_least_zero, each
 from .combine import combination
@@ -26,7 +26,7 @@ from .method import Method
 
 
 def karcher_mean(
-    span: Span, units: Sequence[Vector], weights: Sequence[float], *, max_steps: int, tolerance: float
+    span: LinearSpan, units: Sequence[Vector], weights: Sequence[float], *, max_steps: int, tolerance: float
 ) -> tuple[Vector, int]:
     """Return the mean direction and the number of steps that were taken."""
     mean = np.asarray(weights) @ np.stack(units)
@@ -80,7 +80,7 @@ class Karcher(Method):
 
     def reduce(self, num_elements: int) -> Reduction:  # noqa: ARG002 (the products tell all)
         """Take the inner products; return the combination."""
-        span: Span = yield Pass(function=basis_products, combine=Span.of)
+        span: LinearSpan = yield Pass(function=basis_products, combine=LinearSpan.of)
         models = [span.base, *span.tuned()]
         weights = np.asarray(as_tuple(self.weights)) / sum(as_tuple(self.weights))
         norms = np.array([span.norm(model) for model in models])

@@ -17,7 +17,7 @@ from array_api_compat import array_namespace
 
 from ..arithmetic.group import Group, Region
 from ..arithmetic.passes import Fused, Map, Pass, Reduction
-from ..arithmetic.span import Span, basis_products
+from ..arithmetic.span import LinearSpan, basis_products
 from ..arithmetic.tile import Tile
 from .combine import combination
 from .method import Method
@@ -74,7 +74,7 @@ class ModelStock(Method):
         """Take the inner products; return the combination."""
         if self.filter_wise:
             return Map(function=stock_rows)
-        span: Span = yield Pass(function=basis_products, combine=Span.of)
+        span: LinearSpan = yield Pass(function=basis_products, combine=LinearSpan.of)
         deltas = span.deltas()
         pairs = [(one, other) for i, one in enumerate(deltas) for other in deltas[i + 1 :]]
         cosine = float(np.mean([span.cosine(one, other) for one, other in pairs]))

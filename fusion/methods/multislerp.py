@@ -19,7 +19,7 @@ import numpy as np
 
 from ..arithmetic.passes import Pass, Reduction
 from ..arithmetic.per_model import PerModel, as_tuple
-from ..arithmetic.span import Span, Vector, basis_products
+from ..arithmetic.span import LinearSpan, Vector, basis_products
 from ..errors import MethodError
 from .checks import each, finite, one_of
 from .combine import combination
@@ -29,7 +29,7 @@ from .nuslerp import Origin
 TINY = 1e-8
 
 
-def barycentre(span: Span, vectors: Sequence[Vector], weights: Sequence[float]) -> Vector:
+def barycentre(span: LinearSpan, vectors: Sequence[Vector], weights: Sequence[float]) -> Vector:
     """Return v of the equations above.
 
     Raises:
@@ -89,7 +89,7 @@ class MultiSlerp(Method):
 
     def reduce(self, num_elements: int) -> Reduction:  # noqa: ARG002 (the products tell all)
         """Take the inner products; return the combination."""
-        span: Span = yield Pass(function=basis_products, combine=Span.of)
+        span: LinearSpan = yield Pass(function=basis_products, combine=LinearSpan.of)
         weights = np.asarray(as_tuple(self.weights))
         if self.normalize:
             weights = weights / weights.sum()

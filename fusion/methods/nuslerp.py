@@ -20,7 +20,7 @@ from ..arithmetic.matrices import Matrices, Whole, delivered, whole_of
 from ..arithmetic.passes import Fused, Map, Pass, Reduction
 from ..arithmetic.per_model import PerModel, as_tuple
 from ..arithmetic.row_layout import plain_layout
-from ..arithmetic.span import Span, Vector, basis_products
+from ..arithmetic.span import LinearSpan, Vector, basis_products
 from ..arithmetic.tile import Tile
 from ..transforms.scale import scaling
 from .checks import each, finite, one_of
@@ -141,7 +141,7 @@ class NuSlerp(Method):
             return Map(function=slerp_rows, arguments=(self.t, self.origin))
         if self.vectors == "columns":
             return Map(function=delivered)
-        span: Span = yield Pass(function=basis_products, combine=Span.of)
+        span: LinearSpan = yield Pass(function=basis_products, combine=LinearSpan.of)
         if self.origin == "zero":
             return combination(interpolated(span, span.base, span.tuned()[0], self.t, linear_above=1.0))
         one, other = span.deltas()

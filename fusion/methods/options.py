@@ -141,7 +141,7 @@ class Dropped(Method):
     """
 
     sparsity: PerModel = 0.9
-    rescale: bernoulli.Rescale = "probability"
+    rescale: bernoulli.DropRescale = "probability"
 
     random: ClassVar[bool] = True
     per_model: ClassVar[tuple[str, ...]] = ("weights", "sparsity")
@@ -159,7 +159,7 @@ class Pruned(Method):
 
     density: PerModel = 0.3
     epsilon: PerModel = 0.15
-    rescale: bernoulli.Rescale = "probability"
+    rescale: bernoulli.DropRescale = "probability"
 
     random: ClassVar[bool] = True
     per_model: ClassVar[tuple[str, ...]] = ("weights", "density", "epsilon")

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from ..arithmetic.passes import Map, Pass, Reduction
-from ..arithmetic.span import Span, Vector, basis_products
+from ..arithmetic.span import LinearSpan, Vector, basis_products
 from ..transforms.scale import add_scaled
 from .checks import finite
 from .combine import combination
@@ -23,7 +23,9 @@ from .method import Method
 LINEAR_ABOVE = 0.9995
 
 
-def interpolated(span: Span, one: Vector, other: Vector, t: float, *, linear_above: float = LINEAR_ABOVE) -> Vector:
+def interpolated(
+    span: LinearSpan, one: Vector, other: Vector, t: float, *, linear_above: float = LINEAR_ABOVE
+) -> Vector:
     """Return the point at t on the arc from one vector to the other; on the line where they are nearly parallel."""
     if not span.norm(one) or not span.norm(other) or abs(span.cosine(one, other)) > linear_above:
         return (1 - t) * one + t * other
@@ -59,6 +61,6 @@ class Slerp(Method):
         """Take the inner products; return the combination."""
         if self.identity is not None:
             return Map(function=add_scaled, arguments=(self.t,))
-        span: Span = yield Pass(function=basis_products, combine=Span.of)
+        span: LinearSpan = yield Pass(function=basis_products, combine=LinearSpan.of)
         vector = interpolated(span, span.base, span.tuned()[0], self.t)
         return combination(vector, {"cosine": span.cosine(span.base, span.tuned()[0])})

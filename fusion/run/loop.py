@@ -108,7 +108,7 @@ class _Spread:
 
     def receive(self, index: int, result: Any) -> Results | None:
         """Take one result; go on when the stage is complete."""
-        self._results[index] = result
+        self._results[index] = result  # by place, as tiles finish in any order and sums must not depend on it
         self._missing -= 1
         return self.advance() if not self._missing else None
 
@@ -152,6 +152,7 @@ def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[
     done = sum(step.bytes_read for step in steps if step.name in records)
     by_name = {step.name: step for step in steps}
     threads = context.backend.threads
+    # Threads only compute; what came of it is taken from here by this thread alone, so that no state needs a lock.
     finished: SimpleQueue[tuple[Any, int, Future[Any]]] = SimpleQueue()
     outstanding = 0
     held: dict[Any, int] = {}  # bytes of tensors that are worked on whole, by what works on them
@@ -174,6 +175,8 @@ def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[
             future.add_done_callback(lambda found: finished.put((owner, index, found)))
 
         def start(batch: list[Unit], nbytes: int) -> None:
+            # A large tensor's tiles go to all threads; small ones share a thread, as handing one over costs more than
+            # computing it; tiny ones run right here.
             if len(batch) == 1 and _size(batch[0]) >= BATCH:
                 owner = _Spread(batch[0], submit)
                 held[owner] = nbytes
@@ -189,6 +192,7 @@ def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[
         batch = next(waiting, None)
         try:
             while True:
+                # Enough work ahead that no thread waits for this one, and no more: results are held until their turn.
                 while batch is not None and outstanding < 4 * threads:
                     nbytes = max(map(_bill, batch))
                     if nbytes and sum(held.values()) + nbytes > context.whole_bytes and held:
@@ -204,6 +208,7 @@ def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[
                     del held[owner]
                     note(ready)
         except BaseException:
+            # The sink is about to be closed or removed: no thread may still be writing into it.
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return records

@@ -17,9 +17,9 @@ from array_api_compat import array_namespace
 from ..arithmetic.passes import Pass
 from ..arithmetic.per_model import PerModel, as_tuple, spread
 from ..arithmetic.tile import Tile
-from .chain import Kept, Selection, rescaled_to_l1
+from .chain import Kept, Selector, rescaled_to_l1
 
-Rescale = Literal["probability", "l1", "none"]
+DropRescale = Literal["probability", "l1", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +38,11 @@ class Drawn(Kept):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bernoulli(Selection):
+class Bernoulli(Selector):
     """Each delta of model k with probability `1 − p_k`."""
 
     sparsity: tuple[float, ...]
-    rescale: Rescale
+    rescale: DropRescale
 
     @property
     def fractions(self) -> tuple[float, ...]:
@@ -57,7 +57,7 @@ class Bernoulli(Selection):
         return (yield from rescaled_to_l1(kept)) if self.rescale == "l1" else kept
 
 
-def bernoulli(sparsity: PerModel, *, rescale: Rescale = "probability") -> Bernoulli:
+def bernoulli(sparsity: PerModel, *, rescale: DropRescale = "probability") -> Bernoulli:
     """Drop each delta of a model with probability p.
 
     Args:

@@ -40,7 +40,7 @@ class Kept(ABC):
         """Return each model's deltas, zero where they are dropped; not yet times their factors."""
 
 
-class Selection(ABC):
+class Selector(ABC):
     """The first transform of a chain: which deltas of each model are kept."""
 
     region: ClassVar[Region] = "element"
@@ -62,7 +62,7 @@ class Selection(ABC):
 class Chain:
     """`selection | merging | scale(λ)`: W = W_pre + λ·merged(kept δ_1, …, kept δ_K)."""
 
-    selection: Selection
+    selection: Selector
     merging: Merging
     strength: float = 1.0
 

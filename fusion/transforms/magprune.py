@@ -20,8 +20,8 @@ from ..arithmetic.passes import Pass
 from ..arithmetic.per_model import PerModel, as_tuple, spread
 from ..arithmetic.tile import Tile
 from ..errors import MethodError
-from .bernoulli import Rescale
-from .chain import Kept, Selection, rescaled_to_l1
+from .bernoulli import DropRescale
+from .chain import Kept, Selector, rescaled_to_l1
 from .trim import magnitudes
 
 PLACES = 1 << 32
@@ -48,7 +48,7 @@ def _ranks(rows: Any, xp: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruned(Kept):
+class MagPruned(Kept):
     """The deltas that each model's own draws keep, each with its q.
 
     Attributes:
@@ -71,14 +71,14 @@ class Pruned(Kept):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MagPrune(Selection):
+class MagPrune(Selector):
     """Each delta with a probability that rises with its rank in the row."""
 
     region: ClassVar[Region] = "row"
 
     density: tuple[float, ...]
     epsilon: tuple[float, ...]
-    rescale: Rescale
+    rescale: DropRescale
 
     def __post_init__(self) -> None:
         for keep, half in self._windows(max(len(self.density), len(self.epsilon))):
@@ -97,16 +97,16 @@ class MagPrune(Selection):
         options = ("density", self.density), ("epsilon", self.epsilon)
         return tuple(zip(*(spread(option, value, num_models) for option, value in options), strict=True))
 
-    def settle(self, num_models: int, num_elements: int) -> Generator[Pass, Any, Pruned]:  # noqa: ARG002
+    def settle(self, num_models: int, num_elements: int) -> Generator[Pass, Any, MagPruned]:  # noqa: ARG002
         """Sum magnitudes where the survivors are rescaled to an L1 norm; ranks are found row by row."""
         divided = self.rescale == "probability"
         # Where all is kept, q is 1 everywhere: a model that is alone can then be taken as it is.
         factors = None if divided and min(self.density) < 1 else (1.0,) * num_models
-        kept = Pruned(windows=self._windows(num_models), divided=divided, factors=factors)
+        kept = MagPruned(windows=self._windows(num_models), divided=divided, factors=factors)
         return (yield from rescaled_to_l1(kept)) if self.rescale == "l1" else kept
 
 
-def magprune(density: PerModel, epsilon: PerModel, *, rescale: Rescale = "probability") -> MagPrune:
+def magprune(density: PerModel, epsilon: PerModel, *, rescale: DropRescale = "probability") -> MagPrune:
     """Keep a delta with probability `density − ε` to `density + ε`, by the rank of its magnitude within its row.
 
     Args:

@@ -12,11 +12,11 @@ from ..arithmetic.passes import Pass
 from ..arithmetic.per_model import PerModel, as_tuple, spread
 from ..arithmetic.ranks import Cut, find_cuts
 from ..arithmetic.tile import Tile
-from .chain import Kept, Selection, rescaled_to_l1
+from .chain import Kept, Selector, rescaled_to_l1
 
 Rescale = Literal["none", "l1"]
 Range = tuple[Cut, Cut]  # what is kept: all that the first selects and the second does not
-Scores = Callable[[Tile], Sequence[Any]]  # by which deltas are ranked, one array a model
+DeltaScores = Callable[[Tile], Sequence[Any]]  # by which deltas are ranked, one array a model
 
 
 def magnitudes(tile: Tile) -> list[Any]:
@@ -34,7 +34,7 @@ class Within(Kept):
     """The deltas whose scores lie in their model's range."""
 
     ranges: tuple[Range, ...]
-    scores: Scores = magnitudes
+    scores: DeltaScores = magnitudes
 
     def deltas(self, tile: Tile) -> list[Any]:
         """Return each model's deltas, zero where their scores lie elsewhere."""
@@ -53,13 +53,13 @@ def counts(num_elements: int, density: float, gamma: float) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranked(Selection):
+class Ranked(Selector):
     """`floor(density·N)` deltas of each model by rank; of equal scores those with the lowest index count as larger."""
 
     density: tuple[float, ...]
     gamma: tuple[float, ...]
     rescale: Rescale
-    scores: Scores
+    scores: DeltaScores
 
     @property
     def fractions(self) -> tuple[float, ...]:
@@ -76,7 +76,7 @@ class Ranked(Selection):
         return (yield from rescaled_to_l1(kept)) if self.rescale == "l1" else kept
 
 
-def trim(density: PerModel, *, rescale: Rescale = "none", scores: Scores = magnitudes) -> Ranked:
+def trim(density: PerModel, *, rescale: Rescale = "none", scores: DeltaScores = magnitudes) -> Ranked:
     """Keep the `floor(density·N)` deltas of each model with the largest scores.
 
     Args:

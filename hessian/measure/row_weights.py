@@ -1,8 +1,8 @@
 """How often each row of an activation counts: once a token, never for padding.
 
-A batch of several samples is padded, so a row of an activation may be no token. Its place follows from its shape: models
-keep (batch, length) leading, or flatten the two. This is unambiguous because `batching` pads to lengths that occur
-nowhere else in the model. A batch of one has no padding and needs none of this.
+A batch of several samples is padded, so a row of an activation may be no token. Where it stands follows from its
+shape: models keep (batch, length) leading, or flatten the two. This is unambiguous because `batching` pads to lengths
+that occur nowhere else in the model. A batch of one has no padding and needs none of this.
 """
 
 from __future__ import annotations

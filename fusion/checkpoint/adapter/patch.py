@@ -9,7 +9,7 @@ import numpy as np
 
 from .low_rank import LowRank
 
-Read = Callable[[str], np.ndarray]
+ReadFactor = Callable[[str], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Product:
     expert: int | None = None
     rows: tuple[int, int] | None = None
 
-    def factors(self, read: Read) -> LowRank:
+    def factors(self, read: ReadFactor) -> LowRank:
         """Return the product, its factors in float32."""
         b = read(self.b).astype(np.float32)
         if self.a is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from sculpt.fusion.arithmetic.span import Span
+from sculpt.fusion.arithmetic.span import LinearSpan
 from sculpt.fusion.methods import (
     ArceeFusion,
     Karcher,
@@ -96,7 +96,7 @@ def test_angles_of_near_models_are_not_lost_in_rounding() -> None:
     rng = np.random.default_rng(7)
     base, delta = rng.standard_normal(1000), rng.standard_normal(1000)
     delta = 1e-7 * (delta - (delta @ base) / (base @ base) * base)
-    span = Span.from_products(np.array([base @ base, base @ delta, delta @ delta]))
+    span = LinearSpan.from_products(np.array([base @ base, base @ delta, delta @ delta]))
     expected = np.linalg.norm(delta) / np.linalg.norm(base)
     np.testing.assert_allclose(span.angle(span.base, span.tuned()[0]), expected, rtol=1e-9)
 
