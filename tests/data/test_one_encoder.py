@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from sculpt.data.row import Row
 from sculpt.data.rows import open_rows
 from sculpt.data.tokens import tokenize
 from sculpt.demo.task import Question, encode_question
+from sculpt.evaluate.captions import write_captions
 from sculpt.evaluate.evaluate import score_suite
-from sculpt.evaluate.suite import read_suite
+from sculpt.evaluate.suite import Caption, read_suite
 from sculpt.hessian import CalibrationOptions
 from sculpt.hessian.session import Session
 from sculpt.learn.buffer import read_buffer
@@ -195,23 +197,32 @@ def in_the_demo(made: Made, file: Path) -> tuple[list[int], list[int]]:
     return marked(encode_question(question, transformers.AutoTokenizer.from_pretrained(made.folder)))
 
 
-def perplexity(made: Made, file: Path) -> tuple[list[int], Mapping[str, float]]:
-    """Return the tokens that the scorer gives the model, and its figures."""
-    suite = file.with_suffix(".yaml")
-    suite.write_text(f"target: {{one: {{scorer: perplexity, file: {file.name}}}}}\n")
+@contextmanager
+def seen_by(model: Any) -> Iterator[list[list[int]]]:
+    """Yield a list to which every run of the model adds the tokens of each of its rows."""
     seen: list[list[int]] = []
-    handle = made.model.register_forward_pre_hook(
-        lambda _module, _args, given: seen.append(given["input_ids"][0].tolist()), with_kwargs=True
+    handle = model.register_forward_pre_hook(
+        lambda _module, _args, given: seen.extend(given["input_ids"].tolist()), with_kwargs=True
     )
-    live = LiveModel(path=made.folder, model=made.model, device=torch.device("cpu"))
-    (task,) = score_suite(live, read_suite(suite)).tasks
+    yield seen
     handle.remove()
-    (tokens,) = seen
-    return tokens, task.figures
+
+
+def live(made: Made) -> LiveModel:
+    return LiveModel(path=made.folder, model=made.model, device=torch.device("cpu"))
+
+
+def score(made: Made, file: Path, scorer: str) -> tuple[list[list[int]], Mapping[str, float]]:
+    """Return the tokens that a scorer gives the model, and its figures."""
+    suite = file.with_suffix(".yaml")
+    suite.write_text(f"batch_size: 1\ntarget: {{one: {{file: {file.name}, scorer: {scorer}}}}}\n")
+    with seen_by(made.model) as seen:
+        (task,) = score_suite(live(made), read_suite(suite)).tasks
+    return seen, task.figures
 
 
 def scored(made: Made, file: Path) -> tuple[list[int], float]:
-    tokens, figures = perplexity(made, file)
+    (tokens,), figures = score(made, file, "perplexity")
     return tokens, figures["num_tokens"]
 
 
@@ -297,21 +308,48 @@ def loss_of(made: Made, case: str) -> float:
 def test_scores_are_of_the_same_tokens(case: str, text: Made, pictures: Made, tmp_path: Path) -> None:
     made = made_for(case, text, pictures)
     tokens, places = expected(case)
-    seen, figures = perplexity(made, tiny.write_rows(tmp_path / "d.jsonl", ROWS[case][0]))
-    assert seen == tokens
+    seen, figures = score(made, tiny.write_rows(tmp_path / "d.jsonl", ROWS[case][0]), "perplexity")
+    assert seen == [tokens]
     assert figures["num_tokens"] == len(places)
     assert figures["loss"] == pytest.approx(loss_of(made, case), rel=1e-5)
 
 
-@pytest.mark.parametrize("case", [*CHATS, *IMAGES, "a space before", "a space behind", "no space", "no prompt"])
-def test_a_prompt_to_be_answered_is_what_an_answer_follows(case: str, text: Made, pictures: Made) -> None:
+PROMPTED = [*CHATS, *IMAGES, "a space before", "a space behind", "no space", "no prompt"]
+
+
+@pytest.mark.parametrize("case", PROMPTED)
+def test_what_is_to_be_answered_is_what_an_answer_follows(
+    case: str, text: Made, pictures: Made, tmp_path: Path
+) -> None:
     row, before, _ = ROWS[case]
-    if "messages" in row:
-        row = {**row, "prompt": row["messages"][:-1]}
+    row = {**row, "prompt": row["messages"][:-1] if "messages" in row else row["prompt"], "answer": "five"}
     made = made_for(case, text, pictures)
-    prompt = made.encoder(keeps_answers=True).prompt(Row(row, case, Path()), room=8)
-    assert prompt.inputs["input_ids"].tolist() == [ids(before)]
-    assert prompt.num_predicted == 0
+    file = tiny.write_rows(tmp_path / "d.jsonl", row)
+    assert score(made, file, "exact-match, max_new_tokens: 1, stop: []")[0] == [ids(before)]
+    task = Caption(scorer="caption", file=file, max_new_tokens=1, stop=[])
+    with seen_by(made.model) as seen:
+        encoder = made.encoder(keeps_answers=True)
+        write_captions(task, live(made), [*open_rows(file)], encoder, batch_size=1, advance=lambda _rows: None)
+    assert seen == [ids(before)]
+
+
+@pytest.mark.parametrize("case", [case for case in ROWS if "prompt" in ROWS[case][0]])
+def test_a_choice_is_read_as_a_completion(case: str, text: Made, pictures: Made, tmp_path: Path) -> None:
+    row = ROWS[case][0]
+    said = row["completion"] if isinstance(row["completion"], str) else "four."
+    file = tiny.write_rows(tmp_path / "d.jsonl", {**row, "choices": [said], "answer": 0})
+    assert score(made_for(case, text, pictures), file, "multiple-choice")[0] == [expected(case)[0]]
+
+
+def test_a_text_that_has_a_class_is_read_as_a_text(text: Made, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**SIZES, num_labels=2)).eval()
+    made = Made(folder=text.folder, model=model)
+    row, _, _ = ROWS["text"]
+    file = tiny.write_rows(tmp_path / "d.jsonl", {**row, "label": 0})
+    assert score(made, file, "classification")[0] == [expected("text")[0]]
+    (sample,) = read_buffer(file, made.encoder(), classifies=True)
+    assert sample.example.tokens.tolist() == [expected("text")[0]]
 
 
 def test_several_answers_are_told_apart_by_the_same_rule() -> None:
