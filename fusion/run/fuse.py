@@ -25,6 +25,7 @@ from ..progress import Progress, silent
 from ..record.card import model_card
 from ..record.input_digests import InputDigests
 from ..record.manifest import DIGESTS, FileRecord, Manifest, installed_version, make_manifest
+from .allocator import return_large_blocks
 from .backend import Backend
 from .bill import Bill, bill_of
 from .loop import run
@@ -207,6 +208,9 @@ def execute(
     """
     plan, settings = prepared.plan, prepared.settings
     backend = backend or prepared.backend()
+    bill = prepared.bill(backend)
+    if bill.whole:  # what is seen whole comes and goes in large blocks
+        return_large_blocks()
     sink = FolderSink(
         prepared.output,
         prepared.layout,
@@ -226,7 +230,7 @@ def execute(
             inputs=inputs,
             keep_nonfinite=settings.policies.on_nonfinite == "keep",
             protector=settings.protector(),
-            whole_bytes=prepared.bill(backend).budget,
+            whole_bytes=bill.budget,
         )
         if curvature is None or isinstance(curvature, Mapping):
             records = run(plan.steps, context, progress=progress)

@@ -24,8 +24,8 @@ from ..errors import CurvatureError
 
 HELD = 4  # tensors that are kept until they are released
 MIXINGS = 2  # matrices that are kept for each tuned model: q, k and v come one after the other and share theirs
-CHUNK_BYTES = 36 * CHUNK  # of the chunk that is being multiplied: base, tuned, δ and what moves, in float32
-PAIR_BYTES = 48  # of a pair of inputs, beside A and G in float64: a factor, the solution, copies, what is not reused
+CHUNK_BYTES = 28 * CHUNK  # of the chunk that is being multiplied: base, tuned, δ and what moves, in float32
+PAIR_BYTES = 36  # of a pair of inputs, beside A and G in float64: a factor, the solution, and the copies of each
 
 TARGET_ALONE, GENERAL_ALONE = "target alone", "general alone"  # forms of tensors that only one side reached
 BY_ELEMENT = ("interpolation", "diagonal", TARGET_ALONE, GENERAL_ALONE)  # forms without matrices

@@ -147,7 +147,7 @@ def test_manifest_digests_the_adapters_files_and_verify_knows_them(base, adapter
     assert names == ["adapter_config.json", "adapter_model.safetensors"]
     verify(tmp_path / "out", [base, adapter])
     other = make_adapter(tmp_path / "other", base, seed=1)
-    with pytest.raises(CheckpointError, match="none of the checkpoints"):
+    with pytest.raises(CheckpointError, match="not one of the checkpoints"):
         verify(tmp_path / "out", [other])
 
 
