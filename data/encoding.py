@@ -217,7 +217,7 @@ class Encoder:
                 text = self._with_places(prompt + completion, count)
                 return text, (len(text) - len(completion) if "prompt" in row and "completion" in row else 0,)
             user = _user(prompt, count)
-            if not completion:
+            if "completion" not in row:
                 return render(self.processor, [user], row.what), (0,)
             chat = [user, {"role": "assistant", "content": [{"type": "text", "text": completion}]}], 1
         self._require_template(row)

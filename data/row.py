@@ -95,9 +95,11 @@ class Row:
         images = self._content.get("images", self._content.get("image"))
         if images is not None:
             return images if isinstance(images, list) else [images]
-        messages = self._content.get("messages")
+        # A row of both is read as its `messages`, which then hold the prompt's images too.
+        lists = map(self._content.get, ("messages",) if "messages" in self else ("prompt", "completion"))
         within = [
             next((part[key] for key in ("image", "path", "url", "bytes") if part.get(key)), None)
+            for messages in lists
             for message in (messages if isinstance(messages, list) else ())
             for part in parts_of(message)
             if part.get("type") == "image"

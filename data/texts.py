@@ -90,9 +90,9 @@ class Texts:
             raise DataError(f"`prompt` and `completion` of {row.what} must both be text, or both lists of messages")
         if self.config.is_encoder_decoder:
             return self.cut(prompt), self.cut(completion)
-        if not self.keeps_answers:
-            return tokenize(self.tokenizer, prompt + completion, (len(prompt),), max_length=self.max_length), None
-        return self._fitted(self._led(tokenize(self.tokenizer, prompt + completion, (len(prompt),)))), None
+        limit = None if self.keeps_answers else self.max_length
+        found = tokenize(self.tokenizer, prompt + completion, (len(prompt),), max_length=limit)
+        return self._fitted(self._led(found) if found.ids else found), None
 
     def _running(self, row: Row) -> Iterator[Tokens]:
         """Yield the pieces of a text, all of which is to be predicted."""

@@ -4,9 +4,13 @@ Prompt and completion are joined and tokenised as one text, as a model reads the
 around the whole (`<s> prompt completion </s>`), never in the middle. **A token is part of what its last character is
 part of**: one that holds any character of the completion is to be predicted, also where it begins in the prompt. What
 the tokenizer puts after the text, an end token, belongs to the last answer; what it puts before is only read. The same
-holds for a chat, whose text is what the template makes of it, and which brings its own special tokens.
+holds for a chat, whose text is what the template makes of it, and which brings its own special tokens. A completion
+that would begin the row is led by `<s>`, or by `</s>` where there is none, as nothing is predicted from nothing.
 
     what is two plus two? ans|wer: four   ->   <s> what … ? [answer] [:] [four] [</s>]
+
+Two things are each command's own. Of what is too long, scores and learned weights keep the answer, calibrating and
+training the beginning. And training ends a text that the tokenizer does not end, so that a model learns to stop.
 """
 
 from __future__ import annotations

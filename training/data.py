@@ -44,7 +44,7 @@ class TrainingSet(torch.utils.data.Dataset[Example]):
                 continue
             every = self._examples(row)
             useful = [example for example in every if example.num_predicted]
-            self.left_out += len(every) - len(useful)
+            self.left_out += max(1, len(every)) - len(useful)  # a row without a token gives no sample at all
             self._found += useful
         if self.left_out:
             logger.warning("%d samples of `%s` have nothing to predict and were left out", self.left_out, rows.name)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from sculpt.data.row import Row
 from sculpt.data.rows import open_rows
 from sculpt.data.tokens import tokenize
 from sculpt.demo.task import Question, encode_question
+from sculpt.evaluate.captions import write_captions
 from sculpt.evaluate.evaluate import score_suite
-from sculpt.evaluate.suite import read_suite
+from sculpt.evaluate.suite import Caption, read_suite
 from sculpt.hessian import CalibrationOptions
 from sculpt.hessian.session import Session
 from sculpt.learn.buffer import read_buffer
@@ -40,6 +42,7 @@ SIZES = {**tiny.SIZES, "vocab_size": len(WORDS), "pad_token_id": 0, "bos_token_i
 PICTURE = tiny.picture(0)
 USER = {"role": "user", "content": "what is two plus two?"}
 SHOWN = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is two plus two?"}]}
+HOLDING = {"role": "user", "content": [{"type": "image", "image": PICTURE}, SHOWN["content"][1]]}
 SAID = {"role": "assistant", "content": "four."}
 SAID_IN_PARTS = {"role": "assistant", "content": [{"type": "text", "text": "four."}]}
 ASKED = "<s> user what is two plus two ? </s> assistant"
@@ -78,6 +81,17 @@ IMAGES = {
         SHOWN_AND_ASKED,
         "four . </s>",
     ),
+    "an image that a message holds": ({"messages": [HOLDING, SAID_IN_PARTS]}, SHOWN_AND_ASKED, "four . </s>"),
+    "an image that a prompt's message holds": (
+        {"prompt": [HOLDING], "completion": [SAID_IN_PARTS]},
+        SHOWN_AND_ASKED,
+        "four . </s>",
+    ),
+    "an image that a prompt's message holds, and a text": (
+        {"prompt": [HOLDING], "completion": "four."},
+        SHOWN_AND_ASKED,
+        "four . </s>",
+    ),
 }
 ROWS = {**TEXTS, **CHATS, **IMAGES}
 
@@ -86,13 +100,13 @@ def ids(text: str) -> list[int]:
     return [WORDS.index(word) for word in text.split()]
 
 
-def tokenizer() -> Any:
-    """Return a tokenizer of words and punctuation, which puts `<s>` and `</s>` around every text."""
+def tokenizer(around: str = "<s> $A </s>") -> Any:
+    """Return a tokenizer of words and punctuation, and what it puts around every text."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     words: Any = Tokenizer(models.WordLevel({word: k for k, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    words.post_processor = processors.TemplateProcessing(around, special_tokens=[("<s>", 1), ("</s>", 2)])
     found = transformers.PreTrainedTokenizerFast(
         tokenizer_object=words,
         pad_token="<pad>",
@@ -147,8 +161,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(folder=folder, model=model.eval())
 
 
-def made_for(row: dict[str, Any], text: Made, pictures: Made) -> Made:
-    return pictures if "image" in row or "images" in row else text
+def made_for(case: str, text: Made, pictures: Made) -> Made:
+    return pictures if case in IMAGES else text
 
 
 def marked(example: Example) -> tuple[list[int], list[int]]:
@@ -183,6 +197,35 @@ def in_the_demo(made: Made, file: Path) -> tuple[list[int], list[int]]:
     return marked(encode_question(question, transformers.AutoTokenizer.from_pretrained(made.folder)))
 
 
+@contextmanager
+def seen_by(model: Any) -> Iterator[list[list[int]]]:
+    """Yield a list to which every run of the model adds the tokens of each of its rows."""
+    seen: list[list[int]] = []
+    handle = model.register_forward_pre_hook(
+        lambda _module, _args, given: seen.extend(given["input_ids"].tolist()), with_kwargs=True
+    )
+    yield seen
+    handle.remove()
+
+
+def live(made: Made) -> LiveModel:
+    return LiveModel(path=made.folder, model=made.model, device=torch.device("cpu"))
+
+
+def score(made: Made, file: Path, scorer: str) -> tuple[list[list[int]], Mapping[str, float]]:
+    """Return the tokens that a scorer gives the model, and its figures."""
+    suite = file.with_suffix(".yaml")
+    suite.write_text(f"batch_size: 1\ntarget: {{one: {{file: {file.name}, scorer: {scorer}}}}}\n")
+    with seen_by(made.model) as seen:
+        (task,) = score_suite(live(made), read_suite(suite)).tasks
+    return seen, task.figures
+
+
+def scored(made: Made, file: Path) -> tuple[list[int], float]:
+    (tokens,), figures = score(made, file, "perplexity")
+    return tokens, figures["num_tokens"]
+
+
 COMMANDS: dict[str, Callable[[Made, Path], tuple[list[int], list[int]]]] = {
     "calibrate": calibrated,
     "lora-train": trained,
@@ -201,13 +244,53 @@ def test_every_command_gives_the_same_tokens(
     command: str, case: str, text: Made, pictures: Made, tmp_path: Path
 ) -> None:
     row = ROWS[case][0]
-    made = made_for(row, text, pictures)
+    made = made_for(case, text, pictures)
     assert COMMANDS[command](made, tiny.write_rows(tmp_path / "d.jsonl", row)) == expected(case)
 
 
 @pytest.mark.parametrize("case", TEXTS)
 def test_the_demo_gives_the_same_tokens(case: str, text: Made, tmp_path: Path) -> None:
     assert in_the_demo(text, tiny.write_rows(tmp_path / "d.jsonl", ROWS[case][0])) == expected(case)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("row", "before"),
+    [
+        ({"prompt": "what is two plus two?", "completion": ""}, "<s> what is two plus two ?"),
+        ({"prompt": [USER], "completion": ""}, ASKED),
+        ({"prompt": "what is two plus two?", "completion": "", "image": PICTURE}, SHOWN_AND_ASKED),
+    ],
+)
+def test_an_empty_completion_is_its_end_alone(
+    command: str, row: dict[str, Any], before: str, text: Made, pictures: Made, tmp_path: Path
+) -> None:
+    found = COMMANDS[command](pictures if "image" in row else text, tiny.write_rows(tmp_path / "d.jsonl", row))
+    assert found == (ids(f"{before} </s>"), [len(before.split())])
+
+
+@pytest.mark.parametrize(
+    ("row", "tokens", "places"),
+    [
+        ({"prompt": "", "completion": "two plus"}, "<s> two plus", [1, 2]),
+        ({"prompt": " ", "completion": "two plus"}, "<s> two plus", [1, 2]),
+        ({"prompt": "ans", "completion": "wer: four"}, "<s> answer : four", [1, 2, 3]),
+        ({"prompt": "two", "completion": " four"}, "two four", [1]),
+    ],
+)
+def test_an_answer_with_no_token_before_it_is_led_by_one_in_every_command(
+    row: dict[str, Any], tokens: str, places: list[int], text: Made, tmp_path: Path
+) -> None:
+    """Many tokenizers put no token around a text; training then adds the end, which is to be learned."""
+    bare = Made(folder=tmp_path / "bare", model=text.model)
+    text.model.save_pretrained(bare.folder)
+    tokenizer(around="$A").save_pretrained(bare.folder)
+    file = tiny.write_rows(tmp_path / "d.jsonl", row)
+    wanted = ids(tokens), places
+    assert calibrated(bare, file) == wanted
+    assert learned(bare, file) == wanted
+    assert scored(bare, file) == (wanted[0], len(places))
+    assert trained(bare, file) == ([*wanted[0], *ids("</s>")], [*places, places[-1] + 1])
 
 
 @torch.no_grad()
@@ -223,33 +306,50 @@ def loss_of(made: Made, case: str) -> float:
 
 @pytest.mark.parametrize("case", ROWS)
 def test_scores_are_of_the_same_tokens(case: str, text: Made, pictures: Made, tmp_path: Path) -> None:
-    row = ROWS[case][0]
-    made = made_for(row, text, pictures)
-    tiny.write_rows(tmp_path / "d.jsonl", row)
-    suite = tmp_path / "suite.yaml"
-    suite.write_text("target: {one: {scorer: perplexity, file: d.jsonl}}\n")
-    seen: list[list[int]] = []
-    handle = made.model.register_forward_pre_hook(
-        lambda _module, _args, given: seen.append(given["input_ids"][0].tolist()), with_kwargs=True
-    )
-    live = LiveModel(path=made.folder, model=made.model, device=torch.device("cpu"))
-    (task,) = score_suite(live, read_suite(suite)).tasks
-    handle.remove()
+    made = made_for(case, text, pictures)
     tokens, places = expected(case)
+    seen, figures = score(made, tiny.write_rows(tmp_path / "d.jsonl", ROWS[case][0]), "perplexity")
     assert seen == [tokens]
-    assert task.figures["num_tokens"] == len(places)
-    assert task.figures["loss"] == pytest.approx(loss_of(made, case), rel=1e-5)
+    assert figures["num_tokens"] == len(places)
+    assert figures["loss"] == pytest.approx(loss_of(made, case), rel=1e-5)
 
 
-@pytest.mark.parametrize("case", [*CHATS, *IMAGES, "a space before", "a space behind", "no space", "no prompt"])
-def test_a_prompt_to_be_answered_is_what_an_answer_follows(case: str, text: Made, pictures: Made) -> None:
+PROMPTED = [*CHATS, *IMAGES, "a space before", "a space behind", "no space", "no prompt"]
+
+
+@pytest.mark.parametrize("case", PROMPTED)
+def test_what_is_to_be_answered_is_what_an_answer_follows(
+    case: str, text: Made, pictures: Made, tmp_path: Path
+) -> None:
     row, before, _ = ROWS[case]
-    if "messages" in row:
-        row = {**row, "prompt": row["messages"][:-1]}
-    made = made_for(row, text, pictures)
-    prompt = made.encoder(keeps_answers=True).prompt(Row(row, case, Path()), room=8)
-    assert prompt.inputs["input_ids"].tolist() == [ids(before)]
-    assert prompt.num_predicted == 0
+    row = {**row, "prompt": row["messages"][:-1] if "messages" in row else row["prompt"], "answer": "five"}
+    made = made_for(case, text, pictures)
+    file = tiny.write_rows(tmp_path / "d.jsonl", row)
+    assert score(made, file, "exact-match, max_new_tokens: 1, stop: []")[0] == [ids(before)]
+    task = Caption(scorer="caption", file=file, max_new_tokens=1, stop=[])
+    with seen_by(made.model) as seen:
+        encoder = made.encoder(keeps_answers=True)
+        write_captions(task, live(made), [*open_rows(file)], encoder, batch_size=1, advance=lambda _rows: None)
+    assert seen == [ids(before)]
+
+
+@pytest.mark.parametrize("case", [case for case in ROWS if "prompt" in ROWS[case][0]])
+def test_a_choice_is_read_as_a_completion(case: str, text: Made, pictures: Made, tmp_path: Path) -> None:
+    row = ROWS[case][0]
+    said = row["completion"] if isinstance(row["completion"], str) else "four."
+    file = tiny.write_rows(tmp_path / "d.jsonl", {**row, "choices": [said], "answer": 0})
+    assert score(made_for(case, text, pictures), file, "multiple-choice")[0] == [expected(case)[0]]
+
+
+def test_a_text_that_has_a_class_is_read_as_a_text(text: Made, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**SIZES, num_labels=2)).eval()
+    made = Made(folder=text.folder, model=model)
+    row, _, _ = ROWS["text"]
+    file = tiny.write_rows(tmp_path / "d.jsonl", {**row, "label": 0})
+    assert score(made, file, "classification")[0] == [expected("text")[0]]
+    (sample,) = read_buffer(file, made.encoder(), classifies=True)
+    assert sample.example.tokens.tolist() == [expected("text")[0]]
 
 
 def test_several_answers_are_told_apart_by_the_same_rule() -> None:

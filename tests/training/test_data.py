@@ -39,7 +39,7 @@ USER, ANSWER = {"role": "user", "content": "a b"}, {"role": "assistant", "conten
 CASES = {
     "prompt": ({"prompt": "a b", "completion": " c d"}, "a b", "c d </s>"),
     "first word in common": ({"prompt": "a b", "completion": " x d"}, "a b", "x d </s>"),
-    "empty prompt": ({"prompt": "", "completion": "c d"}, "", "c d </s>"),
+    "empty prompt": ({"prompt": "", "completion": "c d"}, "</s>", "c d </s>"),
     "text": ({"text": "a b c"}, "", "a b c </s>"),
     "messages": ({"messages": [USER, ANSWER]}, "user a b </s> assistant", "c d </s>"),
     "several turns": (
@@ -89,6 +89,7 @@ def test_samples_without_anything_to_predict_are_left_out_and_counted(
     rows = [{"prompt": "a b c d", "completion": " e"}, {"prompt": "a", "completion": " e"}]
     found = examples(folder, tmp_path / "d.jsonl", *rows, max_length=4)
     assert (len(found), found.left_out) == (1, 1)
+    assert examples(folder, tmp_path / "d.jsonl", rows[1], {"text": ""}).left_out == 1
     assert "have nothing to predict" in caplog.text
     with pytest.raises(DataError, match="gives nothing to predict within 4 tokens"):
         examples(folder, tmp_path / "d.jsonl", rows[0], max_length=4)
