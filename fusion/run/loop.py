@@ -16,7 +16,8 @@ from ..progress import Progress
 from ..record.records import TensorRecord
 from .bill import whole_bytes
 from .protector import HELD
-from .task import Context, Results, TensorTask, stages
+from .stages import Results, stages
+from .task import Context, TensorTask
 
 BATCH = 1 << 18  # units smaller than this run whole in one task, several to a task
 TINY = 1 << 15  # units smaller than this are more Python than arithmetic: threads would fight for the interpreter
