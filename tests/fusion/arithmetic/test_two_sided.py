@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sculpt.fusion.arithmetic.curvature import Curvature, Curvatures
 from sculpt.fusion.arithmetic.group import Group
-from sculpt.fusion.arithmetic.matrices import Matrices, Read
+from sculpt.fusion.arithmetic.matrices import Matrices, ReadRange
 from sculpt.fusion.arithmetic.two_sided import Protection, counted_together
 from sculpt.fusion.errors import CurvatureError, MethodError
 from sculpt.fusion.methods import AdaDare, Dare, TaskArithmetic
@@ -34,7 +34,7 @@ def both(target: Curvature, general: Curvature) -> Curvatures:
     return general, target
 
 
-def over(base: np.ndarray, *tuned: np.ndarray) -> Read:
+def over(base: np.ndarray, *tuned: np.ndarray) -> ReadRange:
     return lambda start, stop: [model.reshape(-1)[start:stop] for model in (base, *tuned)]
 
 
