@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .fusion.arithmetic.curvature import Curvature, Curvatures
 from .fusion.arithmetic.two_sided import counted_together
 from .fusion.checkpoint import ModelRef, Source
-from .fusion.errors import CurvatureError, MethodError
+from .fusion.errors import CurvatureError, MethodError, Way
 from .fusion.progress import Progress, silent
 from .fusion.run.calibration import Calibration, SampleRun
 from .fusion.run.diff import changed_outputs
@@ -95,6 +95,7 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
     options = calibration.of_tuned(len(prepared.plan.tuned))
     if protects:
         options.append(calibration.of_general())
+        _refuse_same_samples(options)
     shares = _Shares(progress, len(models))
     with ExitStack() as stack:
         found = [
@@ -106,6 +107,23 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
             provenance=_provenance(found, len(prepared.plan.tuned)),
             why_missing=found[0].why_missing,
         )
+
+
+def _refuse_same_samples(options: Sequence[Calibration]) -> None:
+    """Refuse a target that is measured on the general samples: both curvatures are then alike, whatever the task is.
+
+    Raises:
+        MethodError: The protection would be no more than an interpolation at 1/(1 + λ).
+    """
+    *targets, general = options
+    for target in targets:
+        measured = target.hessian is None and general.hessian is None
+        if measured and str(target.data) == str(general.data):
+            where = "the text that ships" if general.data is None else f"`{general.data}`"
+            raise MethodError(
+                f"the target and the base would both be measured on {where}, which protects nothing in particular",
+                ways=[Way(option="data", effect="names samples of the target task")],
+            )
 
 
 def _names(prepared: Prepared) -> dict[str, tuple[str | None, ...]]:

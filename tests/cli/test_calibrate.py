@@ -12,7 +12,7 @@ import transformers
 import typer
 from safetensors.numpy import load_file
 from sculpt.cli import calibrate, fuse, merge
-from sculpt.fusion.errors import CurvatureError, DataError, OutputError
+from sculpt.fusion.errors import CurvatureError, DataError, MethodError, OutputError
 from sculpt.hessian import DiagonalHessian
 from typer.testing import CliRunner, Result
 
@@ -38,7 +38,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         max_position_embeddings=32,
     )
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "sft")
-    for name in ("one", "two"):
+    for name in ("one", "two", "general"):
         rows = [{"input_ids": torch.randint(50, (5,)).tolist()} for _ in range(3)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return tmp_path / "sft"
@@ -117,12 +117,12 @@ def test_any_method_takes_protected_deltas_of_several_models(model: Path, tmp_pa
     data = ["--data", "one.jsonl", "--data", "two.jsonl"]
     options = {
         "plain": ["--density", "0.5"],
-        "free": ["--density", "0.5", *data, "--protect", "one.jsonl", "--protect-weight", "0"],
-        "protected": ["--density", "0.5", *data, "--protect", "one.jsonl"],
+        "free": ["--density", "0.5", *data, "--protect", "general.jsonl", "--protect-weight", "0"],
+        "protected": ["--density", "0.5", *data, "--protect", "general.jsonl"],
     }
     (tmp_path / "recipe.yaml").write_text(
         "method: ties\nbase: sft\nmodels: [math, code]\noptions: {density: 0.5}\n"
-        "calibration: {data: [one.jsonl, two.jsonl], protect: one.jsonl}\n"
+        "calibration: {data: [one.jsonl, two.jsonl], protect: general.jsonl}\n"
     )
     found = {}
     for output, given in options.items():
@@ -135,6 +135,15 @@ def test_any_method_takes_protected_deltas_of_several_models(model: Path, tmp_pa
     assert all(found["free"][key].tobytes() == found["plain"][key].tobytes() for key in found["plain"])
     assert all(found["by-recipe"][key].tobytes() == found["protected"][key].tobytes() for key in found["plain"])
     assert found["protected"][name].tobytes() != found["plain"][name].tobytes()
+
+
+def test_a_target_on_the_general_samples_is_refused(model: Path, tmp_path: Path) -> None:
+    add_fine_tunes(model, tmp_path)
+    for given in (["--protect", "default"], ["--data", "one.jsonl", "--protect", "one.jsonl"]):
+        refused = run("fuse", "sft", "math", *given, "-o", "out")
+        assert isinstance(refused.exception, MethodError)
+        assert "would both be measured on" in str(refused.exception)
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("method", ["fisher", "regmean"])

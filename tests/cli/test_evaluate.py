@@ -152,7 +152,7 @@ def test_a_sweep_of_protections_writes_the_one_that_is_picked(sculpt: Sculpt, ho
     arguments = ("sweep", "base", "sft", "--suite", "suite.yaml", "--device", "cpu", "--data", "prose.jsonl")
     options = (
         "--protect",
-        "prose.jsonl",
+        "default",
         "--protect-weight",
         "0.1,10",
         "--curvature",
