@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..checkpoint import Source
-from ..errors import MethodError
+from ..checkpoint.quantised import format_name, scales_of
+from ..errors import CheckpointError, MethodError
 from ..methods import Method
 from ..names import OUTPUT_MODULES, Renaming, config_values, selects, tied_source
 from .decide import KEPT, decide
@@ -69,6 +70,9 @@ def make_plan(
     request = request or Request()
     from_tuned = request.config_from == "tuned" and len(models) > 1
     matching = matching or whole_models(models, names_of_tuned=from_tuned)
+    if any(len(match.parts) > 1 for match in matching.matches):
+        for model in models:
+            _refuse_quantised(model)
     steps, notes, selected = [], [], False
     for match in matching.matches:
         step = decide(match, models, request, method_of)
@@ -103,6 +107,16 @@ def make_plan(
         renamings=matching.renamings,
         notes=tuple(notes),
     )
+
+
+def _refuse_quantised(model: Source) -> None:
+    """Refuse codes: their scales alone would be fused, or come from another model than they do."""
+    for codes, scales in scales_of(model.tensors):
+        raise CheckpointError(
+            f"`{codes}` in `{model.ref}` holds {format_name(model.config, scales)} codes, scaled by `{scales}`, "
+            "which sculpt cannot fuse yet",
+            hint="fuse the unquantised checkpoints, then quantise the result",
+        )
 
 
 def _left_out(match: Match, models: Sequence[Source], step: Step | None) -> Iterable[str]:
