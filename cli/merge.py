@@ -73,7 +73,7 @@ def merge_command(
     from ..fusion.recipe.several import in_order
     from .console import say
     from .fuse import run_prepared
-    from .recipes import merged_calibration, merged_settings
+    from .recipes import merged_calibration, merged_settings, with_protected_defaults
 
     file, given = find_recipe(recipe), given_flags(ctx)
     folder = parts or output.with_name(output.name + "-parts")
@@ -89,7 +89,7 @@ def merge_command(
         protected = protection_of(protection, measured, given, found.run.protection)
         run_prepared(
             prepare_recipe(
-                found,
+                with_protected_defaults(found, protected),
                 output=target,
                 near=file.parent,
                 settings=replace(merged_settings(found, flags, given), protection=protected),

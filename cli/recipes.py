@@ -42,6 +42,15 @@ def merged_calibration(recipe: Recipe, flags: Calibration, given: Collection[str
     return replace(flags, **{**said, **chosen})
 
 
+def with_protected_defaults(recipe: Recipe, protection: Protection | None) -> Recipe:
+    """Return the recipe with what AdaDARE-γ does by default where the base is protected: as the command does."""
+    from ..api import PROTECTED
+
+    if protection is None or recipe.method is not type(PROTECTED):
+        return recipe
+    return replace(recipe, defaults={"gamma": PROTECTED.gamma, "sparsity": PROTECTED.sparsity, **recipe.defaults})
+
+
 def prepare_named(
     config: str,
     base: Path,
@@ -79,7 +88,7 @@ def prepare_named(
     calibration = merged_calibration(recipe, calibration, given)
     protected = protection_of(protection, calibration, given, recipe.run.protection)
     prepared = prepare_recipe(
-        recipe,
+        with_protected_defaults(recipe, protected),
         output=target.output or default_output(tuned[0]),
         near=find_recipe(config).parent,
         settings=replace(merged_settings(recipe, flags, given), protection=protected),

@@ -26,6 +26,7 @@ from .options import (
     BasePath,
     TunedPath,
     protection_of,
+    refuse_idle,
 )
 
 if TYPE_CHECKING:
@@ -158,6 +159,8 @@ def sweep(
         ),
         overwrite=overwrite or grid.pick is None,
     )
+    if not (prepared.method.uses_curvature or wanted.protection is not None):
+        refuse_idle(calibration, prepared.method)
     with (
         progress_bar("calibrating", unit="steps") as report,
         statistics(prepared, replace(calibration, seed=settings.seed, device=scoring.device), progress=report) as found,

@@ -58,7 +58,13 @@ class Policies:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which tensors are fused; the others are copied from the base, or from the tuned model with `rest="tuned"`."""
+    """Which tensors are fused; the others are copied.
+
+    Attributes:
+        include: Fuse only tensors whose name matches this glob; may be repeated.
+        exclude: Do not fuse tensors whose name matches this glob; may be repeated.
+        rest: Where tensors that are not selected are copied from.
+    """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

@@ -58,6 +58,8 @@ def apply(
     method = method.for_models(len(models))
     plan = make_plan(sources, lambda _: method, settings.request())
     known = [_named(found, name) if found is not None else {} for found in (general, *own)]
+    if settings.protection is not None and not any(known):
+        raise MethodError("a protection wants statistics: `curvature` of the fine-tunes and `general` of the base")
     fused = fuse_in_memory(
         plan,
         curvature={

@@ -74,6 +74,10 @@ class Calibration(SampleRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.protect_samples < 1:
+            raise DataError(
+                f"`protect_samples` must be at least 1, got {self.protect_samples}", options=["protect_samples"]
+            )
         if self.hessian is not None and self.data is not None:
             raise MethodError("`hessian` and `data` exclude each other", options=["hessian", "data"])
         if not self.enabled:

@@ -51,6 +51,8 @@ class Settings:
     protection: Protection | None = None
 
     def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise MethodError(f"`threads` must be at least 1, got {self.threads}", options=["threads"])
         if self.digest not in get_args(Digest):
             raise MethodError(
                 f"`digest` must be one of {', '.join(get_args(Digest))}, got `{self.digest}`", options=["digest"]

@@ -83,6 +83,7 @@ REFUSALS = {
         ["fuse", "base", "sft", "--protect-weight", "3"],
         "error: `--protect-weight` has no effect without `--protect`\n\nhint: ",
     ),
+    "no threads": (["dare", "base", "sft", "--threads", "-3"], "error: `--threads` must be at least 1, got -3\n"),
     "statistics without a use": (
         ["dare", "base", "sft", "--data", "x"],
         "error: `--data` has no effect on DARE without `--protect`\n\nhint: ",
