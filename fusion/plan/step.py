@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import prod
-from typing import Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Literal, get_args, get_type_hints
 
-from ..checkpoint import TensorInfo
 from ..dtypes import BY_TORCH_NAME, DTYPES
 from ..errors import MethodError, Way
 from ..methods import Method
 from ..names import selects
+
+if TYPE_CHECKING:  # the command line reads the options of this module at its start, and needs no checkpoint for it
+    from ..checkpoint import TensorInfo
 
 Side = Literal["base", "tuned"]
 
