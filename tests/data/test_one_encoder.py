@@ -140,24 +140,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("pictures")
-    torch.manual_seed(0)
-    config = transformers.LlavaConfig(
-        vision_config=transformers.CLIPVisionConfig(**tiny.VISION, projection_dim=32),
-        text_config=transformers.LlamaConfig(**SIZES),
-        image_token_index=WORDS.index("<image>"),
-        vision_feature_layer=-2,
-    )
-    model = transformers.LlavaForConditionalGeneration(config)
-    model.save_pretrained(folder)
-    images = transformers.CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
-    transformers.LlavaProcessor(
-        image_processor=images,
-        tokenizer=tokenizer(),
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT,
-    ).save_pretrained(folder)
+    tiny.llava_folder(folder, tokenizer(), sizes=SIZES, image=WORDS.index("<image>"), chat=CHAT)
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(folder)
     return Made(folder=folder, model=model.eval())
 
 

@@ -6,7 +6,9 @@ import base64
 import io
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -65,23 +67,31 @@ def llama_folder(folder: Path) -> Path:
     return folder
 
 
-def llava_folder(folder: Path) -> Path:
+def llava_folder(
+    folder: Path,
+    words: Any = None,
+    *,
+    sizes: Mapping[str, Any] = MappingProxyType(SIZES),
+    image: int = WORDS.index("<image>"),
+    chat: str = CHAT,
+) -> Path:
+    """Write a model with its processor; `words` is a tokenizer with that image token, by default this module's."""
     torch.manual_seed(0)
     config = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(**VISION, projection_dim=32),
-        text_config=transformers.LlamaConfig(**SIZES),
-        image_token_index=WORDS.index("<image>"),
+        text_config=transformers.LlamaConfig(**sizes),
+        image_token_index=image,
         vision_feature_layer=-2,
     )
     transformers.LlavaForConditionalGeneration(config).save_pretrained(folder)
     images = transformers.CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     transformers.LlavaProcessor(
         image_processor=images,
-        tokenizer=tokenizer(),
+        tokenizer=words or tokenizer(),
         patch_size=8,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=CHAT,
+        chat_template=chat,
     ).save_pretrained(folder)
     return folder
 
