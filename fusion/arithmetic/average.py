@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MethodError
+from .gram import cholesky, mean_matrix, refuse_other_shapes
 from .group import Group
-from .row_layout import check_matrix
 from .two_sided import mean_squares
 
 
@@ -35,19 +34,18 @@ def mean_matrices(group: Group, stack: int, device: Any) -> list[Any]:
     Zeros for a model that saw no input of it.
 
     Raises:
-        CurvatureError: One is no sum of squares.
+        CurvatureError: One is no sum of squares, or they do not fit together.
     """
     import torch
 
-    found, width = [], next(c.gram.shape[-1] for c in group.tuned if c is not None and c.gram is not None)
-    for curvature in group.tuned:
-        if curvature is None or curvature.gram is None or not curvature.num_tokens:
-            found.append(torch.zeros((width, width), dtype=torch.float64, device=device))
-            continue
-        one = curvature.gram[stack] if curvature.gram.ndim == 3 else curvature.gram
-        check_matrix(group.name, one)
-        found.append(torch.from_numpy(one.astype(np.float64)).to(device).div_(curvature.num_tokens))
-    return found
+    refuse_other_shapes(group.name, group.tuned)
+    width = next(c.gram.shape[-1] for c in group.tuned if c is not None and c.gram is not None)
+    return [
+        torch.zeros((width, width), dtype=torch.float64, device=device)
+        if curvature is None or curvature.gram is None or not curvature.num_tokens
+        else mean_matrix(group.name, curvature, stack, device)
+        for curvature in group.tuned
+    ]
 
 
 def mixings(name: str, matrices: list[Any], *, dtype: Any, hint: str) -> list[Any]:
@@ -66,9 +64,7 @@ def mixings(name: str, matrices: list[Any], *, dtype: Any, hint: str) -> list[An
     total = torch.zeros_like(matrices[0])
     for matrix in matrices:
         total += matrix
-    factor, failed = torch.linalg.cholesky_ex(total)
-    if int(failed) or not bool(torch.isfinite(factor).all()):
-        raise MethodError(f"the curvature of `{name}` cannot be factorised", hint=hint)
+    factor = cholesky(name, total, hint=hint)
     del total
     found = []
     while matrices:  # each is let go of before the next is solved for

@@ -9,7 +9,8 @@ import numpy as np
 
 from ..errors import CurvatureError, MethodError
 from .curvature import Curvature
-from .row_layout import RowLayout, check_matrix, plain_layout, row_layout
+from .gram import check_matrix
+from .row_layout import RowLayout, plain_layout, row_layout
 
 DAMPINGS = (0.01, 0.1, 1.0)  # of the mean diagonal: ten-fold until the factorisation holds
 

@@ -101,16 +101,3 @@ def _candidates(shape: tuple[int, ...], curvature: Curvature, *, first: int) -> 
             yield tuple(axis for axis in axes if term.shape[axis] != 1)
     for start in axes:
         yield tuple(range(start, len(shape)))
-
-
-def check_matrix(name: str, matrix: np.ndarray) -> None:
-    """Refuse a matrix that cannot be a Σ x·xᵀ.
-
-    Args:
-        matrix: (width, width).
-
-    Raises:
-        CurvatureError: It holds NaN or infinity, or a negative sum of squares.
-    """
-    if not np.isfinite(matrix).all() or (np.diagonal(matrix) < 0).any():
-        raise CurvatureError(f"the full Hessian of `{name}` holds a negative or non-finite sum of squares")

@@ -22,6 +22,7 @@ import numpy as np
 
 from ..errors import MethodError
 from .curvature import Curvature
+from .gram import cholesky
 from .group import Group
 from .tile import sum_of_squares
 
@@ -147,12 +148,8 @@ def mixing_blocks(
         a.diagonal().add_(protection.ridge * mean_target)
         both.diagonal().add_(protection.ridge * mean_general)
         both.mul_(protection.weight).add_(a)
-        factor, failed = torch.linalg.cholesky_ex(both)
+        why, hint = f" with a ridge of {protection.ridge:g}", "a larger ridge makes it positive definite"
+        factor = cholesky(name, both, why=why, hint=hint)
         del both
-        if int(failed) or not bool(torch.isfinite(factor).all()):
-            raise MethodError(
-                f"the curvature of `{name}` cannot be factorised with a ridge of {protection.ridge:g}",
-                hint="a larger ridge makes it positive definite",
-            )
         found.append((part, torch.cholesky_solve(a, factor).T))
     return found

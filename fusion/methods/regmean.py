@@ -88,8 +88,9 @@ class RegMean(Method):
         import torch
 
         group, device = matrices.group, torch_device(matrices.device)
-        layouts = [row_layout(group.name, group.shape, c) for c in group.tuned if c is not None and c.gram is not None]
-        layout = layouts[0]
+        layout = row_layout(
+            group.name, group.shape, next(c for c in group.tuned if c is not None and c.gram is not None)
+        )
         values: np.ndarray | None = None
         kept = np.zeros((layout.stack, layout.rows, layout.width), bool)
         made, mixed = -1, []
@@ -111,18 +112,16 @@ class RegMean(Method):
         """Return what each delta of one of the stacked matrices is multiplied by."""
         import torch
 
-        found, measured = [], mean_matrices(group, stack, float64_device(device))
-        for weight, matrix in zip(as_tuple(self.weights), measured, strict=True):
+        found = mean_matrices(group, stack, float64_device(device))
+        for weight, matrix in zip(as_tuple(self.weights), found, strict=True):
             diagonal = matrix.diagonal().clone()
-            shrunk = matrix.mul_(self.alpha)
-            shrunk.diagonal().copy_(diagonal)
-            found.append(shrunk.mul_(weight))
+            matrix.mul_(self.alpha).diagonal().copy_(diagonal)
+            matrix.mul_(weight)
         unseen = torch.stack([matrix.diagonal() for matrix in found]).sum(0) == 0  # inputs that no model ever saw
         for weight, matrix in zip(as_tuple(self.weights), found, strict=True):
             matrix.diagonal()[unseen] = weight
         hint = "a smaller alpha makes it positive definite"
         wanted = torch.float64 if dtype == np.float64 else torch.float32
-        del measured
         return [mixing.to(device) for mixing in mixings(group.name, found, dtype=wanted, hint=hint)]
 
     def reduce(self, num_elements: int) -> Reduction:  # noqa: ARG002 (the tensor has been made whole)

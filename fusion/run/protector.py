@@ -14,13 +14,13 @@ from typing import Any, TypeVar, final
 import numpy as np
 
 from ..arithmetic.curvature import Curvature
+from ..arithmetic.gram import mean_matrix, refuse_other_shapes
 from ..arithmetic.group import Group
 from ..arithmetic.matrices import CHUNK, Matrices, Models
 from ..arithmetic.per_element import per_element
-from ..arithmetic.row_layout import check_matrix, row_layout
+from ..arithmetic.row_layout import row_layout
 from ..arithmetic.two_sided import Protection, fractions, mixing_blocks
 from ..device import float64_device, torch_device
-from ..errors import CurvatureError
 
 HELD = 4  # tensors that are kept until they are released
 MIXINGS = 2  # matrices that are kept for each tuned model: q, k and v come one after the other and share theirs
@@ -136,8 +136,7 @@ class Protector:
 
         device, general = torch_device(self._device), group.base
         assert general is not None
-        for k in which:
-            _refuse_other_shapes(group, group.tuned[k], general)
+        refuse_other_shapes(group.name, (general, *(group.tuned[k] for k in which)))
         target = group.tuned[which[0]]
         assert target is not None
         layout = row_layout(group.name, group.shape, target)
@@ -155,8 +154,6 @@ class Protector:
 
     def _mixing(self, group: Group, k: int, stack: int) -> Mixing:
         """Return the blocks of one of the stacked matrices; shared by tensors that see the same inputs."""
-        import torch
-
         target, general = group.tuned[k], group.base
         assert target is not None
         assert general is not None
@@ -168,11 +165,8 @@ class Protector:
         device = float64_device(torch_device(self._device))
         matrices, means = [], []
         for side in (target, general):
-            gram: Any = side.gram
-            one = gram[stack] if gram.ndim == 3 else gram
-            check_matrix(group.name, one)
-            diagonal = np.diagonal(gram, axis1=-2, axis2=-1)
-            matrices.append(torch.from_numpy(one.astype(np.float64)).to(device).div_(side.num_tokens))
+            diagonal: Any = np.diagonal(side.gram, axis1=-2, axis2=-1)  # pyright: ignore[reportArgumentType, reportCallIssue]
+            matrices.append(mean_matrix(group.name, side, stack, device))
             means.append(float(diagonal.mean(dtype=np.float64)) / side.num_tokens)
         blocks = mixing_blocks(
             group.name, matrices[0], matrices[1], self.protection, mean_target=means[0], mean_general=means[1]
@@ -181,13 +175,3 @@ class Protector:
         most = MIXINGS * len(group.tuned)
         self._mixings = [*self._mixings[-most + 1 :], (target.gram, general.gram, stack, mixing)]
         return mixing
-
-
-def _refuse_other_shapes(group: Group, target: Curvature | None, general: Curvature) -> None:
-    shapes = {gram.shape for gram in (target and target.gram, general.gram) if gram is not None}
-    if len(shapes) > 1:
-        first, second = (list(found) for found in sorted(shapes))
-        raise CurvatureError(
-            f"the full Hessians of `{group.name}` have shapes {first} and {second} on the two sides",
-            hint="calibrate the tuned model and the base that are fused",
-        )

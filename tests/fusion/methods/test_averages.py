@@ -142,6 +142,15 @@ def test_statistics_of_another_tensor_are_refused(fuse: Fuse, three: list[np.nda
             fuse(method, base, *tuned, curvature=[other] * 3)
 
 
+def test_statistics_that_do_not_fit_together_are_refused(fuse: Fuse, models: Models) -> None:
+    base, *tuned = models(3, (2, ROWS, WIDTH), 2, np.float64)
+    one = measured(inputs(0))
+    apart = Curvature(terms=(one.terms[0][None],), num_tokens=1, gram=one.gram)
+    stacked = Curvature(terms=(one.terms[0][None],), num_tokens=1, gram=np.stack([one.gram, one.gram]))  # pyright: ignore[reportCallIssue, reportArgumentType]
+    with pytest.raises(CurvatureError, match=r"`w` have shapes \[2, 10, 10\] and \[10, 10\]"):
+        fuse(RegMean(), base, *tuned, curvature=[stacked, apart])
+
+
 @pytest.mark.parametrize("weights", [0.0, (1.0, -1.0), (0.0, 0.0)])
 @pytest.mark.parametrize("method", [RegMean, Fisher])
 def test_weights_that_make_no_average_are_refused(method: type[RegMean | Fisher], weights: float) -> None:
