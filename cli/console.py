@@ -47,10 +47,11 @@ def print_error(error: SculptError, *, recipe: bool = False) -> None:
     Args:
         recipe: Whether a recipe was run, which can say what an option can.
     """
-    from .options import flag_named
+    from .options import flag_named, is_shared
 
     def worded(text: str) -> str:
-        for option in error.options:
+        # A method's own options are keys of the recipe: `merge` has no flags for them.
+        for option in [option for option in error.options if not recipe or is_shared(option)]:
             text = text.replace(f"`{option.rpartition('.')[2]}`", f"`{flag_named(option)}`")
         return text
 

@@ -11,7 +11,7 @@ import typer
 
 from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.methods import Method
-from ..fusion.plan.step import Policies, Selection
+from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
 from .flags import FlagGroup, flag_of
@@ -111,6 +111,12 @@ def flag_named(option: str) -> str:
     owner, _, field = option.rpartition(".")
     group = next((group for group in (SETTINGS, CALIBRATION, PROTECTION) if group.of.__name__ == owner), None)
     return "-o" if option == "output" else flag_of(group.flags.get(field, field) if group else field)
+
+
+def is_shared(option: str) -> bool:
+    """Return whether an option, as an error names it, is one of those that `merge` takes too."""
+    groups = (SETTINGS, CALIBRATION, PROTECTION, SELECTION, POLICIES)
+    return option.rpartition(".")[2] in {field.name for group in groups for field, _ in group.fields}
 
 
 def protection_of(

@@ -92,17 +92,26 @@ class MethodError(SculptError):
 
 
 class MemoryBudgetError(MethodError):
-    """A tensor that is worked on whole takes more memory than was allowed; `needed` and `budget` are bytes."""
+    """A tensor that is worked on whole takes more memory than was allowed.
 
-    def __init__(self, name: str, shape: tuple[int, ...], method: str, *, needed: int, budget: int) -> None:
+    Attributes:
+        needed: Bytes that it takes with the tiles of this budget.
+        budget: Bytes that were allowed.
+        enough: Bytes that will do; tiles grow with the budget up to their size without one.
+    """
+
+    def __init__(
+        self, name: str, shape: tuple[int, ...], method: str, *, needed: int, budget: int, enough: int
+    ) -> None:
         super().__init__(
             f"`{name}` [{', '.join(map(str, shape))}] takes {needed / 1e6:,.0f} MB at once in {method}, "
             f"and {budget / 1e6:,.0f} MB are allowed",
-            hint=f"a budget of {-(-needed // 1_000_000)}MB is enough for the largest tensor",
+            hint=f"a budget of {-(-enough // 1_000_000)}MB is enough for the largest tensor",
         )
         self.name = name
         self.needed = needed
         self.budget = budget
+        self.enough = enough
 
 
 class CurvatureError(SculptError):

@@ -45,7 +45,7 @@ class PrunedAdapter:
 
 def check_density(density: float) -> None:
     """Raise MethodError for a density outside (0, 1]."""
-    fraction("the density", density)
+    fraction("density", density)
     if density == 0:
         raise MethodError("a density of 0 leaves nothing of the adapter")
 

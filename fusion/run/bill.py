@@ -6,7 +6,7 @@ threads. What a matrix transform works on is there whole, so that only as many t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -77,12 +77,14 @@ def bill_of(
     backend: Backend,
     memory: int | None,
     *,
+    unlimited: Callable[[], Backend],
     loads_torch: bool,
 ) -> Bill:
     """Return what a run takes.
 
     Args:
         memory: The budget of what is worked on at once, or None.
+        unlimited: Gives the backend of a run without a budget.
 
     Raises:
         MemoryBudgetError: A tensor takes more than the budget.
@@ -96,7 +98,8 @@ def bill_of(
     name, largest = max(wholes.items(), key=lambda found: found[1], default=("", 0))
     if room is not None and largest > room:
         shape = next(step.shape for step in steps if step.name == name)
-        raise MemoryBudgetError(name, shape, method.title, needed=largest + tiles, budget=memory or 0)
+        enough = largest + _tile_bytes(steps, method, unlimited())
+        raise MemoryBudgetError(name, shape, method.title, needed=largest + tiles, budget=memory or 0, enough=enough)
     at_once = sum(sorted(wholes.values())[-backend.threads :])
     budget = max(largest, LET_IN_BYTES) if room is None else room
     return Bill(

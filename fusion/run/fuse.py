@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,7 @@ class Prepared:
             settings.protection,
             backend,
             settings.memory,
+            unlimited=lambda: replace(settings, memory=None).backend(self.plan),
             loads_torch=self.method.loads_torch
             or settings.device not in ("auto", "cpu")
             or (settings.protection is not None and settings.protection.needs_gram),

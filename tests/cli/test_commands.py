@@ -113,6 +113,16 @@ def test_a_refusal_is_one_sentence_and_exit_code_1(case: str, make_pair: Pair, t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "sft"]
 
 
+def test_an_option_of_a_recipe_is_named_as_there(make_pair: Pair, tmp_path: Path) -> None:
+    make_pair()
+    (tmp_path / "bad.yaml").write_text("method: dare\nbase: base\nmodels: [sft]\noptions: {sparsity: 90}\n")
+    done = sculpt("merge", "bad.yaml", "-o", "out", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: `sparsity` must lie between 0 and 1, got 90\n"), done.stderr
+    done = sculpt("lora-prune", "sft", "--density", "7", "-o", "out", cwd=tmp_path)
+    assert done.stderr.startswith("error: `--density` must lie between 0 and 1, got 7\n"), done.stderr
+
+
 @pytest.mark.parametrize("arguments", [["fuse"], ["fuse", "a"], ["nonsense"], ["fuse", "a", "b", "--gamma", "much"]])
 def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     assert sculpt(*arguments).returncode == 2

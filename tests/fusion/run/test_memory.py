@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sculpt
 from safetensors.numpy import save_file
-from sculpt.fusion.methods import METHODS
+from sculpt.fusion.errors import MemoryBudgetError
+from sculpt.fusion.methods import METHODS, Method
+from sculpt.fusion.run.fuse import prepare
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 SHAPE = (1500, 1500)
@@ -59,3 +63,17 @@ def test_a_run_takes_what_its_plan_says(case: str, folder: Path, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["added"] <= 1.2 * found["billed"], found
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("method", [sculpt.Tailor(), sculpt.NuSlerp(vectors="columns")], ids=["tailor", "nuslerp"])
+def test_the_budget_that_a_refusal_names_is_enough(method: Method, threads: int, folder: Path, tmp_path: Path) -> None:
+    tuned = [folder / "1.safetensors", folder / "2.safetensors"][: method.model_range[0]]
+
+    def prepared(memory: int) -> None:
+        settings = sculpt.Settings(memory=memory, threads=threads)
+        prepare(folder / "0.safetensors", tuned, output=tmp_path / "out", method=method, settings=settings)
+
+    with pytest.raises(MemoryBudgetError) as refused:
+        prepared(20_000_000)
+    prepared(int(re.findall(r"(\d+)MB", str(refused.value.hint))[0]) * 1_000_000)
