@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..fusion.plan.step import Policies, Selection
+from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.settings import Settings
 from .flags import with_options
 from .options import POLICIES, SELECTION, SETTINGS, AsJson, BasePath, TunedPath

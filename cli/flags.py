@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class FlagGroup:
     """A dataclass as options of a command, which gets an instance of it.
 
@@ -129,6 +129,7 @@ def _option(hint: Any, parameter: str, text: str, panel: str | None) -> Any:
     return Annotated[kind, typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar)]
 
 
+@functools.cache  # most groups are those of thirty commands
 def _parameters(group: FlagGroup) -> list[inspect.Parameter]:
     hints, docs = get_type_hints(group.of, include_extras=True), option_docs(group.of)
     found = []

@@ -31,7 +31,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..fusion.arithmetic.two_sided import Protection
-    from ..fusion.plan.step import Policies, Selection
+    from ..fusion.plan.options import Policies, Selection
     from ..fusion.run.calibration import Calibration
     from ..fusion.run.fuse import Prepared
     from ..fusion.run.settings import Settings
@@ -167,14 +167,15 @@ def help_text(method: type[Method], examples: Sequence[str]) -> str:
     return f"{method.title}: {first}\n\nSource: {method.source}.\n\n**Examples**{lines}"
 
 
+# Where the method has no use for curvature of its own, it is measured for a protection alone, and shown there.
+FOR_PROTECTION = replace(CALIBRATION, panel="Protection")
+
+
 def _command(method: type[Method]) -> Callable[..., None]:
     """Return the command of a method: one tuned model or several, with curvature or without."""
-    wants = method.uses_curvature
-    # What only a protection measures is shown there, where the method has no use for curvature of its own.
-    measured = CALIBRATION if wants else replace(CALIBRATION, panel="Protection")
     groups = {
         "method": FlagGroup(of=method, panel=method.title),
-        "calibration": measured,
+        "calibration": CALIBRATION if method.uses_curvature else FOR_PROTECTION,
         "protection": PROTECTION,
         "target": TARGET,
         "selection": SELECTION,

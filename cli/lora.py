@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..fusion.plan.step import Policies, Selection
+from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
 from .flags import FlagGroup, parse_numbers, with_options
@@ -211,7 +211,7 @@ def extract_command(
         sculpt lora-extract base/ sft/ --energy 0.95 --include 'model.layers.*'
     """
     from ..fusion.lora.extract import extract_adapter
-    from ..fusion.plan.step import Selection
+    from ..fusion.plan.options import Selection
     from .console import progress_bar
 
     with progress_bar("extracting") as report_bytes:

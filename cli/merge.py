@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..fusion.arithmetic.two_sided import Protection
-from ..fusion.plan.step import Policies, Selection
+from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
 from .flags import given_flags, with_options

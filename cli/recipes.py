@@ -27,8 +27,7 @@ def merged_settings(recipe: Recipe, flags: Settings, given: Collection[str]) -> 
     run = recipe.run
     return replace(
         run,
-        **{"device": flags.device, "threads": flags.threads, "digest": flags.digest, "memory": flags.memory},
-        **SETTINGS.chosen(flags, set(given) - {"device", "threads", "digest", "memory"}),
+        **SETTINGS.chosen(flags, {*given, "device", "threads", "digest", "memory"}),  # no recipe can say the last four
         selection=replace(run.selection, **SELECTION.chosen(flags.selection, given)),
         policies=replace(run.policies, **POLICIES.chosen(flags.policies, given)),
     )
@@ -37,8 +36,8 @@ def merged_settings(recipe: Recipe, flags: Settings, given: Collection[str]) -> 
 def merged_calibration(recipe: Recipe, flags: Calibration, given: Collection[str]) -> Calibration:
     """Return where the curvature comes from: what the recipe says, with the flags that were given over it."""
     chosen = CALIBRATION.chosen(flags, given)
-    left = {} if set(SOURCES) & set(chosen) else dict.fromkeys(SOURCES)
-    said = {name: value for name, value in recipe.calibration.items() if name not in SOURCES or name in left}
+    replaced = SOURCES if set(SOURCES) & set(chosen) else ()
+    said = {name: value for name, value in recipe.calibration.items() if name not in replaced}
     return replace(flags, **{**said, **chosen})
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..fusion.arithmetic.two_sided import Protection
-from ..fusion.plan.step import Policies, Selection
+from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
 from .evaluate import ScoringOptions, SuiteFile

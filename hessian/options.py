@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from ..fusion.ref import Asked
 from ..fusion.run.calibration import SampleRun
 
 
@@ -21,7 +21,7 @@ class CalibrationOptions(SampleRun):
     """
 
     data: Path | str | None = None
-    only_changed: Any = None  # a path, a name on the hub, or a `ModelRef`; its import would slow every command
+    only_changed: Asked | None = None
     full: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -1,9 +1,9 @@
 """Models in and out: headers first, weights on demand, outputs written in place."""
 
+from ..ref import Asked, ModelRef, find_model
 from .folder import Checkpoint
 from .memory import MemorySource
 from .open import open_checkpoint
-from .ref import Asked, ModelRef, find_model
 from .source import Source
 from .tensor_info import TensorInfo
 

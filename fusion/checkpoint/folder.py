@@ -8,10 +8,10 @@ from typing import final
 import numpy as np
 
 from ..errors import CheckpointError
+from ..ref import Asked, find_model
 from .adapter.config import is_adapter
 from .companions import files_beside_weights
 from .json_file import read_json
-from .ref import Asked, find_model
 from .source import Source, Stored
 from .tensor_file import TensorFile, open_file
 

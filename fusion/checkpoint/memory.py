@@ -10,7 +10,7 @@ import numpy as np
 
 from ..dtypes import BY_NUMPY, BY_TORCH_NAME, DType
 from ..errors import CheckpointError
-from .ref import ModelRef
+from ..ref import ModelRef
 from .source import Source
 from .tensor_info import TensorInfo
 from .torch_file import as_array

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ..errors import CheckpointError
+from ..ref import Asked, ModelRef, find_model
 from .adapter.config import ADAPTER_CONFIG, AdapterConfig, is_adapter
 from .adapter.source import AdapterSource
 from .folder import Checkpoint, holds_weights
-from .ref import Asked, ModelRef, find_model
 from .source import Source
 
 

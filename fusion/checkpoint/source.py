@@ -14,9 +14,9 @@ import numpy as np
 import xxhash
 
 from ..errors import CheckpointError
+from ..ref import ModelRef
 from .bytes_of import as_bytes
 from .json_file import read_json
-from .ref import ModelRef
 from .tensor_info import TensorInfo
 
 SAMPLE_BYTES = 4096

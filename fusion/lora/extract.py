@@ -21,7 +21,7 @@ from ..checkpoint import Source, TensorInfo, open_checkpoint
 from ..errors import CheckpointError, MismatchError, NonFiniteError, Way
 from ..methods import Method
 from ..names import align
-from ..plan.step import Selection
+from ..plan.options import Selection
 from ..progress import Progress, silent
 from ..run.backend import NumpyBackend, all_cores
 from ..run.look import look, pair_plan

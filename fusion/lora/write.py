@@ -15,8 +15,8 @@ from safetensors.numpy import save
 
 from ..checkpoint.adapter.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..checkpoint.output.claim import Claim
-from ..checkpoint.ref import Asked, ModelRef, find_model
 from ..errors import REPLACED, OutputError, os_error
+from ..ref import Asked, ModelRef, find_model
 from .modules import Factors, Module
 
 RECORD = "sculpt-adapter.json"  # how it was made; only a folder that holds it is ever replaced

@@ -11,7 +11,8 @@ from ..errors import CheckpointError, MismatchError
 from ..methods import Method
 from ..names import config_values, selects
 from .matching import Match, seen_as
-from .step import WAYS, Request, Side, Step
+from .options import Side
+from .step import WAYS, Request, Step
 
 KEPT = "kept by a rule"
 

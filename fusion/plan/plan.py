@@ -12,7 +12,8 @@ from ..methods import Method
 from ..names import OUTPUT_MODULES, Renaming, config_values, selects, tied_source
 from .decide import KEPT, decide
 from .matching import Match, Matching, whole_models
-from .step import Policies, Request, Selection, Side, Step
+from .options import Policies, Selection, Side
+from .step import Request, Step
 
 __all__ = ["Plan", "Policies", "Request", "Selection", "Side", "Step", "make_plan"]
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Literal, get_args, get_type_hints
+from typing import Literal
 
+from ..checkpoint import TensorInfo
 from ..dtypes import BY_TORCH_NAME, DTYPES
 from ..errors import MethodError, Way
 from ..methods import Method
-from ..names import selects
-
-if TYPE_CHECKING:  # the command line reads the options of this module at its start, and needs no checkpoint for it
-    from ..checkpoint import TensorInfo
-
-Side = Literal["base", "tuned"]
+from .options import Policies, Selection, Side
 
 # What allows a disagreement: values of a policy, and what they do.
 WAYS = {
@@ -29,52 +25,6 @@ WAYS = {
     ),
     "on_dtype": (Way(option="on_dtype", value="convert", effect="computes in float32 and stores the base's dtype"),),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Policies:
-    """What to do where base and tuned disagree. Each is an error unless it is allowed by name.
-
-    Attributes:
-        on_missing: A tensor of the base that the tuned model lacks.
-        on_extra: A tensor that only the tuned model has.
-        on_mismatch: Another shape.
-        on_dtype: Another float dtype; `convert` computes in float32 and stores the base's.
-        on_nonfinite: NaN or infinity; `keep` writes the tuned model's element there.
-    """
-
-    on_missing: Literal["error", "keep-base"] = "error"
-    on_extra: Literal["error", "drop", "take-tuned"] = "error"
-    on_mismatch: Literal["error", "keep-base", "take-tuned"] = "error"
-    on_dtype: Literal["error", "convert"] = "error"
-    on_nonfinite: Literal["error", "keep"] = "error"
-
-    def __post_init__(self) -> None:
-        for name, annotation in get_type_hints(Policies).items():
-            choices = get_args(annotation)
-            if getattr(self, name) not in choices:
-                raise MethodError(
-                    f"`{name}` must be one of {', '.join(choices)}, got `{getattr(self, name)}`", options=[name]
-                )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """Which tensors are fused; the others are copied.
-
-    Attributes:
-        include: Fuse only tensors whose name matches this glob; may be repeated.
-        exclude: Do not fuse tensors whose name matches this glob; may be repeated.
-        rest: Where tensors that are not selected are copied from.
-    """
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    rest: Side = "base"
-
-    def covers(self, name: str) -> bool:
-        """Return whether a tensor is to be fused."""
-        return (not self.include or selects(self.include, name)) and not selects(self.exclude, name)
 
 
 @dataclass(frozen=True, kw_only=True)

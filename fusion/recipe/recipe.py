@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import MethodError
 from ..methods import Method
-from ..plan.step import Side
+from ..plan.options import Side
 from ..run.settings import Settings
 from .setting import OptionSettings, first_of, told
 

@@ -32,7 +32,7 @@ from ..arithmetic.two_sided import Protection
 from ..checkpoint.output.layout import parse_size
 from ..errors import DataError, MethodError
 from ..methods import METHODS, Method
-from ..plan.step import Policies, Selection, Side
+from ..plan.options import Policies, Selection, Side
 from ..run.calibration import Calibration
 from ..run.settings import Settings
 from .document import Document, KeyPath, did_you_mean

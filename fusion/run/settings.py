@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..arithmetic.two_sided import Protection
 from ..errors import MethodError
-from ..plan.step import Policies, Request, Selection, Side
+from ..plan.options import Policies, Selection, Side
 
 if TYPE_CHECKING:
     from ..plan.plan import Plan
+    from ..plan.step import Request
     from .backend import Backend
     from .protector import Protector
 
@@ -60,6 +61,8 @@ class Settings:
 
     def request(self, keep: tuple[tuple[tuple[str, ...], Side], ...] = ()) -> Request:
         """Return what is asked of every tensor; `keep` are globs of those that are copied all the same."""
+        from ..plan.step import Request
+
         return Request(
             selection=self.selection,
             policies=self.policies,

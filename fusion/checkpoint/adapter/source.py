@@ -19,9 +19,9 @@ import xxhash
 
 from ...errors import CheckpointError
 from ...names import tied_source
+from ...ref import ModelRef
 from ..bytes_of import as_bytes
 from ..companions import files_of_tokenizer
-from ..ref import ModelRef
 from ..source import Source, Stored
 from ..tensor_file import open_file
 from ..tensor_info import TensorInfo

@@ -20,8 +20,8 @@ import numpy as np
 import xxhash
 
 from ...errors import REPLACED, OutputError, os_error
+from ...ref import Asked, find_model
 from ..companions import OWN_MARK
-from ..ref import Asked, find_model
 from .buffers import Buffer, Buffers
 from .claim import Claim
 from .layout import Layout

@@ -18,7 +18,7 @@ from sculpt.fusion.lora import truncated_svd
 from sculpt.fusion.lora.combine import combine_adapters
 from sculpt.fusion.lora.extract import extract_adapter
 from sculpt.fusion.lora.truncated_svd import of_matrix, of_product
-from sculpt.fusion.plan.step import Selection
+from sculpt.fusion.plan.options import Selection
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
