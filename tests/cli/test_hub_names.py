@@ -82,7 +82,7 @@ def here(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 COMMANDS = {
     "fuse": ["fuse", "org/base", "org/tuned@v1", "--data", "data.jsonl"],
     "fuse of an adapter": ["fuse", "org/base", "org/lora", "--no-calibration"],
-    "fuse, base protected": ["fuse", "org/base", "org/tuned@v1", "--data", "data.jsonl", "--protect", "data.jsonl"],
+    "fuse, base protected": ["fuse", "org/base", "org/tuned@v1", "--data", "data.jsonl", "--protect", "prose.jsonl"],
     "a method": ["ties", "org/base", "org/tuned@v1", "org/lora"],
     "merge": ["merge", "recipe.yaml", "-o", "out"],
     "merge between": ["merge", "dare", "--base", "org/base", "--tuned", "org/tuned@v1", "-o", "out"],
