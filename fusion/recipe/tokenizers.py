@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.companions import TOKENIZER_STEMS
+from ..checkpoint.companions import TOKENIZER_STEMS, own_files
 from ..checkpoint.pretrained import load_pretrained
 from ..errors import MethodError
 from .vocabulary import Tokens, vocabulary_rows
@@ -54,9 +54,8 @@ def taken_from(folder: Path, tokenizer: Any, checkpoint: Any, added: Iterable[st
 
     def write(target: Path) -> None:
         _clear(target)
-        for file in sorted(folder.iterdir()):
-            if file.is_file() and _is_tokenizer_file(file):
-                shutil.copyfile(file, target / file.name)
+        for name, file in own_files(folder, filter(_is_tokenizer_file, folder.iterdir())).items():
+            shutil.copyfile(file, target / name)
 
     return OutputTokens(tokens=tokens, write=write)
 

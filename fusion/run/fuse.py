@@ -144,6 +144,7 @@ def prepare_plan(
         raise MethodError("a base is protected from tuned models, and there are none")
     if settings.device not in ("auto", "cpu"):
         torch_device(settings.device)
+    plan.config_from.companions()  # refuses links out of the folder
     layout = make_layout(output_tensors(plan), plan.base, settings.max_shard_bytes)
     _refuse_full_disk(output, sum(shard.nbytes for shard in layout.shards))
     prepared = Prepared(
