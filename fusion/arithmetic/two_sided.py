@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import MethodError
+from ..typed import Options
 from .curvature import Curvature
 from .gram import cholesky
 from .group import Group
@@ -30,7 +31,7 @@ EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protection:
+class Protection(Options):
     """How the base is held where general data go.
 
     Attributes:

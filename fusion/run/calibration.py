@@ -9,6 +9,7 @@ from typing import Any
 
 from ..arithmetic.curvature import Curvature
 from ..errors import DataError, MethodError
+from ..typed import Options
 
 PathLike = Path | str
 Given = PathLike | Mapping[str, Curvature]  # a file of statistics, or statistics in memory
@@ -17,7 +18,7 @@ STATISTICS = ".safetensors"  # what a file of statistics ends with; any other is
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleRun:
+class SampleRun(Options):
     """How samples are run through a model.
 
     Attributes:

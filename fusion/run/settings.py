@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from ..arithmetic.two_sided import Protection
 from ..errors import MethodError
 from ..plan.options import Policies, Selection, Side
+from ..typed import Options
 
 if TYPE_CHECKING:
     from ..plan.plan import Plan
@@ -21,7 +22,7 @@ FREE = ("device", "threads", "memory", "tile_elements")  # no bit of the output 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Options):
     """How a fuse is run, whatever the method.
 
     Attributes:
