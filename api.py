@@ -72,10 +72,11 @@ def fuse(
         output: A folder that does not exist yet; `<tuned>-fused` by default.
         method: By default AdaDARE-γ with the paper's settings; where the base is protected, with γ = 1 and no drop.
         hessian: Statistics from `calibrate`, as a file or in memory.
-        data: Without `hessian`: calibrate on this first; by default on the text that ships with the package.
+        data: Without `hessian`: calibrate on this first; by default on the text that ships with the package, or where
+            the base is protected on nothing: the delta stands in.
         protect: What the base is to stay good at: general data, `default` for the text that ships, or the base's own
             statistics. Two-sided curvature then mixes each delta before the method sees it.
-        protection: How; by default full matrices and λ = 1.
+        protection: How; by default with full matrices, and the λ that serves best what tells the target's inputs.
         calibration: False is H = I; a `Calibration` sets everything.
 
     Raises:

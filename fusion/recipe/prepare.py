@@ -61,6 +61,7 @@ def prepare_recipe(
         digest = hashlib.sha256(rows.own.tobytes() + repr(sorted(rows.donors.items())).encode())
         facts["vocabulary"] = {"rows": rows.num_rows, "digest": digest.hexdigest()}
     settings = replace(settings, recipe=facts)
+    recipe = replace(recipe, run=settings)
     request = settings.request(keep=recipe.keep)
     if recipe.slices:
         sliced = match_slices(recipe, opened)
@@ -106,7 +107,7 @@ def _method_of(recipe: Recipe, sources: Sequence[ModelEntry], counts: Mapping[st
             names=match.names,
             baseless=recipe.base is None,
         )
-        return found.for_models(len(sources) - 1)
+        return found.for_models(recipe.run.num_seen(found, len(sources) - 1))
 
     return method_of
 

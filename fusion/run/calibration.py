@@ -14,6 +14,7 @@ PathLike = Path | str
 Given = PathLike | Mapping[str, Curvature]  # a file of statistics, or statistics in memory
 SHIPPED = "default"  # the name of the text that ships with the package
 STATISTICS = ".safetensors"  # what a file of statistics ends with; any other is data
+FROM_DELTA = "delta"  # in place of a model's samples or statistics: its delta stands in for them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +56,9 @@ class Calibration(SampleRun):
 
     Attributes:
         hessian: Statistics that `sculpt calibrate` wrote, or statistics in memory; then nothing is calibrated. Several
-            tuned models have one each, in their order.
+            tuned models have one each, in their order, `delta` for one that has none.
         data: Samples of the target task to calibrate on first: JSONL, text or token ids. For all tuned models, or one
-            each. Default: a text that ships.
+            each, `delta` for one that has none. Default: a text that ships; where the base is protected, the delta.
         enabled: Calibrate; without, H = I: all directions alike.
         of_other_model: Accept statistics that were measured on another model.
         protect: General samples that the base is to stay good on: data as for the target's, `default` for the text
@@ -89,6 +90,12 @@ class Calibration(SampleRun):
     def protects_shipped(self) -> bool:
         """Whether the general side is measured on the text that ships."""
         return self.protect is None or (isinstance(self.protect, str) and self.protect == SHIPPED)
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether samples or statistics of the target task were given: this one's own, not those of a list."""
+        given = self.hessian if self.hessian is not None else self.data
+        return given is not None and not (isinstance(given, (Path, str)) and str(given) == FROM_DELTA)
 
     def of_general(self) -> Calibration:
         """Return the same for the general side: what it is measured on, or its statistics."""

@@ -117,7 +117,7 @@ def prepare(
         SculptError: Anything that could be found out before the long part starts.
     """
     settings = settings or Settings()
-    method = method.for_models(len(tuned))
+    method = method.for_models(settings.num_seen(method, len(tuned)))
     refuse_output(output, [base, *tuned], overwrite=overwrite)
     opened = open_checkpoint(base)
     models = [opened, *(open_checkpoint(path, opened) for path in tuned)]
@@ -230,7 +230,7 @@ def execute(
             sink=sink,
             inputs=inputs,
             keep_nonfinite=settings.policies.on_nonfinite == "keep",
-            protector=settings.protector(),
+            protector=settings.protector(plan),
             whole_bytes=bill.budget,
         )
         if curvature is None or isinstance(curvature, Mapping):

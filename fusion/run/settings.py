@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from ..arithmetic.per_model import as_tuple
 from ..arithmetic.two_sided import Protection
 from ..errors import MethodError
 from ..plan.options import Policies, Selection, Side
 
 if TYPE_CHECKING:
+    from ..methods import Method
     from ..plan.plan import Plan
     from ..plan.step import Request
     from .backend import Backend
@@ -71,13 +73,32 @@ class Settings:
             keep=keep,
         )
 
-    def protector(self) -> Protector | None:
-        """Return what mixes the deltas before the method sees them, if the base is protected."""
-        from .protector import Protector
+    def protector(self, plan: Plan) -> Protector | None:
+        """Return what mixes the deltas of a plan before its method sees them, if the base is protected."""
+        from .protector import Protector, joins
 
         if self.protection is None:
             return None
-        return Protector(self.protection, device="cpu" if self.device == "auto" else self.device)
+        device = "cpu" if self.device == "auto" else self.device
+        return Protector(self.protection, joins=joins(plan.method, len(plan.tuned)), device=device)
+
+    def num_seen(self, method: Method, num_tuned: int) -> int:
+        """Return how many tuned models a method sees: one where a protection puts several together before.
+
+        Raises:
+            MethodError: There are shares for another number of models.
+        """
+        from .protector import joins
+
+        if self.protection is None:
+            return num_tuned
+        together, shares = joins(method, num_tuned), as_tuple(self.protection.shares)
+        if len(shares) not in (1, num_tuned if together else 1):
+            raise MethodError(
+                f"`shares` has {len(shares)} values, and {num_tuned if together else 'no'} models are put together",
+                options=["Protection.shares"],
+            )
+        return 1 if together else num_tuned
 
     def backend(self, plan: Plan) -> Backend:
         """Return what computes a plan."""
