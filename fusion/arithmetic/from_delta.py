@@ -14,7 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-SKETCH_SHARE = 8  # a delta is of low rank if an eighth of its input directions …
+import numpy as np
+
+FEW = 8  # a delta is of low rank if an eighth of its directions …
 LOW_RANK_ENERGY = 0.99  # … hold this much of it
 
 
@@ -40,24 +42,16 @@ def inputs_of(moment: Any, general: Any) -> Any:
     return moment.mul_(float(scale.sum()) / trace) if trace > 0 else moment.zero_()
 
 
-def is_low_rank(moment: Any) -> bool:
-    """Return whether few directions hold nearly all of a delta, as of an adapter that was merged.
-
-    By a randomised range finder with one power iteration (Halko et al., arXiv:0909.4061), always the same one.
+def is_low_rank(delta: np.ndarray, rounding: float) -> bool:
+    """Return whether few directions hold nearly all of a delta beyond its rounding, as of an adapter that was merged.
 
     Args:
-        moment: δᵀδ, float64 torch tensor (width, width).
+        delta: (rows, width).
+        rounding: Σ of the squares that storing the tuned elements is expected to have added.
     """
-    import torch
-
-    width = moment.shape[0]
-    rank = width // SKETCH_SHARE
-    trace = float(moment.trace())
-    if not rank or not trace > 0:
-        return False
-    generator = torch.Generator().manual_seed(0)
-    sketch = torch.randn((width, rank), dtype=torch.float64, generator=generator).to(moment.device)
-    for _ in range(2):
-        sketch, _ = torch.linalg.qr(moment @ sketch)
-    held = float((sketch * (moment @ sketch)).sum())
-    return held >= LOW_RANK_ENERGY * trace
+    moments = delta.astype(np.float64)
+    moments = moments @ moments.T if delta.shape[0] < delta.shape[1] else moments.T @ moments
+    energies = np.linalg.eigvalsh(moments)
+    directions = len(energies) // FEW
+    total = float(energies.sum()) - rounding
+    return bool(directions) and total > 0 and float(energies[-directions:].sum()) >= LOW_RANK_ENERGY * total

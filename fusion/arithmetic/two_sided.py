@@ -148,7 +148,7 @@ def fractions(group: Group, which: Sequence[int], protection: Protection, shares
         CurvatureError: The statistics do not fit the tensor.
     """
     general = mean_squares(group, group.base, protection.ridge)
-    sources = [protection.source(group.tuned[k]) for k in which]
+    sources = [protection.source(group.tuned[k]) for k in which]  # interpolated alike, whatever a delta's rank
     weight, counts = protection.balance(sources, shares)
     if "data" not in sources and len(group.shape) > 1 and not (group.base and group.base.num_tokens):
         weight = 0.0  # no general sample came near

@@ -11,12 +11,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, TypeVar, final
 
 import numpy as np
 
 from ..arithmetic.curvature import Curvature
-from ..arithmetic.from_delta import delta_moment, inputs_of, is_low_rank
+from ..arithmetic.from_delta import delta_moment, inputs_of
 from ..arithmetic.gram import mean_matrix, refuse_other_shapes
 from ..arithmetic.group import Group
 from ..arithmetic.matrices import CHUNK, Matrices, Models, Rows
@@ -53,27 +54,35 @@ class Protector:
 
     Args:
         joins: Put the tuned models together.
+        low_rank: Returns the places among the tuned models of those whose deltas are of low rank.
         device: Where matrices are factorised and multiplied, as torch names it.
     """
 
-    def __init__(self, protection: Protection, *, joins: bool = False, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        protection: Protection,
+        *,
+        joins: bool = False,
+        low_rank: Callable[[], frozenset[int]] = frozenset,
+        device: str = "cpu",
+    ) -> None:
         self.protection = protection
         self._joins = joins
+        self._find_low_rank = low_rank
         self._device = device
         self._lock, self._making = threading.Lock(), threading.Lock()
         self._held: OrderedDict[str, OrderedDict[Hashable, Any]] = OrderedDict()
         self._known: list[tuple[list[np.ndarray | None], int, list[tuple[int, Mixing]]]] = []
-        self._low_rank: dict[str, set[int]] = {}
 
     def form(self, group: Group, k: int) -> str:
         """Return what a delta is mixed by: the form that was asked for, or what its statistics allow."""
         target, general = group.tuned[k], group.base
-        source = self.protection.source(target)
+        source = self._source(group, k)
         if source != "data":
             if not (general and general.num_tokens):
                 return "interpolation" if len(group.shape) < 2 else TARGET_ALONE  # biases have no statistics at all
             matrices = self.protection.needs_gram and general.gram is not None
-            return source if matrices or source != "delta" else "interpolation"
+            return source if matrices or source not in ("delta", LOW_RANK) else "interpolation"
         if not (target and target.num_tokens) and not (general and general.num_tokens):
             return "interpolation"
         if not (general and general.num_tokens):
@@ -86,9 +95,7 @@ class Protector:
 
     def forms(self, group: Group) -> str:
         """Return the form of each tuned model's delta, those that are alike once, for a record."""
-        found = [self.form(group, k) for k in range(len(group.tuned))]
-        low_rank = self._low_rank.get(group.name, ())
-        return ", ".join(dict.fromkeys(LOW_RANK if k in low_rank else form for k, form in enumerate(found)))
+        return ", ".join(dict.fromkeys(self.form(group, k) for k in range(len(group.tuned))))
 
     def seen(self, group: Group) -> Group:
         """Return what the method is told of a tensor: of one tuned model, where they are put together."""
@@ -96,6 +103,15 @@ class Protector:
             return group
         together = put_together(group.tuned, self._shares(group))
         return replace(group, curvatures=(group.base, together))
+
+    @cached_property
+    def _low_rank(self) -> frozenset[int]:
+        return self._find_low_rank()
+
+    def _source(self, group: Group, k: int) -> str:
+        """Return what A of a tuned model is of; without a λ that was given the rank of its delta matters."""
+        source = self.protection.source(group.tuned[k])
+        return LOW_RANK if source == "delta" and self.protection.weight is None and k in self._low_rank else source
 
     def _shares(self, group: Group) -> Sequence[float]:
         return spread("shares", self.protection.shares, len(group.tuned)) if self._joins else (1.0,) * len(group.tuned)
@@ -220,7 +236,7 @@ class Protector:
         general = group.base
         assert general is not None
         assert general.gram is not None
-        sources = [self.protection.source(group.tuned[k]) for k in party]
+        sources = [self._source(group, k) for k in party]
         grams = [general.gram, *(target.gram if target is not None else None for target in group.tuned)]
         key = [grams[0], *(grams[k + 1] for k in party)]
         if set(sources) == {"data"}:
@@ -235,11 +251,8 @@ class Protector:
                 targets.append(self._measured(group, k, stack, base, joined=len(party) > 1))
                 continue
             own = base.matrix.diagonal().mean()
-            if sources[place] == "delta":
+            if sources[place] in ("delta", LOW_RANK):
                 moment = delta_moment(delta_of(models, k).to(device) for _, models in runs())
-                if self.protection.weight is None and is_low_rank(moment):
-                    sources[place] = LOW_RANK
-                    self._low_rank.setdefault(group.name, set()).add(k)
                 matrix = inputs_of(moment, base.matrix)
             else:
                 diagonal = base.matrix.diagonal()

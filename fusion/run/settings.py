@@ -75,12 +75,17 @@ class Settings:
 
     def protector(self, plan: Plan) -> Protector | None:
         """Return what mixes the deltas of a plan before its method sees them, if the base is protected."""
+        from .low_rank import low_rank_models
         from .protector import Protector, joins
 
         if self.protection is None:
             return None
-        device = "cpu" if self.device == "auto" else self.device
-        return Protector(self.protection, joins=joins(plan.method, len(plan.tuned)), device=device)
+        return Protector(
+            self.protection,
+            joins=joins(plan.method, len(plan.tuned)),
+            low_rank=lambda: low_rank_models(plan),
+            device="cpu" if self.device == "auto" else self.device,
+        )
 
     def num_seen(self, method: Method, num_tuned: int) -> int:
         """Return how many tuned models a method sees: one where a protection puts several together before.

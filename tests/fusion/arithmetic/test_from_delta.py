@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
+import sculpt
 import torch
 from sculpt.fusion.arithmetic.curvature import UNMEASURED, Curvature
-from sculpt.fusion.arithmetic.from_delta import delta_moment, inputs_of, is_low_rank
+from sculpt.fusion.arithmetic.from_delta import delta_moment, inputs_of
 from sculpt.fusion.arithmetic.group import Group
 from sculpt.fusion.arithmetic.matrices import Matrices
 from sculpt.fusion.arithmetic.two_sided import WEIGHTS, Protection
+from sculpt.fusion.checkpoint.memory import MemorySource
 from sculpt.fusion.errors import MethodError
+from sculpt.fusion.methods import Dare
+from sculpt.fusion.plan.plan import make_plan
+from sculpt.fusion.plan.step import Request
+from sculpt.fusion.run.low_rank import low_rank_models
 from sculpt.fusion.run.protector import Protector
+from sculpt.fusion.run.settings import Settings
 
 RIDGE = 1e-3
 
@@ -106,26 +114,29 @@ def test_moment_of_a_delta_comes_in_runs_of_rows() -> None:
     np.testing.assert_allclose(delta_moment([delta[:11], delta[11:]]), delta_moment([delta]), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("rank", "low"), [(4, True), (16, True), (64, False), (128, False)])
-def test_low_rank_is_recognised_through_the_rounding_of_a_merge(rank: int, low: bool) -> None:
-    generator = torch.Generator().manual_seed(rank)
-    base = (0.05 * torch.randn((96, 128), generator=generator)).bfloat16()
-    left, right = torch.randn((96, rank), generator=generator), torch.randn((rank, 128), generator=generator)
-    delta = (base.float() + 2e-3 * left @ right / rank**0.5).bfloat16().float() - base.float()
-    assert is_low_rank(delta_moment([delta])) == low
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(("rank", "low"), [(4, True), (12, True), (64, False), (96, False)])
+def test_low_rank_is_recognised_through_the_rounding_of_a_merge(rank: int, low: bool, dtype: str) -> None:
+    rng = np.random.default_rng(rank)
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    base = {f"layers.{k}.w": (0.05 * rng.standard_normal((96, 128))).astype(kind) for k in range(3)}
+    delta = {n: 2e-3 * rng.standard_normal((96, rank)) @ rng.standard_normal((rank, 128)) / rank**0.5 for n in base}
+    tuned = {name: (array.astype(np.float64) + delta[name]).astype(kind) for name, array in base.items()}
+    plan = make_plan([MemorySource(m, name=n) for m, n in ((base, "b"), (tuned, "t"))], lambda _: Dare(), Request())
+    assert (low_rank_models(plan) == {0}) == low
 
 
 def test_low_rank_has_a_weight_of_its_own_unless_one_is_given() -> None:
     rng = np.random.default_rng(3)
     base = rng.standard_normal((40, 32)).astype(np.float32)
     tuned = (base + 0.1 * rng.standard_normal((40, 2)) @ rng.standard_normal((2, 32))).astype(np.float32)
-    general = seen(90, 32, 1)
-    (chosen,), form = protected(base, [tuned], general, [UNMEASURED], Protection())
-    assert form == "low-rank delta"
-    for weight, same in ((WEIGHTS["low-rank delta"], True), (WEIGHTS["delta"], False)):
-        (given,), plain = protected(base, [tuned], general, [UNMEASURED], Protection(weight=weight))
-        assert np.array_equal(chosen, given) == same
-        assert plain == "delta"
+
+    def moved(weight: float | None) -> np.ndarray:
+        settings = Settings(protection=Protection(weight=weight))
+        return sculpt.apply(sculpt.TaskArithmetic(), base, tuned, general=seen(90, 32, 1), settings=settings)
+
+    assert np.array_equal(moved(None), moved(WEIGHTS["low-rank delta"]))
+    assert not np.array_equal(moved(None), moved(WEIGHTS["delta"]))
 
 
 def test_one_dimensional_tensors_and_embeddings_are_interpolated_and_what_text_never_reached_stays() -> None:
