@@ -90,6 +90,11 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
     if protection is not None and not calibration.enabled:
         raise MethodError("a protection wants statistics, so a fuse without calibration has no place for it")
     if not calibration.enabled or not (protection is not None or prepared.method.uses_curvature):
+        if calibration.data is not None or calibration.hessian is not None:
+            raise MethodError(
+                f"samples and statistics have no effect on {prepared.method.title} where no base is protected",
+                hint="its deltas do not depend on what a model's inputs are",
+            )
         yield Statistics(curvature=None, provenance=None, why_missing=dict)
         return
     names = _names(prepared)

@@ -118,6 +118,7 @@ def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool,
     if not (prepared.method.uses_curvature or protects):
         refuse_idle(calibration, prepared.method)
     calibration = replace(calibration, seed=prepared.settings.seed, device=prepared.settings.device)
+    calibration.refuse_missing()
     if dry_run:
         print_json(fuse_view.plan_json(prepared)) if json else fuse_view.show_plan(prepared)
         return

@@ -11,7 +11,7 @@ import typer
 from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
-from .flags import FlagGroup, parse_numbers, with_options
+from .flags import FlagGroup, flag_of, given_flags, parse_numbers, with_options
 from .lora_learn import ADAPTIVE, LearnOptions, learn_weights
 from .options import POLICIES, SELECTION, SETTINGS, TARGET, AsJson, BasePath, Target, TunedPath
 
@@ -70,6 +70,7 @@ def method_of(options: MergeOptions, **extra: str) -> Method:
     """Return the fusion method that merges into the base."""
     from ..fusion.errors import MethodError
     from ..fusion.methods import METHODS
+    from ..fusion.methods.checks import fraction
 
     name = {"linear": "task-arithmetic", "cat": "task-arithmetic", "dare-linear": "dare"}.get(
         options.method, options.method
@@ -78,6 +79,7 @@ def method_of(options: MergeOptions, **extra: str) -> Method:
         raise MethodError(f"`{name}` is not available here", hint="`--method` takes linear, dare-ties or dare-linear")
     values: dict[str, Any] = {"weights": parse_numbers(options.weights, "--weights"), "scale": options.scale, **extra}
     if options.density is not None:
+        fraction("density", options.density)
         if name == "task-arithmetic":
             raise MethodError("`--density` has no meaning for a method that keeps all deltas")
         values["sparsity" if name.startswith("dare") else "density"] = (
@@ -87,6 +89,7 @@ def method_of(options: MergeOptions, **extra: str) -> Method:
 
 
 def merge_command(
+    ctx: typer.Context,
     base: BasePath,
     adapters: Adapters,
     merge: MergeOptions,
@@ -126,8 +129,10 @@ def merge_command(
     elif learn != LearnOptions():
         raise MethodError("`--buffer` and what goes with it are for `--weights adaptive`")
     if merge.as_adapter:
-        if target.dry_run or selection != type(selection)() or policies != type(policies)():
-            raise MethodError("`--dry-run` and the selection of tensors are for merging into the base")
+        idle = {p for group in (SETTINGS, SELECTION, POLICIES) for _, p in group.fields} | {"dry_run", "density"}
+        learning = {"seed", "device"} if merge.weights == ADAPTIVE else set[str]()
+        for parameter in sorted((idle - learning) & given_flags(ctx)):
+            raise MethodError(f"`{flag_of(parameter)}` is for merging into the base, not into an adapter")
         _merge_as_adapter(base, adapters, merge, target, json=json)
         return
     if merge.method in ("cat", "svd") or merge.rank is not None or merge.energy is not None:

@@ -86,6 +86,17 @@ class Calibration(SampleRun):
                 if getattr(self, name) is not None:
                     raise MethodError(f"`{name}` has no use where nothing is calibrated", options=[name])
 
+    def refuse_missing(self) -> None:
+        """Refuse files that are not there, before anything long is begun.
+
+        Raises:
+            DataError: One is not.
+        """
+        for given in (self.hessian, self.data):
+            for path in given if isinstance(given, (list, tuple)) else [given]:
+                if isinstance(path, (Path, str)) and str(path) != FROM_DELTA and not Path(path).exists():
+                    raise DataError(f"`{path}` does not exist")
+
     @property
     def protects_shipped(self) -> bool:
         """Whether the general side is measured on the text that ships."""
@@ -122,5 +133,6 @@ def _one_each(what: str, given: Any, num_models: int, *, shared: bool) -> list[A
     if len(found) == 1 and shared:
         return found * num_models
     if len(found) != num_models:
-        raise MethodError(f"there are {num_models} tuned models, and {what} of {len(found)}")
+        wanted = "one tuned model" if num_models == 1 else f"{num_models} tuned models"
+        raise MethodError(f"there {'is' if num_models == 1 else 'are'} {wanted}, and {what} of {len(found)}")
     return found
