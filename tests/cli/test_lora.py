@@ -220,7 +220,7 @@ def test_a_fixed_weight_is_the_strength_and_the_election_may_be_weighted(method,
 
     first = merged("--weights", "1")
     assert np.any(first)
-    for weight in (3, 5):  # at 1 there is nothing to tell the two elections apart
+    for weight in (3, 5):
         np.testing.assert_allclose(merged("--weights", str(weight)), weight * first, atol=1e-6)
     np.testing.assert_allclose(merged("--weights", "3", "--election", "weighted"), first, atol=1e-6)
     summed = merged("--weights", "1", "--no-normalize")
