@@ -14,14 +14,17 @@ def torch_device(name: str) -> torch.device:
     """Return the torch device of a name such as `cuda:1`.
 
     Raises:
-        DeviceError: torch does not know it, or it is not there.
+        DeviceError: torch does not know it, it is not there, or it computes nothing.
     """
     import torch
 
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise DeviceError(f"the device `{name}` cannot be used: {first_line(error)}") from error
+    if device.type == "meta":
+        raise DeviceError("the device `meta` cannot be used: it holds shapes and no values")
+    return device
 
 
 def float64_device(device: torch.device) -> torch.device:
