@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 from .errors import DeviceError, first_line
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+
+WITHOUT_FLOAT64 = ("mps",)  # types of devices
 
 
 def torch_device(name: str) -> torch.device:
@@ -27,8 +30,13 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
+def device_of(device: torch.device, dtype: np.dtype) -> torch.device:
+    """Return where arrays of a dtype are computed for this device."""
+    return float64_device(device) if dtype == "float64" else device
+
+
 def float64_device(device: torch.device) -> torch.device:
     """Return where float64 is computed for this device: there, or on the CPU where the device has no float64."""
     import torch
 
-    return torch.device("cpu") if device.type == "mps" else device
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device

@@ -20,7 +20,7 @@ from ..arithmetic.matrices import CHUNK, Matrices, Models
 from ..arithmetic.per_element import per_element
 from ..arithmetic.row_layout import row_layout
 from ..arithmetic.two_sided import Protection, fractions, mixing_blocks
-from ..device import float64_device, torch_device
+from ..device import device_of, float64_device, torch_device
 
 HELD = 4  # tensors that are kept until they are released
 MIXINGS = 2  # matrices that are kept for each tuned model: q, k and v come one after the other and share theirs
@@ -134,7 +134,7 @@ class Protector:
     def _make_wholes(self, group: Group, which: list[int], matrices: Matrices) -> dict[int, np.ndarray]:
         import torch
 
-        device, general = torch_device(self._device), group.base
+        general = group.base
         assert general is not None
         refuse_other_shapes(group.name, (general, *(group.tuned[k] for k in which)))
         target = group.tuned[which[0]]
@@ -146,9 +146,10 @@ class Protector:
             for k in which:
                 if k not in wholes:
                     wholes[k] = np.empty((layout.stack, layout.rows, layout.width), base.dtype)
-                delta = torch.from_numpy(np.ascontiguousarray(models[k + 1] - base)).to(device)
+                delta = torch.from_numpy(np.ascontiguousarray(models[k + 1] - base))
+                delta = delta.to(device_of(torch_device(self._device), delta.numpy().dtype))
                 mixing = self._mixing(group, k, stack)
-                moved = torch.cat([delta[:, part] @ matrix.to(delta.dtype) for part, matrix in mixing], dim=1)
+                moved = torch.cat([delta[:, part] @ matrix.to(delta) for part, matrix in mixing], dim=1)
                 wholes[k][stack, rows] = base + moved.cpu().numpy()
         return {k: layout.join(whole) for k, whole in wholes.items()}
 
