@@ -8,10 +8,12 @@ from __future__ import annotations
 import signal
 import sys
 from copy import copy
+from inspect import signature
 from types import FrameType
 from typing import Annotated
 
 import typer
+from typer.models import CommandInfo
 
 from . import (
     bound,
@@ -46,6 +48,14 @@ FAMILIES = {
     "Train without forgetting": (lora_train, lora_sparse),
 }
 OTHER_METHODS = "Fuse by another method"
+
+
+def _needs_arguments(command: CommandInfo) -> bool:
+    """Return whether a command alone can only be wrong; its help, with examples, then says what to type."""
+    assert command.callback is not None
+    return any(parameter.default is parameter.empty for parameter in signature(command.callback).parameters.values())
+
+
 for panel, families in FAMILIES.items():
     for family in families:
         before = len(app.registered_commands), len(app.registered_groups)
@@ -53,6 +63,8 @@ for panel, families in FAMILIES.items():
         for command in (*app.registered_commands[before[0] :], *app.registered_groups[before[1] :]):
             other = family is fuse and command.name != "fuse"
             command.rich_help_panel = OTHER_METHODS if other else panel
+            if isinstance(command, CommandInfo):
+                command.no_args_is_help = _needs_arguments(command)
 
 
 class Interrupted(BaseException):

@@ -23,7 +23,7 @@ from ..arithmetic.passes import Map, Reduction
 from ..arithmetic.per_element import per_element
 from ..arithmetic.per_model import PerModel, as_tuple
 from ..arithmetic.row_layout import row_layout
-from ..device import float64_device, torch_device
+from ..device import device_of, float64_device, torch_device
 from .checks import averages, fraction
 from .method import Method
 
@@ -87,7 +87,7 @@ class RegMean(Method):
     def _by_matrix(self, matrices: Matrices) -> Whole:
         import torch
 
-        group, device = matrices.group, torch_device(matrices.device)
+        group = matrices.group
         layout = row_layout(
             group.name, group.shape, next(c for c in group.tuned if c is not None and c.gram is not None)
         )
@@ -96,6 +96,7 @@ class RegMean(Method):
         for stack, runs in matrices.stacks(layout):
             mixed: list[Any] = []
             for rows, (base, *tuned) in runs():
+                device = device_of(torch_device(matrices.device), base.dtype)
                 mixed = mixed or self._mixings(group, stack, device, base.dtype)
                 if values is None:
                     values = np.empty(kept.shape, base.dtype)

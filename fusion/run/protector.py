@@ -25,7 +25,7 @@ from ..arithmetic.per_element import per_element
 from ..arithmetic.per_model import spread
 from ..arithmetic.row_layout import row_layout
 from ..arithmetic.two_sided import LOW_RANK, Moment, Protection, fractions, mixing_blocks, put_together
-from ..device import float64_device, torch_device
+from ..device import device_of, float64_device, torch_device
 from ..methods import Method
 
 HELD = 4  # tensors that are kept until they are released
@@ -202,14 +202,15 @@ class Protector:
         """Return what is made of each party, by its first model."""
         import torch
 
-        device, general = torch_device(self._device), group.base
+        general = group.base
         assert general is not None
         refuse_other_shapes(group.name, (general, *group.tuned))
         layout = row_layout(group.name, group.shape, general)
         wholes: dict[int, np.ndarray] = {}
 
         def delta_of(models: Models, k: int) -> Any:
-            return torch.from_numpy(np.ascontiguousarray(models[k + 1] - models[0])).to(device)
+            delta = np.ascontiguousarray(models[k + 1] - models[0])
+            return torch.from_numpy(delta).to(device_of(torch_device(self._device), delta.dtype))
 
         for stack, runs in matrices.stacks(layout):
             mixings = {k: found for party in parties for k, found in self._mixings(group, party, stack, runs, delta_of)}
@@ -221,7 +222,7 @@ class Protector:
                     moved: Any = None
                     for k in party:
                         delta = delta_of(models, k)
-                        own = torch.cat([delta[:, part] @ m.to(delta.dtype) for part, m in mixings[k]], dim=1)
+                        own = torch.cat([delta[:, part] @ m.to(delta) for part, m in mixings[k]], dim=1)
                         moved = own if moved is None else moved.add_(own)
                     wholes[party[0]][stack, rows] = base + moved.cpu().numpy()
         return {k: layout.join(whole) for k, whole in wholes.items()}
