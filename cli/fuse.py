@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ..fusion.methods import METHODS, AdaDare, Method
-from .flags import FlagGroup, given_flags, with_options
+from .flags import FlagGroup, flag_of, given_flags, with_options
 from .options import (
     CALIBRATION,
     POLICIES,
@@ -157,10 +157,27 @@ def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool,
 
 
 def command_line() -> str:
-    """Return the command as it was typed, for the manifest."""
+    """Return the command as it was typed, for the manifest: without what changes no bit, and where files lie."""
     import shlex
 
-    return shlex.join(["sculpt", *sys.argv[1:]])
+    from ..fusion.run.settings import FREE
+
+    left_out = {"-o", "--output", "--calibration-memory", *map(flag_of, FREE)}
+    told, words = ["sculpt"], iter(sys.argv[1:])
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if word in left_out:
+            next(words, None)  # its value
+        elif flag not in left_out and word not in ("--overwrite", "--json"):
+            is_set = flag.startswith("--") and equals
+            told.append(f"{flag}={_own_name(value)}" if is_set else _own_name(word))
+    return shlex.join(told)
+
+
+def _own_name(word: str) -> str:
+    """Return the name of a file or folder that a word of the command line is, or the word."""
+    is_place = word.startswith(("/", "~", "./", "../")) or ("/" in word and Path(word).exists())
+    return Path(word).resolve().name if is_place else word.rstrip("/")
 
 
 def help_text(method: type[Method], examples: Sequence[str]) -> str:

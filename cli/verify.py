@@ -14,7 +14,9 @@ Inputs = Annotated[list[Path] | None, typer.Option("--input", help="Also check a
 
 
 def verify_command(output: Output, inputs: Inputs = None, json: AsJson = False) -> None:
-    """Compare a fused checkpoint's files with the digests in its manifest; exit 1 at the first difference.
+    """Compare every file of a fused checkpoint with the digests in its manifest; exit 1 at the first difference.
+
+    A file that the manifest does not name is a difference too, and so is a change of the manifest itself.
 
     **Examples**
 

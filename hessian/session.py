@@ -99,7 +99,7 @@ class Session:
 
     def _draw(self, share: tuple[int, int]) -> None:
         options = self.options
-        rows = open_rows(options.data)
+        rows = open_rows(options.data, options.media)
         encoder = Encoder(
             self.skeleton.folder,
             self.model,

@@ -32,6 +32,7 @@ class SampleRun:
         memory: What activations between blocks may take, such as 4GB; above, disk is used. Default: half of what is
             free.
         trust_remote_code: Run model code that lies in the folder. Read it first.
+        media: Folder of the images and sound that rows name; nothing outside it is read. Default: the data's own.
     """
 
     samples: int = 128
@@ -43,6 +44,7 @@ class SampleRun:
     auto_class: str | None = None
     memory: int | None = None
     trust_remote_code: bool = False
+    media: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("samples", "max_length", "batch_size"):

@@ -144,6 +144,7 @@ def prepare_plan(
         raise MethodError("a base is protected from tuned models, and there are none")
     if settings.device not in ("auto", "cpu"):
         torch_device(settings.device)
+    plan.config_from.companions()  # refuses links out of the folder
     layout = make_layout(output_tensors(plan), plan.base, settings.max_shard_bytes)
     _refuse_full_disk(output, sum(shard.nbytes for shard in layout.shards))
     prepared = Prepared(
@@ -253,10 +254,11 @@ def execute(
             curvature=provenance,
             digests=inputs.results(backend.threads),
             outputs=outputs,
-            records=records,
+            records={name: replace(records[name], digest=digest) for name, digest in sink.tensor_digests().items()},
         )
-        sink.commit(lambda folder: _add_files(folder, prepared, manifest))
-    return manifest
+        whole: list[Manifest] = []
+        sink.commit(lambda folder: whole.append(_add_files(folder, prepared, manifest)))
+    return whole[0]
 
 
 def _fingerprint(prepared: Prepared, provenance: Mapping[str, Any] | None) -> str:
@@ -276,16 +278,18 @@ def _fingerprint(prepared: Prepared, provenance: Mapping[str, Any] | None) -> st
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> None:
-    """Write the manifest and the card, and copy configuration, tokenizer and code from the chosen side."""
+def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> Manifest:
+    """Copy configuration, tokenizer and code from the chosen side, write the card, then the manifest of all of it."""
     plan = prepared.plan
     copy_companions(plan.config_from, folder)
     if prepared.settings.dtype is not None:
         _record_dtype(folder / "config.json", prepared.settings.dtype)
     if prepared.finish is not None:
         prepared.finish(folder)
-    manifest.write(folder)
     (folder / "README.md").write_text(model_card(plan, manifest, prepared.output.name), encoding="utf-8")
+    manifest = manifest.of_folder(folder, prepared.settings.digest)
+    manifest.write(folder)
+    return manifest
 
 
 def _record_dtype(config: Path, dtype: str) -> None:

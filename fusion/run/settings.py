@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .protector import Protector
 
 Digest = Literal["xxh3-128", "blake3", "sha256"]
+FREE = ("device", "threads", "memory", "tile_elements")  # no bit of the output depends on them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,5 +120,4 @@ class Settings:
 
     def recorded(self) -> dict[str, Any]:
         """Return what the manifest holds: all that can change the output, and the digest."""
-        free = ("device", "threads", "memory", "tile_elements")
-        return {key: value for key, value in asdict(self).items() if key not in free}
+        return {key: value for key, value in asdict(self).items() if key not in FREE}
