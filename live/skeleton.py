@@ -51,7 +51,12 @@ class Skeleton:
     folder: Path
 
 
-def _load_config(folder: Path, *, trust_remote_code: bool) -> Any:
+def load_config(folder: Path, *, trust_remote_code: bool) -> Any:
+    """Return transformers' configuration object of a folder.
+
+    Raises:
+        ModelError: transformers cannot read it.
+    """
     from transformers import AutoConfig
 
     try:
@@ -60,7 +65,12 @@ def _load_config(folder: Path, *, trust_remote_code: bool) -> Any:
         raise ModelError(f"transformers cannot read the config of `{folder}`: {first_line(error)}") from error
 
 
-def _model_class(config: Any, auto_class: str | None) -> Any:
+def model_class(config: Any, auto_class: str | None) -> Any:
+    """Return the class that a configuration names, or that the Auto classes make of it.
+
+    Raises:
+        ModelError: transformers has none.
+    """
     import transformers
 
     if auto_class is None and (named := named_class({"architectures": config.architectures})):
@@ -114,11 +124,11 @@ def build(
             hint="read that code, then allow it with `trust_remote_code`",
             options=["trust_remote_code"],
         )
-    config = _load_config(folder, trust_remote_code=remote)
-    cls = _remote_class(folder, config, auto_class) if remote else _model_class(config, auto_class)
+    config = load_config(folder, trust_remote_code=remote)
+    cls = _remote_class(folder, config, auto_class) if remote else model_class(config, auto_class)
     try:
-        model = _on_meta(cls, config, dtype)
-        names = map_names(model, checkpoint)
+        model = on_meta(cls, config, dtype)
+        names = map_names(model, checkpoint.tensors)
         _fill_the_rest(model, names, device, seed)
     except SculptError:
         raise
@@ -127,7 +137,8 @@ def build(
     return Skeleton(model=model.eval(), names=names, folder=folder)
 
 
-def _on_meta(cls: Any, config: Any, dtype: torch.dtype) -> Any:
+def on_meta(cls: Any, config: Any, dtype: torch.dtype) -> Any:
+    """Return a model without weights, not yet tied."""
     for entry in (config, *(getattr(config, key, None) for key in config.sub_configs)):
         if entry is not None:
             entry.dtype = dtype
