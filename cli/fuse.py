@@ -121,8 +121,7 @@ def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool,
     if dry_run:
         print_json(fuse_view.plan_json(prepared)) if json else fuse_view.show_plan(prepared)
     else:
-        for note in prepared.plan.notes:
-            say(f"note: {note}")
+        fuse_view.show_notes(prepared.plan)
     quiet_environment()
     loads = check_output(prepared, always=dry_run)
     if loads is not None:

@@ -58,7 +58,7 @@ def _loaded(output: Path) -> LoadReport:
     from ..live.load_check import check_loads
 
     opened = Checkpoint(output)
-    return check_loads(opened.tensors, opened.config)
+    return check_loads({opened.name_in_file(name): info for name, info in opened.tensors.items()}, opened.config)
 
 
 def register(app: typer.Typer) -> None:

@@ -13,7 +13,7 @@ from ..checkpoint.output.folder_sink import refuse_output
 from ..errors import MethodError
 from ..methods import Method
 from ..plan.configuration import Reshape
-from ..plan.matching import Match
+from ..plan.matching import Match, laid_alike
 from ..plan.plan import make_plan
 from ..run.fuse import Prepared, prepare_plan
 from ..run.settings import Settings
@@ -62,7 +62,8 @@ def prepare_recipe(
     settings = replace(settings, recipe=facts)
     request = settings.request(keep=recipe.keep)
     if recipe.slices:
-        sliced = match_slices(recipe, opened)
+        alike = laid_alike([opened[name] for name in names], opened[names[0]])
+        sliced = match_slices(recipe, dict(zip(names, alike, strict=True)))
         layers = sliced.layers
         plan = make_plan(sliced.models, sliced.method_of, request, matching=sliced.matching)
     else:
