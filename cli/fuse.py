@@ -109,10 +109,11 @@ def run_fuse(
 
 def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool, overwrite: bool, json: bool) -> None:
     """Calibrate where the method wants it, fuse, and show what was done; or show the plan."""
+    from ..api import check_output
     from ..fusion.run.fuse import execute
     from ..measuring import statistics
     from . import fuse_view
-    from .console import print_json, progress_bar, say
+    from .console import print_json, progress_bar, quiet_environment, say
 
     protects = prepared.settings.protection is not None
     if not (prepared.method.uses_curvature or protects):
@@ -121,9 +122,14 @@ def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool,
     calibration.refuse_missing()
     if dry_run:
         print_json(fuse_view.plan_json(prepared)) if json else fuse_view.show_plan(prepared)
+    else:
+        fuse_view.show_notes(prepared.plan)
+    quiet_environment()
+    loads = check_output(prepared, always=dry_run)
+    if loads is not None:
+        say(loads.told)
+    if dry_run:
         return
-    for note in prepared.plan.notes:
-        say(f"note: {note}")
     measures = (prepared.method.uses_curvature or protects) and calibration.enabled and calibration.hessian is None
     if measures:
         data = calibration.data if isinstance(calibration.data, (list, tuple)) else [calibration.data]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .protector import Protector
 
 Digest = Literal["xxh3-128", "blake3", "sha256"]
-FREE = ("device", "threads", "memory", "tile_elements")  # no bit of the output depends on them
+FREE = ("device", "threads", "memory", "load_check", "tile_elements")  # no bit of the output depends on them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,8 @@ class Settings:
         device: auto, cpu, cuda, cuda:1, mps …; the result is the same.
         threads: CPU threads. Default: all cores.
         memory: Budget for what is worked on at once, such as 64MB; tensors of any size are cut to fit.
+        load_check: Refuse an output that transformers would not load whole, or whose layers would be of another kind
+            than those that they are made of. Nothing is looked at where the output is laid out as an input is.
         tile_elements: Elements that are worked on at once; no bit of the output depends on it.
         recipe: What a recipe says beyond these settings, for the manifest.
         protection: How the base is held where general data go, by two-sided curvature; or None.
@@ -50,6 +52,7 @@ class Settings:
     device: str = "auto"
     threads: int | None = None
     memory: int | None = None
+    load_check: bool = True
     tile_elements: int | None = None
     recipe: Mapping[str, Any] | None = None
     protection: Protection | None = None
