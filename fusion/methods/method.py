@@ -26,7 +26,7 @@ class Method(ABC):
     needs_gram: ClassVar[bool] = False  # the full Σ x·xᵀ, not the diagonal alone
     loads_torch: ClassVar[bool] = False  # whether it computes with torch, on a CPU too
     random: ClassVar[bool] = False
-    min_models: ClassVar[int] = 1
+    min_models: ClassVar[int] = 1  # 0: there may be the base alone, in recipes, which is then taken as it is
     max_models: ClassVar[int | None] = 1  # None: any number of tuned models
     per_model: ClassVar[tuple[str, ...]] = ()  # options that may have one value for each model
     scope: ClassVar[Scope] = "tensor"  # an option of methods that can reduce over more
@@ -67,6 +67,8 @@ class Method(ABC):
             wanted = str(least) if least == most else f"at least {least}" if most is None else f"{least} to {most}"
             raise MethodError(f"{self.title} takes {wanted} tuned model{'s' * (wanted != '1')}, got {num_models}")
         wanted = num_models + self.counts_base
+        if not wanted:
+            return self
         for option in self.per_model:
             spread(option, getattr(self, option), wanted)
         weights = getattr(self, "weights", None)

@@ -85,7 +85,7 @@ class _Decision:
             if selects(globs, match.name):
                 return self._made("copy", KEPT, source)
         method = self.method_of(match)
-        if not tuned and method.identity == "base":
+        if not tuned and (not method.counts_base or method.identity == "base"):
             return self._made("copy", "taken as it is", method=method)
         if grown:
             rows, more = base.shape[0], tuned[0].shape[0] - base.shape[0]

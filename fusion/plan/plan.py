@@ -96,6 +96,8 @@ def make_plan(
             options=["include"],
         )
     methods = [step.method for step in steps if step.method is not None] or [method_of(matching.matches[0])]
+    if len(models) == 1 and not methods[0].counts_base:
+        notes.append(f"`{models[0].ref}` is taken as it is: there is nothing to merge into it")
     if all(method == methods[0] for method in methods):
         steps = [replace(step, method=None) for step in steps]
     config_from = models[1] if from_tuned else models[0]

@@ -291,7 +291,7 @@ def test_the_record_of_a_gradient_is_what_the_recipe_says(make_checkpoint: Make,
     ("recipe", "told"),
     [
         (False, "`--on-extra take-tuned` copies"),
-        (True, "`policies: {on_extra: take-tuned}` (or `--on-extra take-tuned`)"),
+        (True, "`--on-extra take-tuned` (in sculpt's own YAML `policies: {on_extra: take-tuned}`)"),
     ],
 )
 def test_the_command_line_names_what_its_user_can_write(
