@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -73,6 +74,16 @@ class Method(ABC):
             spread(option, getattr(self, option), wanted)
         weights = getattr(self, "weights", None)
         return self if weights is None else replace(self, weights=spread("weights", weights, wanted))  # pyright: ignore[reportCallIssue]
+
+    def among(self, places: Sequence[int]) -> Method:
+        """Return these options, spelled out for each model, for some of them: by place, 0 being the base."""
+        first = 0 if self.counts_base else 1
+        own = {
+            option: tuple(value[place - first] for place in places if place >= first)
+            for option in self.per_model
+            if isinstance(value := getattr(self, option), tuple) and len(value) > 1
+        }
+        return replace(self, **own)
 
     def region(self, group: Group) -> Region:  # noqa: ARG002 (for those that ask)
         """Return what one piece of work on a tensor is: any run of elements, whole rows, or all of its matrices."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..checkpoint import Source
 from ..checkpoint.quantised import format_name, scales_of
-from ..errors import CheckpointError, MethodError
+from ..errors import CheckpointError, MethodError, MismatchError
 from ..methods import Method
 from ..names import OUTPUT_MODULES, Renaming, config_values, selects, tied_source
 from .decide import KEPT, decide
@@ -74,7 +76,7 @@ def make_plan(
     if any(len(match.parts) > 1 for match in matching.matches):
         for model in models:
             _refuse_quantised(model)
-    steps, notes, selected = [], [], False
+    steps, left_out, selected = [], {}, False
     for match in matching.matches:
         step = decide(match, models, request, method_of)
         if step is not None:
@@ -82,7 +84,12 @@ def make_plan(
             # Copying can be all that is asked for: by a rule, or of a model alone.
             alone = len(match.parts) == 1 and request.selection.covers(match.key)
             selected |= step.action == "fuse" or step.why == KEPT or alone
-        notes += _left_out(match, models, step)
+        for name, whose, why in _left_out(match, models, step):
+            left_out.setdefault((whose, why), []).append(name)
+    _refuse_idle_extra(request, matching, models, steps)
+    notes = [
+        f"{_told(names)}{whose} {'is' if len(names) == 1 else 'are'} {why}" for (whose, why), names in left_out.items()
+    ]
     notes += [
         f"{option} `{pattern}` matches no tensor"
         for option, patterns in (("include", request.selection.include), ("exclude", request.selection.exclude))
@@ -122,18 +129,39 @@ def _refuse_quantised(model: Source) -> None:
         )
 
 
-def _left_out(match: Match, models: Sequence[Source], step: Step | None) -> Iterable[str]:
-    """Return a note on each tensor of the match that has no place in the output."""
+def _left_out(match: Match, models: Sequence[Source], step: Step | None) -> Iterable[tuple[str, str, str]]:
+    """Return each tensor of the match that has no place in the output, whose it is, and what is said of it."""
     (lead, base), *others = match.parts.items()
     if base is not None and step is None and lead not in match.tied:
-        return [f"`{base.name}` is not stored: the tuned model ties it"]
+        missing = [f"`{models[index].ref}`" for index, info in others if info is None]
+        told = f"left out: missing in {', '.join(missing)}" if missing else "not stored: the tuned model ties it"
+        return [(base.name, "", told)]
     if base is not None and step is not None:
         return []
     return [
-        f"`{info.name}` of `{models[index].ref}` is left out"
+        (info.name, f" of `{models[index].ref}`", "left out")
         for index, info in others
         if info is not None and index not in match.tied and (step is None or step.origin != index)
     ]
+
+
+def _told(names: Sequence[str]) -> str:
+    """Return names for a sentence, those that differ in a layer's number once, with how many there are."""
+    kinds = Counter(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in names)
+    return ", ".join(f"`{kind}`" + (f" ({number})" if number > 1 else "") for kind, number in kinds.items())
+
+
+def _refuse_idle_extra(request: Request, matching: Matching, models: Sequence[Source], steps: Sequence[Step]) -> None:
+    """Refuse to take extra tensors where the first of the tuned models has none and another has."""
+    extra = [match for match in matching.matches if next(iter(match.parts.values())) is None]
+    if request.policies.on_extra != "take-tuned" or not extra or any(step.base is None for step in steps):
+        return
+    index, info = next((index, info) for index, info in extra[0].parts.items() if info is not None)
+    raise MismatchError(
+        info.name,
+        f"`{info.name}` is in `{models[index].ref}` alone, and the output has the configuration of `{models[1].ref}`",
+        hint=f"name `{models[index].ref}` first of the tuned models",
+    )
 
 
 def _with_tied_keys(steps: Sequence[Step], config_from: Source) -> list[Step]:

@@ -14,13 +14,17 @@ from .options import Policies, Selection, Side
 
 # What allows a disagreement: values of a policy, and what they do.
 WAYS = {
-    "on_missing": (Way(option="on_missing", value="keep-base", effect="copies such tensors from the base"),),
+    "on_missing": (
+        Way(option="on_missing", value="keep-base", effect="keeps the base's where no other model has them"),
+        Way(option="on_missing", value="drop", effect="leaves them out"),
+    ),
     "on_extra": (
         Way(option="on_extra", value="take-tuned", effect="copies such tensors"),
         Way(option="on_extra", value="drop", effect="leaves them out"),
     ),
+    "on_further_extra": (Way(option="on_extra", value="drop", effect="leaves such tensors out"),),
     "on_mismatch": (
-        Way(option="on_mismatch", value="keep-base", effect="copies such tensors from the base"),
+        Way(option="on_mismatch", value="keep-base", effect="leaves the model out where it differs"),
         Way(option="on_mismatch", value="take-tuned", effect="from the tuned model"),
     ),
     "on_dtype": (Way(option="on_dtype", value="convert", effect="computes in float32 and stores the base's dtype"),),

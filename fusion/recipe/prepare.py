@@ -100,18 +100,24 @@ def prepare_recipe(
         facts["vocabulary"] = {"rows": rows.num_rows, "digest": digest.hexdigest()}
     settings = replace(settings, recipe=facts)
     request = settings.request(keep=recipe.keep)
+    layers, matching = (), None
     if recipe.slices:
         sliced = match_slices(recipe, opened)
-        layers = sliced.layers
-        plan = make_plan(sliced.models, sliced.method_of, request, matching=sliced.matching)
+        models, matching, method_of, layers = sliced.models, sliced.matching, sliced.method_of, sliced.layers
     else:
-        layers = ()
         sources = participants(recipe)
         models = [opened[source.model] for source in sources]
-        plan = make_plan(models, _method_of(recipe, sources, stacks(models[0].tensors)), request)
+        method_of = _method_of(recipe, sources, stacks(models[0].tensors))
+    asked: dict[str, Method] = {}  # a model that lacks a tensor has no part in its step's method
+
+    def noted(match: Match) -> Method:
+        asked[match.name] = method_of(match)
+        return asked[match.name]
+
+    plan = make_plan(models, noted, request, matching=matching)
     template, told = _chat_template(recipe, plan, list(opened.values()))
     plan = replace(plan, notes=(*recipe.notes, *told, *plan.notes))
-    methods = [step.method or plan.method for step in plan.steps if step.action == "fuse"] or [plan.method]
+    methods = [asked[step.name] for step in plan.steps if step.action == "fuse"] or [plan.method]
     return prepare_plan(
         plan,
         output=output,

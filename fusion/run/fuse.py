@@ -121,7 +121,8 @@ def prepare(
     refuse_output(output, [base, *tuned], overwrite=overwrite)
     opened = open_checkpoint(base)
     models = [opened, *(open_checkpoint(path, opened) for path in tuned)]
-    return prepare_plan(make_plan(models, lambda _: method, settings.request()), output=output, settings=settings)
+    plan = make_plan(models, lambda _: method, settings.request())
+    return prepare_plan(plan, output=output, settings=settings, options=method.options())
 
 
 def prepare_plan(
