@@ -26,6 +26,7 @@ from . import (
     merge,
     report,
     sweep,
+    untie,
     verify,
 )
 
@@ -42,7 +43,7 @@ FAMILIES = {
     "Repair": (fuse, calibrate, demo),
     "Choose a strength": (bound, evaluate, sweep),
     "Look and check": (inspect, verify, report),
-    "Merge several": (merge, lora),
+    "Merge several": (merge, lora, untie),
     "Train without forgetting": (lora_train, lora_sparse),
 }
 OTHER_METHODS = "Fuse by another method"

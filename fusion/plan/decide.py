@@ -58,21 +58,24 @@ class _Decision:
         if self._is_tied_in_output():
             return None
         found = [info for info in tuned if info is not None]
-        grown = len(found) == 1 and _is_grown(base, found[0], self.models[lead], self.models[others[0]])
-        differing = [k for k, info in zip(others, found, strict=True) if info.shape != base.shape and not grown]
-        if differing:
+        differing = [k for k, info in zip(others, found, strict=True) if info.shape != base.shape]
+        resized = bool(differing) and _is_resized(base, found, [self.models[index] for index in match.parts])
+        # Of two models the common rows are fused, as long as none of the other's new ones is lost.
+        lost = resized and self._home == lead and found[0].shape[0] > base.shape[0]
+        if differing and (len(others) > 1 or lost or not resized):
             first, policy = found[others.index(differing[0])], request.policies.on_mismatch
             told = f"is {_text(base.shape)} in the base and {_text(first.shape)} in {self._at(differing[0])}"
-            self._allow(policy, "on_mismatch", told)
+            self._allow(policy, "vocabulary" if resized else "on_mismatch", told)
             if policy == "take-tuned":
                 return self._made("copy", f"shape differs in {self.models[differing[0]].ref}", differing[0])
-            return self._of_the_others(differing, "shape differs in")
+            if len(others) > 1 or not resized:
+                return self._of_the_others(differing, "shape differs in")
         for index, info in zip(others, found, strict=True):
             converts = request.policies.on_dtype == "convert" and info.kind.fusible and base.kind.fusible
             if info.stored != base.stored and not converts:
                 told = f"is {base.kind.torch} in the base and {info.kind.torch} in {self._at(index)}"
                 self._allow("error", "on_dtype", told)
-        return self._fused_or_copied(base, found, grown=grown)
+        return self._fused_or_copied(base, found, resized=resized)
 
     def _of_the_others(self, left: Collection[int], why: str) -> Step | None:
         """Decide for the models whose tensors fit; the base's is kept where there are none, or too few to merge."""
@@ -91,7 +94,7 @@ class _Decision:
         ).step()
         return step and replace(step, why=f"{step.why}; {told}")
 
-    def _fused_or_copied(self, base: TensorInfo, tuned: Sequence[TensorInfo], *, grown: bool) -> Step:
+    def _fused_or_copied(self, base: TensorInfo, tuned: Sequence[TensorInfo], *, resized: bool) -> Step:
         """Decide where the models agree: by selection, rules and method."""
         match, selection = self.match, self.request.selection
         # Deltas of an adapter that leaves the tensor alone are zero; an average of the models may still scale it.
@@ -110,11 +113,13 @@ class _Decision:
         method = self.method_of(match)
         if not tuned and (not method.counts_base or method.identity == "base"):
             return self._made("copy", "taken as it is", method=method)
-        if grown:
-            rows, more = base.shape[0], tuned[0].shape[0] - base.shape[0]
-            taken = "taken from the tuned model" if self._home != next(iter(match.parts)) else "dropped"
-            why = f"{rows} common rows; {more} new rows {taken}"
-            return self._made("fuse", why, self.request.config_from, base.num_elements, method)
+        if resized:
+            rows, more = sorted((base.shape[0], tuned[0].shape[0]))
+            longer: Side = "base" if rows < base.shape[0] else "tuned"
+            home: Side = "base" if self._home == next(iter(match.parts)) else "tuned"
+            whose = "of the base" if longer == "base" else "of the tuned model"
+            why = f"{rows} common rows; {more - rows} more {whose} {'kept' if home == longer else 'left out'}"
+            return self._made("fuse", why, home, rows * (base.num_elements // base.shape[0]), method)
         why = f"the base ties it to {base.name}" if next(iter(match.parts)) in match.tied else "selected"
         return self._made("fuse", why, method=method)
 
@@ -211,12 +216,13 @@ def _refuse_unreadable(match: Match, models: Sequence[Source]) -> None:
             )
 
 
-def _is_grown(base: TensorInfo, tuned: TensorInfo, before: Source, after: Source) -> bool:
-    """Return whether only the number of vocabulary rows differs, and each side's config confirms its own."""
-    if not base.shape or not tuned.shape or base.shape[1:] != tuned.shape[1:] or tuned.shape[0] <= base.shape[0]:
+def _is_resized(base: TensorInfo, tuned: Sequence[TensorInfo], models: Sequence[Source]) -> bool:
+    """Return whether only the number of vocabulary rows differs, and each model's config confirms its own."""
+    infos = (base, *tuned)
+    if not base.shape or len({info.shape[1:] for info in infos}) > 1 or len({len(info.shape) for info in infos}) > 1:
         return False
-    sizes = [config_values(checkpoint.config, "vocab_size") for checkpoint in (before, after)]
-    return base.shape[0] in sizes[0] and tuned.shape[0] in sizes[1]
+    sizes = [config_values(model.config, "vocab_size") for model in models]
+    return all(info.shape[0] in own for info, own in zip(infos, sizes, strict=True))
 
 
 def _text(shape: tuple[int, ...]) -> str:

@@ -76,7 +76,7 @@ def make_plan(
     if any(len(match.parts) > 1 for match in matching.matches):
         for model in models:
             _refuse_quantised(model)
-    steps, left_out, selected = [], {}, False
+    steps, notes, left_out, selected = [], [], {}, False
     for match in matching.matches:
         step = decide(match, models, request, method_of)
         if step is not None:
@@ -86,8 +86,9 @@ def make_plan(
             selected |= step.action == "fuse" or step.why == KEPT or alone
         for name, whose, why in _left_out(match, models, step):
             left_out.setdefault((whose, why), []).append(name)
+        notes += _rows_left_out(step, models) if step is not None else []
     _refuse_idle_extra(request, matching, models, steps)
-    notes = [
+    notes += [
         f"{_told(names)}{whose} {'is' if len(names) == 1 else 'are'} {why}" for (whose, why), names in left_out.items()
     ]
     notes += [
@@ -143,6 +144,15 @@ def _left_out(match: Match, models: Sequence[Source], step: Step | None) -> Iter
         for index, info in others
         if info is not None and index not in match.tied and (step is None or step.origin != index)
     ]
+
+
+def _rows_left_out(step: Step, models: Sequence[Source]) -> Iterable[str]:
+    """Return a note on each model of which the output has no place for some rows of a vocabulary."""
+    for info, model in zip((step.base, *step.tuned), models, strict=True):
+        if step.action == "fuse" and info is not None and info.num_elements > step.num_elements:
+            more = info.shape[0] - step.shape[0]
+            are = "is" if more == 1 else "are"
+            yield f"{more} row{'s' * (more > 1)} of `{info.name}` of `{model.ref}` {are} left out: the output has fewer"
 
 
 def _told(names: Sequence[str]) -> str:

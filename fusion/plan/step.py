@@ -27,6 +27,10 @@ WAYS = {
         Way(option="on_mismatch", value="keep-base", effect="leaves the model out where it differs"),
         Way(option="on_mismatch", value="take-tuned", effect="from the tuned model"),
     ),
+    "vocabulary": (
+        Way(option="tokenizer", value="union", effect="aligns the vocabularies by their tokenizers"),
+        Way(option="on_mismatch", value="keep-base", effect="keeps the base's rows alone"),
+    ),
     "on_dtype": (Way(option="on_dtype", value="convert", effect="computes in float32 and stores the base's dtype"),),
 }
 
@@ -69,7 +73,7 @@ class Step:
         base: The base's tensor, or None.
         tuned: One a tuned model, or None where it has none.
         origin: Which model a copied tensor, or the tail of a grown one, is copied from: 0 the base, k tuned model k.
-        num_fused: How many leading elements are fused; less than all of them for a grown vocabulary.
+        num_fused: How many leading elements are fused; less than all of them for a vocabulary that was resized.
         key: The name that the random numbers are drawn for; tied tensors share one.
         curvatures: What calibration of each model calls it, the base's first; None where a model has no such tensor.
         method: In place of the run's own, where a recipe has a rule for this tensor.

@@ -5,23 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import ModelRef, Source, find_model, open_checkpoint
+from ..checkpoint import Asked, ModelRef, Source, find_model, open_checkpoint
 from ..checkpoint.json_file import read_json
 from ..checkpoint.open import needs_base
 from ..checkpoint.output.folder_sink import refuse_output
+from ..checkpoint.tokens import other_tokens
 from ..errors import MethodError
 from ..methods import Method
+from ..names import with_vocabulary
 from ..plan.matching import Match
 from ..plan.plan import Plan, make_plan
 from ..run.fuse import Prepared, prepare_plan
 from ..run.settings import Settings
 from .chat_template import TOKENIZER_CONFIG, find_template, write_template
 from .layers import fraction_through, stacks, with_layers
-from .recipe import ModelEntry, ModelName, Recipe
+from .recipe import ModelEntry, ModelName, Recipe, Vocabulary
 from .slices import match_slices
 from .tokenizers import Finish, known_tokens, load_tokenizer, taken_from, union
 from .vocabulary import Member, RowMap, align_vocabularies, aligned
@@ -94,6 +96,8 @@ def prepare_recipe(
     refuse_output(output, [checkpoint.ref for checkpoint in opened.values()], overwrite=overwrite)
     facts: dict[str, Any] = {"content": recipe.content}
     write_tokens, rows = None, None
+    if settings.tokenizer is not None:
+        recipe = replace(recipe, vocabulary=_vocabulary(settings.tokenizer, recipe))
     if recipe.vocabulary is not None:
         opened, rows, write_tokens = _with_one_vocabulary(recipe, names, opened)
         digest = hashlib.sha256(rows.own.tobytes() + repr(sorted(rows.donors.items())).encode())
@@ -116,7 +120,8 @@ def prepare_recipe(
 
     plan = make_plan(models, noted, request, matching=matching)
     template, told = _chat_template(recipe, plan, list(opened.values()))
-    plan = replace(plan, notes=(*recipe.notes, *told, *plan.notes))
+    other = other_tokens(models) if recipe.vocabulary is None else ()
+    plan = replace(plan, notes=(*recipe.notes, *told, *plan.notes, *other))
     methods = [asked[step.name] for step in plan.steps if step.action == "fuse"] or [plan.method]
     return prepare_plan(
         plan,
@@ -155,6 +160,23 @@ def _method_of(recipe: Recipe, sources: Sequence[ModelEntry], counts: Mapping[st
         return found.for_models(len(sources) - 1)
 
     return method_of
+
+
+def _vocabulary(asked: str, recipe: Recipe) -> Vocabulary:
+    """Return the vocabulary that the settings ask for, with what the recipe says of it beside."""
+    named = next((name for name in recipe.named_models() if str(name) == asked), ModelName(path=asked))
+    source = asked if asked in ("base", "union") else named
+    return replace(recipe.vocabulary or Vocabulary(), source=source)
+
+
+def recipe_of(method: Method, base: Asked, tuned: Sequence[Asked]) -> Recipe:
+    """Return the recipe that says what a command does."""
+    return Recipe(
+        method=type(method),
+        base=ModelName(path=str(base)),
+        models=tuple(ModelEntry(model=ModelName(path=str(model))) for model in tuned),
+        overrides={field.name: getattr(method, field.name) for field in fields(method)},
+    )
 
 
 def _with_one_vocabulary(
@@ -220,14 +242,7 @@ def _finish(
         if layers:
             config = with_layers(config, list(layers))
         if rows is not None:
-            config = _with_rows(config, rows.num_rows)
+            config = with_vocabulary(config, rows.num_rows)
         file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     return finish
-
-
-def _with_rows(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    return {
-        key: rows if key == "vocab_size" else _with_rows(value, rows) if isinstance(value, Mapping) else value
-        for key, value in config.items()
-    }

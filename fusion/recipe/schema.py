@@ -62,14 +62,14 @@ class _Model(BaseModel):
     adapter: str | None = None
 
 
-class _SliceModel(_Model):
+class _StretchModel(_Model):
     """A model of a slice: its layers, first and one past the last; by default all."""
 
     layers: tuple[int, int] | None = None
 
 
-class _Slice(_Strict):
-    sources: list[_SliceModel]
+class _Stretch(_Strict):
+    sources: list[_StretchModel]
     base: str | None = None
     options: dict[str, Any] | None = None
 
@@ -117,7 +117,7 @@ class _Recipe(_Strict):
     name: str | None = None
     base: str | None = None
     models: list[_Model | str] | None = None
-    slices: list[_Slice] | None = None
+    slices: list[_Stretch] | None = None
     options: dict[str, Any] | None = None
     rules: list[_Rule] | None = None
     include: list[str] | None = None
@@ -228,13 +228,13 @@ def _entry(entry: _Model | str, known: Mapping[str, Parameter], document: Docume
         if not known[option].per_model:
             raise document.error((*place, option), f"`{option}` is the same for all models: it belongs under `options`")
         own[option] = _value(value, document, (*place, option))
-    layers = entry.layers if isinstance(entry, _SliceModel) else None
+    layers = entry.layers if isinstance(entry, _StretchModel) else None
     if layers is not None and not 0 <= layers[0] < layers[1]:
         raise document.error((*place, "layers"), f"expected a first and a later layer, got {list(layers)}")
     return ModelEntry(model=ModelName(path=entry.model, adapter=entry.adapter), layers=layers, settings=own)
 
 
-def _slice(piece: _Slice, known: Mapping[str, Parameter], document: Document, place: KeyPath) -> Slice:
+def _slice(piece: _Stretch, known: Mapping[str, Parameter], document: Document, place: KeyPath) -> Slice:
     options: dict[str, Setting] = {}
     for option, value in (piece.options or {}).items():
         _checked(option, known, document.content["method"], document, (*place, "options", option))

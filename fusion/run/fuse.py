@@ -17,6 +17,7 @@ from ..checkpoint.companions import copy_companions
 from ..checkpoint.json_file import read_json
 from ..checkpoint.output.folder_sink import FolderSink, refuse_output
 from ..checkpoint.output.layout import Layout, OutputTensor, make_layout
+from ..checkpoint.tokens import other_tokens
 from ..device import torch_device
 from ..errors import MethodError, OutputError
 from ..methods import Method
@@ -122,6 +123,7 @@ def prepare(
     opened = open_checkpoint(base)
     models = [opened, *(open_checkpoint(path, opened) for path in tuned)]
     plan = make_plan(models, lambda _: method, settings.request())
+    plan = replace(plan, notes=(*plan.notes, *other_tokens(models)))
     return prepare_plan(plan, output=output, settings=settings, options=method.options())
 
 
