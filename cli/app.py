@@ -9,9 +9,11 @@ import os
 import sys
 from contextlib import suppress
 from copy import copy
+from inspect import signature
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.models import CommandInfo
 
 from . import (
     bound,
@@ -26,6 +28,7 @@ from . import (
     merge,
     report,
     sweep,
+    untie,
     verify,
 )
 from .start import Interrupted, catch_signals
@@ -47,10 +50,18 @@ FAMILIES = {
     "Repair": (fuse, calibrate, demo),
     "Choose a strength": (bound, evaluate, sweep),
     "Look and check": (inspect, verify, report),
-    "Merge several": (merge, lora),
+    "Merge several": (merge, lora, untie),
     "Train without forgetting": (lora_train, lora_sparse),
 }
 OTHER_METHODS = "Fuse by another method"
+
+
+def _needs_arguments(command: CommandInfo) -> bool:
+    """Return whether a command alone can only be wrong; its help, with examples, then says what to type."""
+    assert command.callback is not None
+    return any(parameter.default is parameter.empty for parameter in signature(command.callback).parameters.values())
+
+
 for panel, families in FAMILIES.items():
     for family in families:
         before = len(app.registered_commands), len(app.registered_groups)
@@ -58,6 +69,8 @@ for panel, families in FAMILIES.items():
         for command in (*app.registered_commands[before[0] :], *app.registered_groups[before[1] :]):
             other = family is fuse and command.name != "fuse"
             command.rich_help_panel = OTHER_METHODS if other else panel
+            if isinstance(command, CommandInfo):
+                command.no_args_is_help = _needs_arguments(command)
 
 
 def _print_version(asked: bool) -> None:

@@ -89,12 +89,13 @@ def print_error(error: SculptError, *, recipe: bool = False) -> None:
 
 
 def _way(way: Way, *, recipe: bool) -> str:
-    """Return a way out as it is written: a flag, or a recipe's key."""
+    """Return a way out as it is written: a flag, which may be a recipe's key too."""
     from .options import POLICIES, flag_named
 
-    flag = f"`{' '.join(filter(None, (flag_named(way.option), way.value)))}`"
+    name = flag_named(way.option)
+    flag = f"`--no-{name[2:]}`" if way.value == "false" else f"`{' '.join(filter(None, (name, way.value)))}`"
     is_policy = recipe and way.option in {field.name for field, _ in POLICIES.fields}
-    return f"`policies: {{{way.option}: {way.value}}}` (or {flag})" if is_policy else flag
+    return f"{flag} (in sculpt's own YAML `policies: {{{way.option}: {way.value}}}`)" if is_policy else flag
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], *, note: str | None = None) -> None:
@@ -114,10 +115,16 @@ def table(title: str, columns: list[str], rows: list[list[str]], *, note: str | 
     console.print(view)
 
 
-def quiet_libraries() -> None:
-    """Set what must be set before torch and transformers are imported: no hub, no bars, no warnings of theirs."""
+def quiet_environment() -> None:
+    """Set what must be set before torch and transformers are imported, if they are: no hub, no warnings of theirs."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def quiet_libraries() -> None:
+    """Import transformers without warnings and bars of its own."""
+    quiet_environment()
     from transformers.utils import logging
 
     logging.set_verbosity_error()

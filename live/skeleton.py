@@ -52,7 +52,12 @@ class Skeleton:
     folder: Path
 
 
-def _model_class(config: Any, auto_class: str | None) -> Any:
+def model_class(config: Any, auto_class: str | None) -> Any:
+    """Return the class that a configuration names, or that the Auto classes make of it.
+
+    Raises:
+        ModelError: transformers has none.
+    """
     import transformers
 
     if auto_class is None and (named := named_class({"architectures": config.architectures})):
@@ -103,10 +108,10 @@ def build(
     if remote and not trust_remote_code:
         raise needs_code(folder)
     config = load_config(checkpoint, trust_remote_code=remote)
-    cls = _remote_class(folder, config, auto_class) if remote else _model_class(config, auto_class)
+    cls = _remote_class(folder, config, auto_class) if remote else model_class(config, auto_class)
     try:
-        model = _on_meta(cls, config, dtype)
-        names = map_names(model, checkpoint)
+        model = on_meta(cls, config, dtype)
+        names = map_names(model, checkpoint.tensors)
         _fill_the_rest(model, names, device, seed)
     except SculptError:
         raise
@@ -115,7 +120,8 @@ def build(
     return Skeleton(model=model.eval(), names=names, folder=folder)
 
 
-def _on_meta(cls: Any, config: Any, dtype: torch.dtype) -> Any:
+def on_meta(cls: Any, config: Any, dtype: torch.dtype) -> Any:
+    """Return a model without weights, not yet tied."""
     for entry in (config, *(getattr(config, key, None) for key in config.sub_configs)):
         if entry is not None:
             entry.dtype = dtype

@@ -57,6 +57,17 @@ def needs_code(folder: Path | None) -> ModelError:
 def load_config(source: Source, *, trust_remote_code: bool = False) -> Any:
     """Return the config of a model that is going to be built.
 
+    Raises:
+        ModelError: It cannot be read, or counts layers that the weights do not have.
+    """
+    folder = source.folder or source.path.parent
+    content = source.config or {} if source.folder is not None else {}
+    return read_config(folder, content, len(source.tensors), trust_remote_code=trust_remote_code)
+
+
+def read_config(folder: Path, content: Mapping[str, Any], num_tensors: int, *, trust_remote_code: bool = False) -> Any:
+    """Return the config that a folder holds, for a model of this many tensors.
+
     How attention is computed, here and now, is not the config's business: a name there would have a kernel fetched, or
     bar the model from a machine that lacks one. transformers picks what the machine has.
 
@@ -65,9 +76,7 @@ def load_config(source: Source, *, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoConfig
 
-    folder = source.folder or source.path.parent
-    if source.folder is not None:
-        _refuse_hollow(folder, source.config or {}, len(source.tensors))
+    _refuse_hollow(folder, content, num_tensors)
     config = load_pretrained(AutoConfig, folder, "config", trust_remote_code=trust_remote_code)
     config._attn_implementation = None  # recursive, as transformers' setter is
     config._experts_implementation = None

@@ -75,6 +75,10 @@ REFUSALS = {
         ["dare", "base", "sft", "--device", "abacus"],
         "error: the device `abacus` cannot be used: ",
     ),
+    "a device without values": (
+        ["dare", "base", "sft", "--device", "meta"],
+        "error: the device `meta` cannot be used: it holds shapes and no values\n",
+    ),
     "two sources": (
         ["fuse", "base", "sft", "--data", "x", "--no-calibration"],
         "error: `--data` has no use where nothing is calibrated\n",
@@ -121,6 +125,14 @@ def test_an_option_of_a_recipe_is_named_as_there(make_pair: Pair, tmp_path: Path
     assert done.stderr.startswith("error: `sparsity` must lie between 0 and 1, got 90\n"), done.stderr
     done = sculpt("lora-prune", "sft", "--density", "7", "-o", "out", cwd=tmp_path)
     assert done.stderr.startswith("error: `--density` must lie between 0 and 1, got 7\n"), done.stderr
+
+
+@pytest.mark.parametrize("command", ["calibrate", "fuse", "lora-train", "gate", "hessian"])
+def test_a_command_alone_says_what_to_type(command: str) -> None:
+    done = sculpt(command)
+    assert done.returncode == 2
+    assert f"sculpt {command} " in done.stdout
+    assert "Missing" not in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["fuse"], ["fuse", "a"], ["nonsense"], ["fuse", "a", "b", "--gamma", "much"]])
