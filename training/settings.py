@@ -125,6 +125,8 @@ class Schedule(Options):
             at_least(name, getattr(self, name), least)
         if self.max_steps is not None:
             at_least("max_steps", self.max_steps, 1)
+        if not 0 <= self.seed < 1 << 32:
+            raise MethodError(f"`seed` must be at least 0 and below 2³², got {self.seed}", options=["seed"])
         above_zero("epochs", self.epochs)
         above_zero("learning_rate", self.learning_rate)
 
