@@ -28,7 +28,8 @@ FORMAT = 2  # 1 had paths, digests of pieces, and the weight files alone
 FILES = ("inputs", "outputs", "companions")
 PIECE = 1 << 24
 # Made of the manifest later, or put there by the hub and by git.
-BESIDE = ("sculpt-sbom.json", "sculpt-provenance.json", "model.sig", ".gitattributes", ".git/*", ".cache/huggingface/*")
+SBOM, PROVENANCE, SIGNATURE = "sculpt-sbom.json", "sculpt-provenance.json", "model.sig"
+BESIDE = (SBOM, PROVENANCE, SIGNATURE, ".gitattributes", ".git/*", ".cache/huggingface/*")
 
 # What `xxh128sum`, `b3sum` and `sha256sum` print of the same file.
 DIGESTS: dict[str, Callable[[], Any]] = {
