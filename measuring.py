@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
-from itertools import zip_longest
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .fusion.arithmetic.curvature import Curvature, Curvatures
+from .fusion.arithmetic.general_sides import weighted_sum
 from .fusion.arithmetic.two_sided import counted_together
 from .fusion.checkpoint import ModelRef, Source
 from .fusion.errors import CurvatureError, MethodError, Way
 from .fusion.progress import Progress, silent
-from .fusion.run.calibration import Calibration, SampleRun
+from .fusion.run.calibration import GENERAL, Calibration, GeneralSide, SampleRun
 from .fusion.run.diff import changed_outputs
 from .fusion.run.fuse import Prepared
 
@@ -49,6 +52,7 @@ class MeasuredModel:
         wanted: Names of the tensors to measure, or None for all.
         full: Whether Σ x·xᵀ is wanted, not the diagonal alone.
         purpose: What wants it.
+        weight: Of its means, where those of several sides are added up.
     """
 
     checkpoint: Source
@@ -57,6 +61,7 @@ class MeasuredModel:
     wanted: frozenset[str] | None
     full: bool
     purpose: str
+    weight: float = 1.0
 
     @property
     def role(self) -> str:
@@ -91,11 +96,12 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
         yield Statistics(curvature=None, provenance=None, why_missing=dict)
         return
     names = _names(prepared)
-    models = _models(prepared, names)
+    models = _models(prepared, names, calibration.sides)
     options = calibration.of_tuned(len(prepared.plan.tuned))
     if protects:
-        options.append(calibration.of_general())
-        _refuse_same_samples(options)
+        general = calibration.of_general()
+        _refuse_same_samples(options, general)
+        options += general
     shares = _Shares(progress, len(models))
     with ExitStack() as stack:
         found = [
@@ -104,22 +110,22 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
         ]
         yield Statistics(
             curvature=_by_output(prepared, names, models, found),
-            provenance=_provenance(found, len(prepared.plan.tuned)),
+            provenance=_provenance(models, found),
             why_missing=found[0].why_missing,
         )
 
 
-def _refuse_same_samples(options: Sequence[Calibration]) -> None:
+def _refuse_same_samples(targets: Sequence[Calibration], general: Sequence[Calibration]) -> None:
     """Refuse a target that is measured on the general samples: both curvatures are then alike, whatever the task is.
 
     Raises:
         MethodError: The protection would be no more than an interpolation at 1/(1 + λ).
     """
-    *targets, general = options
-    for target in targets:
-        measured = target.hessian is None and general.hessian is None
-        if measured and str(target.data) == str(general.data):
-            where = "the text that ships" if general.data is None else f"`{general.data}`"
+    ships = None, GENERAL
+    for target, side in product(targets, general):
+        alike = str(target.data) == str(side.data) or (target.data in ships and side.data in ships)
+        if target.hessian is None and side.hessian is None and alike:
+            where = "the text that ships" if side.data in ships else f"`{side.data}`"
             raise MethodError(
                 f"the target and the base would both be measured on {where}, which protects nothing in particular",
                 ways=[Way(option="data", effect="names samples of the target task")],
@@ -139,14 +145,17 @@ def _names(prepared: Prepared) -> dict[str, tuple[str | None, ...]]:
     return {name: own for name, own in names.items() if name in changed}
 
 
-def _models(prepared: Prepared, names: Mapping[str, tuple[str | None, ...]]) -> list[MeasuredModel]:
-    """Return the models to be measured: the tuned ones, then the base where it is protected."""
+def _models(
+    prepared: Prepared, names: Mapping[str, tuple[str | None, ...]], sides: Sequence[GeneralSide]
+) -> list[MeasuredModel]:
+    """Return the models to be measured: the tuned ones, then the base, once a side, where it is protected."""
     plan, protection, method = prepared.plan, prepared.settings.protection, prepared.method
     protects = protection is not None and protection.needs_gram
     full = method.needs_gram or protects
-    places = [*range(1, len(plan.tuned) + 1), *([0] if protection is not None else [])]
+    places = [(place, 1.0) for place in range(1, len(plan.tuned) + 1)]
+    places += [(0, side.weight) for side in sides if protection is not None]
     models = []
-    for place in places:
+    for place, weight in places:
         checkpoint = (plan.base, *plan.tuned)[place]
         wanted = frozenset(own[place] for own in names.values() if own[place] is not None)
         models.append(
@@ -157,6 +166,7 @@ def _models(prepared: Prepared, names: Mapping[str, tuple[str | None, ...]]) -> 
                 wanted=None if protection is None else wanted,  # pyright: ignore[reportArgumentType]
                 full=full if place else protects,
                 purpose="two-sided curvature" if protects else method.title,
+                weight=weight,
             )
         )
     return models
@@ -209,6 +219,7 @@ def _session(model: MeasuredModel, calibration: Calibration, progress: Progress)
 
     options = CalibrationOptions(
         data=calibration.data,  # pyright: ignore[reportArgumentType] (`of_tuned` made it one)
+        kinds=calibration.protect_kinds if calibration.data == GENERAL else (),
         full=("*",) if model.full else (),
         only_changed=model.base,
         **{field.name: getattr(calibration, field.name) for field in fields(SampleRun)},
@@ -216,13 +227,17 @@ def _session(model: MeasuredModel, calibration: Calibration, progress: Progress)
     return Session(model.checkpoint.ref, options, progress=progress, wanted=model.wanted)
 
 
-def _provenance(found: Sequence[Measured], num_tuned: int) -> dict[str, Any]:
+def _provenance(models: Sequence[MeasuredModel], found: Sequence[Measured]) -> dict[str, Any]:
     """Return where the statistics come from: of one model as it is, of several by their side."""
     if len(found) == 1:
         return found[0].provenance
-    targets = [one.provenance for one in found[:num_tuned]]
-    general = {"general": found[num_tuned].provenance} if len(found) > num_tuned else {}
-    return {"target": targets[0] if num_tuned == 1 else targets, **general}
+    sides: dict[str, list[dict[str, Any]]] = {"target": [], "general": []}
+    for model, one in zip(models, found, strict=True):
+        if model.place:
+            sides["target"].append(one.provenance)
+        else:
+            sides["general"].append({"weight": model.weight, **one.provenance})
+    return {side: several[0] if len(several) == 1 else several for side, several in sides.items() if several}
 
 
 def _by_output(
@@ -237,18 +252,26 @@ def _by_output(
         MethodError: Every tensor is looked at before any is fused, with matrices that would all be in memory.
     """
     counted = counted_together if len(found) > 1 else dict
-    if all(isinstance(one.curvature, Mapping) for one in found):
-        sides = [counted(one.curvature) for one in found if isinstance(one.curvature, Mapping)]
-        return _joined(names, models, sides, len(prepared.plan.tuned) + 1)
+    num_models = len(prepared.plan.tuned) + 1
+    # What is added up is in memory, unlike what is mapped from a file.
+    adds_up = len(models) > num_models or any(model.weight != 1 for model in models)
+    known = [counted(one.curvature) for one in found if isinstance(one.curvature, Mapping)]
+    if len(known) == len(found) and not adds_up:
+        return _joined(names, models, known, num_models)
     protection, scope = prepared.settings.protection, prepared.method.scope
     if scope != "tensor" and protection is not None and protection.needs_gram:
         raise MethodError(
             f"a `scope` of {scope} looks at every tensor before any is fused, so the full Hessians of all "
             "would be held in memory",
-            hint="`sculpt calibrate --full '*'` writes both sides' to files; give these as statistics",
+            hint="`sculpt calibrate --full '*'` writes both sides' to files; give one of each as statistics",
         )
-    blocks = [iter([one.curvature]) if isinstance(one.curvature, Mapping) else one.curvature for one in found]
-    return _joined_blocks(names, models, blocks, len(prepared.plan.tuned) + 1, counted)
+    if len(known) == len(found):
+        from .hessian.store.gram_store import by_block
+
+        blocks = ({name: names[name] for name in block} for block in by_block(names))
+        return (_joined(block, models, known, num_models) for block in blocks)
+    parts = [iter([one.curvature]) if isinstance(one.curvature, Mapping) else one.curvature for one in found]
+    return _joined_blocks(names, models, parts, num_models, counted)
 
 
 def _joined(
@@ -259,12 +282,15 @@ def _joined(
 ) -> dict[str, Curvatures]:
     """Return each tensor's curvature in every model; a tensor that no model has seen has no entry."""
     found: dict[str, Curvatures] = {}
+    grams: dict[Hashable, np.ndarray] = {}
     for name, own in names.items():
-        curvatures: list[Curvature | None] = [None] * num_models
+        seen: list[list[tuple[float, Curvature]]] = [[] for _ in range(num_models)]
         for model, side in zip(models, sides, strict=True):
-            curvatures[model.place] = side.get(own[model.place] or "")
-        if any(curvature is not None for curvature in curvatures):
-            found[name] = tuple(curvatures)
+            curvature = side.get(own[model.place] or "")
+            if curvature is not None:
+                seen[model.place].append((model.weight, curvature))
+        if any(seen):
+            found[name] = tuple(weighted_sum(parts, grams) if parts else None for parts in seen)
     return found
 
 

@@ -9,7 +9,7 @@ import typer
 
 from ..hessian.options import CalibrationOptions
 from .flags import FlagGroup, with_options
-from .options import SIZE, AsJson
+from .options import KINDS, SIZE, AsJson, named_kinds
 
 if TYPE_CHECKING:
     from ..hessian import DiagonalHessian
@@ -20,9 +20,11 @@ CALIBRATION = FlagGroup(
     of=CalibrationOptions,
     options={
         "data": Annotated[Path | None, typer.Option("--data")],
+        "kinds": KINDS,
         "only_changed": Annotated[Path | None, typer.Option(metavar="BASE")],
         "memory": SIZE,
     },
+    convert={"kinds": named_kinds},
 )
 
 
@@ -47,6 +49,8 @@ def calibrate_command(
         sculpt calibrate sft/
 
         sculpt calibrate sft/ --data train.jsonl -o hessian.safetensors --report
+
+        sculpt calibrate base/ --data general --full '*' -o general.safetensors
 
         sculpt calibrate sft/ --data train.jsonl --only-changed base/ --samples 256
 
