@@ -65,7 +65,9 @@ def _kind_by_kind(rows: Rows, encoder: Encoder, count: int, seed: int) -> list[E
     for kind, numbers in rows.kinds.items():
         left = share
         for number in chosen(len(numbers), len(numbers), seed):
-            for sample in encoder.examples(rows.row(numbers[number]))[: 1 if left > 0 else 0]:
+            if left <= 0:
+                break
+            for sample in encoder.examples(rows.row(numbers[number]))[:1]:
                 found.append(replace(sample.cut(left), kind=kind))
                 left -= found[-1].num_tokens
         if left > 0:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import sculpt
+import torch
 from sculpt.data import general
 from sculpt.data.example import Example
 from sculpt.data.rows import Rows, open_rows
@@ -98,6 +99,22 @@ def test_each_kind_has_the_same_number_of_tokens(count: int, max_length: int) ->
     counts = tokens_by_kind(samples)
     assert counts == dict.fromkeys(general.kinds(), count * max_length // 28)
     assert all(sample.num_tokens <= max_length for sample in samples)
+
+
+def test_no_more_texts_are_read_than_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    monkeypatch.setattr(Rows, "row", lambda rows, number, row=Rows.row: read.append(number) or row(rows, number))
+    samples = drawn(20, 60)
+    assert len(read) == len(samples)
+
+
+def test_an_encoder_decoder_keeps_half_of_what_is_cut_in_each() -> None:
+    inputs = {key: torch.arange(10)[None] for key in ("input_ids", "attention_mask", "decoder_input_ids")}
+    cut = Example(inputs=inputs, tokens=inputs["decoder_input_ids"], answers=inputs["decoder_input_ids"]).cut(7)
+    assert {key: value.tolist() for key, value in cut.inputs.items()} == {key: [[0, 1, 2]] for key in inputs}
+    assert cut.num_tokens == 6
+    assert cut.tokens.tolist() == cut.answers.tolist() == [[0, 1, 2]]
+    assert cut.cut(6) is cut
 
 
 def test_the_choice_goes_by_the_seed_and_a_smaller_one_begins_a_larger_one() -> None:
