@@ -100,6 +100,7 @@ def _about(path: Path, opened: SafetensorsFile) -> tuple[Provenance, dict[str, i
             raise CurvatureError(f"`{path}` is of format {about['format']}; this version of sculpt reads {FORMAT}")
         fields = dict(about["provenance"])
         fields["versions"] = tuple((str(name), str(version)) for name, version in fields["versions"])
+        fields["kinds"] = tuple((str(kind), int(count)) for kind, count in fields.get("kinds", ()))
         counts = {str(name): int(count) for name, count in about["num_tokens"].items()}
         shared, missing = ({str(k): str(v) for k, v in about[key].items()} for key in ("shared", "why_missing"))
         return Provenance(**fields), counts, shared, missing
