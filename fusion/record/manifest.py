@@ -71,7 +71,8 @@ class FileRecord:
     def __post_init__(self) -> None:
         # A manifest comes along with what it is about: it must not have another file of this machine read.
         place = PurePosixPath(self.name)
-        if place.is_absolute() or not place.parts or ".." in place.parts:
+        is_long = any(len(part.encode("utf-8", "surrogatepass")) > 255 for part in place.parts)
+        if place.is_absolute() or not place.parts or ".." in place.parts or is_long or "\0" in self.name:
             raise ValueError(f"`{self.name}` is no name of a file within the folder")
         if self.digest.partition(":")[0] not in DIGESTS:
             raise ValueError(f"`{self.digest}` is no digest")

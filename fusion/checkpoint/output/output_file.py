@@ -219,7 +219,8 @@ class _InOrder:
         self._broken = broken
 
     def _start(self) -> None:
-        self._digest, self._part = self._new_digest(), xxhash.xxh3_128()
+        self._digest = self._new_digest()
+        self._part: Any = xxhash.xxh3_128()
         self._next = 0
         self.parts: dict[str, str] = {}
 
