@@ -248,7 +248,7 @@ def _write_model(live: LiveFuse, best: Point, provenance: dict[str, object] | No
 
 def show(swept: Sweep, suite: Suite) -> None:
     """Print every point, and the curves as a chart."""
-    from ..evaluate.charts import TITLES, by_strength, shown_measures, terminal_chart
+    from ..evaluate.charts import TITLES, by_strength, pairs_of, shown_measures, terminal_chart
     from ..evaluate.points import Spot
     from ..evaluate.tables import with_deviation
     from .console import console, say, table
@@ -261,7 +261,7 @@ def show(swept: Sweep, suite: Suite) -> None:
     ]
     table(f"sweep: {suite.name}", ["model", "strength", "dropped", "L1 distance", *measures], rows)
     for measure in shown_measures(swept):
-        chart = terminal_chart(by_strength(swept, measure), x="strength")
+        chart = terminal_chart(pairs_of(by_strength(swept, measure)), x="strength")
         say("")
         say(f"{TITLES[measure]} against strength")
         console.print(chart, markup=False, highlight=False, soft_wrap=True)

@@ -29,6 +29,7 @@ class Mark:
 
 
 Series = Mapping[str, Sequence[Mark]]
+Pairs = Mapping[str, Sequence[tuple[float, float]]]
 WIDTH, HEIGHT = 64, 14
 MARKS = "●○◆◇■□▲△*+x"
 POINTS = "osD^vPX<>*hp"
@@ -38,17 +39,17 @@ VISIBLE = 0.005  # of a drop rate, from where what was realised is drawn beside 
 TITLES = {"target": "target", "pretrained": "general (pre-trained)", "h-score": "H-score", "avg": "Avg"}
 
 
-def terminal_chart(series: Series, *, x: str, width: int = WIDTH, height: int = HEIGHT) -> str:
+def terminal_chart(series: Pairs, *, x: str, width: int = WIDTH, height: int = HEIGHT) -> str:
     """Return points as marks on a grid of letters, with a legend; later series lie on top."""
     points = [point for line in series.values() for point in line]
     if not points:
         return ""
-    (left, right), (low, high) = _range([p.at for p in points]), _range([p.value for p in points])
+    (left, right), (low, high) = _range([p[0] for p in points]), _range([p[1] for p in points])
     grid = [[" "] * width for _ in range(height)]
     for mark, line in zip(MARKS * (1 + len(series) // len(MARKS)), series.values(), strict=False):
-        for spot in line:
-            row = round((spot.value - low) / (high - low) * (height - 1))
-            grid[height - 1 - row][round((spot.at - left) / (right - left) * (width - 1))] = mark
+        for at, value in line:
+            row = round((value - low) / (high - low) * (height - 1))
+            grid[height - 1 - row][round((at - left) / (right - left) * (width - 1))] = mark
     labels = {0: f"{high:.1f}", height - 1: f"{low:.1f}"}
     gutter = max(map(len, labels.values()))
     lines = [f"{labels.get(k, ''):>{gutter}} │{''.join(row)}" for k, row in enumerate(grid)]
@@ -61,6 +62,11 @@ def terminal_chart(series: Series, *, x: str, width: int = WIDTH, height: int = 
 def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def pairs_of(series: Series) -> dict[str, list[tuple[float, float]]]:
+    """Return the places alone, as a terminal shows them."""
+    return {label: [(mark.at, mark.value) for mark in line] for label, line in series.items()}
 
 
 def _mark(at: float, spot: Spot, measure: str) -> Mark:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from sculpt.api import prepare_fuse
-from sculpt.evaluate.charts import by_sparsity, by_strength, draw, terminal_chart
+from sculpt.evaluate.charts import by_sparsity, by_strength, draw, pairs_of, terminal_chart
 from sculpt.evaluate.choice import Pick, golden_section, least_that_holds
 from sculpt.evaluate.evaluate import SuiteScores, TaskScore, evaluate
 from sculpt.evaluate.live_fuse import Distance, LiveFuse
@@ -358,7 +358,7 @@ def test_a_limit_that_no_point_keeps_is_refused() -> None:
 
 
 def test_a_chart_for_the_terminal_has_the_ends_of_its_axes() -> None:
-    chart = terminal_chart(by_strength(SWEPT, "target"), x="strength")
+    chart = terminal_chart(pairs_of(by_strength(SWEPT, "target")), x="strength")
     assert "79.0" in chart
     assert "60.0" in chart
     assert chart.count("●") == 3 + 1  # the legend
