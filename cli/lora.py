@@ -13,7 +13,7 @@ from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
 from ..fusion.transforms.merge import Election
-from .flags import FlagGroup, parse_numbers, with_options
+from .flags import FlagGroup, flag_of, given_flags, parse_numbers, with_options
 from .lora_learn import ADAPTIVE, LearnOptions, learn_weights
 from .options import POLICIES, SELECTION, SETTINGS, TARGET, AsJson, BasePath, Target, TunedPath
 
@@ -66,6 +66,7 @@ def method_of(options: MergeOptions) -> Method:
     """Return the fusion method with its options, for weights that were typed and for learned ones alike."""
     from ..fusion.errors import MethodError
     from ..fusion.methods import METHODS
+    from ..fusion.methods.checks import fraction
 
     method = METHODS[FUSED_AS.get(options.method, options.method)]
     fields = {field.name for field in dataclasses.fields(method)}
@@ -77,6 +78,7 @@ def method_of(options: MergeOptions) -> Method:
     if options.normalize is not None:
         values["normalize"] = options.normalize
     if options.density is not None:
+        fraction("density", options.density)
         if method.name == "task-arithmetic":
             raise MethodError("`--density` has no meaning for a method that keeps all deltas")
         values |= {"sparsity": 1 - options.density} if "sparsity" in fields else {"density": options.density}
@@ -94,6 +96,7 @@ def linear_merge_of(options: MergeOptions, seed: int) -> LinearMerge:
 
 
 def merge_command(
+    ctx: typer.Context,
     base: BasePath,
     adapters: Adapters,
     merge: MergeOptions,
@@ -123,7 +126,7 @@ def merge_command(
     from ..fusion.errors import MethodError
 
     if merge.as_adapter:
-        _refuse_as_adapter(merge, target, selection, policies)
+        _refuse_as_adapter(merge, given_flags(ctx))
     elif merge.method in ("cat", "svd") or merge.rank is not None or merge.energy is not None:
         named = f"`--method {merge.method}`" if merge.method in ("cat", "svd") else "`--rank` and `--energy`"
         raise MethodError(f"{named} makes an adapter", hint="add `--as-adapter`, or take `--method linear`")
@@ -158,18 +161,19 @@ def _beside(path: Path, ending: str) -> Path:
     return find_model(path).beside(ending)
 
 
-def _refuse_as_adapter(merge: MergeOptions, target: Target, selection: Selection, policies: Policies) -> None:
+def _refuse_as_adapter(merge: MergeOptions, given: set[str]) -> None:
+    """Refuse what has no effect on an adapter, or cannot be one."""
     from ..fusion.errors import MethodError
 
-    if target.dry_run or selection != type(selection)() or policies != type(policies)():
-        raise MethodError("`--dry-run` and the selection of tensors are for merging into the base")
+    idle = {parameter for group in (SETTINGS, SELECTION, POLICIES) for _, parameter in group.fields}
+    learning = {"seed", "device"} if merge.weights == ADAPTIVE else set[str]()
+    for parameter in sorted((idle - learning | {"dry_run", "density", "normalize", "election"}) & given):
+        raise MethodError(f"`{flag_of(parameter)}` is for merging into the base, not into an adapter")
     if merge.method not in (*SUMS, "svd"):
         raise MethodError(
             f"what `--method {merge.method}` makes has full rank, which is no adapter",
             hint="merge into the base, then `sculpt lora-extract` the best adapter of a rank",
         )
-    if merge.normalize is not None or merge.election is not None:
-        raise MethodError("`--normalize` and `--election` are for merging into the base")
     if merge.method == "svd" and merge.rank is None and merge.energy is None:
         raise MethodError("`--method svd` needs `--rank` or `--energy`")
 

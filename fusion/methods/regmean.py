@@ -93,19 +93,19 @@ class RegMean(Method):
         )
         values: np.ndarray | None = None
         kept = np.zeros((layout.stack, layout.rows, layout.width), bool)
-        made, mixed = -1, []
-        for stack, rows, (base, *tuned) in matrices.chunks(layout):
-            device = device_of(torch_device(matrices.device), base.dtype)
-            if stack != made:
-                made, mixed = stack, self._mixings(group, stack, device, base.dtype)
-            if values is None:
-                values = np.empty(kept.shape, base.dtype)
-            moved = sum(
-                torch.from_numpy(np.ascontiguousarray(t - base)).to(device) @ matrix
-                for t, matrix in zip(tuned, mixed, strict=True)
-            )
-            values[stack, rows] = _added(base, moved.cpu().numpy())  # pyright: ignore[reportAttributeAccessIssue]
-            kept[stack, rows] = _differs(base, tuned)
+        for stack, runs in matrices.stacks(layout):
+            mixed: list[Any] = []
+            for rows, (base, *tuned) in runs():
+                device = device_of(torch_device(matrices.device), base.dtype)
+                mixed = mixed or self._mixings(group, stack, device, base.dtype)
+                if values is None:
+                    values = np.empty(kept.shape, base.dtype)
+                moved = sum(
+                    torch.from_numpy(np.ascontiguousarray(t - base)).to(device) @ matrix
+                    for t, matrix in zip(tuned, mixed, strict=True)
+                )
+                values[stack, rows] = _added(base, moved.cpu().numpy())  # pyright: ignore[reportAttributeAccessIssue]
+                kept[stack, rows] = _differs(base, tuned)
         assert values is not None  # a tensor without elements has no spans
         return Whole(values=layout.join(values), kept=layout.join(kept))
 

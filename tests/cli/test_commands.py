@@ -28,7 +28,7 @@ def test_the_owners_command_writes_beside_the_tuned_folder(make_pair: Pair, tmp_
     assert "realised sparsity" in done.stderr
     assert "AdaDARE-γ fused 10 tensors" in done.stderr.replace("\n", " ")
     manifest = json.loads((tmp_path / "sft-fused/sculpt-manifest.json").read_text())
-    assert manifest["command"] == "sculpt fuse base/ sft/ --gamma 0.5 --sparsity 0.9 --no-calibration"
+    assert manifest["command"] == "sculpt fuse base sft --gamma 0.5 --sparsity 0.9 --no-calibration"
     assert manifest["settings"]["seed"] == 0
     assert sculpt("verify", "sft-fused", "--input", "base", "--input", "sft", cwd=tmp_path).returncode == 0
 

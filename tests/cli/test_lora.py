@@ -260,3 +260,18 @@ def test_learning_options_that_make_no_sense_are_refused(options, words, runnabl
     result = sculpt("lora-merge", base, one, two, *options)
     assert isinstance(result.exception, SculptError)
     assert words in result.exception.message
+
+
+@pytest.mark.parametrize("option", [["--dtype", "float16"], ["--memory", "1GB"], ["--density", "0.5"], ["--dry-run"]])
+def test_options_that_an_adapter_has_no_use_for_are_refused(option, inputs, tmp_path):
+    base, one, two = inputs
+    result = sculpt("lora-merge", base, one, two, "--as-adapter", "-o", tmp_path / "out", *option)
+    assert isinstance(result.exception, SculptError)
+    assert result.exception.message == f"`{option[0]}` is for merging into the base, not into an adapter"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_density_out_of_range_has_its_own_name(inputs, tmp_path):
+    base, one, _ = inputs
+    result = sculpt("lora-merge", base, one, "--method", "dare-ties", "--density", "2", "-o", tmp_path / "out")
+    assert "`density` must lie between 0 and 1, got 2" in str(result.exception)
