@@ -13,20 +13,20 @@ Side = Literal["base", "tuned"]
 
 @dataclass(frozen=True, kw_only=True)
 class Policies:
-    """What to do where base and tuned disagree. Each is an error unless it is allowed by name.
+    """What to do where base and tuned disagree. Each but another float dtype is an error unless it is allowed by name.
 
     Attributes:
         on_missing: A tensor of the base that the tuned model lacks.
         on_extra: A tensor that only the tuned model has.
         on_mismatch: Another shape.
-        on_dtype: Another float dtype; `convert` computes in float32 and stores the base's.
+        on_dtype: Another float dtype, as trainers save in float32; `convert` computes in float32 and stores the base's.
         on_nonfinite: NaN or infinity; `keep` writes the tuned model's element there.
     """
 
     on_missing: Literal["error", "keep-base"] = "error"
     on_extra: Literal["error", "drop", "take-tuned"] = "error"
     on_mismatch: Literal["error", "keep-base", "take-tuned"] = "error"
-    on_dtype: Literal["error", "convert"] = "error"
+    on_dtype: Literal["error", "convert"] = "convert"
     on_nonfinite: Literal["error", "keep"] = "error"
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from ..run.settings import Settings
 from .layers import fraction_through, stacks, with_layers
 from .recipe import ModelEntry, ModelName, Recipe
 from .slices import match_slices
-from .tokenizers import Finish, known_tokens, load_tokenizer, taken_from, union
+from .tokenizers import OutputTokens, known_tokens, load_tokenizer, taken_from, union
 from .vocabulary import Member, RowMap, align_vocabularies, aligned
 
 
@@ -54,9 +54,9 @@ def prepare_recipe(
     opened = open_models(names, near)
     refuse_output(output, [checkpoint.ref for checkpoint in opened.values()], overwrite=overwrite)
     facts: dict[str, Any] = {"content": recipe.content}
-    write_tokens, rows = None, None
+    written = None
     if recipe.vocabulary is not None:
-        opened, rows, write_tokens = _with_one_vocabulary(recipe, names, opened)
+        opened, rows, written = _with_one_vocabulary(recipe, names, opened)
         digest = hashlib.sha256(rows.own.tobytes() + repr(sorted(rows.donors.items())).encode())
         facts["vocabulary"] = {"rows": rows.num_rows, "digest": digest.hexdigest()}
     settings = replace(settings, recipe=facts)
@@ -77,8 +77,9 @@ def prepare_recipe(
         output=output,
         settings=settings,
         options=recipe.told_options(methods),
-        reshape=_reshape(rows, layers),
-        finish=write_tokens,
+        reshape=_reshape(layers),
+        tokens=None if written is None else written.ids_for(plan.config_from.folder),
+        finish=None if written is None else written.write,
     )
 
 
@@ -114,8 +115,8 @@ def _method_of(recipe: Recipe, sources: Sequence[ModelEntry], counts: Mapping[st
 
 def _with_one_vocabulary(
     recipe: Recipe, names: Sequence[ModelName], opened: Mapping[ModelName, Source]
-) -> tuple[dict[ModelName, Source], RowMap, Finish]:
-    """Return the models with their vocabularies aligned, how, and what writes the output's tokenizer."""
+) -> tuple[dict[ModelName, Source], RowMap, OutputTokens]:
+    """Return the models with their vocabularies aligned, how, and the output's tokenizer."""
     vocabulary = recipe.vocabulary
     assert vocabulary is not None
     tokenizers = {name: load_tokenizer(opened[name].folder, str(name)) for name in names}
@@ -141,21 +142,9 @@ def _with_one_vocabulary(
         pad_to_multiple_of=vocabulary.pad_to_multiple_of,
         like=like,
     )
-    return dict(zip(names, aligned(members, rows), strict=True)), rows, found.write
+    return dict(zip(names, aligned(members, rows), strict=True)), rows, found
 
 
-def _reshape(rows: RowMap | None, layers: Sequence[int]) -> Reshape:
-    """Return what brings the configuration into line with layers that were moved and vocabularies that were aligned."""
-
-    def reshape(config: Mapping[str, Any]) -> dict[str, Any]:
-        found = with_layers(config, list(layers)) if layers else dict(config)
-        return found if rows is None else _with_rows(found, rows.num_rows)
-
-    return reshape
-
-
-def _with_rows(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    return {
-        key: rows if key == "vocab_size" else _with_rows(value, rows) if isinstance(value, Mapping) else value
-        for key, value in config.items()
-    }
+def _reshape(layers: Sequence[int]) -> Reshape:
+    """Return what brings the configuration into line with layers that were moved."""
+    return lambda config: with_layers(config, list(layers)) if layers else dict(config)

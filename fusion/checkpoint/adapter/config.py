@@ -41,6 +41,7 @@ class AdapterConfig:
         rank_pattern, alpha_pattern: Regular expression to the value of the modules whose name ends in a match.
         fan_in_fan_out: Whether square linear weights are stored (d_in, d_out).
         target_parameters: Names, or ends of names, of parameters that are adapted without their module.
+        task: Kind of head that it was trained with, such as `SEQ_CLS`; None where it does not say.
         base_model: Where the adapter says its base lies: a folder, or a name on the hub with its revision.
     """
 
@@ -51,6 +52,7 @@ class AdapterConfig:
     use_rslora: bool = False
     fan_in_fan_out: bool = False
     target_parameters: tuple[str, ...] = ()
+    task: str | None = None
     base_model: str | None = None
 
     def rank_of(self, module: str) -> int:
@@ -87,6 +89,7 @@ class AdapterConfig:
                 use_rslora=bool(content.get("use_rslora")),
                 fan_in_fan_out=bool(content.get("fan_in_fan_out")),
                 target_parameters=_names(content.get("target_parameters")),
+                task=content.get("task_type"),
                 base_model="@".join(filter(None, map(content.get, ("base_model_name_or_path", "revision")))) or None,
             )
             for pattern in (*found.rank_pattern, *found.alpha_pattern):

@@ -8,6 +8,7 @@ unit in the last place of the float32 weight.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
 from functools import cached_property
@@ -18,7 +19,7 @@ import numpy as np
 import xxhash
 
 from ...errors import CheckpointError
-from ...names import tied_source
+from ...names import OUTPUT_MODULES, tied_source
 from ...ref import ModelRef
 from ..bytes_of import as_bytes
 from ..companions import files_of_tokenizer
@@ -30,6 +31,7 @@ from .low_rank import LowRank
 from .patch import Patch
 from .targets import patches_of
 
+HEADS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}  # by PEFT's `task_type`
 NORM_ELEMENTS = 1 << 20  # of W + s·B·A at once, for its norms
 
 
@@ -54,7 +56,11 @@ class AdapterSource(Source):
         self.patches = patches_of(path, self.adapter_config, self.own, base)
         self._drop_copies_of_tied()
         patched = {name: self._info(name, patch) for name, patch in self.patches.items()}
-        self.tensors = {**base.tensors, **patched}
+        # Where a head was trained in the place of the one that predicts tokens, the model has no use for that one.
+        replaces_head = self.adapter_config.task in HEADS and patched.keys() - base.tensors.keys()
+        without = OUTPUT_MODULES if replaces_head else frozenset[str]()
+        kept = {name: info for name, info in base.tensors.items() if not without.intersection(name.split(".")[-2:-1])}
+        self.tensors = {**kept, **patched}
         self._factors: dict[str, LowRank] = {}
         self._scales: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
@@ -66,8 +72,19 @@ class AdapterSource(Source):
 
     @cached_property
     def config(self) -> dict[str, Any] | None:
-        """The base's `config.json`."""
-        return self._base.config
+        """The base's `config.json`; of the class with the head that the adapter was trained with."""
+        base, head = self._base.config, HEADS.get(self.adapter_config.task or "")
+        added = [self.tensors[name].shape for name in self.patches if name not in self._base.tensors]
+        rows = {shape[0] for shape in added if shape}
+        if base is None or head is None or len(rows) != 1:
+            return base
+        labels = {str(k): f"LABEL_{k}" for k in range(rows.pop())}
+        return {
+            **base,
+            "architectures": [re.sub(r"(For\w+|Model)$", "", name) + head for name in base.get("architectures") or ()],
+            "id2label": labels,
+            "label2id": {name: int(k) for k, name in labels.items()},
+        }
 
     def companions(self) -> dict[Path, Path]:
         """Return what the base is shipped with, but for a tokenizer or processor of the adapter's own."""
