@@ -45,14 +45,14 @@ def prepare_fuse(
         SculptError: Whatever could be found out before the long part starts.
     """
     many = [Path(tuned)] if isinstance(tuned, (Path, str)) else [Path(path) for path in tuned]
-    return prepare(
-        Path(base),
-        many,
-        output=Path(output) if output is not None else default_output(many[0]),
-        method=method or AdaDare(),
-        settings=settings,
-        overwrite=overwrite,
-    )
+    target = Path(output) if output is not None else default_output(many[0])
+    method = method or AdaDare()
+    if settings is not None and settings.tokenizer is not None:
+        from .fusion.recipe.prepare import prepare_recipe, recipe_of
+
+        recipe = recipe_of(method, base, many)
+        return prepare_recipe(recipe, output=target, near=Path(), settings=settings, overwrite=overwrite)
+    return prepare(Path(base), many, output=target, method=method, settings=settings, overwrite=overwrite)
 
 
 def check_output(prepared: Prepared, *, always: bool = False) -> LoadReport | None:
@@ -96,10 +96,11 @@ def fuse(
         output: A folder that does not exist yet; `<tuned>-fused` by default.
         method: By default AdaDARE-γ with the paper's settings; where the base is protected, with γ = 1 and no drop.
         hessian: Statistics from `calibrate`, as a file or in memory.
-        data: Without `hessian`: calibrate on this first; by default on the text that ships with the package.
+        data: Without `hessian`: calibrate on this first; by default on the text that ships with the package, or where
+            the base is protected on nothing: the delta stands in.
         protect: What the base is to stay good at: general data, `default` for the text that ships, or the base's own
             statistics. Two-sided curvature then mixes each delta before the method sees it.
-        protection: How; by default full matrices and λ = 1.
+        protection: How; by default with full matrices, and the λ that serves best what tells the target's inputs.
         calibration: False is H = I; a `Calibration` sets everything.
 
     Raises:

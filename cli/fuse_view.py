@@ -91,8 +91,7 @@ def show_uncovered(manifest: Manifest, found: Statistics) -> None:
     if found.provenance is None:
         return
     reasons, names = found.why_missing(), [record.name for record in manifest.fused if not record.measured]
-    protection = manifest.settings.get("protection")
-    instead = f"an interpolation at {1 / (1 + protection['weight']):.3g}" if protection else "H = I"
+    instead = "an interpolation at 1/(1 + λ)" if manifest.settings.get("protection") else "H = I"
     by_reason: dict[str, list[str]] = {}
     for name in names:
         by_reason.setdefault(reasons.get(name, "not measured"), []).append(name)

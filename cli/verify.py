@@ -18,7 +18,9 @@ Load = Annotated[bool, typer.Option("--load", help="Also check that transformers
 
 
 def verify_command(output: Output, inputs: Inputs = None, load: Load = False, json: AsJson = False) -> None:
-    """Compare a fused checkpoint's files with the digests in its manifest; exit 1 at the first difference.
+    """Compare every file of a fused checkpoint with the digests in its manifest; exit 1 at the first difference.
+
+    A file that the manifest does not name is a difference too, and so is a change of the manifest itself.
 
     `--load` also asks transformers, of any checkpoint, whether its names and shapes are those of the class that
     `config.json` names. No weight is read for it.

@@ -20,13 +20,14 @@ import torch
 
 from ..fusion.checkpoint import Source, TensorInfo
 from ..fusion.checkpoint.loading_rules import named_class
+from ..fusion.checkpoint.pretrained import read_config
 from ..fusion.checkpoint.quantised import scales_of
 from ..fusion.errors import ModelError, Way, first_line
 from ..fusion.names import block_of
 from . import privates
 from .layer_kinds import LayerKinds
 from .names import NameMap, assemble, misfits
-from .skeleton import load_config, model_class
+from .skeleton import model_class
 
 ALLOWED = (Way(option="load_check", value="false", effect="goes on all the same"),)
 Tensors = Mapping[str, TensorInfo]
@@ -155,7 +156,7 @@ def _built(tensors: Tensors, config: Mapping[str, Any] | None) -> _Built:
     with tempfile.TemporaryDirectory(prefix="sculpt-config-") as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
         try:
-            loaded = load_config(Path(folder), trust_remote_code=False)
+            loaded = read_config(Path(folder), config, len(tensors))
         except ModelError as error:
             cause = error.__cause__ or error
             raise ModelError(f"transformers cannot read `config.json`: {first_line(cause)}") from error

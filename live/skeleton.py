@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..fusion.checkpoint import Source
 from ..fusion.checkpoint.loading_rules import named_class
+from ..fusion.checkpoint.pretrained import load_config, needs_code
 from ..fusion.errors import ModelError, SculptError, first_line
 from . import privates
 from .names import NameMap, map_names
@@ -49,20 +50,6 @@ class Skeleton:
     model: Any
     names: NameMap
     folder: Path
-
-
-def load_config(folder: Path, *, trust_remote_code: bool) -> Any:
-    """Return transformers' configuration object of a folder.
-
-    Raises:
-        ModelError: transformers cannot read it.
-    """
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers raises anything on a damaged config
-        raise ModelError(f"transformers cannot read the config of `{folder}`: {first_line(error)}") from error
 
 
 def model_class(config: Any, auto_class: str | None) -> Any:
@@ -119,12 +106,8 @@ def build(
     # The folder's code runs only where transformers has no class of its own for the model.
     remote = bool((content or {}).get("auto_map")) and named_class(content) is None
     if remote and not trust_remote_code:
-        raise ModelError(
-            f"`{folder}` needs the code that lies in it to run",
-            hint="read that code, then allow it with `trust_remote_code`",
-            options=["trust_remote_code"],
-        )
-    config = load_config(folder, trust_remote_code=remote)
+        raise needs_code(folder)
+    config = load_config(checkpoint, trust_remote_code=remote)
     cls = _remote_class(folder, config, auto_class) if remote else model_class(config, auto_class)
     try:
         model = on_meta(cls, config, dtype)

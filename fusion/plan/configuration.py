@@ -46,7 +46,7 @@ def configuration(
         tokens: What the ids of special tokens become, where the output's tokenizer is not the chosen side's.
     """
     source, notes = plan.config_from, []
-    copied = {CONFIG: source.config, GENERATION: _generation(source)}
+    copied = {name: _content(source, name) for name in (CONFIG, GENERATION)}
     tokens = tokens or own_tokens(source)
     files: dict[str, dict[str, Any]] = {}
     if source.config is not None:
@@ -59,8 +59,8 @@ def configuration(
             del config["quantization_config"]
             notes.append(f"`quantization_config` of `{source.ref}` is left out: the weights are not quantised")
         files[CONFIG] = config if tokens is None else tokens.moved_in(config)
-    if copied[GENERATION] is not None:
-        generation = dict(copied[GENERATION])
+    generation = copied[GENERATION]
+    if generation is not None:
         files[GENERATION] = generation if tokens is None else tokens.moved_in(generation)
     rewritten = frozenset(name for name, content in files.items() if content != copied[name])
     return Configuration(files=files, rewritten=rewritten, notes=tuple(notes))
@@ -74,8 +74,9 @@ def tensors_of(plan: Plan) -> dict[str, TensorInfo]:
     }
 
 
-def _generation(source: Source) -> dict[str, Any] | None:
-    file = source.companions().get(Path(GENERATION))
+def _content(source: Source, name: str) -> dict[str, Any] | None:
+    """Return what a file that is copied says; a source's own configuration may say more."""
+    file = source.companions().get(Path(name))
     content = None if file is None else read_json(file)
     return content if isinstance(content, dict) else None
 

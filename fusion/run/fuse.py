@@ -17,6 +17,7 @@ from ..checkpoint.companions import copy_companions
 from ..checkpoint.output.folder_sink import FolderSink, refuse_output
 from ..checkpoint.output.layout import Layout, OutputTensor, make_layout
 from ..checkpoint.special_tokens import TokenIds
+from ..checkpoint.tokens import other_tokens
 from ..device import torch_device
 from ..errors import MethodError, OutputError
 from ..methods import Method
@@ -125,11 +126,13 @@ def prepare(
         SculptError: Anything that could be found out before the long part starts.
     """
     settings = settings or Settings()
-    method = method.for_models(len(tuned))
+    method = method.for_models(settings.num_seen(method, len(tuned)))
     refuse_output(output, [base, *tuned], overwrite=overwrite)
     opened = open_checkpoint(base)
     models = [opened, *(open_checkpoint(path, opened) for path in tuned)]
-    return prepare_plan(make_plan(models, lambda _: method, settings.request()), output=output, settings=settings)
+    plan = make_plan(models, lambda _: method, settings.request())
+    plan = replace(plan, notes=(*plan.notes, *other_tokens(models)))
+    return prepare_plan(plan, output=output, settings=settings, options=method.options())
 
 
 def prepare_plan(
@@ -156,6 +159,7 @@ def prepare_plan(
         raise MethodError("a base is protected from tuned models, and there are none")
     if settings.device not in ("auto", "cpu"):
         torch_device(settings.device)
+    plan.config_from.companions()  # refuses links out of the folder
     written = configuration(plan, dtype=settings.dtype, reshape=reshape, tokens=tokens)
     plan = replace(plan, notes=(*plan.notes, *written.notes))
     layout = make_layout(output_tensors(plan), plan.base, settings.max_shard_bytes)
@@ -245,7 +249,7 @@ def execute(
             sink=sink,
             inputs=inputs,
             keep_nonfinite=settings.policies.on_nonfinite == "keep",
-            protector=settings.protector(),
+            protector=settings.protector(plan),
             whole_bytes=bill.budget,
         )
         if curvature is None or isinstance(curvature, Mapping):
@@ -268,10 +272,11 @@ def execute(
             curvature=provenance,
             digests=inputs.results(backend.threads),
             outputs=outputs,
-            records=records,
+            records={name: replace(records[name], digest=digest) for name, digest in sink.tensor_digests().items()},
         )
-        sink.commit(lambda folder: _add_files(folder, prepared, manifest))
-    return manifest
+        whole: list[Manifest] = []
+        sink.commit(lambda folder: whole.append(_add_files(folder, prepared, manifest)))
+    return whole[0]
 
 
 def _fingerprint(prepared: Prepared, provenance: Mapping[str, Any] | None) -> str:
@@ -292,8 +297,8 @@ def _fingerprint(prepared: Prepared, provenance: Mapping[str, Any] | None) -> st
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> None:
-    """Write the manifest and the card, and copy configuration, tokenizer and code from the chosen side."""
+def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> Manifest:
+    """Copy configuration, tokenizer and code from the chosen side, write the card, then the manifest of all of it."""
     plan = prepared.plan
     copy_companions(plan.config_from, folder)
     for name in prepared.configuration.rewritten:
@@ -301,5 +306,7 @@ def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> None:
         (folder / name).write_text(text, encoding="utf-8")
     if prepared.finish is not None:
         prepared.finish(folder)
-    manifest.write(folder)
     (folder / "README.md").write_text(model_card(plan, manifest, prepared.output.name), encoding="utf-8")
+    manifest = manifest.of_folder(folder, prepared.settings.digest)
+    manifest.write(folder)
+    return manifest

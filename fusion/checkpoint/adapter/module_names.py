@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, final
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, SculptError, first_line
 from ..loading_rules import Converted, LoadingRules, named_class
+from ..pretrained import load_config
 
 if TYPE_CHECKING:
     from ..source import Source
@@ -61,16 +62,17 @@ class ModelNames:
             raise CheckpointError(f"`{self._checkpoint.ref}` has no `config.json` that names its model")
         try:
             import torch
-            import transformers
 
-            loaded = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            loaded = load_config(self._checkpoint)
             cls = named_class(config)
             if cls is None:
                 raise ValueError(f"it has none of the classes {config.get('architectures')}")
             with torch.device("meta"):
                 return cls(loaded)
+        except SculptError:
+            raise
         except Exception as error:  # transformers raises anything on what it does not know
-            raise CheckpointError(f"transformers cannot build the model of `{folder}`: {error}") from error
+            raise CheckpointError(f"transformers cannot build the model of `{folder}`: {first_line(error)}") from error
 
     def is_transposed(self, module: str) -> bool | None:
         """Return whether a module stores its weights (d_in, d_out); None for a module that is not there."""
@@ -79,6 +81,18 @@ class ModelNames:
         except AttributeError:
             return None
         return type(found).__name__ == "Conv1D" or bool(getattr(found, "is_transposed", False))
+
+    def output_embeddings(self) -> tuple[str, tuple[int, ...]]:
+        """Return the name of the output's vocabulary matrix, and its shape.
+
+        Raises:
+            CheckpointError: The model has none.
+        """
+        found = self._model.get_output_embeddings()
+        for name, module in self._model.named_modules():
+            if found is not None and module is found:
+                return f"{name}.weight", tuple(module.weight.shape)
+        raise CheckpointError(f"the model of `{self._checkpoint.ref}` has no output vocabulary")
 
     def kinds_of(self, module: str) -> frozenset[str]:
         """Return the names of a module's class and of those that it inherits from."""
