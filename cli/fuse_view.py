@@ -138,9 +138,16 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
         f"{prepared.method.title} fused {len(manifest.fused)} tensors, {count(elements)} parameters, and copied "
         f"{copied}. "
         f"{manifest.realised_sparsity():.2%} of the deltas are zero{asked}. {_losses(manifest)}{_budget(manifest)}"
+        f"{_conversions(prepared.plan)}"
         f"The manifest holds each tensor's figures and the digests of all inputs: `sculpt verify {prepared.output}`."
     )
     say(f"wrote {prepared.output}")
+
+
+def _conversions(plan: Plan) -> str:
+    from ..fusion.plan.plan import conversions
+
+    return "".join(f"{told[0].upper()}{told[1:]}. " for told in conversions(plan.steps, (plan.base, *plan.tuned)))
 
 
 def _losses(manifest: Manifest) -> str:

@@ -64,6 +64,10 @@ class Settings(Options):
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise MethodError(f"`threads` must be at least 1, got {self.threads}", options=["threads"])
+        if self.dtype is not None:
+            # As recipes and configurations write it, too.
+            object.__setattr__(self, "dtype", self.dtype.removeprefix("torch."))
+            self.request()  # refuses what is no float dtype
         if self.digest not in get_args(Digest):
             raise MethodError(
                 f"`digest` must be one of {', '.join(get_args(Digest))}, got `{self.digest}`", options=["digest"]
