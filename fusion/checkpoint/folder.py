@@ -11,6 +11,7 @@ from ..errors import CheckpointError
 from ..ref import Asked, find_model
 from .adapter.config import is_adapter
 from .companions import files_beside_weights
+from .foreign import GATHER, refuse_foreign_folder
 from .json_file import read_json
 from .source import Source, Stored
 from .tensor_file import TensorFile, open_file
@@ -56,6 +57,7 @@ def _find_weights(folder: Path) -> Path:
             f"`{folder}` holds {len(others)} safetensors files and no `{SAFETENSORS_INDEX}`",
             hint="is the download whole?",
         )
+    refuse_foreign_folder(folder)
     raise CheckpointError(f"`{folder}` holds no `model.safetensors`, no shards and no `pytorch_model.bin`")
 
 
@@ -90,6 +92,12 @@ class Checkpoint(Source):
         for name, file_name in (weight_map or {}).items():
             if name not in tensors:
                 raise CheckpointError(f"`{self.index}` names `{name}`, which is not in `{file_name}`")
+
+        empty = [name for name, info in tensors.items() if not info.num_elements]
+        if empty and len(empty) == len(tensors):
+            raise CheckpointError(
+                f"all tensors of `{self.ref}` are empty: ZeRO-3 saves what it did not gather", hint=GATHER
+            )
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return elements `start … stop − 1`; for safetensors a read-only view of the mapped file."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from .foreign import refuse_foreign_file
 
 
 def read_json(file: Path) -> Any:
@@ -15,6 +16,7 @@ def read_json(file: Path) -> Any:
     Raises:
         CheckpointError: The file is unreadable or not JSON.
     """
+    refuse_foreign_file(file)
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

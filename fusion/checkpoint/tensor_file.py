@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from .foreign import refuse_foreign_file
 from .safetensors_file import SafetensorsFile
 from .tensor_info import TensorInfo
 from .torch_file import TorchFile
@@ -46,4 +47,5 @@ def open_file(file: Path) -> TensorFile:
     Raises:
         CheckpointError: The file is unreadable or malformed.
     """
+    refuse_foreign_file(file)
     return SafetensorsFile(file) if file.suffix == ".safetensors" else TorchFile(file)

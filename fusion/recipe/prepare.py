@@ -18,7 +18,7 @@ from ..errors import MethodError
 from ..methods import Method
 from ..names import with_vocabulary
 from ..plan.matching import Match
-from ..plan.plan import Plan, make_plan
+from ..plan.plan import Plan, idle_models, make_plan
 from ..run.fuse import Prepared, prepare_plan
 from ..run.settings import Settings
 from .chat_template import TOKENIZER_CONFIG, find_template, write_template
@@ -121,7 +121,7 @@ def prepare_recipe(
     plan = make_plan(models, noted, request, matching=matching)
     template, told = _chat_template(recipe, plan, list(opened.values()))
     other = other_tokens(models) if recipe.vocabulary is None else ()
-    plan = replace(plan, notes=(*recipe.notes, *told, *plan.notes, *other))
+    plan = replace(plan, notes=(*recipe.notes, *told, *idle_models(models), *plan.notes, *other))
     methods = [asked[step.name] for step in plan.steps if step.action == "fuse"] or [plan.method]
     return prepare_plan(
         plan,

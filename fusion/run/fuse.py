@@ -21,7 +21,7 @@ from ..checkpoint.tokens import other_tokens
 from ..device import torch_device
 from ..errors import MethodError, OutputError
 from ..methods import Method
-from ..plan.plan import Plan, make_plan
+from ..plan.plan import Plan, idle_models, make_plan
 from ..progress import Progress, silent
 from ..record.card import model_card
 from ..record.input_digests import InputDigests
@@ -123,7 +123,7 @@ def prepare(
     opened = open_checkpoint(base)
     models = [opened, *(open_checkpoint(path, opened) for path in tuned)]
     plan = make_plan(models, lambda _: method, settings.request())
-    plan = replace(plan, notes=(*plan.notes, *other_tokens(models)))
+    plan = replace(plan, notes=(*idle_models(models), *plan.notes, *other_tokens(models)))
     return prepare_plan(plan, output=output, settings=settings, options=method.options())
 
 
