@@ -101,5 +101,5 @@ def lora_names(names: Iterable[str]) -> tuple[str, str] | None:
         if re.search(r"\.lora(_linear_layer)?\.(down|up)\.weight$|_lora\.(down|up)\.weight$", name):
             return name, "diffusers'"
         if re.search(r"\.lora_(embedding_)?[AB](\.|$)", name):
-            return name, "PEFT's" if ".base_layer." in name or name.startswith("base_model.") else "diffusers'"
+            return name, "PEFT's"
     return None

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Asked, ModelRef, Source, find_model, open_checkpoint
-from ..checkpoint.json_file import read_json
 from ..checkpoint.open import needs_base
 from ..checkpoint.output.folder_sink import refuse_output
 from ..checkpoint.tokens import other_tokens
 from ..errors import MethodError
 from ..methods import Method
 from ..names import with_vocabulary
-from ..plan.matching import Match
+from ..plan.configuration import Reshape
+from ..plan.matching import Match, laid_alike
 from ..plan.plan import Plan, idle_models, make_plan
 from ..run.fuse import Prepared, prepare_plan
 from ..run.settings import Settings
@@ -103,10 +102,12 @@ def prepare_recipe(
         digest = hashlib.sha256(rows.own.tobytes() + repr(sorted(rows.donors.items())).encode())
         facts["vocabulary"] = {"rows": rows.num_rows, "digest": digest.hexdigest()}
     settings = replace(settings, recipe=facts)
+    recipe = replace(recipe, run=settings)
     request = settings.request(keep=recipe.keep)
     layers, matching = (), None
     if recipe.slices:
-        sliced = match_slices(recipe, opened)
+        alike = laid_alike([opened[name] for name in names], opened[names[0]])
+        sliced = match_slices(recipe, dict(zip(names, alike, strict=True)))
         models, matching, method_of, layers = sliced.models, sliced.matching, sliced.method_of, sliced.layers
     else:
         sources = participants(recipe)
@@ -128,7 +129,8 @@ def prepare_recipe(
         output=output,
         settings=settings,
         options=recipe.told_options(methods),
-        finish=_finish(write_tokens, rows, layers, template),
+        reshape=_reshape(rows, layers),
+        finish=_finish(write_tokens, template),
     )
 
 
@@ -157,7 +159,7 @@ def _method_of(recipe: Recipe, sources: Sequence[ModelEntry], counts: Mapping[st
             names=match.names,
             baseless=recipe.base is None,
         )
-        return found.for_models(len(sources) - 1)
+        return found.for_models(recipe.run.num_seen(found, len(sources) - 1))
 
     return method_of
 
@@ -211,6 +213,16 @@ def _with_one_vocabulary(
     return dict(zip(names, aligned(members, rows), strict=True)), rows, found.write
 
 
+def _reshape(rows: RowMap | None, layers: Sequence[int]) -> Reshape:
+    """Return what brings the configuration into line with layers that were moved and vocabularies that were aligned."""
+
+    def reshape(config: Mapping[str, Any]) -> dict[str, Any]:
+        found = with_layers(config, list(layers)) if layers else dict(config)
+        return found if rows is None else with_vocabulary(found, rows.num_rows)
+
+    return reshape
+
+
 def _chat_template(recipe: Recipe, plan: Plan, models: Sequence[Source]) -> tuple[str | None, list[str]]:
     """Return the chat template that is to be written, if any, and a note where the recipe's word has no effect."""
     if recipe.chat_template is None:
@@ -223,11 +235,9 @@ def _chat_template(recipe: Recipe, plan: Plan, models: Sequence[Source]) -> tupl
     return template, []
 
 
-def _finish(
-    write_tokens: Finish | None, rows: RowMap | None, layers: Sequence[int], template: str | None
-) -> Finish | None:
-    """Return what brings tokenizer and configuration into line with the weights, or None."""
-    if write_tokens is None and not layers and template is None:
+def _finish(write_tokens: Finish | None, template: str | None) -> Finish | None:
+    """Return what writes the output's tokenizer and chat template, or None."""
+    if write_tokens is None and template is None:
         return None
 
     def finish(folder: Path) -> None:
@@ -235,14 +245,5 @@ def _finish(
             write_tokens(folder)
         if template is not None:
             write_template(template, folder)
-        file = folder / "config.json"
-        if not file.is_file():
-            return
-        config = read_json(file)
-        if layers:
-            config = with_layers(config, list(layers))
-        if rows is not None:
-            config = with_vocabulary(config, rows.num_rows)
-        file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     return finish

@@ -93,7 +93,7 @@ def test_a_vocabulary_that_was_shrunk_to_its_tokenizer_is_fused_where_common(
     b, t = tensors_of(base)[EMBED], tensors_of(tuned)[EMBED]
     np.testing.assert_allclose(tensors_of(tmp_path / "out")[EMBED], (b[:5] + t) / 2, rtol=1e-5, atol=1e-7)
     assert manifest.notes == tuple(
-        f"3 rows of `{name}` of `{base}` are left out: the output has fewer" for name in (HEAD, EMBED)
+        f"3 rows of `{name}` of `{base.name}` are left out: the output has fewer" for name in (HEAD, EMBED)
     )
     settings = sculpt.Settings(config_from="base")
     sculpt.fuse(base, tuned, output=tmp_path / "kept", method=sculpt.Dare(sparsity=0.5), settings=settings)

@@ -132,7 +132,7 @@ def test_a_grown_vocabulary_is_fused_where_common_and_taken_where_new(
         fuse(*paths, tmp_path / "as-base", config_from="base")
     policies = sculpt.Policies(on_mismatch="keep-base")
     manifest = fuse(*paths, tmp_path / "as-base", config_from="base", policies=policies)
-    left_out = f"2 rows of `model.embed_tokens.weight` of `{paths[1]}` are left out: the output has fewer"
+    left_out = f"2 rows of `model.embed_tokens.weight` of `{paths[1].name}` are left out: the output has fewer"
     assert manifest.notes == (left_out,)
     assert tensors_of(tmp_path / "as-base")["model.embed_tokens.weight"].tobytes() == out[:6].tobytes()
 
