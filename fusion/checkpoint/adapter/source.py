@@ -95,6 +95,12 @@ class AdapterSource(Source):
             "label2id": {name: int(k) for k, name in labels.items()},
         }
 
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether all that the adapter adds is zero: B is, as before training."""
+        products = [patch.product for patch in self.patches.values()]
+        return all(product is not None and not self.read_own(product.b).any() for product in products)
+
     def companions(self) -> dict[Path, Path]:
         """Return what the base is shipped with, but for a tokenizer or processor of the adapter's own."""
         return {**self._base.companions(), **files_of_tokenizer(self.path)}
