@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .fusion.arithmetic.curvature import Curvature, Curvatures
+from .fusion.arithmetic.curvature import UNMEASURED, Curvature, Curvatures
 from .fusion.arithmetic.general_sides import weighted_sum
 from .fusion.arithmetic.two_sided import counted_together
 from .fusion.checkpoint import ModelRef, Source
 from .fusion.errors import CurvatureError, MethodError, Way
 from .fusion.progress import Progress, silent
-from .fusion.run.calibration import GENERAL, Calibration, GeneralSide, SampleRun
+from .fusion.run.calibration import FROM_DELTA, GENERAL, Calibration, SampleRun
 from .fusion.run.diff import changed_outputs
 from .fusion.run.fuse import Prepared
 
 if TYPE_CHECKING:
+    from .fusion.arithmetic.two_sided import Protection
+    from .fusion.methods import Method
     from .hessian.session import Session
 
 
@@ -89,46 +91,86 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
     Raises:
         CurvatureError: The statistics belong to another model.
     """
-    protects = prepared.settings.protection is not None
-    if protects and not calibration.enabled:
+    protection = prepared.settings.protection
+    if protection is not None and not calibration.enabled:
         raise MethodError("a protection wants statistics, so a fuse without calibration has no place for it")
-    if not calibration.enabled or not (protects or prepared.method.uses_curvature):
+    if not calibration.enabled or not (protection is not None or prepared.method.uses_curvature):
+        if calibration.data is not None or calibration.hessian is not None:
+            raise MethodError(
+                f"samples and statistics have no effect on {prepared.method.title} where no base is protected",
+                hint="its deltas do not depend on what a model's inputs are",
+            )
         yield Statistics(curvature=None, provenance=None, why_missing=dict)
         return
     names = _names(prepared)
-    models = _models(prepared, names, calibration.sides)
     options = calibration.of_tuned(len(prepared.plan.tuned))
-    if protects:
-        general = calibration.of_general()
-        _refuse_same_samples(options, general)
-        options += general
+    general = calibration.of_general() if protection is not None else []
+    if protection is None:
+        _refuse_idle_delta(options)
+    else:
+        _refuse_useless_target(protection, prepared.method, options, general)
+    # Without samples the delta stands in for a tuned model's.
+    measured = [(k, 1.0, own) for k, own in enumerate(options, start=1) if protection is None or own.has_samples]
+    measured += [(0, side.weight, own) for side, own in zip(calibration.sides, general, strict=False)]
+    models = _models(prepared, names, [(place, weight) for place, weight, _ in measured])
     shares = _Shares(progress, len(models))
     with ExitStack() as stack:
         found = [
             _measured(model, own, shares.of(k), stack)
-            for k, (model, own) in enumerate(zip(models, options, strict=True))
+            for k, (model, (_, _, own)) in enumerate(zip(models, measured, strict=True))
         ]
         yield Statistics(
             curvature=_by_output(prepared, names, models, found),
-            provenance=_provenance(models, found),
+            provenance=_provenance(models, found, len(prepared.plan.tuned)),
             why_missing=found[0].why_missing,
         )
 
 
-def _refuse_same_samples(targets: Sequence[Calibration], general: Sequence[Calibration]) -> None:
-    """Refuse a target that is measured on the general samples: both curvatures are then alike, whatever the task is.
+def _refuse_idle_delta(options: Sequence[Calibration]) -> None:
+    if any(not own.has_samples and (own.data is not None or own.hessian is not None) for own in options):
+        raise MethodError(
+            f"`{FROM_DELTA}` stands for the samples of a tuned model only where the base is protected",
+            ways=[Way(option="protect", effect="protects it")],
+        )
+
+
+def _refuse_useless_target(
+    protection: Protection, method: Method, targets: Sequence[Calibration], general: Sequence[Calibration]
+) -> None:
+    """Refuse statistics of the target that are missing, that nothing would use, or that are a general side's own.
 
     Raises:
-        MethodError: The protection would be no more than an interpolation at 1/(1 + λ).
+        MethodError: The last would be no more than an interpolation at 1/(1 + λ), whatever the task is.
     """
-    ships = None, GENERAL
-    for target, side in product(targets, general):
-        alike = str(target.data) == str(side.data) or (target.data in ships and side.data in ships)
-        if target.hessian is None and side.hessian is None and alike:
-            where = "the text that ships" if side.data in ships else f"`{side.data}`"
+    names_samples = Way(option="data", effect="names samples of the target task")
+    by_delta = Way(option="Protection.target", value="delta", effect="lets each delta stand in for them")
+    if not all(target.has_samples for target in targets):
+        if protection.target == "data":
             raise MethodError(
-                f"the target and the base would both be measured on {where}, which protects nothing in particular",
-                ways=[Way(option="data", effect="names samples of the target task")],
+                "the target's curvature is to come from its samples, and there are none", ways=[names_samples]
+            )
+        if method.needs_gram:
+            raise MethodError(f"{method.title} wants samples of the target task", ways=[names_samples])
+        if protection.source(UNMEASURED) == "delta" and not protection.needs_gram:
+            raise MethodError(
+                "without samples of the target task a protection wants matrices: the diagonals of a delta tell nothing",
+                ways=[
+                    names_samples,
+                    Way(option="Protection.curvature", value="full", effect="takes the deltas' matrices"),
+                ],
+            )
+    elif not protection.takes_samples and not method.uses_curvature:
+        raise MethodError(
+            f"samples of the target task have no effect where `target` is {protection.target}",
+            options=["Protection.target"],
+        )
+    for target, side in product(targets, general):
+        measured = target.has_samples and target.hessian is None and side.hessian is None
+        if measured and protection.takes_samples and str(target.data) == str(side.data):
+            raise MethodError(
+                f"the target and the base would both be measured on `{side.data}`, "
+                "which protects nothing in particular",
+                ways=[names_samples, by_delta],
             )
 
 
@@ -146,14 +188,12 @@ def _names(prepared: Prepared) -> dict[str, tuple[str | None, ...]]:
 
 
 def _models(
-    prepared: Prepared, names: Mapping[str, tuple[str | None, ...]], sides: Sequence[GeneralSide]
+    prepared: Prepared, names: Mapping[str, tuple[str | None, ...]], places: Sequence[tuple[int, float]]
 ) -> list[MeasuredModel]:
-    """Return the models to be measured: the tuned ones, then the base, once a side, where it is protected."""
+    """Return the models to be measured: by their place in a group, with a weight."""
     plan, protection, method = prepared.plan, prepared.settings.protection, prepared.method
     protects = protection is not None and protection.needs_gram
-    full = method.needs_gram or protects
-    places = [(place, 1.0) for place in range(1, len(plan.tuned) + 1)]
-    places += [(0, side.weight) for side in sides if protection is not None]
+    full = method.needs_gram or (protection is not None and protection.needs_gram and protection.takes_samples)
     models = []
     for place, weight in places:
         checkpoint = (plan.base, *plan.tuned)[place]
@@ -227,17 +267,19 @@ def _session(model: MeasuredModel, calibration: Calibration, progress: Progress)
     return Session(model.checkpoint.ref, options, progress=progress, wanted=model.wanted)
 
 
-def _provenance(models: Sequence[MeasuredModel], found: Sequence[Measured]) -> dict[str, Any]:
+def _provenance(models: Sequence[MeasuredModel], found: Sequence[Measured], num_tuned: int) -> dict[str, Any]:
     """Return where the statistics come from: of one model as it is, of several by their side."""
-    if len(found) == 1:
-        return found[0].provenance
-    sides: dict[str, list[dict[str, Any]]] = {"target": [], "general": []}
-    for model, one in zip(models, found, strict=True):
-        if model.place:
-            sides["target"].append(one.provenance)
-        else:
-            sides["general"].append({"weight": model.weight, **one.provenance})
-    return {side: several[0] if len(several) == 1 else several for side, several in sides.items() if several}
+    by_place = {model.place: one.provenance for model, one in zip(models, found, strict=True)}
+    targets = [by_place.get(place, {"data": FROM_DELTA}) for place in range(1, num_tuned + 1)]
+    general = [
+        {"weight": model.weight, **one.provenance} for model, one in zip(models, found, strict=True) if not model.place
+    ]
+    if not general:
+        return targets[0] if num_tuned == 1 else {"target": targets}
+    return {
+        "target": targets[0] if num_tuned == 1 else targets,
+        "general": general[0] if len(general) == 1 else general,
+    }
 
 
 def _by_output(
@@ -251,14 +293,14 @@ def _by_output(
     Raises:
         MethodError: Every tensor is looked at before any is fused, with matrices that would all be in memory.
     """
-    counted = counted_together if len(found) > 1 else dict
+    protection, scope = prepared.settings.protection, prepared.method.scope
+    counted = counted_together if len(prepared.plan.tuned) > 1 or protection is not None else dict
     num_models = len(prepared.plan.tuned) + 1
     # What is added up is in memory, unlike what is mapped from a file.
-    adds_up = len(models) > num_models or any(model.weight != 1 for model in models)
+    adds_up = [model.weight for model in models if not model.place] not in ([], [1.0])
     known = [counted(one.curvature) for one in found if isinstance(one.curvature, Mapping)]
     if len(known) == len(found) and not adds_up:
         return _joined(names, models, known, num_models)
-    protection, scope = prepared.settings.protection, prepared.method.scope
     if scope != "tensor" and protection is not None and protection.needs_gram:
         raise MethodError(
             f"a `scope` of {scope} looks at every tensor before any is fused, so the full Hessians of all "
@@ -281,6 +323,7 @@ def _joined(
     num_models: int,
 ) -> dict[str, Curvatures]:
     """Return each tensor's curvature in every model; a tensor that no model has seen has no entry."""
+    measured = {0, *(model.place for model in models)}
     found: dict[str, Curvatures] = {}
     grams: dict[Hashable, np.ndarray] = {}
     for name, own in names.items():
@@ -289,8 +332,12 @@ def _joined(
             curvature = side.get(own[model.place] or "")
             if curvature is not None:
                 seen[model.place].append((model.weight, curvature))
-        if any(seen):
-            found[name] = tuple(weighted_sum(parts, grams) if parts else None for parts in seen)
+        curvatures = tuple(
+            weighted_sum(parts, grams) if parts else None if place in measured else UNMEASURED
+            for place, parts in enumerate(seen)
+        )
+        if any(curvature is not None for curvature in curvatures):
+            found[name] = curvatures
     return found
 
 

@@ -94,7 +94,13 @@ CALIBRATION = FlagGroup(
 PROTECTION = FlagGroup(
     of=Protection,
     panel="Protection",
-    flags={"weight": "protect_weight", "ridge": "protect_ridge", "scores": "protect_scores"},
+    flags={
+        "weight": "protect_weight",
+        "ridge": "protect_ridge",
+        "scores": "protect_scores",
+        "target": "target_curvature",
+        "shares": "protect_shares",
+    },
 )
 
 

@@ -76,11 +76,12 @@ class Rows:
         return dataclasses.replace(self, count=count, fields=fields)
 
 
-def open_rows(data: Path | str | None, kinds: Sequence[str] = ()) -> Rows:
+def open_rows(data: Path | str | None, media: Path | None = None, kinds: Sequence[str] = ()) -> Rows:
     """Return the rows of a data set; those of the text that ships with sculpt where none is given.
 
     Args:
         data: A path, or `general` for the general set that ships.
+        media: The folder that holds what rows name, and that their paths are relative to; that of the data by default.
         kinds: Which kinds of the general set; all of them where none is named.
 
     Raises:
@@ -106,10 +107,12 @@ def open_rows(data: Path | str | None, kinds: Sequence[str] = ()) -> Rows:
         if reader is None:
             known = ", ".join(sorted(READERS))
             raise DataError(f"`{data}` is of no known kind", hint=f"known are {known} and folders")
+        if not path.is_file():
+            raise DataError(f"`{data}` is no regular file")
         rows = reader(path)
     if rows.count == 0:
         raise DataError(f"`{data}` is empty")
-    return rows
+    return rows if media is None else dataclasses.replace(rows, folder=media)
 
 
 def chosen(count: int, num_rows: int, seed: int) -> list[int]:

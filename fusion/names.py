@@ -11,10 +11,12 @@ from typing import Any
 VOCABULARY_MODULES = frozenset(
     {
         "shared", "embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings",
-        "lm_head", "embed_out", "output", "decoder", "predictions",
+        "lm_head", "embed_out", "output", "decoder", "predictions", "proj_out",
     }
 )  # fmt: skip
-OUTPUT_MODULES = frozenset({"lm_head", "embed_out", "output", "decoder", "predictions"})
+OUTPUT_MODULES = frozenset({"lm_head", "embed_out", "output", "decoder", "predictions", "proj_out"})
+# Buffers that a model computes from its configuration; some versions stored them.
+CONSTANT_BUFFERS = frozenset({"inv_freq", "position_ids", "masked_bias", "cos_cached", "sin_cached"})
 
 
 def selects(patterns: Sequence[str], name: str) -> bool:
@@ -136,6 +138,17 @@ def is_vocabulary(name: str) -> bool:
     """Return whether a tensor is a vocabulary matrix (or its bias) by the name of its module."""
     parts = name.split(".")
     return len(parts) >= 2 and parts[-2] in VOCABULARY_MODULES
+
+
+def is_constant(name: str, shape: tuple[int, ...]) -> bool:
+    """Return whether a tensor is a buffer that a model computes for itself, such as GPT-2's mask, `attn.bias`."""
+    leaf = name.rpartition(".")[2]
+    return leaf in CONSTANT_BUFFERS or (leaf == "bias" and len(shape) == 4 and shape[:2] == (1, 1))
+
+
+def is_pooler(name: str) -> bool:
+    """Return whether a tensor is of a pooler, which some heads of a model use and others lack."""
+    return "pooler" in name.split(".")
 
 
 def config_values(config: Mapping[str, Any] | None, key: str) -> set[Any]:

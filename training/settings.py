@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from ..fusion.arithmetic.per_model import as_tuple
@@ -103,6 +104,7 @@ class Schedule:
         dtype: Of the base's weights: float32, bfloat16, float16, or auto: float32 on a CPU, else as stored. The
             adapter is float32.
         device: auto, cpu, cuda or mps; which of several is `CUDA_VISIBLE_DEVICES`'s to say.
+        media: Folder of the images that rows name; nothing outside it is read. Default: the data's own.
     """
 
     epochs: float = 3.0
@@ -115,6 +117,7 @@ class Schedule:
     seed: int = 0
     dtype: str = "auto"
     device: str = "auto"
+    media: Path | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("gradient_accumulation", 1), ("max_length", 2), ("save_steps", 0)):

@@ -10,7 +10,7 @@ from ..arithmetic.group import Group, Region
 from ..arithmetic.matrices import Matrices, Whole
 from ..arithmetic.passes import Finding, Reduction
 from ..arithmetic.per_model import spread
-from ..errors import MethodError
+from ..errors import MethodError, Way
 
 Scope = Literal["tensor", "block", "model"]  # what shares one reduction
 
@@ -65,7 +65,9 @@ class Method(ABC):
         least, most = self.model_range
         if num_models < least or (most is not None and num_models > most):
             wanted = str(least) if least == most else f"at least {least}" if most is None else f"{least} to {most}"
-            raise MethodError(f"{self.title} takes {wanted} tuned model{'s' * (wanted != '1')}, got {num_models}")
+            ways = [Way(option="protect", effect="puts several together before it")] if most == 1 else []
+            plural = "s" * (wanted != "1")
+            raise MethodError(f"{self.title} takes {wanted} tuned model{plural}, got {num_models}", ways=ways)
         wanted = num_models + self.counts_base
         for option in self.per_model:
             spread(option, getattr(self, option), wanted)

@@ -9,7 +9,7 @@ from typing import Literal
 from ..checkpoint import Source, TensorInfo
 from ..errors import CheckpointError, MismatchError
 from ..methods import Method
-from ..names import config_values, selects
+from ..names import config_values, is_constant, is_pooler, selects
 from .matching import Match, seen_as
 from .options import Side
 from .step import WAYS, Request, Step
@@ -45,6 +45,11 @@ class _Decision:
         lead, *others = match.parts
         base, *tuned = match.parts.values()
         _refuse_unreadable(match, self.models)
+        if is_left_to_the_class(match):
+            home = self._home
+            if match.parts[home] is None:
+                return None
+            return self._made("copy", "left to the model's class", "base" if home == lead else "tuned")
         if base is None:
             return self._extra()
         missing = next((index for index in others if match.parts[index] is None), None)
@@ -165,6 +170,17 @@ class _Decision:
             info = next(info for info in self.match.parts.values() if info is not None)
             name = self.match.key if lead in self.match.tied else info.name
             raise MismatchError(name, f"`{name}` {told}", ways=WAYS[option])
+
+
+def is_left_to_the_class(match: Match) -> bool:
+    """Return whether the side whose configuration is taken has the last word: whether the tensor is there or not.
+
+    Constant buffers are never fused; poolers are a head's, and may be on one side alone.
+    """
+    info = next(info for info in match.parts.values() if info is not None)
+    if len(match.parts) > 1 and is_constant(info.name, info.shape):
+        return True
+    return is_pooler(info.name) and any(part is None for part in match.parts.values())
 
 
 def _refuse_unreadable(match: Match, models: Sequence[Source]) -> None:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from ..checkpoint import Source
 from ..checkpoint.quantised import format_name, scales_of
+from ..checkpoint.relaid import Relaid
 from ..errors import CheckpointError, MethodError
 from ..methods import Method
 from ..names import OUTPUT_MODULES, Renaming, config_values, selects, tied_source
-from .decide import KEPT, decide
-from .matching import Match, Matching, whole_models
+from .decide import KEPT, decide, is_left_to_the_class
+from .matching import Match, Matching, laid_alike, whole_models
 from .options import Policies, Selection, Side
 from .step import Request, Step
 
@@ -70,11 +71,14 @@ def make_plan(
     """
     request = request or Request()
     from_tuned = request.config_from == "tuned" and len(models) > 1
-    matching = matching or whole_models(models, names_of_tuned=from_tuned)
+    if matching is None:
+        models = laid_alike(models, models[1] if from_tuned else models[0])
+        matching = whole_models(models, names_of_tuned=from_tuned)
     if any(len(match.parts) > 1 for match in matching.matches):
         for model in models:
             _refuse_quantised(model)
-    steps, notes, selected = [], [], False
+    steps, notes, selected = [], [note for model in models for note in _forms(model)], False
+    passed_over: list[str] = []
     for match in matching.matches:
         step = decide(match, models, request, method_of)
         if step is not None:
@@ -82,7 +86,13 @@ def make_plan(
             # Copying can be all that is asked for: by a rule, or of a model alone.
             alone = len(match.parts) == 1 and request.selection.covers(match.key)
             selected |= step.action == "fuse" or step.why == KEPT or alone
-        notes += _left_out(match, models, step)
+        if step is None and is_left_to_the_class(match):
+            passed_over += [info.name for info in match.parts.values() if info is not None][:1]
+        else:
+            notes += _left_out(match, models, step)
+    if passed_over:
+        more = f" and {len(passed_over) - 1} more" if len(passed_over) > 1 else ""
+        notes.append(f"`{passed_over[0]}`{more} left out: the output's configuration is of a model without")
     notes += [
         f"{option} `{pattern}` matches no tensor"
         for option, patterns in (("include", request.selection.include), ("exclude", request.selection.exclude))
@@ -106,8 +116,19 @@ def make_plan(
         config_from=config_from,
         steps=tuple(_with_tied_keys(steps, config_from)),
         renamings=matching.renamings,
-        notes=tuple(notes),
+        notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _forms(model: Source) -> Iterable[str]:
+    """Return what is said of a model whose tensors are not taken as its files have them."""
+    own = model.base or model
+    for wrapper, count in own.wrappers.items():
+        yield f"`{wrapper}` is taken out of {count} names of `{own.ref}`: it wrapped the model in training"
+    if isinstance(model, Relaid):
+        first = next(iter(model.made))
+        more = f" and {len(model.made) - 1} more" if len(model.made) > 1 else ""
+        yield f"`{first}`{more} of `{model.ref}` read by transformers' own rules: names or layout there are others"
 
 
 def _refuse_quantised(model: Source) -> None:

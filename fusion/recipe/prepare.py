@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import ModelRef, Source, find_model, open_checkpoint
-from ..checkpoint.json_file import read_json
 from ..checkpoint.output.folder_sink import refuse_output
 from ..errors import MethodError
 from ..methods import Method
-from ..plan.matching import Match
+from ..plan.configuration import Reshape
+from ..plan.matching import Match, laid_alike
 from ..plan.plan import make_plan
 from ..run.fuse import Prepared, prepare_plan
 from ..run.settings import Settings
@@ -61,9 +60,11 @@ def prepare_recipe(
         digest = hashlib.sha256(rows.own.tobytes() + repr(sorted(rows.donors.items())).encode())
         facts["vocabulary"] = {"rows": rows.num_rows, "digest": digest.hexdigest()}
     settings = replace(settings, recipe=facts)
+    recipe = replace(recipe, run=settings)
     request = settings.request(keep=recipe.keep)
     if recipe.slices:
-        sliced = match_slices(recipe, opened)
+        alike = laid_alike([opened[name] for name in names], opened[names[0]])
+        sliced = match_slices(recipe, dict(zip(names, alike, strict=True)))
         layers = sliced.layers
         plan = make_plan(sliced.models, sliced.method_of, request, matching=sliced.matching)
     else:
@@ -77,7 +78,8 @@ def prepare_recipe(
         output=output,
         settings=settings,
         options=recipe.told_options(methods),
-        finish=_finish(write_tokens, rows, layers),
+        reshape=_reshape(rows, layers),
+        finish=write_tokens,
     )
 
 
@@ -106,7 +108,7 @@ def _method_of(recipe: Recipe, sources: Sequence[ModelEntry], counts: Mapping[st
             names=match.names,
             baseless=recipe.base is None,
         )
-        return found.for_models(len(sources) - 1)
+        return found.for_models(recipe.run.num_seen(found, len(sources) - 1))
 
     return method_of
 
@@ -143,25 +145,14 @@ def _with_one_vocabulary(
     return dict(zip(names, aligned(members, rows), strict=True)), rows, found.write
 
 
-def _finish(write_tokens: Finish | None, rows: RowMap | None, layers: Sequence[int]) -> Finish | None:
-    """Return what brings tokenizer and configuration into line with the weights, or None."""
-    if write_tokens is None and not layers:
-        return None
+def _reshape(rows: RowMap | None, layers: Sequence[int]) -> Reshape:
+    """Return what brings the configuration into line with layers that were moved and vocabularies that were aligned."""
 
-    def finish(folder: Path) -> None:
-        if write_tokens is not None:
-            write_tokens(folder)
-        file = folder / "config.json"
-        if not file.is_file():
-            return
-        config = read_json(file)
-        if layers:
-            config = with_layers(config, list(layers))
-        if rows is not None:
-            config = _with_rows(config, rows.num_rows)
-        file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    def reshape(config: Mapping[str, Any]) -> dict[str, Any]:
+        found = with_layers(config, list(layers)) if layers else dict(config)
+        return found if rows is None else _with_rows(found, rows.num_rows)
 
-    return finish
+    return reshape
 
 
 def _with_rows(config: Mapping[str, Any], rows: int) -> dict[str, Any]:

@@ -78,10 +78,11 @@ def _keys_of(options: type, *, leave_out: Collection[str] = (), **types: Any) ->
 PathOrPaths = str | list[str] | None
 _Policies = _keys_of(Policies)
 _Protection = _keys_of(Protection)
-# The fuse's own seed and device hold for calibration too. A recipe from elsewhere must not make a model's code run.
+# The fuse's own seed and device hold for calibration too. A recipe from elsewhere makes
+# no model's code run, and reads no files of its choice.
 _Calibration = _keys_of(
     Calibration,
-    leave_out=("seed", "device", "trust_remote_code"),
+    leave_out=("seed", "device", "trust_remote_code", "media"),
     hessian=PathOrPaths,
     data=PathOrPaths,
     protect=PathOrPaths,

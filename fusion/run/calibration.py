@@ -18,6 +18,7 @@ SHIPPED = "default"  # the name of what ships to protect a base on
 GENERAL = "general"  # the name of the same as data: text of many kinds
 WEIGHTED = re.compile(r"(.+):([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", re.DOTALL)
 STATISTICS = ".safetensors"  # what a file of statistics ends with; any other is data
+FROM_DELTA = "delta"  # in place of a model's samples or statistics: its delta stands in for them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class SampleRun:
         memory: What activations between blocks may take, such as 4GB; above, disk is used. Default: half of what is
             free.
         trust_remote_code: Run model code that lies in the folder. Read it first.
+        media: Folder of the images and sound that rows name; nothing outside it is read. Default: the data's own.
     """
 
     samples: int = 128
@@ -46,6 +48,7 @@ class SampleRun:
     auto_class: str | None = None
     memory: int | None = None
     trust_remote_code: bool = False
+    media: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("samples", "max_length", "batch_size"):
@@ -102,9 +105,9 @@ class Calibration(SampleRun):
 
     Attributes:
         hessian: Statistics that `sculpt calibrate` wrote, or statistics in memory; then nothing is calibrated. Several
-            tuned models have one each, in their order.
+            tuned models have one each, in their order, `delta` for one that has none.
         data: Samples of the target task to calibrate on first: JSONL, text or token ids. For all tuned models, or one
-            each. Default: a text that ships.
+            each, `delta` for one that has none. Default: a text that ships; where the base is protected, the delta.
         enabled: Calibrate; without, H = I: all directions alike.
         of_other_model: Accept statistics that were measured on another model.
         protect: General samples that the base is to stay good on: data as for the target's, `default` for the general
@@ -142,12 +145,32 @@ class Calibration(SampleRun):
                 if getattr(self, name) is not None:
                     raise MethodError(f"`{name}` has no use where nothing is calibrated", options=[name])
 
+    def refuse_missing(self) -> None:
+        """Refuse files that are not there, before anything long is begun.
+
+        Raises:
+            DataError: One is not.
+        """
+        general = None if self.protect is None else [side.source for side in self.sides if not side.is_shipped]
+        for given in (self.hessian, self.data, general):
+            for path in given if isinstance(given, (list, tuple)) else [given]:
+                if not isinstance(path, (Path, str)) or str(path) in (FROM_DELTA, GENERAL):
+                    continue
+                if not Path(path).exists():
+                    raise DataError(f"`{path}` does not exist")
+
     @property
     def sides(self) -> tuple[GeneralSide, ...]:
         """What a base is protected on: what is given, else the general set that ships."""
         given = SHIPPED if self.protect is None else self.protect
         several: list[Any] = [*given] if isinstance(given, (list, tuple)) else [given]
         return tuple(map(GeneralSide.of, several))
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether samples or statistics of the target task were given: this one's own, not those of a list."""
+        given = self.hessian if self.hessian is not None else self.data
+        return given is not None and not (isinstance(given, (Path, str)) and str(given) == FROM_DELTA)
 
     def of_general(self) -> list[Calibration]:
         """Return the same for each general side: what it is measured on, or its statistics."""
@@ -179,5 +202,6 @@ def _one_each(what: str, given: Any, num_models: int, *, shared: bool) -> list[A
     if len(found) == 1 and shared:
         return found * num_models
     if len(found) != num_models:
-        raise MethodError(f"there are {num_models} tuned models, and {what} of {len(found)}")
+        wanted = "one tuned model" if num_models == 1 else f"{num_models} tuned models"
+        raise MethodError(f"there {'is' if num_models == 1 else 'are'} {wanted}, and {what} of {len(found)}")
     return found

@@ -95,7 +95,9 @@ class TensorTask:
             shape=self._inputs[0][1].shape if self._inputs else step.shape,
             curvatures=self._curvatures(),
         )
-        self.region = self.method.region(self.group) if step.action == "fuse" else "element"
+        protector = context.protector
+        self.seen = protector.seen(self.group) if protector is not None else self.group  # what the method is told
+        self.region = self.method.region(self.seen) if step.action == "fuse" else "element"
         self.grain = self.group.row_length if self.region == "row" else 1
         self.fused_spans = spans(0, step.num_fused, size, self.grain)
         self.copied_spans = (
@@ -125,7 +127,11 @@ class TensorTask:
     def is_measured(self) -> bool:
         """Whether the tensor is fused with measured curvature, not with H = I."""
         wanted = self.method.uses_curvature or self.context.protector is not None
-        return wanted and self.step.action == "fuse" and any(found is not None for found in self.group.curvatures)
+        return (
+            wanted
+            and self.step.action == "fuse"
+            and any(found is not None and found.is_measured for found in self.group.curvatures)
+        )
 
     @property
     def protected(self) -> str | None:
@@ -138,7 +144,7 @@ class TensorTask:
         if not self.method.uses_curvature:
             return None
         protector = self.context.protector
-        curvature = score_curvature(self.group, protector.protection) if protector is not None else self.group.target
+        curvature = score_curvature(self.seen, protector.protection) if protector is not None else self.group.target
         if curvature is None or not curvature.terms:
             return None
         return root_curvature(self.step.name, curvature, self.group.shape)
@@ -149,11 +155,11 @@ class TensorTask:
             if self._prepared is None:
                 if self.region == "matrix":
                     backend = self.context.backend
-                    matrices = Matrices(self.group, self._entering, place=backend.place, device=backend.device)
+                    matrices = Matrices(self.seen, self._entering, place=backend.place, device=backend.device)
                     with np.errstate(all="ignore"):
                         self._prepared = (self.method.matrix(matrices),)
                 else:
-                    self._prepared = (self.method.prepare(self.group),)
+                    self._prepared = (self.method.prepare(self.seen),)
             return self._prepared[0]
 
     def _stored(self, span: Span) -> list[np.ndarray]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, final
 from ...errors import CheckpointError
 from ...names import config_values
 from ..tensor_info import TensorInfo
+from ..wrappers import ANYWHERE
 from .config import AdapterConfig
 from .module_names import ModelNames, ModelParameter, ParameterPart
 from .patch import Patch, Product
@@ -47,8 +48,8 @@ class _Parts:
 
 def without_prefix(name: str) -> str:
     """Return a name without what PEFT wraps around it."""
-    parts = name.removeprefix(PREFIX).split(".")
-    return ".".join(part for part in parts if part != "base_layer")
+    parts = [part for part in name.split(".") if part not in ANYWHERE]
+    return ".".join(part for part in ".".join(parts).removeprefix(PREFIX).split(".") if part != "base_layer")
 
 
 @final
