@@ -45,14 +45,14 @@ def prepare_fuse(
         SculptError: Whatever could be found out before the long part starts.
     """
     many = [Path(tuned)] if isinstance(tuned, (Path, str)) else [Path(path) for path in tuned]
-    return prepare(
-        Path(base),
-        many,
-        output=Path(output) if output is not None else default_output(many[0]),
-        method=method or AdaDare(),
-        settings=settings,
-        overwrite=overwrite,
-    )
+    target = Path(output) if output is not None else default_output(many[0])
+    method = method or AdaDare()
+    if settings is not None and settings.tokenizer is not None:
+        from .fusion.recipe.prepare import prepare_recipe, recipe_of
+
+        recipe = recipe_of(method, base, many)
+        return prepare_recipe(recipe, output=target, near=Path(), settings=settings, overwrite=overwrite)
+    return prepare(Path(base), many, output=target, method=method, settings=settings, overwrite=overwrite)
 
 
 def check_output(prepared: Prepared, *, always: bool = False) -> LoadReport | None:

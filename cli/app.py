@@ -28,6 +28,7 @@ from . import (
     merge,
     report,
     sweep,
+    untie,
     verify,
 )
 from .start import Interrupted, catch_signals
@@ -49,7 +50,7 @@ FAMILIES = {
     "Repair": (fuse, calibrate, demo),
     "Choose a strength": (bound, evaluate, sweep),
     "Look and check": (inspect, verify, report),
-    "Merge several": (merge, lora),
+    "Merge several": (merge, lora, untie),
     "Train without forgetting": (lora_train, lora_sparse),
 }
 OTHER_METHODS = "Fuse by another method"

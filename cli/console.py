@@ -89,13 +89,13 @@ def print_error(error: SculptError, *, recipe: bool = False) -> None:
 
 
 def _way(way: Way, *, recipe: bool) -> str:
-    """Return a way out as it is written: a flag, or a recipe's key."""
+    """Return a way out as it is written: a flag, which may be a recipe's key too."""
     from .options import POLICIES, flag_named
 
     name = flag_named(way.option)
     flag = f"`--no-{name[2:]}`" if way.value == "false" else f"`{' '.join(filter(None, (name, way.value)))}`"
     is_policy = recipe and way.option in {field.name for field, _ in POLICIES.fields}
-    return f"`policies: {{{way.option}: {way.value}}}` (or {flag})" if is_policy else flag
+    return f"{flag} (in sculpt's own YAML `policies: {{{way.option}: {way.value}}}`)" if is_policy else flag
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], *, note: str | None = None) -> None:

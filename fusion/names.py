@@ -162,6 +162,14 @@ def config_values(config: Mapping[str, Any] | None, key: str) -> set[Any]:
     return found
 
 
+def with_vocabulary(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Return a config, and those nested in it, for a vocabulary of so many rows."""
+    return {
+        key: rows if key == "vocab_size" else with_vocabulary(value, rows) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+    }
+
+
 def tied_source(name: str, shapes: Shapes, shape: tuple[int, ...], config: Mapping[str, Any] | None) -> str | None:
     """Return the stored tensor that stands for `name` in a checkpoint which ties it, or None.
 

@@ -13,7 +13,7 @@ from typing import final
 
 import numpy as np
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ModelError
 from ..names import align
 from .adapter.module_names import ModelNames, ModelParameter
 from .source import Source
@@ -96,7 +96,7 @@ def relaid(own: Source, like: Source) -> Source:
     names = ModelNames(like)
     try:
         theirs, ours = names.made_of(like.tensors), names.made_of(own.tensors)
-    except (CheckpointError, ImportError):
+    except (CheckpointError, ModelError, ImportError):
         return own  # no class is known: the checkpoints' own names are all there is
     made: dict[str, tuple[TensorInfo, tuple[Run, ...]]] = {}
     for parameter in (name for name in theirs if name in ours):

@@ -71,6 +71,7 @@ class Sce(Method):
     name: ClassVar[str] = "sce"
     title: ClassVar[str] = "SCE"
     source: ClassVar[str] = "arXiv:2408.07990"
+    min_models: ClassVar[int] = 0
     max_models: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:

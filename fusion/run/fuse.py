@@ -16,6 +16,7 @@ from ..checkpoint import open_checkpoint
 from ..checkpoint.companions import copy_companions
 from ..checkpoint.output.folder_sink import FolderSink, refuse_output
 from ..checkpoint.output.layout import Layout, OutputTensor, make_layout
+from ..checkpoint.tokens import other_tokens
 from ..device import torch_device
 from ..errors import MethodError, OutputError
 from ..methods import Method
@@ -123,7 +124,9 @@ def prepare(
     refuse_output(output, [base, *tuned], overwrite=overwrite)
     opened = open_checkpoint(base)
     models = [opened, *(open_checkpoint(path, opened) for path in tuned)]
-    return prepare_plan(make_plan(models, lambda _: method, settings.request()), output=output, settings=settings)
+    plan = make_plan(models, lambda _: method, settings.request())
+    plan = replace(plan, notes=(*plan.notes, *other_tokens(models)))
+    return prepare_plan(plan, output=output, settings=settings, options=method.options())
 
 
 def prepare_plan(

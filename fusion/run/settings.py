@@ -31,6 +31,8 @@ class Settings:
         dtype: Float dtype to store: float32, float16, bfloat16 or float64. Default: the base's.
         max_shard_bytes: Largest output file, such as 5GB. Default: the base's shards.
         config_from: Whose names, configuration and tokenizer the output takes.
+        tokenizer: Whose vocabulary the output has where the models have others: base, union, or one of the models; the
+            rows are aligned by the tokens. Default: rows are taken as they stand.
         digest: Digest of input and output files in the manifest: xxh3-128 is fast; blake3 and sha256 are cryptographic.
         device: auto, cpu, cuda, cuda:1, mps …; the result is the same.
         threads: CPU threads. Default: all cores.
@@ -48,6 +50,7 @@ class Settings:
     dtype: str | None = None
     max_shard_bytes: int | None = None
     config_from: Side = "tuned"
+    tokenizer: str | None = None
     digest: Digest = "xxh3-128"
     device: str = "auto"
     threads: int | None = None

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any, final
 
 import numpy as np
@@ -92,7 +93,7 @@ class TensorTask:
         self.method = step.method or context.plan.method
         self.group = Group(
             name=step.name,
-            shape=self._inputs[0][1].shape if self._inputs else step.shape,
+            shape=_fused_shape(step, self._inputs[0][1].shape if self._inputs else step.shape),
             curvatures=self._curvatures(),
         )
         protector = context.protector
@@ -326,3 +327,10 @@ class TensorTask:
             data = self.context.sink.read(self.step.name, span.start * size, (span.stop - span.start) * size)
             whole.update(xxhash.xxh3_128_digest(data))
         return whole.hexdigest() == digest
+
+
+def _fused_shape(step: Step, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of what is fused: of a vocabulary that was resized the common rows."""
+    if step.action != "fuse" or step.num_fused == prod(shape):
+        return shape
+    return (step.num_fused // prod(shape[1:]), *shape[1:])

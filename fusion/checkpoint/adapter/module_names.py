@@ -82,6 +82,18 @@ class ModelNames:
             return None
         return type(found).__name__ == "Conv1D" or bool(getattr(found, "is_transposed", False))
 
+    def output_embeddings(self) -> tuple[str, tuple[int, ...]]:
+        """Return the name of the output's vocabulary matrix, and its shape.
+
+        Raises:
+            CheckpointError: The model has none.
+        """
+        found = self._model.get_output_embeddings()
+        for name, module in self._model.named_modules():
+            if found is not None and module is found:
+                return f"{name}.weight", tuple(module.weight.shape)
+        raise CheckpointError(f"the model of `{self._checkpoint.ref}` has no output vocabulary")
+
     def kinds_of(self, module: str) -> frozenset[str]:
         """Return the names of a module's class and of those that it inherits from."""
         return frozenset(cls.__name__ for cls in type(self._model.get_submodule(module)).__mro__)
