@@ -17,7 +17,7 @@ from .fusion.arithmetic.two_sided import counted_together
 from .fusion.checkpoint import ModelRef, Source
 from .fusion.errors import CurvatureError, MethodError, Way
 from .fusion.progress import Progress, silent
-from .fusion.run.calibration import FROM_DELTA, GENERAL, Calibration, GeneralSide, SampleRun
+from .fusion.run.calibration import FROM_DELTA, GENERAL, Calibration, SampleRun
 from .fusion.run.diff import changed_outputs
 from .fusion.run.fuse import Prepared
 
@@ -109,14 +109,15 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
         _refuse_idle_delta(options)
     else:
         _refuse_useless_target(protection, prepared.method, options, general)
-    measured = [place for place, own in enumerate(options, start=1) if protection is None or own.has_samples]
-    options = [*(options[place - 1] for place in measured), *general]  # without samples the delta stands in
-    models = _models(prepared, names, measured, calibration.sides)
+    # Without samples the delta stands in for a tuned model's.
+    measured = [(k, 1.0, own) for k, own in enumerate(options, start=1) if protection is None or own.has_samples]
+    measured += [(0, side.weight, own) for side, own in zip(calibration.sides, general, strict=False)]
+    models = _models(prepared, names, [(place, weight) for place, weight, _ in measured])
     shares = _Shares(progress, len(models))
     with ExitStack() as stack:
         found = [
             _measured(model, own, shares.of(k), stack)
-            for k, (model, own) in enumerate(zip(models, options, strict=True))
+            for k, (model, (_, _, own)) in enumerate(zip(models, measured, strict=True))
         ]
         yield Statistics(
             curvature=_by_output(prepared, names, models, found),
@@ -136,7 +137,7 @@ def _refuse_idle_delta(options: Sequence[Calibration]) -> None:
 def _refuse_useless_target(
     protection: Protection, method: Method, targets: Sequence[Calibration], general: Sequence[Calibration]
 ) -> None:
-    """Refuse statistics of the target that are missing, that nothing would use, or that are the general side's own.
+    """Refuse statistics of the target that are missing, that nothing would use, or that are a general side's own.
 
     Raises:
         MethodError: The last would be no more than an interpolation at 1/(1 + λ), whatever the task is.
@@ -187,17 +188,12 @@ def _names(prepared: Prepared) -> dict[str, tuple[str | None, ...]]:
 
 
 def _models(
-    prepared: Prepared,
-    names: Mapping[str, tuple[str | None, ...]],
-    measured: Sequence[int],
-    sides: Sequence[GeneralSide],
+    prepared: Prepared, names: Mapping[str, tuple[str | None, ...]], places: Sequence[tuple[int, float]]
 ) -> list[MeasuredModel]:
-    """Return the models to be measured: tuned ones of these places, then the base, once a side, if it is protected."""
+    """Return the models to be measured: by their place in a group, with a weight."""
     plan, protection, method = prepared.plan, prepared.settings.protection, prepared.method
     protects = protection is not None and protection.needs_gram
     full = method.needs_gram or (protection is not None and protection.needs_gram and protection.takes_samples)
-    places = [(place, 1.0) for place in measured]
-    places += [(0, side.weight) for side in sides if protection is not None]
     models = []
     for place, weight in places:
         checkpoint = (plan.base, *plan.tuned)[place]
@@ -278,10 +274,12 @@ def _provenance(models: Sequence[MeasuredModel], found: Sequence[Measured], num_
     general = [
         {"weight": model.weight, **one.provenance} for model, one in zip(models, found, strict=True) if not model.place
     ]
-    if not general and num_tuned == 1:
-        return targets[0]
-    sides = {"target": targets, "general": general}
-    return {side: several[0] if len(several) == 1 else several for side, several in sides.items() if several}
+    if not general:
+        return targets[0] if num_tuned == 1 else {"target": targets}
+    return {
+        "target": targets[0] if num_tuned == 1 else targets,
+        "general": general[0] if len(general) == 1 else general,
+    }
 
 
 def _by_output(
@@ -296,10 +294,10 @@ def _by_output(
         MethodError: Every tensor is looked at before any is fused, with matrices that would all be in memory.
     """
     protection, scope = prepared.settings.protection, prepared.method.scope
+    counted = counted_together if len(prepared.plan.tuned) > 1 or protection is not None else dict
     num_models = len(prepared.plan.tuned) + 1
-    counted = counted_together if num_models > 2 or protection is not None else dict
     # What is added up is in memory, unlike what is mapped from a file.
-    adds_up = sum(not model.place for model in models) > 1 or any(model.weight != 1 for model in models)
+    adds_up = [model.weight for model in models if not model.place] not in ([], [1.0])
     known = [counted(one.curvature) for one in found if isinstance(one.curvature, Mapping)]
     if len(known) == len(found) and not adds_up:
         return _joined(names, models, known, num_models)
@@ -334,10 +332,12 @@ def _joined(
             curvature = side.get(own[model.place] or "")
             if curvature is not None:
                 seen[model.place].append((model.weight, curvature))
-        missing = [None if place in measured else UNMEASURED for place in range(num_models)]
-        own_sides = [weighted_sum(parts, grams) if parts else none for parts, none in zip(seen, missing, strict=True)]
-        if any(side is not None for side in own_sides):
-            found[name] = tuple(own_sides)
+        curvatures = tuple(
+            weighted_sum(parts, grams) if parts else None if place in measured else UNMEASURED
+            for place, parts in enumerate(seen)
+        )
+        if any(curvature is not None for curvature in curvatures):
+            found[name] = curvatures
     return found
 
 

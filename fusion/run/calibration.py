@@ -152,9 +152,12 @@ class Calibration(SampleRun):
         Raises:
             DataError: One is not.
         """
-        for given in (self.hessian, self.data):
+        general = None if self.protect is None else [side.source for side in self.sides if not side.is_shipped]
+        for given in (self.hessian, self.data, general):
             for path in given if isinstance(given, (list, tuple)) else [given]:
-                if isinstance(path, (Path, str)) and str(path) != FROM_DELTA and not Path(path).exists():
+                if not isinstance(path, (Path, str)) or str(path) in (FROM_DELTA, GENERAL):
+                    continue
+                if not Path(path).exists():
                     raise DataError(f"`{path}` does not exist")
 
     @property

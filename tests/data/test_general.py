@@ -35,7 +35,7 @@ class Characters:
 
 
 def drawn(count: int, max_length: int, *, kinds: tuple[str, ...] = (), seed: int = 0) -> list[Example]:
-    return draw_samples(open_rows("general", kinds), Characters(max_length), count=count, seed=seed)  # pyright: ignore[reportArgumentType]
+    return draw_samples(open_rows("general", kinds=kinds), Characters(max_length), count=count, seed=seed)  # pyright: ignore[reportArgumentType]
 
 
 def test_every_kind_has_texts_that_differ() -> None:
@@ -129,7 +129,7 @@ def test_the_choice_goes_by_the_seed_and_a_smaller_one_begins_a_larger_one() -> 
 def test_kinds_are_chosen_by_name_and_others_are_refused_with_the_list() -> None:
     assert set(tokens_by_kind(drawn(4, 60, kinds=("csv", "novels")))) == {"csv", "novels"}
     with pytest.raises(DataError, match="no kind `prose`") as caught:
-        open_rows("general", ("csv", "prose"))
+        open_rows("general", kinds=("csv", "prose"))
     assert caught.value.hint is not None
     assert "novels" in caught.value.hint
 
