@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -18,6 +18,8 @@ from typing import Any
 import xxhash
 
 from ..fusion.errors import DataError, first_line
+from ..fusion.run.calibration import GENERAL
+from . import general
 from .row import MAX_ROW_BYTES, Row
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -36,6 +38,7 @@ class Rows:
         folder: What paths in rows are relative to.
         documents: Whether rows are running text, which is cut to samples, rather than samples.
         fields: Where the file names a field otherwise: ours to theirs.
+        kinds: Where rows are of several kinds, all of which are to be shared alike: the rows of each.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Rows:
     folder: Path
     documents: bool = False
     fields: Mapping[str, str] = field(default_factory=dict)
+    kinds: Mapping[str, range] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.count
@@ -72,11 +76,13 @@ class Rows:
         return dataclasses.replace(self, count=count, fields=fields)
 
 
-def open_rows(data: Path | str | None, media: Path | None = None) -> Rows:
+def open_rows(data: Path | str | None, media: Path | None = None, kinds: Sequence[str] = ()) -> Rows:
     """Return the rows of a data set; those of the text that ships with sculpt where none is given.
 
     Args:
+        data: A path, or `general` for the general set that ships.
         media: The folder that holds what rows name, and that their paths are relative to; that of the data by default.
+        kinds: Which kinds of the general set; all of them where none is named.
 
     Raises:
         DataError: The data are missing, unreadable, empty, or of a kind that is not known.
@@ -85,6 +91,13 @@ def open_rows(data: Path | str | None, media: Path | None = None) -> Rows:
         text = (resources.files("sculpt.configs") / SHIPPED).read_text(encoding="utf-8")
         return _documents(text, name=SHIPPED, folder=Path())
     path = Path(data)
+    if str(data) == GENERAL:
+        if path.exists():
+            raise DataError(
+                f"`{GENERAL}` is the general set that ships, and here a folder too",
+                hint=f"`{path.absolute()}` names the folder",
+            )
+        return _general(general.chosen_kinds(kinds))
     if not path.exists():
         raise DataError(f"`{data}` does not exist")
     if path.is_dir():
@@ -121,6 +134,20 @@ def drawn(count: int, num_rows: int, seed: int) -> Iterator[int]:
     yield from chosen(count, num_rows, seed)
     if count < num_rows:
         yield from chosen(num_rows, num_rows, seed)[count:]
+
+
+def _general(kinds: Sequence[str]) -> Rows:
+    texts, ranges = [], {}
+    for kind in kinds:
+        ranges[kind] = range(len(texts), len(texts) + len(general.texts(kind)))
+        texts += general.texts(kind)
+    return Rows(
+        name=GENERAL,
+        count=len(texts),
+        read=lambda number: {"text": texts[number]},
+        folder=Path(),
+        kinds=ranges,
+    )
 
 
 def _too_long(what: str) -> DataError:

@@ -134,6 +134,7 @@ def _totals(manifest: Manifest) -> list[tuple[str, str]]:
         ("tensors fused", f"{len(fused)} of {len(manifest.tensors)}"),
         ("parameters fused", f"{sum(record.num_fused for record in fused):,}"),
         ("deltas that are zero", f"{manifest.realised_sparsity():.2%}"),
+        ("… as fine-tuning never changed them", f"{manifest.unchanged():.2%}"),
         ("L1 norm of the fine-tune", _figure(sum(record.delta_l1 or 0.0 for record in fused))),
         ("L1 distance to the base", _figure(sum(record.distance_l1 or 0.0 for record in fused))),
     ]

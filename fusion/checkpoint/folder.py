@@ -12,6 +12,7 @@ from ..errors import CheckpointError
 from ..ref import Asked, find_model
 from .adapter.config import is_adapter
 from .companions import files_beside_weights
+from .foreign import GATHER, refuse_foreign_folder
 from .json_file import read_json
 from .source import Source, Stored
 from .tensor_file import TensorFile, open_file
@@ -59,6 +60,7 @@ def _find_weights(folder: Path) -> Path:
             f"`{folder}` holds {len(others)} safetensors files and no `{SAFETENSORS_INDEX}`",
             hint="is the download whole?",
         )
+    refuse_foreign_folder(folder)
     raise CheckpointError(f"`{folder}` holds no `model.safetensors`, no shards and no `pytorch_model.bin`")
 
 
@@ -99,6 +101,10 @@ class Checkpoint(Source):
             name: info if (info := opened.tensors[inside]).name == name else replace(info, name=name)
             for name, (opened, inside) in self._places.items()
         }
+        if self.tensors and not any(info.num_elements for info in self.tensors.values()):
+            raise CheckpointError(
+                f"all tensors of `{self.ref}` are empty: ZeRO-3 saves what it did not gather", hint=GATHER
+            )
 
     def name_in_file(self, name: str) -> str:
         """Return what a tensor is called in its file: with what wrapped the model when it was saved."""

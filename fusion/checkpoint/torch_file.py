@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 
 from ..dtypes import BY_TORCH_NAME
-from ..errors import CheckpointError, first_line
+from ..errors import CheckpointError
+from .foreign import torch_error
 from .tensor_info import TensorInfo
 
 if TYPE_CHECKING:
     import torch
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 
 
 def _refuse_inflated(file: Path) -> None:
@@ -41,12 +44,9 @@ def _load(file: Path) -> Mapping[str, torch.Tensor]:
             except RuntimeError:  # files older than torch 1.6 are not zip archives and cannot be mapped
                 loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle fails in any way it likes
-        raise CheckpointError(
-            f"cannot read `{file}` as a torch file of tensors: {first_line(error)}",
-            hint="files that need arbitrary code to unpickle are refused; save the model as safetensors",
-        ) from error
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
+        raise torch_error(file, error) from error
+    if isinstance(loaded, Mapping):  # trainers put the model beside the optimiser
+        loaded = next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"`{file}` holds a {type(loaded).__name__}, not a state dict")
     for name, value in loaded.items():

@@ -67,6 +67,10 @@ class Settings(Options):
         if not 1 <= threads <= MAX_THREADS:
             bound = "at least 1" if threads < 1 else f"at most {MAX_THREADS}"
             raise MethodError(f"`threads` must be {bound}, got {threads}", options=["threads"])
+        if self.dtype is not None:
+            # As recipes and configurations write it, too.
+            object.__setattr__(self, "dtype", self.dtype.removeprefix("torch."))
+            self.request()  # refuses what is no float dtype
         if self.digest not in get_args(Digest):
             raise MethodError(
                 f"`digest` must be one of {', '.join(get_args(Digest))}, got `{self.digest}`", options=["digest"]

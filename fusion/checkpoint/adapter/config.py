@@ -42,6 +42,7 @@ class AdapterConfig:
         rank_pattern, alpha_pattern: Regular expression to the value of the modules whose name ends in a match.
         fan_in_fan_out: Whether square linear weights are stored (d_in, d_out).
         target_parameters: Names, or ends of names, of parameters that are adapted without their module.
+        task: Kind of head that it was trained with, such as `SEQ_CLS`; None where it does not say.
         token_rows: Rows of embeddings that were trained, by the name, or its end; `` is the input's embedding.
         base_model: Where the adapter says its base lies: a folder, or a name on the hub with its revision.
     """
@@ -53,6 +54,7 @@ class AdapterConfig:
     use_rslora: bool = False
     fan_in_fan_out: bool = False
     target_parameters: tuple[str, ...] = ()
+    task: str | None = None
     token_rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     base_model: str | None = None
 
@@ -95,6 +97,7 @@ class AdapterConfig:
                 use_rslora=bool(content.get("use_rslora")),
                 fan_in_fan_out=bool(content.get("fan_in_fan_out")),
                 target_parameters=_names(content.get("target_parameters")),
+                task=content.get("task_type"),
                 token_rows=_token_rows(content.get("trainable_token_indices")),
                 base_model="@".join(filter(None, map(content.get, ("base_model_name_or_path", "revision")))) or None,
             )

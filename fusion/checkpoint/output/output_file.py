@@ -240,7 +240,7 @@ class _InOrder:
                     self._room += held.size
                     self._feed(held)
 
-    def _feed(self, data: np.ndarray | bytes) -> None:
+    def _feed(self, data: Any) -> None:  # bytes, or an array of them
         self._digest.update(data)
         start, self._next = self._next, self._next + len(data)
         done = max(start, self._first)
