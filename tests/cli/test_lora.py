@@ -197,7 +197,7 @@ def test_adaptive_weights_are_those_of_the_output(method, runnable, buffer, tmp_
     before = Checkpoint(base)
     adapters = [open_checkpoint(adapter, before) for adapter in (one, two)]
     for name in (f"{Q}.weight", f"{UP}.weight"):  # of the model that was scored
-        parts = parts_of(name, before, adapters, merge)
+        parts = parts_of(name, before, adapters, merge).arrays
         expected = sum(weight * part for weight, part in zip(alpha, parts, strict=True))
         np.testing.assert_allclose(delta(base, tmp_path / "out", name).reshape(expected.shape), expected, atol=1e-6)
     typed = ",".join(map(repr, alpha))
