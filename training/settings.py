@@ -9,13 +9,14 @@ from typing import Literal, get_args
 from ..fusion.arithmetic.per_model import as_tuple
 from ..fusion.errors import MethodError
 from ..fusion.methods.checks import above_zero, at_least, at_least_zero, fraction, one_of
+from ..fusion.typed import Options
 
 Layers = Literal["sum", "mean"]
 AdapterMethodName = Literal["lorasculpt", "lora", "dora", "l2", "orth"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdapterMethod:
+class AdapterMethod(Options):
     """Which adapter is trained, and what keeps it from forgetting.
 
     Attributes:
@@ -127,7 +128,7 @@ class AdapterMethod:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class Schedule(Options):
     """How long and how fast is trained.
 
     Attributes:
