@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -19,6 +19,9 @@ from ..ref import ModelRef
 from .bytes_of import as_bytes
 from .json_file import read_json
 from .tensor_info import TensorInfo
+
+if TYPE_CHECKING:
+    from .adapter.low_rank import LowRank
 
 SAMPLE_BYTES = 4096
 
@@ -66,6 +69,10 @@ class Source(ABC):
     def companions(self) -> Mapping[Path, Path]:
         """Return the files beside the weights that a model is shipped with, by their names within its folder."""
         return {}
+
+    def low_rank(self, name: str) -> LowRank | None:
+        """Return what is added to the base's tensor, where that is all that it is; None where it is not."""
+        del name
 
     @property
     def path(self) -> Path:

@@ -226,6 +226,12 @@ class AdapterSource(Source):
                 self._factors[name] = product.factors(self.read_own)
             return self._factors[name]
 
+    def low_rank(self, name: str) -> LowRank | None:
+        """Return what an adapter adds to a tensor, if it adds nothing else to it and replaces nothing of it."""
+        patch = self.patches.get(name)
+        plain = patch is not None and patch == Patch(product=patch.product)
+        return self.factors(name) if plain else None
+
     def _row_scales(self, name: str, patch: Patch, factors: LowRank) -> np.ndarray:
         """Return DoRA's m/‖W + s·B·A‖ of each output, norms summed in float64 over blocks of fixed size."""
         with self._lock:
