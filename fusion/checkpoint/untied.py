@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import CheckpointError
 from ..names import config_values, tied_source
 from .adapter.module_names import ModelNames
+from .companions import Companion
 from .source import Source, Stored
 
 TIES = "tie_word_embeddings"
@@ -46,6 +47,15 @@ class UntiedSource(Source):
     def fingerprint(self) -> str:
         """The model's own."""
         return self._own.fingerprint
+
+    def beside(self) -> Sequence[Companion]:
+        """Return what lies beside the model's weights."""
+        return self._own.beside()
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the model's files say of themselves."""
+        return self._own.metadata
 
     def companions(self) -> Mapping[Path, Path]:
         """Return what the model is shipped with."""
