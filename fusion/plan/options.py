@@ -7,12 +7,13 @@ from typing import Literal, get_args, get_type_hints
 
 from ..errors import MethodError
 from ..names import selects
+from ..typed import Options
 
 Side = Literal["base", "tuned"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policies:
+class Policies(Options):
     """What to do where base and tuned disagree. Each but another float dtype is an error unless it is allowed by name.
 
     Attributes:
@@ -40,7 +41,7 @@ class Policies:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection:
+class Selection(Options):
     """Which tensors are fused; the others are copied.
 
     Attributes:

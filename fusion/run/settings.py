@@ -10,6 +10,7 @@ from ..arithmetic.per_model import as_tuple
 from ..arithmetic.two_sided import Protection
 from ..errors import MethodError
 from ..plan.options import Policies, Selection, Side
+from ..typed import Options
 
 if TYPE_CHECKING:
     from ..methods import Method
@@ -23,7 +24,7 @@ FREE = ("device", "threads", "memory", "load_check", "tile_elements")  # no bit 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Options):
     """How a fuse is run, whatever the method.
 
     Attributes:

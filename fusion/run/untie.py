@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..checkpoint import Asked, Checkpoint, find_model
 from ..checkpoint.output.folder_sink import refuse_output
-from ..checkpoint.untied import UntiedSource
+from ..checkpoint.untied import UntiedSource, untied
 from ..methods import Passthrough
 from ..plan.plan import make_plan
 from ..progress import Progress, silent
@@ -29,5 +29,5 @@ def untie(
     settings = Settings(config_from="base")
     method = Passthrough()
     plan = make_plan([UntiedSource(Checkpoint(ref))], lambda _: method, settings.request())
-    prepared = prepare_plan(plan, output=output, settings=settings)
+    prepared = prepare_plan(plan, output=output, settings=settings, reshape=untied)
     return execute(prepared, command=command, overwrite=overwrite, progress=progress)

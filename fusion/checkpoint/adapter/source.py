@@ -96,6 +96,12 @@ class AdapterSource(Source):
             "label2id": {name: int(k) for k, name in labels.items()},
         }
 
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether all that the adapter adds is zero: B is, as before training."""
+        products = [patch.product for patch in self.patches.values()]
+        return all(product is not None and not self.read_own(product.b).any() for product in products)
+
     def beside(self) -> list[Companion]:
         """Return what lies in the adapter's folder beside its own files."""
         return look_beside(self.path, self.files)
