@@ -99,6 +99,11 @@ class Document:
         return tuple(place)
 
 
+def torch_name(dtype: str | None) -> str | None:
+    """Return the name of a dtype that a recipe gives, which may say whose it is: `torch.bfloat16`."""
+    return dtype and dtype.removeprefix("torch.")
+
+
 def did_you_mean(name: str, known: Collection[str]) -> str | None:
     """Return a hint that names what comes near, or all that is known."""
     near = difflib.get_close_matches(name, known, n=1)

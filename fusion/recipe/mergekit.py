@@ -13,8 +13,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 
+from ..plan.options import Policies
 from ..run.settings import Settings
-from .document import Document, KeyPath, did_you_mean, dotted
+from .document import Document, KeyPath, did_you_mean, dotted, torch_name
 from .mergekit_methods import DIALECTS, Dialect
 from .recipe import ModelEntry, ModelName, Recipe, Slice, TokenSource, Vocabulary
 from .setting import Case, Gradient, OptionSettings, Setting
@@ -280,7 +281,12 @@ def read_mergekit(document: Document) -> Recipe:
         vocabulary=_vocabulary(found, document),
         chat_template=found.chat_template,
         notes=_idle(found, document, dialect),
-        run=replace(Settings(), dtype=found.out_dtype or found.dtype, config_from="base"),
+        run=replace(
+            Settings(),
+            dtype=torch_name(found.out_dtype or found.dtype),
+            config_from="base",
+            policies=Policies(on_dtype="convert"),  # mergekit casts all to one dtype
+        ),
         content=document.content,
     )
 

@@ -44,7 +44,7 @@ from ..methods import METHODS, Method
 from ..plan.options import Policies, Selection, Side
 from ..run.calibration import Calibration
 from ..run.settings import Settings
-from .document import Document, KeyPath, did_you_mean
+from .document import Document, KeyPath, did_you_mean, torch_name
 from .recipe import ModelEntry, ModelName, Parameter, Recipe, Slice, Vocabulary
 from .setting import Case, Gradient, Setting
 
@@ -277,7 +277,7 @@ def read_own(document: Document) -> Recipe:
         run = replace(
             Settings(),
             seed=found.seed,
-            dtype=found.dtype,
+            dtype=torch_name(found.dtype),
             config_from=found.config_from or ("base" if found.slices else "tuned"),
             max_shard_bytes=parse_size(found.max_shard_size) if found.max_shard_size else None,
             selection=Selection(
