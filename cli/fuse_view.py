@@ -132,17 +132,24 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
     rows = [_block_row(block, blocks[block]) for block in ordered[:MAX_ROWS]]
     more = f"and {len(ordered) - MAX_ROWS} more, in the manifest" if len(ordered) > MAX_ROWS else None
     columns = ["block", "tensors", "parameters", "sparsity", "clipped", "Σ|δ|", "‖fused − base‖₂"]
-    table("realised sparsity", columns, rows, note=more)
+    if rows:
+        table("realised sparsity", columns, rows, note=more)
     elements = sum(record.num_fused for record in manifest.fused)
     target = manifest.options.get("sparsity")
     asked = f" (asked for {target:.2%})" if isinstance(target, float) else ""
     told = f"{manifest.told_sparsity(asked)}. " if elements else ""
     say(
         f"{prepared.method.title} fused {len(manifest.fused)} tensors, {count(elements)} parameters, and copied "
-        f"{_copied(prepared.plan.steps)}. {told}{_losses(manifest)}{_budget(manifest)}"
+        f"{_copied(prepared.plan.steps)}. {told}{_losses(manifest)}{_budget(manifest)}{_conversions(prepared.plan)}"
         f"The manifest holds each tensor's figures and the digests of all inputs: `sculpt verify {prepared.output}`."
     )
     say(f"wrote {prepared.output}")
+
+
+def _conversions(plan: Plan) -> str:
+    from ..fusion.plan.plan import conversions
+
+    return "".join(f"{told[0].upper()}{told[1:]}. " for told in conversions(plan.steps, (plan.base, *plan.tuned)))
 
 
 def _copied(steps: Iterable[Step]) -> str:

@@ -54,7 +54,7 @@ def _block_row(name: str, records: Sequence[TensorRecord]) -> BlockRow:
         sparsity=1 - sum(record.kept or 0 for record in records) / elements,
         delta_l1=sum(record.delta_l1 or 0.0 for record in records),
         distance_l1=sum(record.distance_l1 or 0.0 for record in records),
-        distance_l2=math.sqrt(sum((record.distance_l2 or 0.0) ** 2 for record in records)),
+        distance_l2=math.hypot(*(record.distance_l2 or 0.0 for record in records)),
         gamma=(min(gammas), max(gammas)) if gammas else None,
         gamma_bound=min(bounds) if bounds else None,
     )

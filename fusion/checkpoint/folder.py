@@ -20,6 +20,7 @@ from .wrappers import unwrapped
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 # In the order in which transformers looks for them.
+MAX_NAME = 200  # characters of a file's name; file systems end at 255 bytes
 LAYOUTS = ("model.safetensors", SAFETENSORS_INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -29,7 +30,7 @@ def _indexed_files(index: Path) -> tuple[dict[str, str], list[Path]]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"`{index}` has no `weight_map`")
     for name, file_name in weight_map.items():
-        if not isinstance(file_name, str) or Path(file_name).name != file_name:
+        if not isinstance(file_name, str) or Path(file_name).name != file_name or len(file_name) > MAX_NAME:
             raise CheckpointError(f"`{index}` places `{name}` outside its folder, in `{file_name}`")
     files = [index.parent / file_name for file_name in sorted(set(weight_map.values()))]
     for file in files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, final
@@ -20,9 +21,21 @@ if TYPE_CHECKING:
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 
 
+def _refuse_inflated(file: Path) -> None:
+    """Refuse an archive that would take more memory than it has bytes: `torch.save` compresses nothing."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            packed = next((entry for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED), None)
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return  # no archive, or a damaged one, of which torch has its own to say
+    if packed is not None:
+        raise CheckpointError(f"`{file}` is compressed (`{packed.filename}`), which no file of torch's own is")
+
+
 def _load(file: Path) -> Mapping[str, torch.Tensor]:
     import torch
 
+    _refuse_inflated(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -39,6 +52,8 @@ def _load(file: Path) -> Mapping[str, torch.Tensor]:
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise CheckpointError(f"`{file}` is not a state dict: `{name}` is a {type(value).__name__}")
+        if value.layout is not torch.strided or value.is_meta:
+            raise CheckpointError(f"`{name}` in `{file}` is stored as {value.layout}, which sculpt cannot read")
     return loaded
 
 

@@ -78,10 +78,11 @@ class _Decision:
             if len(others) > 1 or not resized:
                 return self._of_the_others(differing, "shape differs in")
         for index, info in zip(others, found, strict=True):
-            converts = request.policies.on_dtype == "convert" and info.kind.fusible and base.kind.fusible
-            if info.stored != base.stored and not converts:
+            if info.stored != base.stored:
                 told = f"is {base.kind.torch} in the base and {info.kind.torch} in {self._at(index)}"
-                self._allow("error", "on_dtype", told)
+                if not (info.kind.fusible and base.kind.fusible):
+                    raise MismatchError(match.key, f"`{base.name}` {told}", hint="only float dtypes are converted")
+                self._allow(request.policies.on_dtype, "on_dtype", told)
         return self._fused_or_copied(base, found, resized=resized)
 
     def _refuse_empty(self, found: Sequence[TensorInfo]) -> None:
@@ -171,7 +172,9 @@ class _Decision:
         assert info is not None
         if num_fused is None:
             num_fused = info.num_elements if action == "fuse" else 0
-        kept = base if base is not None and action == "fuse" else info
+        # Of two floats the base's is stored, whichever side is copied.
+        floats = base is not None and base.kind.fusible and info.kind.fusible
+        kept = base if base is not None and (floats or action == "fuse") else info
         infos = [parts.get(index) for index in range(len(self.models))]
         return Step(
             name=self.match.name,

@@ -11,6 +11,7 @@ from ..checkpoint import Source
 from ..checkpoint.foreign import lora_names
 from ..checkpoint.quantised import format_name, scales_of
 from ..checkpoint.relaid import Relaid
+from ..dtypes import DTYPES
 from ..errors import CheckpointError, MethodError, MismatchError
 from ..methods import Method
 from ..names import OUTPUT_MODULES, Renaming, config_values, selects, tied_source
@@ -120,6 +121,7 @@ def make_plan(
         notes.append(f"`{models[0].ref}` is taken as it is: there is nothing to merge into it")
     if all(method == methods[0] for method in methods):
         steps = [replace(step, method=None) for step in steps]
+    notes += conversions(steps, models)
     config_from = models[1] if from_tuned else models[0]
     return Plan(
         base=models[0],
@@ -153,6 +155,21 @@ def _forms(model: Source) -> Iterable[str]:
         first = next(iter(model.made))
         more = f" and {len(model.made) - 1} more" if len(model.made) > 1 else ""
         yield f"`{first}`{more} of `{model.ref}` read by transformers' own rules: names or layout there are others"
+
+
+def conversions(steps: Sequence[Step], models: Sequence[Source]) -> list[str]:
+    """Return, for each model, in which floats it was stored where the output has others."""
+    found: dict[tuple[int, str, str], int] = {}
+    for step in steps:
+        for index, info in enumerate((step.base, *step.tuned)):
+            if info is not None and info.stored != step.dtype and step.num_fused:
+                key = index, DTYPES[info.stored].torch, DTYPES[step.dtype].torch
+                found[key] = found.get(key, 0) + 1
+    return [
+        f"{count} tensor{'s' if count > 1 else ''} of `{models[index].ref}` in {own}: "
+        f"computed in float32, stored in {stored}"
+        for (index, own, stored), count in found.items()
+    ]
 
 
 def _refuse_quantised(model: Source) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..names import OUTPUT_MODULES, config_values
+from ..names import OUTPUT_MODULES, config_values, is_number
 
 COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
 PREDICTOR_KEYS = ("num_nextn_predict_layers", "num_mtp_layers")
@@ -29,7 +29,7 @@ def place_of(name: str) -> LayerTensor | None:
     """Return the layer of a tensor, by the first number in its name; None for one outside all layers."""
     parts = name.split(".")
     for i, part in enumerate(parts):
-        if part.isdigit() and i:
+        if is_number(part) and i:
             rest = "." + ".".join(parts[i + 1 :]) if parts[i + 1 :] else ""
             return LayerTensor(prefix=".".join(parts[:i]) + ".", layer=int(part), rest=rest)
     return None

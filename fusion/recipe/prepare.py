@@ -25,7 +25,7 @@ from .layer_rules import config_of_layers
 from .layers import fraction_through, stack_of, stacks
 from .recipe import ModelEntry, ModelName, Recipe, Vocabulary
 from .slices import match_slices
-from .tokenizers import Finish, known_tokens, load_tokenizer, taken_from, union
+from .tokenizers import Finish, OutputTokens, known_tokens, load_tokenizer, taken_from, union
 from .vocabulary import Member, RowMap, align_vocabularies, aligned
 
 
@@ -95,11 +95,11 @@ def prepare_recipe(
     opened = open_models(recipe, near)
     refuse_output(output, [checkpoint.ref for checkpoint in opened.values()], overwrite=overwrite)
     facts: dict[str, Any] = {"content": recipe.content}
-    write_tokens, rows = None, None
+    written, rows = None, None
     if settings.tokenizer is not None:
         recipe = replace(recipe, vocabulary=_vocabulary(settings.tokenizer, recipe))
     if recipe.vocabulary is not None:
-        opened, rows, write_tokens = _with_one_vocabulary(recipe, names, opened)
+        opened, rows, written = _with_one_vocabulary(recipe, names, opened)
         digest = hashlib.sha256(rows.own.tobytes() + repr(sorted(rows.donors.items())).encode())
         facts["vocabulary"] = {"rows": rows.num_rows, "digest": digest.hexdigest()}
     settings = replace(settings, recipe=facts)
@@ -133,7 +133,8 @@ def prepare_recipe(
         settings=settings,
         options=recipe.told_options(methods),
         reshape=_reshape(rows, layers, models[0]),
-        finish=_finish(write_tokens, template),
+        tokens=None if written is None else written.ids_for(plan.config_from.folder),
+        finish=_finish(None if written is None else written.write, template),
     )
 
 
@@ -186,8 +187,8 @@ def recipe_of(method: Method, base: Asked, tuned: Sequence[Asked]) -> Recipe:
 
 def _with_one_vocabulary(
     recipe: Recipe, names: Sequence[ModelName], opened: Mapping[ModelName, Source]
-) -> tuple[dict[ModelName, Source], RowMap, Finish]:
-    """Return the models with their vocabularies aligned, how, and what writes the output's tokenizer."""
+) -> tuple[dict[ModelName, Source], RowMap, OutputTokens]:
+    """Return the models with their vocabularies aligned, how, and the output's tokenizer."""
     vocabulary = recipe.vocabulary
     assert vocabulary is not None
     tokenizers = {name: load_tokenizer(opened[name].folder, str(name)) for name in names}
@@ -213,7 +214,7 @@ def _with_one_vocabulary(
         pad_to_multiple_of=vocabulary.pad_to_multiple_of,
         like=like,
     )
-    return dict(zip(names, aligned(members, rows), strict=True)), rows, found.write
+    return dict(zip(names, aligned(members, rows), strict=True)), rows, found
 
 
 def _predictors(model: Source, layers: Sequence[int]) -> list[str]:

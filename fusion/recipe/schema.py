@@ -44,7 +44,7 @@ from ..methods import METHODS, Method
 from ..plan.options import Policies, Selection, Side
 from ..run.calibration import Calibration
 from ..run.settings import Settings
-from .document import Document, KeyPath, did_you_mean, torch_name
+from .document import Document, KeyPath, did_you_mean
 from .recipe import ModelEntry, ModelName, Parameter, Recipe, Slice, Vocabulary
 from .setting import Case, Gradient, Setting
 
@@ -106,7 +106,7 @@ _Calibration = _keys_of(
     leave_out=("seed", "device", "trust_remote_code", "media"),
     hessian=PathOrPaths,
     data=PathOrPaths,
-    protect=str | None,
+    protect=PathOrPaths,
     memory=str | None,
 )
 
@@ -277,7 +277,7 @@ def read_own(document: Document) -> Recipe:
         run = replace(
             Settings(),
             seed=found.seed,
-            dtype=torch_name(found.dtype),
+            dtype=found.dtype,
             config_from=found.config_from or ("base" if found.slices else "tuned"),
             max_shard_bytes=parse_size(found.max_shard_size) if found.max_shard_size else None,
             selection=Selection(

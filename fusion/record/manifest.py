@@ -71,7 +71,8 @@ class FileRecord:
     def __post_init__(self) -> None:
         # A manifest comes along with what it is about: it must not have another file of this machine read.
         place = PurePosixPath(self.name)
-        if place.is_absolute() or not place.parts or ".." in place.parts:
+        is_long = any(len(part.encode("utf-8", "surrogatepass")) > 255 for part in place.parts)
+        if place.is_absolute() or not place.parts or ".." in place.parts or is_long or "\0" in self.name:
             raise ValueError(f"`{self.name}` is no name of a file within the folder")
         if self.digest.partition(":")[0] not in DIGESTS:
             raise ValueError(f"`{self.digest}` is no digest")
@@ -184,6 +185,8 @@ class Manifest:
         if unchanged == 1:
             return "No tuned model differs from the base in any of them"
         never = f"; {unchanged:.2%} of all elements never changed" if unchanged else ""
+        if not self.dropped():
+            return f"No delta was dropped{asked}{never}"
         num_tuned = len(self.inputs) - 1
         if num_tuned > 1:
             asked = asked and f"{asked[:-1]} of each model's deltas)"

@@ -180,6 +180,7 @@ def test_adapters_that_carry_embeddings_give_pefts_merge(case: str, tmp_path: Pa
     adapter, expected = trained(tmp_path / "adapter", **options)
     sculpt.fuse(tmp_path / "base", adapter, output=tmp_path / "out", method=sculpt.TaskArithmetic())
     found = tensors_of(tmp_path / "out")
+    assert vocab_size(tmp_path / "out") == options.get("rows", 32)
     assert found.keys() == expected.keys() - ({HEAD} if options["tied"] else set())
     for name, tensor in found.items():
         np.testing.assert_allclose(tensor, expected[name].numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
