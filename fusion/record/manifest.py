@@ -189,6 +189,8 @@ class Manifest:
         if unchanged == 1:
             return "No tuned model differs from the base in any of them"
         never = f"; {unchanged:.2%} of all elements never changed" if unchanged else ""
+        if not self.dropped():
+            return f"No delta was dropped{asked}{never}"
         num_tuned = len(self.inputs) - 1
         if num_tuned > 1:
             asked = asked and f"{asked[:-1]} of each model's deltas)"
