@@ -64,14 +64,15 @@ def check_output(prepared: Prepared, *, always: bool = False) -> LoadReport | No
     Raises:
         ModelError: It would not load as it should.
     """
-    from .fusion.run.outcome import blocks_of, is_as_an_input, tensors_of
+    from .fusion.plan.configuration import tensors_of
+    from .fusion.run.outcome import blocks_of, is_as_an_input
 
     if not prepared.settings.load_check or (not always and is_as_an_input(prepared)):
         return None
     from .live.load_check import check_loads
 
-    inputs = (prepared.plan.base, *prepared.plan.tuned)
-    return check_loads(tensors_of(prepared), prepared.config, blocks=blocks_of(prepared), inputs=inputs)
+    plan = prepared.plan
+    return check_loads(tensors_of(plan), prepared.config, blocks=blocks_of(plan), inputs=(plan.base, *plan.tuned))
 
 
 def fuse(

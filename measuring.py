@@ -167,9 +167,9 @@ def _refuse_useless_target(
     for target, side in product(targets, general):
         measured = target.has_samples and target.hessian is None and side.hessian is None
         if measured and protection.takes_samples and str(target.data) == str(side.data):
+            where = "the general set that ships" if side.data == GENERAL else f"`{side.data}`"
             raise MethodError(
-                f"the target and the base would both be measured on `{side.data}`, "
-                "which protects nothing in particular",
+                f"the target and the base would both be measured on {where}, which protects nothing in particular",
                 ways=[names_samples, by_delta],
             )
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import xxhash
 
-from ..fusion.errors import DataError
+from ..fusion.errors import DataError, first_line
 from ..fusion.run.calibration import GENERAL
 from . import general
-from .row import Row
+from .row import MAX_ROW_BYTES, Row
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 DOCUMENT_BREAK = "%%"
@@ -150,6 +150,13 @@ def _general(kinds: Sequence[str]) -> Rows:
     )
 
 
+def _too_long(what: str) -> DataError:
+    return DataError(
+        f"{what} is longer than {MAX_ROW_BYTES >> 20} MiB, and a row is held in memory whole",
+        hint=f"cut it into several rows; in a text `{DOCUMENT_BREAK}` on a line of its own begins a new document",
+    )
+
+
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -166,6 +173,8 @@ def _documents(text: str, *, name: str, folder: Path) -> Rows:
     for line in [*text.splitlines(), DOCUMENT_BREAK]:
         if line.strip() == DOCUMENT_BREAK:
             document = "\n".join(lines).strip()
+            if len(document) > MAX_ROW_BYTES:
+                raise _too_long(f"document {len(documents) + 1} of `{name}`")
             if document:
                 documents.append(document)
             lines = []
@@ -185,7 +194,10 @@ def _jsonl(path: Path) -> Rows:
     try:
         with path.open("rb") as stream:
             start = 0
-            for line in stream:
+            # One line at most is in memory, however large the file is.
+            while line := stream.readline(MAX_ROW_BYTES + 1):
+                if len(line) > MAX_ROW_BYTES:
+                    raise _too_long(f"row {len(starts) + 1} of `{path}`")
                 if line.strip():
                     starts.append(start)
                 start += len(line)
@@ -193,11 +205,15 @@ def _jsonl(path: Path) -> Rows:
         raise DataError(f"cannot read `{path}`: {error.strerror or error}") from error
 
     def read(number: int) -> Mapping[str, Any]:
-        with path.open("rb") as stream:
-            stream.seek(starts[number])
-            line = stream.readline()
         try:
-            row = json.loads(line)
+            with path.open("rb") as stream:
+                stream.seek(starts[number])
+                line = stream.readline(MAX_ROW_BYTES + 1)
+            row = json.loads(line.decode("utf-8-sig"))
+            if b"\\ud" in line.lower():
+                json.dumps(row, ensure_ascii=False).encode()  # no tokenizer takes half a character
+        except OSError as error:
+            raise DataError(f"cannot read `{path}`: {error.strerror or error}") from error
         except (ValueError, RecursionError) as error:
             raise DataError(f"row {number + 1} of `{path}` is not JSON: {error}") from error
         if not isinstance(row, dict):
@@ -250,10 +266,15 @@ def _parquet(path: Path) -> Rows:
 def _saved_dataset(path: Path) -> Rows:
     """Return the rows of a folder that `datasets.Dataset.save_to_disk` wrote: Arrow streams named in its state."""
     pyarrow = _pyarrow()
-    state = json.loads(_read_text(path / "state.json"))
+    try:
+        state = json.loads(_read_text(path / "state.json"))
+        names = [Path(str(entry["filename"])).name for entry in state.get("_data_files") or ()]
+        is_selection = bool(state.get("_indices_files"))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DataError(f"`{path / 'state.json'}` is not what `datasets` writes: {first_line(error)}") from error
     tables = []
-    for entry in state.get("_data_files") or ():
-        file = path / Path(str(entry["filename"])).name
+    for name in names:
+        file = path / name
         try:
             with pyarrow.memory_map(str(file)) as source:
                 tables.append(pyarrow.ipc.open_stream(source).read_all())
@@ -261,8 +282,11 @@ def _saved_dataset(path: Path) -> Rows:
             raise _arrow_error(file, error) from error
     if not tables:
         raise DataError(f"`{path}` is a saved data set without data files")
-    table = pyarrow.concat_tables(tables)
-    if state.get("_indices_files"):
+    try:
+        table = pyarrow.concat_tables(tables)
+    except pyarrow.ArrowException as error:  # files of several schemas
+        raise _arrow_error(path, error) from error
+    if is_selection:
         raise DataError(
             f"`{path}` is a selection of another data set", hint="`dataset.flatten_indices()` before saving it"
         )

@@ -106,7 +106,7 @@ class Texts:
 
         A prompt that leaves less `room` for the answer than asked for loses its beginning.
         """
-        chat = row.get("prompt") if isinstance(row.get("prompt"), list) else None
+        chat = row.chat("prompt") if isinstance(row.get("prompt"), list) else None
         if chat is not None:
             text = render(self._templated(row), chat, row.what, add_generation_prompt=True)
             found = self._chat(text, ())

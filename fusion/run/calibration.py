@@ -11,6 +11,7 @@ from typing import Any
 
 from ..arithmetic.curvature import Curvature
 from ..errors import DataError, MethodError
+from ..typed import Options
 
 PathLike = Path | str
 Given = PathLike | Mapping[str, Curvature]  # a file of statistics, or statistics in memory
@@ -22,7 +23,7 @@ FROM_DELTA = "delta"  # in place of a model's samples or statistics: its delta s
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleRun:
+class SampleRun(Options):
     """How samples are run through a model.
 
     Attributes:

@@ -82,9 +82,7 @@ def test_what_is_left_out_is_one_note_a_model(fuse: Callable[..., Any], tmp_path
     models = {"llm": small(0), "math": small(2), "vlm": with_tower(1)}
     manifest, found = fuse(sculpt.TaskArithmetic(), models, on_extra="drop")
     assert found.keys() == SHAPES.keys()
-    assert manifest.notes == (
-        "`visual.blocks.*.weight` (2), `visual.merger.weight` of `vlm` are left out",
-    )
+    assert manifest.notes == ("`visual.blocks.*.weight` (2), `visual.merger.weight` of `vlm` are left out",)
 
 
 def without(tensors: Tensors, name: str) -> Tensors:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, final
 
 from ...errors import CheckpointError
 from ...names import config_values, is_vocabulary
+from ..foreign import GATHER
 from ..tensor_info import TensorInfo
 from ..wrappers import ANYWHERE
 from .config import AdapterConfig
@@ -238,6 +239,14 @@ def patches_of(
     """
     if config.token_rows and not any(name.endswith(TOKENS) for name in tensors):
         raise CheckpointError(f"`{folder}` trains tokens (`trainable_token_indices`), and holds none of them")
+    empty = [name for name, info in tensors.items() if not info.num_elements]
+    if empty:
+        others = f" and {len(empty) - 1} other tensors" if len(empty) > 1 else ""
+        raise CheckpointError(
+            f"`{empty[0]}`{others} of `{folder}` {'are' if others else 'is'} empty: "
+            "ZeRO-3 saves what it did not gather",
+            hint=GATHER,
+        )
     resolver = _Resolver(folder, config, tensors, base)
     modules: dict[str, _Parts] = {}
     for name, info in tensors.items():
