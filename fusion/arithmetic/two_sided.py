@@ -13,7 +13,7 @@ A_jj/(A_jj + λ·G_jj), and for each row of an embedding, by token frequencies.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -74,17 +74,24 @@ class Protection:
 def counted_together(curvatures: Mapping[str, Curvature]) -> dict[str, Curvature]:
     """Return the statistics of a block with experts that are stored apart counted by the tokens of all of them.
 
-    As stacked ones are: what an expert sees, and how often, then weighs alike.
+    As stacked ones are: what an expert sees, and how often, then weighs alike, and so does its ridge.
     """
-    totals: dict[str, int] = {}
+    groups: dict[str, list[Curvature]] = {}
     for name, curvature in curvatures.items():
         if EXPERT.search(name):
-            group = EXPERT.sub(".experts.", name)
-            totals[group] = totals.get(group, 0) + curvature.num_tokens
+            groups.setdefault(EXPERT.sub(".experts.", name), []).append(curvature)
+    together = {group: _count(experts) for group, experts in groups.items()}
     return {
-        name: replace(curvature, num_tokens=totals.get(EXPERT.sub(".experts.", name), curvature.num_tokens))
+        name: replace(curvature, **together.get(EXPERT.sub(".experts.", name), {}))
         for name, curvature in curvatures.items()
     }
+
+
+def _count(experts: Sequence[Curvature]) -> dict[str, Any]:
+    """Return what the experts of one layer have in common."""
+    total = sum(expert.num_tokens for expert in experts)
+    mean = sum(float(term.mean()) for expert in experts for term in expert.terms) / len(experts)
+    return {"num_tokens": total, "mean_square": mean / max(1, total)}
 
 
 def fractions(group: Group, target: Curvature | None, general: Curvature | None, protection: Protection) -> np.ndarray:
@@ -93,13 +100,25 @@ def fractions(group: Group, target: Curvature | None, general: Curvature | None,
     Raises:
         CurvatureError: The statistics do not fit the tensor.
     """
-    shape = group.shape
+    shape, alike = group.shape, 1 / (1 + protection.weight)
     a = mean_squares(group, target, protection.ridge)
     g = mean_squares(group, general, protection.ridge)
-    if not a.any() and not g.any():  # nothing is known of either: alike
-        return np.full((1,) * len(shape), 1 / (1 + protection.weight))
     both = a + protection.weight * g
-    return np.divide(a, both, out=np.full(both.shape, 1 / (1 + protection.weight)), where=both > 0)
+    kept = np.divide(a, both, out=np.full(both.shape, alike), where=both > 0)
+    return np.where(reached((target, general), shape), kept, alike)
+
+
+def reached(sides: Sequence[Curvature | None], shape: tuple[int, ...]) -> np.ndarray:
+    """Return which experts of a stack some side's data reached, or whether any reached the tensor.
+
+    Booleans, in an array that broadcasts to the shape. Where none did, nothing is known of the inputs: base and
+    fine-tune count alike.
+    """
+    terms = [term for side in sides if side is not None and side.num_tokens for term in side.terms]
+    if len(shape) < 3 or not terms or any(term.ndim != len(shape) or term.shape[0] != shape[0] for term in terms):
+        return np.full((1,) * len(shape), any(term.any() for term in terms))
+    inner = tuple(range(1, len(shape)))
+    return np.any([term.any(inner, keepdims=True) for term in terms], axis=0)
 
 
 def mean_squares(group: Group, curvature: Curvature | None, ridge: float) -> np.ndarray:
@@ -107,7 +126,7 @@ def mean_squares(group: Group, curvature: Curvature | None, ridge: float) -> np.
     if curvature is None or not curvature.terms or not curvature.num_tokens:
         return np.zeros((1,) * len(group.shape))
     mean = sum_of_squares(group.name, curvature, group.shape) / curvature.num_tokens
-    return mean + ridge * mean.mean()
+    return mean + ridge * (mean.mean() if curvature.mean_square is None else curvature.mean_square)
 
 
 def score_curvature(group: Group, protection: Protection) -> Curvature | None:
@@ -141,6 +160,8 @@ def mixing_blocks(
     width = target.shape[0]
     size = protection.block_size or width
     found = []
+    if not bool(target.any()) and not bool(general.any()):  # an expert that neither side's data reached: alike
+        return [(slice(0, width), torch.eye(width).to(target) / (1 + protection.weight))]
     for start in range(0, width, size):
         part = slice(start, min(start + size, width))
         # The matrices are large: each is changed in place, and let go of once it has been used.

@@ -26,7 +26,8 @@ class TensorRecord:
         options: Of the method, where a recipe gave the tensor its own; else None, and the run's hold.
         measured: Whether it was fused with measured curvature, not with H = I.
         protected: How its delta was mixed by two-sided curvature: `full`, `block:N`, `diagonal`; `target alone` or
-            `general alone` where only one side reached it, `interpolation` where neither did; None without.
+            `general alone` where only one side reached it, `interpolation` where neither did, of
+            some experts of a stack as in `full but interpolation of 4 17`; None without.
         figures: What the method's reduction learned, such as the expected loss.
         digest: xxh3-128 over the xxh3-128 of each written piece.
     """

@@ -19,7 +19,7 @@ from ..arithmetic.group import Group
 from ..arithmetic.matrices import CHUNK, Matrices, Models
 from ..arithmetic.per_element import per_element
 from ..arithmetic.row_layout import row_layout
-from ..arithmetic.two_sided import Protection, fractions, mixing_blocks
+from ..arithmetic.two_sided import Protection, fractions, mixing_blocks, reached
 from ..device import float64_device, torch_device
 
 HELD = 4  # tensors that are kept until they are released
@@ -28,7 +28,8 @@ CHUNK_BYTES = 28 * CHUNK  # of the chunk that is being multiplied: base, tuned, 
 PAIR_BYTES = 36  # of a pair of inputs, beside A and G in float64: a factor, the solution, and the copies of each
 
 TARGET_ALONE, GENERAL_ALONE = "target alone", "general alone"  # forms of tensors that only one side reached
-BY_ELEMENT = ("interpolation", "diagonal", TARGET_ALONE, GENERAL_ALONE)  # forms without matrices
+INTERPOLATION = "interpolation"  # of what neither did
+BY_ELEMENT = (INTERPOLATION, "diagonal", TARGET_ALONE, GENERAL_ALONE)  # forms without matrices
 
 T = TypeVar("T")
 Mixing = list[tuple[slice, Any]]  # which inputs, and a matrix over them
@@ -53,11 +54,11 @@ class Protector:
         self._held: OrderedDict[str, OrderedDict[Hashable, Any]] = OrderedDict()
         self._mixings: list[tuple[np.ndarray, np.ndarray, int, Mixing]] = []
 
-    def form(self, sides: Sides) -> str:
+    def form(self, sides: Sides, shape: tuple[int, ...]) -> str:
         """Return what a delta is mixed by: the form that was asked for, or what its statistics allow."""
+        if not reached(sides, shape).any():
+            return INTERPOLATION
         target, general = sides
-        if not (target and target.num_tokens) and not (general and general.num_tokens):
-            return "interpolation"
         if not (general and general.num_tokens):
             return TARGET_ALONE
         if not (target and target.num_tokens):
@@ -68,13 +69,20 @@ class Protector:
 
     def forms(self, group: Group) -> str:
         """Return the form of each tuned model's delta, those that are alike once, for a record."""
-        return ", ".join(dict.fromkeys(self.form((target, group.base)) for target in group.tuned))
+        return ", ".join(dict.fromkeys(self._described((target, group.base), group.shape) for target in group.tuned))
+
+    def _described(self, sides: Sides, shape: tuple[int, ...]) -> str:
+        form = self.form(sides, shape)
+        beside = np.flatnonzero(~reached(sides, shape)) if form != INTERPOLATION else ()
+        return f"{form} but {INTERPOLATION} of {' '.join(map(str, beside))}" if len(beside) else form
 
     def _by_matrix(self, group: Group) -> list[int]:
         """Return which tuned models' deltas are mixed by matrices."""
         if not self.protection.weight:
             return []
-        return [k for k, target in enumerate(group.tuned) if self.form((target, group.base)) not in BY_ELEMENT]
+        return [
+            k for k, target in enumerate(group.tuned) if self.form((target, group.base), group.shape) not in BY_ELEMENT
+        ]
 
     def needs_whole(self, group: Group) -> bool:
         """Whether tensors are made whole before any of their elements is there."""
@@ -163,15 +171,24 @@ class Protector:
             if ours is target.gram and theirs is general.gram and number == stack:
                 return mixing
         device = float64_device(torch_device(self._device))
-        matrices, means = [], []
-        for side in (target, general):
-            diagonal: Any = np.diagonal(side.gram, axis1=-2, axis2=-1)  # pyright: ignore[reportArgumentType, reportCallIssue]
-            matrices.append(mean_matrix(group.name, side, stack, device))
-            means.append(float(diagonal.mean(dtype=np.float64)) / side.num_tokens)
+        matrices = [mean_matrix(group.name, side, stack, device) for side in (target, general)]
         blocks = mixing_blocks(
-            group.name, matrices[0], matrices[1], self.protection, mean_target=means[0], mean_general=means[1]
+            group.name,
+            matrices[0],
+            matrices[1],
+            self.protection,
+            mean_target=_mean_square(target),
+            mean_general=_mean_square(general),
         )
         mixing = [(part, matrix.float().to(torch_device(self._device))) for part, matrix in blocks]
         most = MIXINGS * len(group.tuned)
         self._mixings = [*self._mixings[-most + 1 :], (target.gram, general.gram, stack, mixing)]
         return mixing
+
+
+def _mean_square(curvature: Curvature) -> float:
+    """Return the mean of x² that a ridge is a fraction of."""
+    if curvature.mean_square is not None:
+        return curvature.mean_square
+    diagonal: Any = np.diagonal(curvature.gram, axis1=-2, axis2=-1)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return float(diagonal.mean(dtype=np.float64)) / curvature.num_tokens

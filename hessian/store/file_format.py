@@ -13,6 +13,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ...fusion.checkpoint.safetensors_file import SafetensorsFile
 from ...fusion.errors import CheckpointError, CurvatureError, OutputError
 from .provenance import Provenance
 
-FORMAT = 2  # 1 had Σx·xᵀ in float64, once a tensor
+FORMAT = 3  # 2 had no tokens by expert; 1 had Σx·xᵀ in float64, once a tensor
 KEY = "sculpt"
 GRAM = "gram"
 
@@ -69,6 +70,7 @@ def write(
         "format": FORMAT,
         "provenance": dataclasses.asdict(provenance),
         "num_tokens": {name: curvature.num_tokens for name, curvature in curvatures.items()},
+        "part_tokens": {name: c.part_tokens for name, c in curvatures.items() if c.part_tokens is not None},
         "shared": shared,
         "why_missing": dict(why_missing),
     }
@@ -90,7 +92,18 @@ def write(
         beside.unlink(missing_ok=True)
 
 
-def _about(path: Path, opened: SafetensorsFile) -> tuple[Provenance, dict[str, int], dict[str, str], dict[str, str]]:
+@dataclass(frozen=True, kw_only=True)
+class _About:
+    """What the header says beside the arrays; dictionaries are by name of a tensor."""
+
+    provenance: Provenance
+    num_tokens: dict[str, int]
+    part_tokens: dict[str, tuple[int, ...]]
+    shared: dict[str, str]
+    why_missing: dict[str, str]
+
+
+def _about(path: Path, opened: SafetensorsFile) -> _About:
     refusal = CurvatureError(f"`{path}` holds no statistics of sculpt", hint="`sculpt calibrate` writes such files")
     if KEY not in opened.metadata:
         raise refusal
@@ -101,8 +114,11 @@ def _about(path: Path, opened: SafetensorsFile) -> tuple[Provenance, dict[str, i
         fields = dict(about["provenance"])
         fields["versions"] = tuple((str(name), str(version)) for name, version in fields["versions"])
         counts = {str(name): int(count) for name, count in about["num_tokens"].items()}
+        parts = {str(name): tuple(map(int, found)) for name, found in about["part_tokens"].items()}
         shared, missing = ({str(k): str(v) for k, v in about[key].items()} for key in ("shared", "why_missing"))
-        return Provenance(**fields), counts, shared, missing
+        return _About(
+            provenance=Provenance(**fields), num_tokens=counts, part_tokens=parts, shared=shared, why_missing=missing
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise refusal from error
 
@@ -122,7 +138,7 @@ def read(path: Path) -> tuple[dict[str, Curvature], Provenance, dict[str, str]]:
         opened = SafetensorsFile(path)
     except CheckpointError as error:
         raise CurvatureError(error.message) from error
-    provenance, counts, shared, why_missing = _about(path, opened)
+    about = _about(path, opened)
     terms: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
     grams: dict[str, np.ndarray] = {}
     for key, info in opened.tensors.items():
@@ -139,15 +155,20 @@ def read(path: Path) -> tuple[dict[str, Curvature], Provenance, dict[str, str]]:
             terms[name][int(suffix or 0)] = array
         else:
             raise CurvatureError(f"`{key}` in `{path}` is no name of a statistic")
-    for name, owner in shared.items():
+    for name, owner in about.shared.items():
         if owner not in grams:
             raise CurvatureError(f"`{name}` in `{path}` shares a full Hessian that is not there")
         grams[name] = grams[owner]
     for name in terms:
-        if sorted(terms[name]) != list(range(len(terms[name]))) or name not in counts:
+        if sorted(terms[name]) != list(range(len(terms[name]))) or name not in about.num_tokens:
             raise CurvatureError(f"`{name}` in `{path}` lacks a term or its token count")
     curvatures = {
-        name: Curvature(terms=tuple(found[k] for k in sorted(found)), num_tokens=counts[name], gram=grams.get(name))
+        name: Curvature(
+            terms=tuple(found[k] for k in sorted(found)),
+            num_tokens=about.num_tokens[name],
+            gram=grams.get(name),
+            part_tokens=about.part_tokens.get(name),
+        )
         for name, found in terms.items()
     }
-    return curvatures, provenance, why_missing
+    return curvatures, about.provenance, about.why_missing

@@ -20,6 +20,7 @@ class Provenance:
         max_length: Longest sample in tokens.
         seed: What the choice of samples was made with.
         dtype: What the forward ran in; sums are always float64.
+        all_experts: Whether every token was sent to every expert.
         versions: (package, version), sorted.
     """
 
@@ -33,4 +34,5 @@ class Provenance:
     max_length: int
     seed: int
     dtype: str
+    all_experts: bool = False
     versions: tuple[tuple[str, str], ...] = ()
