@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MERGEKIT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sculpt/mergekit
 
-.PHONY: demo test zoo check bench mergekit-venv clean help
+.PHONY: demo test zoo check torture bench mergekit-venv clean help
 
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -23,11 +23,15 @@ test: .venv/ready $(MERGEKIT)/ready  ## Run every test, those of agreement with 
 zoo: .venv/ready  ## Measure every architecture, tiny, against an oracle: about fifteen minutes
 	$(BIN)/python -m pytest -q -n auto -m "zoo or not zoo" tests/hessian/test_zoo.py
 
-check: .venv/ready  ## Lint, check types and the direction of imports
+check: .venv/ready  ## Lint (the release workflow too), check types and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+	$(BIN)/actionlint docs/release-workflow.yml
+
+torture: .venv/ready  ## Attack every reader for ten minutes; counts are in docs/guarantees.md
+	$(BIN)/python tests/attacks/fuzz.py --seconds 600
 
 bench: .venv/ready  ## Measure the fuse against the disk and against mergekit
 	$(BIN)/python benchmarks/fuse.py

@@ -11,11 +11,11 @@ from typing import Any
 from ..data.batching import Batch, make_batches, sizes_in
 from ..data.encoding import Encoder
 from ..data.rows import open_rows
-from ..data.sampling import digest_of, draw_samples
+from ..data.sampling import digest_of, draw_samples, tokens_by_kind
 from ..data.texts import num_positions
 from ..fusion.arithmetic.curvature import Curvature
 from ..fusion.checkpoint import Asked, open_checkpoint
-from ..fusion.errors import ModelError
+from ..fusion.errors import CurvatureError, ModelError
 from ..fusion.progress import Progress, silent
 from ..fusion.run.diff import changed_tensors
 from ..live import skeleton
@@ -82,6 +82,9 @@ class Session:
         self.dtype = compute_dtype(options.dtype, self.checkpoint, self.device)
         self._is_partial = wanted is not None or options.only_changed is not None
         self.wanted = frozenset(self.checkpoint.tensors) if wanted is None else wanted
+        for glob in options.full:
+            if not any(fnmatchcase(name, glob) for name in self.checkpoint.tensors):
+                raise CurvatureError(f"`{glob}` matches no tensor of `{self.checkpoint.ref}`", options=["full"])
         if options.only_changed is not None:
             self.wanted &= changed_tensors(self.checkpoint, open_checkpoint(options.only_changed))
         self.skeleton = skeleton.build(
@@ -98,7 +101,7 @@ class Session:
 
     def _draw(self, share: tuple[int, int]) -> None:
         options = self.options
-        rows = open_rows(options.data)
+        rows = open_rows(options.data, options.media, options.kinds)
         encoder = Encoder(
             self.skeleton.folder,
             self.model,
@@ -255,6 +258,7 @@ class Session:
             seed=self.options.seed,
             dtype=str(self.dtype).removeprefix("torch."),
             all_experts=self.options.all_experts,
+            kinds=tuple(sorted(tokens_by_kind(self.samples).items())),
             versions=_versions(),
         )
 

@@ -23,6 +23,7 @@ class Curvature:
         part_tokens: Of a stack of experts, the rows that each of them saw; else None.
         mean_square: Mean of x² over all inputs of the tensors that this one is counted together with, as experts that
             are stored apart are; None: of its own.
+        is_measured: False of a model that no samples were run through; its delta tells what the task needs.
     """
 
     terms: tuple[np.ndarray, ...]
@@ -30,6 +31,10 @@ class Curvature:
     gram: np.ndarray | None = None
     part_tokens: tuple[int, ...] | None = None
     mean_square: float | None = None
+    is_measured: bool = True
+
+
+UNMEASURED = Curvature(terms=(), num_tokens=0, is_measured=False)
 
 
 Curvatures = tuple[Curvature | None, ...]  # of one tensor in each model, the base first

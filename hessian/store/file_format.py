@@ -13,15 +13,16 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...fusion.arithmetic.curvature import Curvature
+from ...fusion.checkpoint.json_file import checked
 from ...fusion.checkpoint.safetensors_file import SafetensorsFile
 from ...fusion.errors import CheckpointError, CurvatureError, OutputError
+from ...fusion.names import is_number
 from .provenance import Provenance
 
 FORMAT = 3  # 2 had no tokens by expert; 1 had Σx·xᵀ in float64, once a tensor
@@ -92,35 +93,31 @@ def write(
         beside.unlink(missing_ok=True)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _About:
-    """What the header says beside the arrays; dictionaries are by name of a tensor."""
+    """What the header says beside the arrays: counts by tensor, whose Σx·xᵀ a tensor shares, why others have none."""
 
     provenance: Provenance
-    num_tokens: dict[str, int]
-    part_tokens: dict[str, tuple[int, ...]]
-    shared: dict[str, str]
-    why_missing: dict[str, str]
+    num_tokens: Mapping[str, int]
+    part_tokens: Mapping[str, tuple[int, ...]]
+    shared: Mapping[str, str]
+    why_missing: Mapping[str, str]
 
 
 def _about(path: Path, opened: SafetensorsFile) -> _About:
     refusal = CurvatureError(f"`{path}` holds no statistics of sculpt", hint="`sculpt calibrate` writes such files")
-    if KEY not in opened.metadata:
-        raise refusal
     try:
-        about = json.loads(opened.metadata[KEY])
-        if about["format"] != FORMAT:
-            raise CurvatureError(f"`{path}` is of format {about['format']}; this version of sculpt reads {FORMAT}")
-        fields = dict(about["provenance"])
-        fields["versions"] = tuple((str(name), str(version)) for name, version in fields["versions"])
-        counts = {str(name): int(count) for name, count in about["num_tokens"].items()}
-        parts = {str(name): tuple(map(int, found)) for name, found in about["part_tokens"].items()}
-        shared, missing = ({str(k): str(v) for k, v in about[key].items()} for key in ("shared", "why_missing"))
-        return _About(
-            provenance=Provenance(**fields), num_tokens=counts, part_tokens=parts, shared=shared, why_missing=missing
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        about = json.loads(opened.metadata.get(KEY, ""))
+    except (ValueError, RecursionError) as error:
         raise refusal from error
+    if not isinstance(about, dict):
+        raise refusal
+    if about.get("format") != FORMAT:
+        raise CurvatureError(f"`{path}` is of format {about.get('format')}; this version of sculpt reads {FORMAT}")
+    try:
+        return checked(_About, about)
+    except CheckpointError as error:
+        raise CurvatureError(f"`{path}` is malformed: {error.message}") from error
 
 
 def _check(path: Path, key: str, array: np.ndarray) -> None:
@@ -151,7 +148,7 @@ def read(path: Path) -> tuple[dict[str, Curvature], Provenance, dict[str, str]]:
             _check(path, key, array)
         if suffix == GRAM:
             grams[name] = array
-        elif suffix == "" or suffix.isdigit():
+        elif suffix == "" or is_number(suffix):
             terms[name][int(suffix or 0)] = array
         else:
             raise CurvatureError(f"`{key}` in `{path}` is no name of a statistic")
@@ -171,4 +168,4 @@ def read(path: Path) -> tuple[dict[str, Curvature], Provenance, dict[str, str]]:
         )
         for name, found in terms.items()
     }
-    return curvatures, about.provenance, about.why_missing
+    return curvatures, about.provenance, dict(about.why_missing)
