@@ -118,7 +118,7 @@ def merge_command(
     extra = {}
     if merge.weights == ADAPTIVE:
         thinning = thinning_of(merge, settings.seed)
-        alpha = learn_weights(base, adapters, thinning, learn, device=settings.device)
+        alpha = learn_weights(base, adapters, thinning, learn, device=settings.device, overwrite=target.overwrite)
         density = None if thinning.method == "task-arithmetic" else thinning.density
         merge = replace(merge, weights=",".join(repr(weight) for weight in alpha), density=density)
         # What was learned is a sum of parts that are divided by the number of adapters that agree.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from ..fusion.checkpoint.output.guard import Kind
     from ..learn.continual import Experience
     from ..learn.parts import Thinning
 
@@ -48,11 +49,12 @@ class LearnOptions:
 
 
 def learn_weights(
-    base: Path, adapters: Sequence[Path], thinning: Thinning, options: LearnOptions, *, device: str
+    base: Path, adapters: Sequence[Path], thinning: Thinning, options: LearnOptions, *, device: str, overwrite: bool
 ) -> tuple[float, ...]:
     """Return the learned α of the adapters, after saying how they came about."""
     from ..data.encoding import Encoder
     from ..fusion.checkpoint import open_checkpoint
+    from ..fusion.checkpoint.output.guard import refuse_output
     from ..fusion.errors import MethodError
     from ..learn.buffer import read_buffer
     from ..learn.continual import learn_continually
@@ -60,6 +62,9 @@ def learn_weights(
     from ..learn.training import Learning, learn, score
     from .console import progress_bar
 
+    if options.learned is not None:
+        read = [base, *adapters, *(file for file in (options.buffer, options.test) if file is not None)]
+        refuse_output(options.learned, read, _kind(), overwrite=overwrite, option="learned")
     if options.buffer is None:
         raise MethodError("`--weights adaptive` needs `--buffer`, a file of a few labelled samples")
     learning = Learning(b_max=options.b_max, steps=options.steps, learning_rate=options.learning_rate)
@@ -86,7 +91,7 @@ def learn_weights(
         show_experiences(known)
     _say(adapters, coefficients.alpha, coefficients.b, losses)
     if options.learned is not None:
-        _write(options.learned, {"coefficients": coefficients.as_json(), **learned})
+        _write(options.learned, {"coefficients": coefficients.as_json(), **learned}, overwrite=overwrite)
     return coefficients.alpha
 
 
@@ -127,12 +132,21 @@ def show_experiences(known: Sequence[Experience]) -> None:
     table("after each experience", ["new domain", "α", "b", *domains, "mean"], rows)
 
 
-def _write(file: Path, content: dict[str, Any]) -> None:
+def _kind() -> Kind:
+    from ..fusion.checkpoint.output.guard import file_kind
+
+    return file_kind("file of learned weights", b'{\n "coefficients"')
+
+
+def _write(file: Path, content: dict[str, Any], *, overwrite: bool) -> None:
     import json
 
-    from ..fusion.errors import os_error
+    from ..fusion.checkpoint.output.workspace import write_file
 
-    try:
-        file.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise os_error(error, file) from error
+    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+    write_file(
+        file,
+        lambda path: path.write_text(text, encoding="utf-8"),
+        made_by="lora-merge",
+        may_replace=_kind().may_replace if overwrite else None,
+    )

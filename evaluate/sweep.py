@@ -14,6 +14,7 @@ from .evaluate import score_suite
 from .live_fuse import LiveFuse
 from .per_block import BlockLoss, block_losses, block_strengths
 from .points import Point, Sweep
+from .resume import KnownPoints
 from .strengths import Family
 from .suite import Suite
 
@@ -67,15 +68,19 @@ def run_sweep(
     *,
     batch_size: int | None = None,
     tolerance: float = TOLERANCE,
+    scored: KnownPoints | None = None,
     progress: Progress = silent,
 ) -> Sweep:
     """Return the scores of every point of the grid, or of those at which the best strength was sought.
 
     Args:
         pick: What the search for a strength goes by.
+        scored: What a run that was killed has scored already; what this one scores is added.
         progress: Told the points done, and how many there will be (of a search: so far).
     """
-    return _Sweeper(live, suite, grid, pick, batch_size=batch_size, tolerance=tolerance, progress=progress).run()
+    return _Sweeper(
+        live, suite, grid, pick, batch_size=batch_size, tolerance=tolerance, scored=scored, progress=progress
+    ).run()
 
 
 class _Sweeper:
@@ -88,8 +93,10 @@ class _Sweeper:
         *,
         batch_size: int | None,
         tolerance: float,
+        scored: KnownPoints | None,
         progress: Progress,
     ) -> None:
+        self.scored = scored
         self.live, self.suite, self.grid, self.pick = live, suite, grid, pick
         self.batch_size, self.tolerance, self.progress = batch_size, tolerance, progress
         self.points: list[Point] = []
@@ -153,9 +160,10 @@ class _Sweeper:
     ) -> Point:
         self.progress(len(self.points), self.total, f"{family} {strength:.3g}")
         before = self.live.seconds
-        distance = self.live.set(method, blocks, protection)
+        known = self.scored and self.scored.find(method, blocks, protection)
+        distance = known[0] if known else self.live.set(method, blocks, protection)
         start = time.perf_counter()
-        scores = score_suite(self.live.live, self.suite, batch_size=self.batch_size)
+        scores = known[1] if known else score_suite(self.live.live, self.suite, batch_size=self.batch_size)
         point = Point(
             family=family,
             strength=strength,
@@ -169,4 +177,6 @@ class _Sweeper:
             protection=protection,
         )
         self.points.append(point)
+        if self.scored is not None and not known:
+            self.scored.add(point)
         return point

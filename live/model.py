@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ import psutil
 import torch
 
 from ..fusion.checkpoint import Source, open_checkpoint
+from ..fusion.checkpoint.output.scratch import Scratch
 from ..fusion.errors import DataError, ModelError, first_line
 from .devices import compute_dtype, pick_device
 from .skeleton import build
@@ -37,7 +37,7 @@ class LiveModel:
     model: Any
     device: torch.device
     streamed: bool = False
-    _offload: Any = field(default=None, repr=False)
+    _offload: Scratch | None = field(default=None, repr=False)
 
     def __enter__(self) -> LiveModel:
         return self
@@ -49,7 +49,7 @@ class LiveModel:
         """Let go of the model and of what was offloaded."""
         self.model = None
         if self._offload is not None:
-            self._offload.cleanup()
+            self._offload.close()
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -127,9 +127,9 @@ def load_model(
     folder: Path | None = skeleton.folder
     offload = None
     if may_stream and needed > room:
-        offload = tempfile.TemporaryDirectory(prefix="sculpt-offload-")
+        offload = Scratch()
         limits = {"cpu" if where.type == "cpu" else (where.index or 0): room}
-        options |= {"device_map": "auto", "max_memory": limits, "offload_folder": offload.name}
+        options |= {"device_map": "auto", "max_memory": limits, "offload_folder": str(offload.folder)}
     if checkpoint.base is not None or checkpoint.folder is None:
         if offload is not None:
             raise ModelError(

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..dtypes import DTYPES
 from ..errors import CheckpointError
+from .identity import FileIdentity
 from .pages import drop
 from .tensor_info import TensorInfo
 
@@ -104,6 +105,7 @@ class SafetensorsFile:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self.identity = FileIdentity.of(file)
         self.tensors, self._offsets, self.metadata = read_header(file)
         self._map: mmap.mmap | None = None
 

@@ -16,6 +16,7 @@ import xxhash
 from ..errors import CheckpointError
 from ..ref import ModelRef
 from .bytes_of import as_bytes
+from .identity import FileIdentity, refuse_changed
 from .json_file import read_json
 from .tensor_info import TensorInfo
 
@@ -59,6 +60,19 @@ class Source(ABC):
     def mapped(self) -> Mapping[Path, np.ndarray]:
         """Return the bytes of each file that `stored` may name."""
         return {}
+
+    def identities(self) -> Mapping[Path, FileIdentity]:
+        """Return which files it is read from, as they were when it was opened."""
+        return {}
+
+    def resume_key(self) -> list[Any]:
+        """Return what tells these very files from any others: more than the samples of `fingerprint`."""
+        files = {file.name: identity.as_json() for file, identity in self.identities().items()}
+        return [self.fingerprint, dict(sorted(files.items()))]
+
+    def refuse_changed(self) -> None:
+        """Raise CheckpointError where a file has changed since it was opened: what was read is then of two models."""
+        refuse_changed(self.identities())
 
     def companions(self) -> Mapping[Path, Path]:
         """Return the files beside the weights that a model is shipped with, by their names within its folder."""

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from .identity import FileIdentity
 from .safetensors_file import SafetensorsFile
 from .tensor_info import TensorInfo
 from .torch_file import TorchFile
@@ -17,6 +18,7 @@ class TensorFile(Protocol):
     """The tensors of one file."""
 
     file: Path
+    identity: FileIdentity
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..checkpoint import ModelRef, Source, find_model, open_checkpoint
 from ..checkpoint.json_file import read_json
-from ..checkpoint.output.folder_sink import refuse_output
+from ..checkpoint.output.guard import CHECKPOINT, refuse_output
 from ..errors import MethodError
 from ..methods import Method
 from ..plan.matching import Match
@@ -53,7 +53,7 @@ def prepare_recipe(
     settings = settings or recipe.run
     names = recipe.named_models()
     opened = open_models(names, near)
-    refuse_output(output, [checkpoint.ref for checkpoint in opened.values()], overwrite=overwrite)
+    refuse_output(output, [checkpoint.ref for checkpoint in opened.values()], CHECKPOINT, overwrite=overwrite)
     facts: dict[str, Any] = {"content": recipe.content}
     write_tokens, rows = None, None
     if recipe.vocabulary is not None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.companions import TOKENIZER_STEMS
+from ..checkpoint.output.scratch import Scratch
 from ..errors import MethodError
 from .vocabulary import Tokens, vocabulary_rows
 
@@ -79,9 +79,9 @@ def union(tokenizers: Sequence[Any], vocabularies: Sequence[Mapping[str, int]], 
 def _extended(tokenizer: Any, new: Sequence[Any]) -> OutputTokens:
     from transformers import AutoTokenizer
 
-    with tempfile.TemporaryDirectory() as folder:  # the given one stays as it is
-        tokenizer.save_pretrained(folder)
-        extended = AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True)
+    with Scratch() as scratch:  # the given one stays as it is
+        tokenizer.save_pretrained(scratch.folder)
+        extended = AutoTokenizer.from_pretrained(scratch.folder, use_fast=True, local_files_only=True)
     for token in new:
         extended.add_tokens(token)
 

@@ -17,6 +17,7 @@ from typing import Any, final
 import numpy as np
 
 from ..checkpoint import Source
+from ..checkpoint.identity import FileIdentity
 from ..checkpoint.source import Stored
 from ..errors import MethodError
 from ..names import config_values, is_vocabulary
@@ -182,6 +183,10 @@ class AlignedVocabulary(Source):
     def fingerprint(self) -> str:
         """The model's own: alignment follows from recipe and tokenizers."""
         return self._own.fingerprint
+
+    def identities(self) -> Mapping[Path, FileIdentity]:
+        """Return the files of all members, whose rows it may have."""
+        return {file: found for other in self._members for file, found in other.checkpoint.identities().items()}
 
     def companions(self) -> Mapping[Path, Path]:
         """Return what the model is shipped with."""

@@ -90,6 +90,12 @@ class Calibration(SampleRun):
         """Whether the general side is measured on the text that ships."""
         return self.protect is None or (isinstance(self.protect, str) and self.protect == SHIPPED)
 
+    def files(self) -> list[Path]:
+        """Return every path that it names: of data, and of statistics."""
+        given = [self.hessian, self.data, None if self.protects_shipped else self.protect]
+        several = [one for each in given for one in (each if isinstance(each, (list, tuple)) else [each])]
+        return [Path(one) for one in several if isinstance(one, (str, Path))]
+
     def of_general(self) -> Calibration:
         """Return the same for the general side: what it is measured on, or its statistics."""
         protect = None if self.protects_shipped else self.protect

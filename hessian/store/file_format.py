@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +18,10 @@ from typing import Any
 import numpy as np
 
 from ...fusion.arithmetic.curvature import Curvature
+from ...fusion.checkpoint.output.guard import Kind
+from ...fusion.checkpoint.output.workspace import told
 from ...fusion.checkpoint.safetensors_file import SafetensorsFile
-from ...fusion.errors import CheckpointError, CurvatureError, OutputError
+from ...fusion.errors import CheckpointError, CurvatureError
 from .provenance import Provenance
 
 FORMAT = 2  # 1 had Σx·xᵀ in float64, once a tensor
@@ -63,7 +64,7 @@ def _header(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes
 def write(
     path: Path, curvatures: Mapping[str, Curvature], provenance: Provenance, why_missing: Mapping[str, str]
 ) -> None:
-    """Write the file beside its place, then rename it there."""
+    """Write the file, at once to the name that is given."""
     arrays, shared = _arrays(curvatures)
     about = {
         "format": FORMAT,
@@ -73,21 +74,22 @@ def write(
         "why_missing": dict(why_missing),
     }
     header = _header(about, arrays)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with told(path), path.open("wb") as stream:
+        stream.write(len(header).to_bytes(8, "little"))
+        stream.write(header)
+        for array in arrays.values():
+            stream.write(array.data)
+
+
+def is_ours(file: Path) -> bool:
+    """Return whether a file holds statistics that sculpt wrote."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as stream:
-            stream.write(len(header).to_bytes(8, "little"))
-            stream.write(header)
-            for array in arrays.values():
-                stream.write(array.data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write `{path}`: {error.strerror or error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
+        return KEY in SafetensorsFile(file).metadata
+    except CheckpointError:
+        return False
+
+
+STATISTICS = Kind(name="file of statistics", is_folder=False, is_ours=is_ours)
 
 
 def _about(path: Path, opened: SafetensorsFile) -> tuple[Provenance, dict[str, int], dict[str, str], dict[str, str]]:

@@ -22,6 +22,7 @@ from ...names import tied_source
 from ...ref import ModelRef
 from ..bytes_of import as_bytes
 from ..companions import files_of_tokenizer
+from ..identity import FileIdentity, identities
 from ..source import Source, Stored
 from ..tensor_file import open_file
 from ..tensor_info import TensorInfo
@@ -45,6 +46,7 @@ class AdapterSource(Source):
 
     def __init__(self, ref: ModelRef, base: Source) -> None:
         path = ref.path
+        self._identities = identities([path / ADAPTER_CONFIG])
         self.adapter_config = AdapterConfig.read(path)
         weights = _weights_of(path)
         self.ref, self._base, self.folder = ref, base, base.folder
@@ -68,6 +70,10 @@ class AdapterSource(Source):
     def config(self) -> dict[str, Any] | None:
         """The base's `config.json`."""
         return self._base.config
+
+    def identities(self) -> Mapping[Path, FileIdentity]:
+        """Return the adapter's files, and the base's."""
+        return {**self._base.identities(), **self._identities, self._file.file: self._file.identity}
 
     def companions(self) -> dict[Path, Path]:
         """Return what the base is shipped with, but for a tokenizer or processor of the adapter's own."""
