@@ -91,8 +91,10 @@ def _narrowed(word: str) -> typer.Typer:
 def main() -> None:
     """Run the command line; the process ends here."""
     from ..fusion.errors import SculptError
+    from .bus_error import end_with_a_sentence
     from .console import print_error, say
 
+    end_with_a_sentence()
     for name in ("SIGINT", "SIGTERM"):
         signal.signal(getattr(signal, name), _interrupt)
     try:

@@ -142,6 +142,11 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip(".")
 
 
+def cannot_read(error: OSError, path: Path) -> CheckpointError:
+    """Return the error of the file system, met while an input was read, as ours."""
+    return CheckpointError(f"cannot read `{path}`: {error.strerror or error}")
+
+
 def os_error(error: OSError, path: Path) -> OutputError:
     """Return the error of the file system as ours."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

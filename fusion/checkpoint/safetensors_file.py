@@ -17,7 +17,7 @@ import numpy as np
 
 from ..dtypes import DTYPES
 from ..errors import CheckpointError
-from .identity import FileIdentity
+from .identity import FileIdentity, refuse_changed
 from .pages import drop
 from .tensor_info import TensorInfo
 
@@ -111,8 +111,12 @@ class SafetensorsFile:
 
     def _mapped(self) -> mmap.mmap:
         if self._map is None:
-            with self.file.open("rb") as stream:
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            try:
+                with self.file.open("rb") as stream:
+                    self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:
+                refuse_changed({self.file: self.identity})
+                raise CheckpointError(f"cannot read `{self.file}`: {error}") from error
             if hasattr(mmap, "MADV_SEQUENTIAL"):  # reads ahead: three times as fast from a cold disk
                 self._map.madvise(mmap.MADV_SEQUENTIAL)
         return self._map

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, cannot_read
 from ..ref import ModelRef
 from .bytes_of import as_bytes
 from .identity import FileIdentity, refuse_changed
@@ -149,6 +149,17 @@ class Source(ABC):
                     streams[file].seek(first)
                     digest.update(streams[file].read(last - first))
         return f"xxh3-128:{digest.hexdigest()}"
+
+
+@contextmanager
+def reading(sources: Sequence[Source]) -> Iterator[None]:
+    """Tell errors of the file system while models are read: a file that has changed, or that cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        for source in sources:
+            source.refuse_changed()
+        raise cannot_read(error, Path(error.filename or sources[0].path)) from error
 
 
 def _samples(info: TensorInfo) -> Iterator[tuple[int, int]]:

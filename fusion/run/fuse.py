@@ -19,6 +19,7 @@ from ..checkpoint.output.folder_sink import FolderSink
 from ..checkpoint.output.guard import CHECKPOINT, refuse_output
 from ..checkpoint.output.layout import Layout, OutputTensor, make_layout
 from ..checkpoint.output.workspace import beside
+from ..checkpoint.source import reading
 from ..device import torch_device
 from ..errors import MethodError, OutputError
 from ..methods import Method
@@ -208,6 +209,13 @@ def execute(
     bill = prepared.bill(backend)
     if bill.whole:  # what is seen whole comes and goes in large blocks
         return_large_blocks()
+    sources = (plan.base, *plan.tuned)
+
+    def check() -> None:
+        for source in sources:
+            source.refuse_changed()
+        refuse_changed()
+
     sink = FolderSink(
         prepared.output,
         prepared.layout,
@@ -216,8 +224,8 @@ def execute(
         new_digest=DIGESTS[settings.digest],
         buffers=backend.threads + 4,
     )
-    inputs = InputDigests((plan.base, *plan.tuned), plan.steps, settings.digest)
-    with closing(inputs), sink:
+    inputs = InputDigests(sources, plan.steps, settings.digest)
+    with reading(sources), closing(inputs), sink:
         context = Context(
             plan=plan,
             curvature=curvature if isinstance(curvature, Mapping) else None,
@@ -233,6 +241,7 @@ def execute(
             records = run(plan.steps, context, progress=progress)
         else:
             records = run_as_measured(context, curvature, progress=progress)
+        check()
         outputs = [
             FileRecord(
                 name=shard.file_name,
@@ -251,9 +260,7 @@ def execute(
             outputs=outputs,
             records=records,
         )
-        for source in (plan.base, *plan.tuned):
-            source.refuse_changed()
-        refuse_changed()
+        check()
         sink.commit(lambda folder: _add_files(folder, prepared, manifest))
     return manifest
 

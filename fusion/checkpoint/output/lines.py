@@ -20,7 +20,7 @@ def _digest(text: str) -> str:
 def read_lines(file: Path) -> list[dict[str, Any]]:
     """Return the entries of a journal up to the first line that is not as it was written; none of a missing one."""
     try:
-        lines = file.read_bytes().split(b"\n")
+        *lines, _cut = file.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
     entries: list[dict[str, Any]] = []
