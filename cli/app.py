@@ -25,6 +25,7 @@ from . import (
     lora_train,
     merge,
     report,
+    status,
     sweep,
     verify,
 )
@@ -41,7 +42,7 @@ app = typer.Typer(
 FAMILIES = {
     "Repair": (fuse, calibrate, demo),
     "Choose a strength": (bound, evaluate, sweep),
-    "Look and check": (inspect, verify, report),
+    "Look and check": (inspect, verify, status, report),
     "Merge several": (merge, lora),
     "Train without forgetting": (lora_train, lora_sparse),
 }

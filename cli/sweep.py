@@ -125,14 +125,13 @@ def sweep(
     from ..api import prepare_fuse
     from ..evaluate.choice import Pick
     from ..evaluate.live_fuse import LiveFuse, held_curvature
-    from ..evaluate.points import SWEEP
     from ..evaluate.resume import KnownPoints, files_of
     from ..evaluate.strengths import Family, parse_grid
     from ..evaluate.suite import read_suite
     from ..evaluate.sweep import Grid, run_sweep
     from ..fusion.checkpoint import find_model
     from ..fusion.checkpoint.identity import digest_of_data
-    from ..fusion.checkpoint.output.guard import refuse_output
+    from ..fusion.checkpoint.output.guard import SWEEP, refuse_output
     from ..fusion.checkpoint.output.workspace import Workspace, told
     from ..fusion.errors import MethodError
     from ..fusion.run.fuse import resume_facts
@@ -237,6 +236,7 @@ def _write_results(folder: Path, swept: Sweep, content: dict[str, object]) -> No
     import json
 
     from ..evaluate.charts import draw
+    from ..fusion.checkpoint.output.guard import SWEEP_RECORD
     from ..fusion.errors import ModelError
     from .console import say
 
@@ -246,7 +246,7 @@ def _write_results(folder: Path, swept: Sweep, content: dict[str, object]) -> No
     except ModelError as error:
         say(f"note: {error.message}; {error.hint}")
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
-    (folder / "sweep.json").write_text(text + "\n", encoding="utf-8")
+    (folder / SWEEP_RECORD).write_text(text + "\n", encoding="utf-8")
 
 
 def _write_model(live: LiveFuse, best: Point, provenance: dict[str, object] | None, output: Path) -> None:

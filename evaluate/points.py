@@ -9,13 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..fusion.arithmetic.two_sided import Protection
-from ..fusion.checkpoint.output.guard import folder_kind
 from ..fusion.methods import Method
 from .choice import Pick
 from .evaluate import SuiteScores
 from .live_fuse import Distance
-
-SWEEP = folder_kind("sweep", "sweep.json")
 
 
 @dataclass(frozen=True, kw_only=True)

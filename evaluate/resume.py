@@ -11,14 +11,12 @@ from typing import Any, final
 
 from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.checkpoint.output.lines import Lines, read_lines
-from ..fusion.checkpoint.output.workspace import Workspace, told
+from ..fusion.checkpoint.output.workspace import JOURNAL, Workspace, told
 from ..fusion.methods import Method
 from .evaluate import SuiteScores, TaskScore
 from .live_fuse import BlockStrengths, Distance
 from .points import Point
 from .suite import Harness, Suite
-
-POINTS = "points"
 
 
 @final
@@ -31,8 +29,9 @@ class KnownPoints:
     """
 
     def __init__(self, workspace: Workspace, facts: Mapping[str, Any]) -> None:
-        file = workspace.folder / POINTS
-        first = {"fingerprint": hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()}
+        file = workspace.folder / JOURNAL
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+        first = {"fingerprint": digest, "unit": "points"}
         with told(file):
             entries = read_lines(file)
             if entries[:1] != [first]:

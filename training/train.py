@@ -18,10 +18,10 @@ from ..data.encoding import Encoder
 from ..data.rows import open_rows
 from ..fusion.checkpoint import Checkpoint, Source
 from ..fusion.checkpoint.identity import digest_of_data
-from ..fusion.checkpoint.output.guard import refuse_output
-from ..fusion.checkpoint.output.workspace import Workspace
+from ..fusion.checkpoint.output.guard import ADAPTER, refuse_output
+from ..fusion.checkpoint.output.workspace import CHECKPOINTS, Workspace
 from ..fusion.errors import ModelError
-from ..fusion.lora.write import ADAPTER, entries_of_base, publish_adapter
+from ..fusion.lora.write import entries_of_base, publish_adapter
 from ..fusion.progress import Progress, silent
 from ..hessian.parallel import from_first, join
 from ..live.devices import compute_dtype, pick_device
@@ -33,7 +33,7 @@ from .settings import AdapterMethod, Schedule, split
 from .terms import QKV, ConflictTerm, L2Term, OrthogonalTerm, Term
 from .trainer import add_term
 from .watcher import Watcher, may_fail
-from .work import CHECKPOINTS, settle
+from .work import settle
 
 LR_WARMUP = 0.03
 LOG_STEPS, LOGGED = 10, 20  # every ten steps, or so often that there are twenty

@@ -10,11 +10,10 @@ from typing import Any
 from ..fusion.checkpoint.identity import digest_of_data
 from ..fusion.checkpoint.output.disk import sync, sync_tree
 from ..fusion.checkpoint.output.lines import line_of, read_lines
-from ..fusion.checkpoint.output.workspace import MARK, told
+from ..fusion.checkpoint.output.workspace import CHECKPOINTS, MARK, told
 from ..fusion.errors import OutputError, Way
 
 PLAN = "plan"  # what is being trained
-CHECKPOINTS = "checkpoints"
 WHOLE = "sculpt-whole"  # in a checkpoint: the digests of its files, once all of it was written
 
 

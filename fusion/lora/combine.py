@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import Source, open_checkpoint
-from ..checkpoint.output.guard import refuse_output
+from ..checkpoint.output.guard import ADAPTER, refuse_output
 from ..errors import CheckpointError, MethodError
 from .modules import Factors, Module, OpenAdapter, Place
 from .truncated_svd import Truncated, of_product
-from .write import ADAPTER, config_of, tensors_of, write_adapter
+from .write import config_of, tensors_of, write_adapter
 
 
 @dataclass(frozen=True, kw_only=True)

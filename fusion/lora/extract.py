@@ -18,7 +18,7 @@ from ..arithmetic.matrices import Matrices
 from ..arithmetic.passes import Finding, Reduction
 from ..arithmetic.random import tensor_key
 from ..checkpoint import Source, TensorInfo, open_checkpoint
-from ..checkpoint.output.guard import refuse_output
+from ..checkpoint.output.guard import ADAPTER, refuse_output
 from ..errors import CheckpointError, MismatchError, NonFiniteError, Way
 from ..methods import Method
 from ..names import align
@@ -30,7 +30,7 @@ from .combine import AdapterReport, LayerReport, check_rank
 from .layers import Layer, layers_of, refuse_tied
 from .modules import Factors, Module
 from .truncated_svd import Truncated, of_matrix
-from .write import ADAPTER, config_of, entries_of_base, tensors_of, write_adapter
+from .write import config_of, entries_of_base, tensors_of, write_adapter
 
 BLOCK_ELEMENTS = 1 << 20  # of δ at once
 Rest = Literal["save", "drop"]

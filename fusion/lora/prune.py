@@ -14,13 +14,13 @@ import numpy as np
 
 from ..checkpoint.adapter.config import ADAPTER_CONFIG
 from ..checkpoint.json_file import read_json
-from ..checkpoint.output.guard import refuse_output
+from ..checkpoint.output.guard import ADAPTER, refuse_output
 from ..errors import MethodError
 from ..methods.checks import fraction
 from ..methods.tailor import largest
 from .density import adapter_density
 from .pairs import LoneAdapter
-from .write import ADAPTER, write_adapter
+from .write import write_adapter
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,11 @@ import numpy as np
 from safetensors.numpy import save
 
 from ..checkpoint.adapter.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from ..checkpoint.output.guard import folder_kind
+from ..checkpoint.output.guard import ADAPTER, ADAPTER_RECORD
 from ..checkpoint.output.workspace import Workspace, told
 from ..ref import ModelRef
 from .modules import Factors, Module
 
-RECORD = "sculpt-adapter.json"  # how it was made
-ADAPTER = folder_kind("adapter", RECORD)
 T = TypeVar("T")
 
 
@@ -106,6 +104,6 @@ def _fill(
     folder.mkdir()
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
     (folder / ADAPTER_WEIGHTS[0]).write_bytes(save(contiguous, metadata={"format": "pt"}))
-    for name, content in ((ADAPTER_CONFIG, config), (RECORD, record)):
+    for name, content in ((ADAPTER_CONFIG, config), (ADAPTER_RECORD, record)):
         text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
         (folder / name).write_text(text + "\n", encoding="utf-8")

@@ -19,12 +19,11 @@ from torch import Tensor
 from ...fusion.checkpoint.output.checked import DamagedError, digest_of, read_checked, write_checked
 from ...fusion.checkpoint.output.disk import sync, sync_all
 from ...fusion.checkpoint.output.lines import line_of, read_lines
-from ...fusion.checkpoint.output.workspace import MARK, Workspace, told
+from ...fusion.checkpoint.output.workspace import MARK, STATE, Workspace, told
 from ..measure.statistics import ParameterStatistics
 from ..store.gram_store import GramStore, LostError
 from .tape import Event, Handle, Tape
 
-STATE = "state.json"
 GRAMS = "grams.bin"
 
 

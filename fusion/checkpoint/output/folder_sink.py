@@ -23,9 +23,8 @@ from .layout import Layout
 from .lines import Lines, read_lines
 from .output_file import SEGMENT, OutputFile
 from .sink import Sink
-from .workspace import Workspace, told
+from .workspace import JOURNAL, Workspace, told
 
-JOURNAL = "journal.jsonl"
 SYNC_BYTES = 1 << 28  # of a file are written before the disk is asked to keep up
 
 
@@ -81,7 +80,8 @@ class FolderSink(Sink):
 
     def _open(self) -> None:
         journal = self._workspace.folder / JOURNAL
-        first, entries = {"fingerprint": self._fingerprint, "tensors": len(self._layout.tensors)}, read_lines(journal)
+        first = {"fingerprint": self._fingerprint, "of": len(self._layout.tensors), "unit": "tensors"}
+        entries = read_lines(journal)
         if entries[:1] != [first]:  # another run's files, or none whose journal can be believed
             self._workspace.empty()
             entries = []

@@ -51,7 +51,11 @@ def file_kind(name: str, *beginnings: bytes) -> Kind:
     return Kind(name=name, is_folder=False, is_ours=is_ours)
 
 
+ADAPTER_RECORD = "sculpt-adapter.json"  # how an adapter was made
+SWEEP_RECORD = "sweep.json"
 CHECKPOINT = folder_kind("checkpoint", OWN_MARK)
+ADAPTER = folder_kind("adapter", ADAPTER_RECORD)
+SWEEP = folder_kind("sweep", SWEEP_RECORD)
 
 
 def refuse_output(
@@ -91,13 +95,15 @@ def refuse_inputs(output: Path, inputs: Iterable[Asked]) -> None:
             source = find_model(asked).path.resolve()
         except CheckpointError:
             continue  # it is nowhere, which is told when it is to be read
-        for place in (output.resolve(), beside(output).resolve()):
-            if place == source or _same_file(place, source):
-                raise OutputError(f"the output `{output}` is the input `{asked}`")
-            if source in place.parents:
-                raise OutputError(f"the output `{output}` lies inside the input `{asked}`")
-            if place in source.parents:
-                raise OutputError(f"the output `{output}` contains the input `{asked}`")
+        place, workspace = output.resolve(), beside(output).resolve()
+        if place == source or _same_file(place, source):
+            raise OutputError(f"the output `{output}` is the input `{asked}`")
+        if source in place.parents:
+            raise OutputError(f"the output `{output}` lies inside the input `{asked}`")
+        if place in source.parents:
+            raise OutputError(f"the output `{output}` contains the input `{asked}`")
+        if workspace == source or workspace in source.parents or _same_file(workspace, source):
+            raise OutputError(f"the output `{output}` would be put together in `{workspace}`, where `{asked}` lies")
 
 
 def _same_file(first: Path, second: Path) -> bool:

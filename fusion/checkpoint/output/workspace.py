@@ -4,7 +4,9 @@
     out.partial/output…                  what becomes `out`, a file or a folder
     out.partial/committing               which file or folder is about to become `out`
     out.partial/replaced                 the former `out`, where names cannot be swapped at once
-    out.partial/…                        journals, from which a killed run goes on
+    out.partial/journal.jsonl            of a fuse or a sweep: what is done, a line each
+    out.partial/state.json               of a calibration: the last unit that is done, with digests of files beside it
+    out.partial/checkpoints              of a training
 
 What is there when a run is killed is put right by the next one: if `out` is what `committing` says, nothing is left to
 do but to remove the folder; if there is no `out`, the former one gets its name back.
@@ -35,9 +37,13 @@ except ImportError:  # Windows
 logger = logging.getLogger(__name__)
 
 MARK = "sculpt-unfinished.json"
+NEW_MARK = f"{MARK}.tmp"
 COMMITTING = "committing"
 REPLACED = "replaced"
 SUFFIX = ".partial"
+JOURNAL = "journal.jsonl"
+STATE = "state.json"
+CHECKPOINTS = "checkpoints"
 MOST_TRIES = 64  # to lock a folder that others make and remove
 
 
@@ -74,10 +80,16 @@ def lock(folder: Path) -> int | None:
 
 
 def is_marked(folder: Path) -> bool:
-    """Return whether a folder is one of ours, or an empty one, in which nothing can be lost."""
+    """Return whether a folder is one of ours, or holds nothing that could be lost."""
     if folder.is_symlink() or not folder.is_dir():
         return False
-    return (folder / MARK).is_file() or not any(folder.iterdir())
+    return (folder / MARK).is_file() or {path.name for path in folder.iterdir()} <= {NEW_MARK}
+
+
+def workspaces_of(shared: Path) -> list[Path]:
+    """Return the workspace that runs share, if it is there, and those of runs that had no locks."""
+    own = sorted(shared.parent.glob(f"{_escaped(shared.name)}.*"))
+    return [folder for folder in (shared, *own) if folder.is_dir()]
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -168,7 +180,7 @@ class Workspace:
         with suppress(OSError):
             shared.rmdir()  # it was made to be locked
         self.folder = shared.with_name(f"{shared.name}.{secrets.token_hex(4)}")
-        for other in [shared, *sorted(shared.parent.glob(f"{_escaped(shared.name)}.*"))]:
+        for other in workspaces_of(shared):
             if is_marked(other) and is_gone(read_mark(other)):
                 with suppress(OSError):  # of several that want it one gets it
                     other.rename(self.folder)
@@ -179,10 +191,12 @@ class Workspace:
     def _mark(self) -> None:
         if self._made_by is None:
             return
-        new = self.folder / f"{MARK}.tmp"
+        new = self.folder / NEW_MARK
         content = {"output": self.output.name, "made by": self._made_by, **this_process()}
         new.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        disk.sync(new)
         new.replace(self.folder / MARK)
+        disk.sync(self.folder)  # lest a power cut leaves journals in a folder that is nobody's
 
     def _repair(self) -> None:
         """Put right what a run left that was killed while it gave the output its name."""
@@ -265,8 +279,7 @@ class Workspace:
                 self._descriptor = None
 
     def _holds_something(self) -> bool:
-        own = (MARK, f"{MARK}.tmp")
-        return any(path.name not in own for path in self.folder.iterdir())
+        return any(path.name not in (MARK, NEW_MARK) for path in self.folder.iterdir())
 
     def _vanish(self) -> None:
         if os.path.lexists(self.folder / REPLACED) and not os.path.lexists(self.output):

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 import sculpt
+from sculpt.fusion.checkpoint import Checkpoint
 from sculpt.fusion.checkpoint.output import disk, workspace
 from sculpt.fusion.checkpoint.output.scratch import Scratch
+from sculpt.fusion.checkpoint.output.status import unfinished
 from sculpt.fusion.checkpoint.output.workspace import COMMITTING, MARK, REPLACED, Workspace, write_file
 from sculpt.fusion.errors import OutputError
 from sculpt.fusion.lora.write import write_adapter
@@ -119,7 +121,7 @@ def test_an_input_that_has_the_name_of_a_workspace_is_left_alone(make_pair: Pair
         shutil.copytree(tuned, model)
         before = files_of(model)
         if name == "out.partial":
-            with pytest.raises(OutputError, match=r"the output `.*out` is the input"):
+            with pytest.raises(OutputError, match=r"would be put together in `.*out\.partial`"):
                 sculpt.fuse(base, model, output=tmp_path / "out", calibration=False)
         else:
             (tmp_path / "out.partial").rename(tmp_path / "elsewhere")
@@ -313,6 +315,33 @@ def test_what_a_kill_leaves_is_put_right_by_the_next_run(renames: str, tmp_path:
             break
     assert status == 0
     assert states == {b"old", b"new"}
+
+
+# What is told.
+
+
+def test_status_tells_what_is_whole_unfinished_running_and_stranded(make_pair: Pair, tmp_path: Path) -> None:
+    base, tuned = make_pair()
+    output, seen = tmp_path / "out", []
+
+    def stop(_done: int, _total: int, _name: str) -> None:
+        seen.extend(unfinished(output))
+        if len(seen) == 3:
+            raise Stop
+
+    assert unfinished(output) == []
+    with pytest.raises(Stop):
+        sculpt.fuse(base, tuned, output=output, method=Dare(), calibration=False, progress=stop)
+    assert all(one.is_running and one.made_by == "fuse" for one in seen)
+    (left,) = unfinished(output)
+    assert (left.is_running, left.done, left.holds_former) == (False, "3 of 10 tensors", False)
+    sculpt.fuse(base, tuned, output=output, method=Dare(), calibration=False)
+    assert unfinished(output) == []
+    with Workspace(output, made_by="fuse") as space:
+        output.rename(space.folder / REPLACED)
+        assert [one.holds_former for one in unfinished(output)] == [True]
+    workspace.repair(output)
+    assert Checkpoint(output).tensors
 
 
 # What is left.
