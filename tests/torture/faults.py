@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import atexit
 import errno
+import importlib
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -134,9 +137,20 @@ def run(folder: Path, argv: list[str], mode: Mode = "count", point: int = -1, st
     if not child:
         _run_here(folder, argv, Faults(root=folder.parent, mode=mode, point=point, tally=tally, store=store), stderr)
     _, status = os.waitpid(child, 0)
+    if mode == "count" and (folder.parent / "modules").exists():
+        _import_here((folder.parent / "modules").read_text().split())
     return Outcome(
         code=os.waitstatus_to_exitcode(status), stderr=stderr.read_text(), events=int(tally.read_text() or 0)
     )
+
+
+def _import_here(names: list[str]) -> None:
+    """Import what the command imported, so that the next one need not."""
+    for name in names:
+        if name not in sys.modules and not name.startswith("_"):
+            with suppress(Exception), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                importlib.import_module(name)
 
 
 def _run_here(folder: Path, argv: list[str], faults: Faults, stderr: Path) -> None:
@@ -162,6 +176,8 @@ def _run_here(folder: Path, argv: list[str], faults: Faults, stderr: Path) -> No
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if faults.mode == "count":
+            (faults.root / "modules").write_text("\n".join(sys.modules))
         atexit._run_exitfuncs()  # pyright: ignore[reportAttributeAccessIssue]
         os.write(descriptor, str(faults.count).encode())
     except BaseException:

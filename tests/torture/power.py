@@ -49,10 +49,13 @@ def cut_power(folder: Path, before: Before, loss: Loss) -> None:
         contents = {**kept, **content}
     else:
         contents = {**{number: bytes(len(found)) for number, found in content.items()}, **kept}
-    after = folder.with_name(folder.name + "-after")
-    _make(after, before.root, names, contents)
-    shutil.rmtree(folder)
-    after.rename(folder)
+    numbers = {path: path.stat().st_ino for path in folder.rglob("*")}
+    held = folder.with_name(folder.name + "-held")
+    held.mkdir()
+    for path in sorted(numbers, reverse=True):  # what lies in a folder before the folder: each keeps its number
+        path.rename(held / str(numbers[path]))
+    _fill(folder, before.root, held, names, contents)
+    shutil.rmtree(held)
 
 
 def _synced_names(store: Path) -> Tree:
@@ -63,10 +66,13 @@ def _synced_names(store: Path) -> Tree:
     return found
 
 
-def _make(path: Path, number: int, names: Tree, contents: dict[int, bytes]) -> None:
-    if number in names:
-        path.mkdir()
-        for name, inner in names[number].items():
-            _make(path / name, inner, names, contents)
-    else:
-        path.write_bytes(contents.get(number, b""))
+def _fill(folder: Path, number: int, held: Path, names: Tree, contents: dict[int, bytes]) -> None:
+    for name, inner in names[number].items():
+        place = folder / name
+        if (held / str(inner)).exists():
+            (held / str(inner)).rename(place)
+        if inner in names:
+            place.mkdir(exist_ok=True)
+            _fill(place, inner, held, names, contents)
+        elif not place.exists() or place.read_bytes() != contents.get(inner, b""):
+            place.write_bytes(contents.get(inner, b""))

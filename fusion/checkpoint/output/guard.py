@@ -10,6 +10,7 @@ from pathlib import Path
 from ...errors import CheckpointError, OutputError, Way
 from ...ref import Asked, find_model
 from ..companions import OWN_MARK
+from .scratch import clear_scratch
 from .workspace import beside, refuse_foreign, repair
 
 REPLACED = Way(option="overwrite", effect="replaces it")
@@ -73,6 +74,7 @@ def refuse_output(
     if kind.is_folder and output.suffix == ".safetensors":
         raise OutputError(f"the output `{output}` must be a folder", hint="leave out `.safetensors`")
     refuse_inputs(output, inputs)
+    clear_scratch()
     repair(output)
     refuse_foreign(beside(output))
     if output.is_symlink():

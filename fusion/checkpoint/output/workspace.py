@@ -220,7 +220,8 @@ class Workspace:
             self._empty()
 
     def _empty(self) -> None:
-        for path in self.folder.iterdir():
+        # Last what says that the output is in its place: without it, the rest would look like a run to go on from.
+        for path in sorted(self.folder.iterdir(), key=lambda path: path.name == COMMITTING):
             if path.name != MARK:
                 _remove(path)
 
