@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MERGEKIT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sculpt/mergekit
 
-.PHONY: demo test check bench mergekit-venv clean help
+.PHONY: demo test check torture bench mergekit-venv clean help
 
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -20,11 +20,16 @@ demo: .venv/ready  ## Fine-tune a real model, repair it, and compare: about six 
 test: .venv/ready $(MERGEKIT)/ready  ## Run every test, those of agreement with mergekit included
 	$(BIN)/python -m pytest -q -n auto
 
-check: .venv/ready  ## Lint, check types and the direction of imports
+check: .venv/ready  ## Lint (the release workflow too), check types and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+	$(BIN)/actionlint docs/release-workflow.yml
+
+torture: .venv/ready  ## Attack every reader and break every writer at every file event: hours; docs/guarantees.md has counts
+	$(BIN)/python tests/attacks/fuzz.py --seconds 600
+	SCULPT_TORTURE=1 $(BIN)/python -m pytest -q -s -n 0 tests/torture
 
 bench: .venv/ready  ## Measure the fuse against the disk and against mergekit
 	$(BIN)/python benchmarks/fuse.py

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
-from itertools import zip_longest
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .fusion.arithmetic.curvature import Curvature, Curvatures, digest_of_curvature
+import numpy as np
+
+from .fusion.arithmetic.curvature import UNMEASURED, Curvature, Curvatures, digest_of_curvature
+from .fusion.arithmetic.general_sides import weighted_sum
 from .fusion.arithmetic.two_sided import counted_together
 from .fusion.checkpoint import ModelRef, Source
 from .fusion.checkpoint.identity import identities, refuse_changed
@@ -17,11 +20,13 @@ from .fusion.checkpoint.output.guard import refuse_inputs
 from .fusion.errors import CurvatureError, MethodError, Way
 from .fusion.progress import Progress, silent
 from .fusion.record.manifest import file_digest
-from .fusion.run.calibration import STATISTICS, Calibration, SampleRun
+from .fusion.run.calibration import FROM_DELTA, GENERAL, STATISTICS, Calibration, SampleRun
 from .fusion.run.diff import changed_outputs
 from .fusion.run.fuse import Prepared
 
 if TYPE_CHECKING:
+    from .fusion.arithmetic.two_sided import Protection
+    from .fusion.methods import Method
     from .hessian.session import Session
 
 
@@ -54,6 +59,7 @@ class MeasuredModel:
         wanted: Names of the tensors to measure, or None for all.
         full: Whether Σ x·xᵀ is wanted, not the diagonal alone.
         purpose: What wants it.
+        weight: Of its means, where those of several sides are added up.
     """
 
     checkpoint: Source
@@ -62,6 +68,7 @@ class MeasuredModel:
     wanted: frozenset[str] | None
     full: bool
     purpose: str
+    weight: float = 1.0
 
     @property
     def role(self) -> str:
@@ -89,48 +96,89 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
     Raises:
         CurvatureError: The statistics belong to another model.
     """
-    protects = prepared.settings.protection is not None
-    if protects and not calibration.enabled:
+    protection = prepared.settings.protection
+    if protection is not None and not calibration.enabled:
         raise MethodError("a protection wants statistics, so a fuse without calibration has no place for it")
-    if not calibration.enabled or not (protects or prepared.method.uses_curvature):
+    if not calibration.enabled or not (protection is not None or prepared.method.uses_curvature):
+        if calibration.data is not None or calibration.hessian is not None:
+            raise MethodError(
+                f"samples and statistics have no effect on {prepared.method.title} where no base is protected",
+                hint="its deltas do not depend on what a model's inputs are",
+            )
         yield Statistics(curvature=None, provenance=None, why_missing=dict)
         return
     names = _names(prepared)
     refuse_inputs(prepared.output, calibration.files())
     before = identities(file for file in calibration.files() if file.suffix == STATISTICS)
-    models = _models(prepared, names)
     options = calibration.of_tuned(len(prepared.plan.tuned))
-    if protects:
-        options.append(calibration.of_general())
-        _refuse_same_samples(options)
+    general = calibration.of_general() if protection is not None else []
+    if protection is None:
+        _refuse_idle_delta(options)
+    else:
+        _refuse_useless_target(protection, prepared.method, options, general)
+    # Without samples the delta stands in for a tuned model's.
+    measured = [(k, 1.0, own) for k, own in enumerate(options, start=1) if protection is None or own.has_samples]
+    measured += [(0, side.weight, own) for side, own in zip(calibration.sides, general, strict=False)]
+    models = _models(prepared, names, [(place, weight) for place, weight, _ in measured])
     shares = _Shares(progress, len(models))
     with ExitStack() as stack:
         found = [
             _measured(model, own, shares.of(k), stack, prepared.settings.digest)
-            for k, (model, own) in enumerate(zip(models, options, strict=True))
+            for k, (model, (_, _, own)) in enumerate(zip(models, measured, strict=True))
         ]
         yield Statistics(
             curvature=_by_output(prepared, names, models, found),
-            provenance=_provenance(found, len(prepared.plan.tuned)),
+            provenance=_provenance(models, found, len(prepared.plan.tuned)),
             why_missing=found[0].why_missing,
             refuse_changed=lambda: refuse_changed(before),
         )
 
 
-def _refuse_same_samples(options: Sequence[Calibration]) -> None:
-    """Refuse a target that is measured on the general samples: both curvatures are then alike, whatever the task is.
+def _refuse_idle_delta(options: Sequence[Calibration]) -> None:
+    if any(not own.has_samples and (own.data is not None or own.hessian is not None) for own in options):
+        raise MethodError(
+            f"`{FROM_DELTA}` stands for the samples of a tuned model only where the base is protected",
+            ways=[Way(option="protect", effect="protects it")],
+        )
+
+
+def _refuse_useless_target(
+    protection: Protection, method: Method, targets: Sequence[Calibration], general: Sequence[Calibration]
+) -> None:
+    """Refuse statistics of the target that are missing, that nothing would use, or that are a general side's own.
 
     Raises:
-        MethodError: The protection would be no more than an interpolation at 1/(1 + λ).
+        MethodError: The last would be no more than an interpolation at 1/(1 + λ), whatever the task is.
     """
-    *targets, general = options
-    for target in targets:
-        measured = target.hessian is None and general.hessian is None
-        if measured and str(target.data) == str(general.data):
-            where = "the text that ships" if general.data is None else f"`{general.data}`"
+    names_samples = Way(option="data", effect="names samples of the target task")
+    by_delta = Way(option="Protection.target", value="delta", effect="lets each delta stand in for them")
+    if not all(target.has_samples for target in targets):
+        if protection.target == "data":
+            raise MethodError(
+                "the target's curvature is to come from its samples, and there are none", ways=[names_samples]
+            )
+        if method.needs_gram:
+            raise MethodError(f"{method.title} wants samples of the target task", ways=[names_samples])
+        if protection.source(UNMEASURED) == "delta" and not protection.needs_gram:
+            raise MethodError(
+                "without samples of the target task a protection wants matrices: the diagonals of a delta tell nothing",
+                ways=[
+                    names_samples,
+                    Way(option="Protection.curvature", value="full", effect="takes the deltas' matrices"),
+                ],
+            )
+    elif not protection.takes_samples and not method.uses_curvature:
+        raise MethodError(
+            f"samples of the target task have no effect where `target` is {protection.target}",
+            options=["Protection.target"],
+        )
+    for target, side in product(targets, general):
+        measured = target.has_samples and target.hessian is None and side.hessian is None
+        if measured and protection.takes_samples and str(target.data) == str(side.data):
+            where = "the general set that ships" if side.data == GENERAL else f"`{side.data}`"
             raise MethodError(
                 f"the target and the base would both be measured on {where}, which protects nothing in particular",
-                ways=[Way(option="data", effect="names samples of the target task")],
+                ways=[names_samples, by_delta],
             )
 
 
@@ -147,14 +195,15 @@ def _names(prepared: Prepared) -> dict[str, tuple[str | None, ...]]:
     return {name: own for name, own in names.items() if name in changed}
 
 
-def _models(prepared: Prepared, names: Mapping[str, tuple[str | None, ...]]) -> list[MeasuredModel]:
-    """Return the models to be measured: the tuned ones, then the base where it is protected."""
+def _models(
+    prepared: Prepared, names: Mapping[str, tuple[str | None, ...]], places: Sequence[tuple[int, float]]
+) -> list[MeasuredModel]:
+    """Return the models to be measured: by their place in a group, with a weight."""
     plan, protection, method = prepared.plan, prepared.settings.protection, prepared.method
     protects = protection is not None and protection.needs_gram
-    full = method.needs_gram or protects
-    places = [*range(1, len(plan.tuned) + 1), *([0] if protection is not None else [])]
+    full = method.needs_gram or (protection is not None and protection.needs_gram and protection.takes_samples)
     models = []
-    for place in places:
+    for place, weight in places:
         checkpoint = (plan.base, *plan.tuned)[place]
         wanted = frozenset(own[place] for own in names.values() if own[place] is not None)
         models.append(
@@ -165,6 +214,7 @@ def _models(prepared: Prepared, names: Mapping[str, tuple[str | None, ...]]) -> 
                 wanted=None if protection is None else wanted,  # pyright: ignore[reportArgumentType]
                 full=full if place else protects,
                 purpose="two-sided curvature" if protects else method.title,
+                weight=weight,
             )
         )
     return models
@@ -226,6 +276,7 @@ def _session(model: MeasuredModel, calibration: Calibration, progress: Progress)
 
     options = CalibrationOptions(
         data=calibration.data,  # pyright: ignore[reportArgumentType] (`of_tuned` made it one)
+        kinds=calibration.protect_kinds if calibration.data == GENERAL else (),
         full=("*",) if model.full else (),
         only_changed=model.base,
         **{field.name: getattr(calibration, field.name) for field in fields(SampleRun)},
@@ -233,13 +284,19 @@ def _session(model: MeasuredModel, calibration: Calibration, progress: Progress)
     return Session(model.checkpoint.ref, options, progress=progress, wanted=model.wanted)
 
 
-def _provenance(found: Sequence[Measured], num_tuned: int) -> dict[str, Any]:
+def _provenance(models: Sequence[MeasuredModel], found: Sequence[Measured], num_tuned: int) -> dict[str, Any]:
     """Return where the statistics come from: of one model as it is, of several by their side."""
-    if len(found) == 1:
-        return found[0].provenance
-    targets = [one.provenance for one in found[:num_tuned]]
-    general = {"general": found[num_tuned].provenance} if len(found) > num_tuned else {}
-    return {"target": targets[0] if num_tuned == 1 else targets, **general}
+    by_place = {model.place: one.provenance for model, one in zip(models, found, strict=True)}
+    targets = [by_place.get(place, {"data": FROM_DELTA}) for place in range(1, num_tuned + 1)]
+    general = [
+        {"weight": model.weight, **one.provenance} for model, one in zip(models, found, strict=True) if not model.place
+    ]
+    if not general:
+        return targets[0] if num_tuned == 1 else {"target": targets}
+    return {
+        "target": targets[0] if num_tuned == 1 else targets,
+        "general": general[0] if len(general) == 1 else general,
+    }
 
 
 def _by_output(
@@ -253,19 +310,27 @@ def _by_output(
     Raises:
         MethodError: Every tensor is looked at before any is fused, with matrices that would all be in memory.
     """
-    counted = counted_together if len(found) > 1 else dict
-    if all(isinstance(one.curvature, Mapping) for one in found):
-        sides = [counted(one.curvature) for one in found if isinstance(one.curvature, Mapping)]
-        return _joined(names, models, sides, len(prepared.plan.tuned) + 1)
     protection, scope = prepared.settings.protection, prepared.method.scope
+    counted = counted_together if len(prepared.plan.tuned) > 1 or protection is not None else dict
+    num_models = len(prepared.plan.tuned) + 1
+    # What is added up is in memory, unlike what is mapped from a file.
+    adds_up = [model.weight for model in models if not model.place] not in ([], [1.0])
+    known = [counted(one.curvature) for one in found if isinstance(one.curvature, Mapping)]
+    if len(known) == len(found) and not adds_up:
+        return _joined(names, models, known, num_models)
     if scope != "tensor" and protection is not None and protection.needs_gram:
         raise MethodError(
             f"a `scope` of {scope} looks at every tensor before any is fused, so the full Hessians of all "
             "would be held in memory",
-            hint="`sculpt calibrate --full '*'` writes both sides' to files; give these as statistics",
+            hint="`sculpt calibrate --full '*'` writes both sides' to files; give one of each as statistics",
         )
-    blocks = [iter([one.curvature]) if isinstance(one.curvature, Mapping) else one.curvature for one in found]
-    return _joined_blocks(names, models, blocks, len(prepared.plan.tuned) + 1, counted)
+    if len(known) == len(found):
+        from .hessian.store.gram_store import by_block
+
+        blocks = ({name: names[name] for name in block} for block in by_block(names))
+        return (_joined(block, models, known, num_models) for block in blocks)
+    parts = [iter([one.curvature]) if isinstance(one.curvature, Mapping) else one.curvature for one in found]
+    return _joined_blocks(names, models, parts, num_models, counted)
 
 
 def _joined(
@@ -275,13 +340,21 @@ def _joined(
     num_models: int,
 ) -> dict[str, Curvatures]:
     """Return each tensor's curvature in every model; a tensor that no model has seen has no entry."""
+    measured = {0, *(model.place for model in models)}
     found: dict[str, Curvatures] = {}
+    grams: dict[Hashable, np.ndarray] = {}
     for name, own in names.items():
-        curvatures: list[Curvature | None] = [None] * num_models
+        seen: list[list[tuple[float, Curvature]]] = [[] for _ in range(num_models)]
         for model, side in zip(models, sides, strict=True):
-            curvatures[model.place] = side.get(own[model.place] or "")
+            curvature = side.get(own[model.place] or "")
+            if curvature is not None:
+                seen[model.place].append((model.weight, curvature))
+        curvatures = tuple(
+            weighted_sum(parts, grams) if parts else None if place in measured else UNMEASURED
+            for place, parts in enumerate(seen)
+        )
         if any(curvature is not None for curvature in curvatures):
-            found[name] = tuple(curvatures)
+            found[name] = curvatures
     return found
 
 

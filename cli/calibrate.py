@@ -9,17 +9,32 @@ import typer
 
 from ..hessian.options import CalibrationOptions
 from .flags import FlagGroup, with_options
-from .options import SIZE, AsJson
+from .options import KINDS, SIZE, AsJson, named_kinds
 
 if TYPE_CHECKING:
     from ..hessian import DiagonalHessian
 
 Tuned = Annotated[Path, typer.Argument(help="The fine-tuned model: a folder that transformers can load.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+
+
+def _only_one(given: list[Path] | None) -> Path | None:
+    from ..fusion.errors import DataError
+
+    if given and len(given) > 1:
+        raise DataError(
+            f"a model is measured on one set of samples, and there are {len(given)}",
+            hint="`sculpt hessian merge` adds up statistics of several",
+        )
+    return given[0] if given else None
+
+
 CALIBRATION = FlagGroup(
     of=CalibrationOptions,
+    convert={"data": _only_one, "kinds": named_kinds},
     options={
-        "data": Annotated[Path | None, typer.Option("--data")],
+        "data": Annotated[list[Path] | None, typer.Option("--data", metavar="PATH")],
+        "kinds": KINDS,
         "only_changed": Annotated[Path | None, typer.Option(metavar="BASE")],
         "memory": SIZE,
     },
@@ -47,6 +62,8 @@ def calibrate_command(
         sculpt calibrate sft/
 
         sculpt calibrate sft/ --data train.jsonl -o hessian.safetensors --report
+
+        sculpt calibrate base/ --data general --full '*' -o general.safetensors
 
         sculpt calibrate sft/ --data train.jsonl --only-changed base/ --samples 256
 

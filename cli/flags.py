@@ -113,10 +113,10 @@ def _built(group: FlagGroup, values: Mapping[str, Any]) -> Any:
         value, hint = values[parameter], hints[field.name]
         if isinstance(value, str) and takes_numbers(hint):
             value = parse_numbers(value, flag_of(parameter))
-        elif _takes_texts(hint):
-            value = tuple(value or ())
         elif field.name in group.convert:
             value = group.convert[field.name](value)
+        elif _takes_texts(hint):
+            value = tuple(value or ())
         made[field.name] = value
     return group.of(**made)
 

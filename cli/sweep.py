@@ -45,7 +45,9 @@ scored has the bits that `sculpt fuse` would write. Any method's strength can be
 
     sculpt sweep base/ sft/ --suite suite.yaml --gamma 0.3:1.0:0.1
 
-    sculpt sweep base/ sft/ --suite suite.yaml --sparsity 0.8,0.9,0.95 --method adadare --method dare
+    sculpt sweep base/ sft/ --suite suite.yaml --sparsity 0.8,0.9,0.95 --method adadare --method dare --seeds 3
+
+    sculpt sweep base/ sft/ --suite suite.yaml --sparsity 0.5,0.8,0.9 --method tailor --data train.jsonl
 
     sculpt sweep base/ sft/ --suite suite.yaml --gamma auto --pick h-score -o sweep/
 
@@ -63,6 +65,7 @@ class GridOptions:
 
     Attributes:
         sparsity: Drop rates, such as 0.8,0.9,0.95, for methods that drop. Default: the method's own.
+        seeds: How often what is random is drawn and scored, with seeds from --seed on; charts and picks are of means.
         per_block: Try a γ for each block beside one for all, at the same expected distance to the base (AdaDARE-γ).
         pick: Choose and write a model, by h-score, avg or a task; or target>=0.97*tuned, the best `pretrained` within.
     """
@@ -84,6 +87,7 @@ class GridOptions:
             rich_help_panel="What is tried",
         ),
     ] = None
+    seeds: int = 1
     per_block: bool = False
     pick: str | None = None
     protect_weight: Annotated[
@@ -147,6 +151,7 @@ def sweep(
             strengths=None if grid.gamma == "auto" else parse_grid(grid.gamma),
             sparsities=parse_grid(grid.sparsity) if grid.sparsity else (),
             per_block=grid.per_block,
+            seeds=tuple(range(settings.seed, settings.seed + max(1, grid.seeds))),
         ),
         grid.protect_weight,
         protection_of(protection, calibration, set(given) - {"protect_weight"} if calibration.protect else given),
@@ -217,8 +222,10 @@ def sweep(
 
 def _protected(grid: Grid, weights: str, protection: Protection | None, given: Collection[str]) -> Grid:
     """Return the grid with weights of the protection in place of strengths, if the base is to be protected."""
+    from ..api import PROTECTED
     from ..evaluate.strengths import parse_grid
     from ..fusion.errors import MethodError
+    from ..fusion.methods import AdaDare
 
     if protection is None:
         return grid
@@ -227,8 +234,15 @@ def _protected(grid: Grid, weights: str, protection: Protection | None, given: C
     if "gamma" in given and (grid.strengths is None or len(grid.strengths) != 1):
         raise MethodError("with `--protect` its weight is swept, at one `--gamma`")
     strengths = None if weights == "auto" else parse_grid(weights)
+    # As `fuse` does: AdaDARE-γ drops nothing by itself where the base is protected.
+    families = tuple(
+        replace(family, method=replace(family.method, sparsity=PROTECTED.sparsity))
+        if isinstance(family.method, AdaDare) and "sparsity=" not in family.text
+        else family
+        for family in grid.families
+    )
     gamma = grid.strengths[0] if "gamma" in given and grid.strengths else 1.0
-    return replace(grid, strengths=strengths, protection=protection, gamma=gamma)
+    return replace(grid, families=families, strengths=strengths, protection=protection, gamma=gamma)
 
 
 def _write_results(folder: Path, swept: Sweep, content: dict[str, object]) -> None:
@@ -267,14 +281,20 @@ def _write_model(live: LiveFuse, best: Point, provenance: dict[str, object] | No
 
 def show(swept: Sweep, suite: Suite) -> None:
     """Print every point, and the curves as a chart."""
-    from ..evaluate.charts import TITLES, by_strength, shown_measures, terminal_chart
+    from ..evaluate.charts import TITLES, by_strength, pairs_of, shown_measures, terminal_chart
+    from ..evaluate.points import Spot
+    from ..evaluate.tables import with_deviation
     from .console import console, say, table
 
     measures = [name for name in ("target", "pretrained", "avg", "h-score") if name in swept.points[0].scores.measures]
-    rows = [[*_point(point), *(f"{point.scores.measures[name]:.2f}" for name in measures)] for point in swept.points]
+    references = [Spot(points=(point,)) for point in swept.points if point.is_reference]  # of one seed alone
+    rows = [
+        [*_point(spot.first), *(with_deviation(spot.measures[name], spot.deviation(name)) for name in measures)]
+        for spot in (*references, *swept.spots)
+    ]
     table(f"sweep: {suite.name}", ["model", "strength", "dropped", "L1 distance", *measures], rows)
     for measure in shown_measures(swept):
-        chart = terminal_chart(by_strength(swept, measure), x="strength")
+        chart = terminal_chart(pairs_of(by_strength(swept, measure)), x="strength")
         say("")
         say(f"{TITLES[measure]} against strength")
         console.print(chart, markup=False, highlight=False, soft_wrap=True)

@@ -84,7 +84,10 @@ class Encoder:
         """The processor in the model's folder, which handles images with text."""
         from transformers import AutoProcessor
 
-        return self.texts.from_folder(AutoProcessor, "processor")
+        found = self.texts.from_folder(AutoProcessor, "processor")
+        if not hasattr(found, "image_processor"):  # a tokenizer, where there is nothing else
+            raise DataError(f"`{self.folder}` has no processor of images, and its rows hold some")
+        return found
 
     def examples(self, row: Row) -> list[Example]:
         """Return the examples of a row: one, or of running text as many as it fills; none of a row without a token.
@@ -160,10 +163,7 @@ class Encoder:
         for key, kind in READY_MADE.items():
             if key not in row:
                 continue
-            try:
-                inputs[key] = torch.tensor(np.asarray(row.get(key)), dtype=kind)
-            except (TypeError, ValueError) as error:
-                raise DataError(f"`{key}` of {row.what} is no array of numbers") from error
+            inputs[key] = _array(row, key, kind)
             # Patches come as one row each, whatever image they are of; all else lacks the batch axis.
             if not (key == "image_grid_thw" or (key == "pixel_values" and inputs[key].ndim == 2)):
                 inputs[key] = inputs[key].unsqueeze(0)
@@ -228,7 +228,7 @@ class Encoder:
         prompt = row.get("prompt") if "prompt" in row else ""
         if isinstance(prompt, list) or self._has_template:
             self._require_template(row)
-            messages = without_sources(prompt) if isinstance(prompt, list) else [_user(prompt, len(images))]
+            messages = without_sources(row.chat("prompt")) if isinstance(prompt, list) else [_user(prompt, len(images))]
             text = render(self.processor, messages, row.what, add_generation_prompt=True)
         else:
             text = self._with_places(prompt, len(images)) if prompt or self._place else None
@@ -309,6 +309,18 @@ class Encoder:
                 continue
             if int(ids.max()) >= size or int(ids.min()) < 0:
                 raise DataError(f"{what} holds the token {int(ids.max())}, but the model knows {size}")
+
+
+def _array(row: Row, key: str, kind: torch.dtype) -> Tensor:
+    """Return a field that is one sample's input: numbers, whole ones where the input is."""
+    try:
+        found = np.asarray(row.get(key))
+        if found.ndim and found.size and found.dtype.kind in ("iuf" if kind.is_floating_point else "iu"):
+            return torch.tensor(found, dtype=kind)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        pass  # lists of several lengths, text, numbers that no tensor holds
+    wanted = "numbers" if kind.is_floating_point else "whole numbers"
+    raise DataError(f"`{key}` of {row.what} is no array of {wanted}")
 
 
 def _user(prompt: str, num_images: int) -> dict[str, Any]:

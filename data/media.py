@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..fusion.checkpoint.companions import lies_inside
 from ..fusion.errors import DataError
 
 
@@ -30,11 +31,19 @@ def _content(source: Any, folder: Path, what: str, kind: str) -> bytes:
             raise DataError(f"the {kind} of {what} is a damaged data URL") from error
     if "://" in source:
         raise DataError(f"{what} names `{source}`, and sculpt does not use the network", hint="download it first")
-    path = Path(source)
     try:
-        return (path if path.is_absolute() else folder / path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{what} names the {kind} `{source}`: {error.strerror or error}") from error
+        path = folder / source
+        if not lies_inside(path, folder):
+            raise DataError(
+                f"{what} names the {kind} `{source}`, which lies outside `{folder}`",
+                hint="`media` names the folder that rows may read from",
+                options=["media"],
+            )
+        if path.exists() and not path.is_file():
+            raise DataError(f"{what} names the {kind} `{source}`, which is no regular file")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{what} names the {kind} `{source}`: {getattr(error, 'strerror', None) or error}") from error
 
 
 def load_image(source: Any, folder: Path, what: str) -> Any:

@@ -8,6 +8,8 @@ from typing import Any, final
 
 from ..fusion.errors import DataError
 
+MAX_ROW_BYTES = 1 << 26  # pictures within a row included; a tokenizer takes a hundred times as much for what it makes
+
 
 @final
 class Row:
@@ -74,26 +76,34 @@ class Row:
             DataError: They are no lists of messages.
         """
         if "messages" in self:
-            messages = self._messages("messages")
+            messages = self.chat("messages")
             return messages, len(messages) - 1
         if not isinstance(self._content.get("prompt"), list) or "completion" not in self:
             return None
-        prompt, completion = self._messages("prompt"), self._content["completion"]
+        prompt, completion = self.chat("prompt"), self._content["completion"]
         if isinstance(completion, str):
             return [*prompt, {"role": "assistant", "content": completion}], len(prompt)
-        return [*prompt, *self._messages("completion")], len(prompt)
+        return [*prompt, *self.chat("completion")], len(prompt)
 
-    def _messages(self, key: str) -> list[Any]:
+    def chat(self, key: str) -> list[Any]:
+        """Return a field that is messages.
+
+        Raises:
+            DataError: It is something else.
+        """
         value = self._content[key]
-        if not isinstance(value, list) or not value or not all(isinstance(message, Mapping) for message in value):
-            raise DataError(f"`{key}` of {self.what} is no list of messages")
+        if not isinstance(value, list) or not value or not all(map(_is_message, value)):
+            raise DataError(
+                f"`{key}` of {self.what} is no list of messages",
+                hint="each has a `role`, and `content` that is text or parts such as `{type: text, text: …}`",
+            )
         return value
 
     @property
     def images(self) -> list[Any] | None:
         """Its images as they are named, also those within messages; None where it has none, and it is text."""
         images = self._content.get("images", self._content.get("image"))
-        if images is not None:
+        if images not in (None, []):
             return images if isinstance(images, list) else [images]
         # A row of both is read as its `messages`, which then hold the prompt's images too.
         lists = map(self._content.get, ("messages",) if "messages" in self else ("prompt", "completion"))
@@ -110,6 +120,15 @@ class Row:
         """Return the row's prompt with another completion."""
         kept = {key: self._content[key] for key in ("image", "images") if key in self}
         return Row({**kept, "prompt": self.get("prompt"), "completion": completion}, self.what, self.folder)
+
+
+def _is_message(message: Any) -> bool:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        return False
+    content = message.get("content")
+    if isinstance(content, list):
+        return all(isinstance(part, Mapping) and isinstance(part.get("text", ""), str) for part in content)
+    return content is None or isinstance(content, str)
 
 
 def parts_of(message: Any) -> list[Mapping[str, Any]]:

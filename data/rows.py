@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -17,8 +17,10 @@ from typing import Any
 
 import xxhash
 
-from ..fusion.errors import DataError
-from .row import Row
+from ..fusion.errors import DataError, first_line
+from ..fusion.run.calibration import GENERAL
+from . import general
+from .row import MAX_ROW_BYTES, Row
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 DOCUMENT_BREAK = "%%"
@@ -36,6 +38,7 @@ class Rows:
         folder: What paths in rows are relative to.
         documents: Whether rows are running text, which is cut to samples, rather than samples.
         fields: Where the file names a field otherwise: ours to theirs.
+        kinds: Where rows are of several kinds, all of which are to be shared alike: the rows of each.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Rows:
     folder: Path
     documents: bool = False
     fields: Mapping[str, str] = field(default_factory=dict)
+    kinds: Mapping[str, range] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.count
@@ -72,8 +76,13 @@ class Rows:
         return dataclasses.replace(self, count=count, fields=fields)
 
 
-def open_rows(data: Path | str | None) -> Rows:
+def open_rows(data: Path | str | None, media: Path | None = None, kinds: Sequence[str] = ()) -> Rows:
     """Return the rows of a data set; those of the text that ships with sculpt where none is given.
+
+    Args:
+        data: A path, or `general` for the general set that ships.
+        media: The folder that holds what rows name, and that their paths are relative to; that of the data by default.
+        kinds: Which kinds of the general set; all of them where none is named.
 
     Raises:
         DataError: The data are missing, unreadable, empty, or of a kind that is not known.
@@ -82,6 +91,13 @@ def open_rows(data: Path | str | None) -> Rows:
         text = (resources.files("sculpt.configs") / SHIPPED).read_text(encoding="utf-8")
         return _documents(text, name=SHIPPED, folder=Path())
     path = Path(data)
+    if str(data) == GENERAL:
+        if path.exists():
+            raise DataError(
+                f"`{GENERAL}` is the general set that ships, and here a folder too",
+                hint=f"`{path.absolute()}` names the folder",
+            )
+        return _general(general.chosen_kinds(kinds))
     if not path.exists():
         raise DataError(f"`{data}` does not exist")
     if path.is_dir():
@@ -91,10 +107,12 @@ def open_rows(data: Path | str | None) -> Rows:
         if reader is None:
             known = ", ".join(sorted(READERS))
             raise DataError(f"`{data}` is of no known kind", hint=f"known are {known} and folders")
+        if not path.is_file():
+            raise DataError(f"`{data}` is no regular file")
         rows = reader(path)
     if rows.count == 0:
         raise DataError(f"`{data}` is empty")
-    return rows
+    return rows if media is None else dataclasses.replace(rows, folder=media)
 
 
 def chosen(count: int, num_rows: int, seed: int) -> list[int]:
@@ -118,6 +136,27 @@ def drawn(count: int, num_rows: int, seed: int) -> Iterator[int]:
         yield from chosen(num_rows, num_rows, seed)[count:]
 
 
+def _general(kinds: Sequence[str]) -> Rows:
+    texts, ranges = [], {}
+    for kind in kinds:
+        ranges[kind] = range(len(texts), len(texts) + len(general.texts(kind)))
+        texts += general.texts(kind)
+    return Rows(
+        name=GENERAL,
+        count=len(texts),
+        read=lambda number: {"text": texts[number]},
+        folder=Path(),
+        kinds=ranges,
+    )
+
+
+def _too_long(what: str) -> DataError:
+    return DataError(
+        f"{what} is longer than {MAX_ROW_BYTES >> 20} MiB, and a row is held in memory whole",
+        hint=f"cut it into several rows; in a text `{DOCUMENT_BREAK}` on a line of its own begins a new document",
+    )
+
+
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -134,6 +173,8 @@ def _documents(text: str, *, name: str, folder: Path) -> Rows:
     for line in [*text.splitlines(), DOCUMENT_BREAK]:
         if line.strip() == DOCUMENT_BREAK:
             document = "\n".join(lines).strip()
+            if len(document) > MAX_ROW_BYTES:
+                raise _too_long(f"document {len(documents) + 1} of `{name}`")
             if document:
                 documents.append(document)
             lines = []
@@ -153,7 +194,10 @@ def _jsonl(path: Path) -> Rows:
     try:
         with path.open("rb") as stream:
             start = 0
-            for line in stream:
+            # One line at most is in memory, however large the file is.
+            while line := stream.readline(MAX_ROW_BYTES + 1):
+                if len(line) > MAX_ROW_BYTES:
+                    raise _too_long(f"row {len(starts) + 1} of `{path}`")
                 if line.strip():
                     starts.append(start)
                 start += len(line)
@@ -161,11 +205,15 @@ def _jsonl(path: Path) -> Rows:
         raise DataError(f"cannot read `{path}`: {error.strerror or error}") from error
 
     def read(number: int) -> Mapping[str, Any]:
-        with path.open("rb") as stream:
-            stream.seek(starts[number])
-            line = stream.readline()
         try:
-            row = json.loads(line)
+            with path.open("rb") as stream:
+                stream.seek(starts[number])
+                line = stream.readline(MAX_ROW_BYTES + 1)
+            row = json.loads(line.decode("utf-8-sig"))
+            if b"\\ud" in line.lower():
+                json.dumps(row, ensure_ascii=False).encode()  # no tokenizer takes half a character
+        except OSError as error:
+            raise DataError(f"cannot read `{path}`: {error.strerror or error}") from error
         except (ValueError, RecursionError) as error:
             raise DataError(f"row {number + 1} of `{path}` is not JSON: {error}") from error
         if not isinstance(row, dict):
@@ -218,10 +266,15 @@ def _parquet(path: Path) -> Rows:
 def _saved_dataset(path: Path) -> Rows:
     """Return the rows of a folder that `datasets.Dataset.save_to_disk` wrote: Arrow streams named in its state."""
     pyarrow = _pyarrow()
-    state = json.loads(_read_text(path / "state.json"))
+    try:
+        state = json.loads(_read_text(path / "state.json"))
+        names = [Path(str(entry["filename"])).name for entry in state.get("_data_files") or ()]
+        is_selection = bool(state.get("_indices_files"))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DataError(f"`{path / 'state.json'}` is not what `datasets` writes: {first_line(error)}") from error
     tables = []
-    for entry in state.get("_data_files") or ():
-        file = path / Path(str(entry["filename"])).name
+    for name in names:
+        file = path / name
         try:
             with pyarrow.memory_map(str(file)) as source:
                 tables.append(pyarrow.ipc.open_stream(source).read_all())
@@ -229,8 +282,11 @@ def _saved_dataset(path: Path) -> Rows:
             raise _arrow_error(file, error) from error
     if not tables:
         raise DataError(f"`{path}` is a saved data set without data files")
-    table = pyarrow.concat_tables(tables)
-    if state.get("_indices_files"):
+    try:
+        table = pyarrow.concat_tables(tables)
+    except pyarrow.ArrowException as error:  # files of several schemas
+        raise _arrow_error(path, error) from error
+    if is_selection:
         raise DataError(
             f"`{path}` is a selection of another data set", hint="`dataset.flatten_indices()` before saving it"
         )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..fusion.checkpoint.pretrained import load_pretrained
 from ..fusion.errors import DataError
 from .chats import render, render_marked
 from .example import IGNORED
@@ -60,16 +61,10 @@ class Texts:
         """Return what a transformers Auto class loads from the model's folder.
 
         Raises:
-            DataError: There is none.
+            ModelError: There is none.
         """
-        try:
-            return auto.from_pretrained(self.folder, local_files_only=True, trust_remote_code=self.trust_remote_code)
-        except Exception as error:  # transformers raises anything on missing or damaged files
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise DataError(
-                f"`{self.folder}` has no {what} that transformers can load: {lines[0].rstrip('.')}",
-                hint="rows of `input_ids` need none" if what == "tokenizer" else None,
-            ) from error
+        hint = "rows of `input_ids` need none" if what == "tokenizer" else None
+        return load_pretrained(auto, self.folder, what, trust_remote_code=self.trust_remote_code, hint=hint)
 
     def read(self, row: Row) -> Iterator[tuple[Tokens, Tokens | None]]:
         """Yield the row's tokens, and for an encoder–decoder with prompt and completion those of the completion."""
@@ -111,7 +106,7 @@ class Texts:
 
         A prompt that leaves less `room` for the answer than asked for loses its beginning.
         """
-        chat = row.get("prompt") if isinstance(row.get("prompt"), list) else None
+        chat = row.chat("prompt") if isinstance(row.get("prompt"), list) else None
         if chat is not None:
             text = render(self._templated(row), chat, row.what, add_generation_prompt=True)
             found = self._chat(text, ())

@@ -11,6 +11,7 @@ from ..data.batching import class_padding, collate
 from ..data.encoding import Encoder
 from ..data.row import Row
 from ..fusion.errors import DataError
+from ..live.failures import plain_failures
 from ..live.model import LiveModel
 
 
@@ -26,7 +27,8 @@ def classify(
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         given = collate([encoder.only(row) for row in batch], fill=class_padding(config))
-        found = model.model(**given.inputs_on(model.device, model.model.dtype)).logits.argmax(-1).tolist()
+        with plain_failures(model.model):
+            found = model.model(**given.inputs_on(model.device, model.model.dtype)).logits.argmax(-1).tolist()
         for row, number in zip(batch, found, strict=True):
             right.append(number == _label(row, numbers, config.num_labels))
         advance(len(batch))

@@ -111,7 +111,9 @@ def score_suite(
     size = batch_size or suite.content.batch_size
     tasks = list(suite.tasks())
     opened = {
-        name: open_rows(suite.folder / task.file).limited(task.limit, task.fields)
+        name: open_rows(suite.folder / task.file, task.media and suite.folder / task.media).limited(
+            task.limit, task.fields
+        )
         for _, name, task in tasks
         if not isinstance(task, Harness)
     }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..data.batching import collate
 from ..data.example import Example
 from ..fusion.errors import ModelError
+from ..live.failures import plain_failures
 from ..live.model import LiveModel
 
 
@@ -32,7 +35,6 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda k: (prompts[k].length, k))
     found = [""] * len(prompts)
     tokenizer = model.tokenizer
-    stopping = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         batch = collate(
@@ -40,17 +42,18 @@ def generate(
             fill={"input_ids": tokenizer.pad_token_id},
             left=not model.is_encoder_decoder,
         )
-        written = model.model.generate(
-            **batch.inputs_on(model.device, model.model.dtype),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=tokenizer.pad_token_id,
-            **stopping,
-        )
+        with plain_failures(model.model, "a prompt"):
+            written = model.model.generate(
+                **batch.inputs_on(model.device, model.model.dtype),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=tokenizer.pad_token_id,
+                stopping_criteria=[Stopped(tokenizer, stop)] if stop else None,
+            )
         given = batch.inputs["input_ids"].shape[1] if "input_ids" in batch.inputs else 0
         # Some models of pictures hand out the answer alone.
         if not model.is_encoder_decoder and written.shape[1] > given:
@@ -59,6 +62,25 @@ def generate(
             found[place] = cut_at(text, stop)
         advance(len(places))
     return found
+
+
+class Stopped:
+    """Says after each token which rows hold one of `stop`; as `cut_at` cuts them, by their text.
+
+    transformers' own criterion looks for tokens that could make up a string, which not every tokenizer has.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
+        self._tokenizer, self._stop = tokenizer, stop
+        self._start: int | None = None
+
+    def __call__(self, tokens: Tensor, _scores: Any, **_: Any) -> Tensor:
+        """Return for each row whether it has come to its end; the first call is after the first token."""
+        if self._start is None:
+            self._start = tokens.shape[1] - 1
+        texts = self._tokenizer.batch_decode(tokens[:, self._start :], skip_special_tokens=True)
+        ended = [any(end in text.lstrip() for end in self._stop) for text in texts]
+        return torch.tensor(ended, device=tokens.device)
 
 
 def cut_at(text: str, stop: Sequence[str]) -> str:

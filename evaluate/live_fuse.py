@@ -80,6 +80,10 @@ class LiveFuse:
         )
         return skeleton.names.assemblies
 
+    def reseed(self, seed: int) -> None:
+        """Draw with this seed from now on; what was remembered of the elements holds."""
+        self.prepared = replace(self.prepared, settings=replace(self.prepared.settings, seed=seed))
+
     def plan_of(self, method: Method, blocks: BlockStrengths | None = None) -> Plan:
         """Return the plan of a fuse by this method, with a γ for each block where that is given."""
         plan = self.prepared.plan
@@ -94,13 +98,14 @@ class LiveFuse:
         method = method.for_models(1)
         if protection != self._protection:  # what was remembered is of other deltas
             self.backend, self._protection = RememberingBackend(self._own_backend), protection
+        plan = self.plan_of(method, blocks)
         found = fuse_in_memory(
-            self.plan_of(method, blocks),
+            plan,
             curvature=self.curvature,
             seed=self.prepared.settings.seed,
             backend=self.backend,
             keep_nonfinite=self.prepared.settings.policies.on_nonfinite == "keep",
-            protector=self._with(protection).settings.protector(),
+            protector=self._with(protection).settings.protector(plan),
         )
         self.seconds += time.perf_counter() - start
         return found

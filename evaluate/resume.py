@@ -51,10 +51,10 @@ class KnownPoints:
         self._lines.close()
 
     def find(
-        self, method: Method, blocks: BlockStrengths | None, protection: Protection | None
+        self, method: Method, blocks: BlockStrengths | None, protection: Protection | None, seed: int
     ) -> tuple[Distance, SuiteScores] | None:
         """Return what a fused model scored, and how far it is from its base; None where it was not scored."""
-        entry = self._known.get(_key(method, blocks, protection))
+        entry = self._known.get(_key(method, blocks, protection, seed))
         if entry is None:
             return None
         scores = SuiteScores(suite=entry["suite"], tasks=tuple(TaskScore(**task) for task in entry["tasks"]))
@@ -63,7 +63,7 @@ class KnownPoints:
     def add(self, point: Point) -> None:
         """Note a point."""
         entry = {
-            "key": _key(point.method, point.blocks, point.protection),
+            "key": _key(point.method, point.blocks, point.protection, point.seed),
             "suite": point.scores.suite,
             "tasks": [asdict(task) for task in point.scores.tasks],
             "distance": asdict(point.distance),
@@ -72,8 +72,8 @@ class KnownPoints:
             self._lines.append(entry)
 
 
-def _key(method: Method, blocks: BlockStrengths | None, protection: Protection | None) -> str:
-    facts = [method.name, method.options(), blocks and dict(blocks), protection and asdict(protection)]
+def _key(method: Method, blocks: BlockStrengths | None, protection: Protection | None, seed: int) -> str:
+    facts = [seed, method.name, method.options(), blocks and dict(blocks), protection and asdict(protection)]
     return json.dumps(facts, sort_keys=True, default=str)
 
 

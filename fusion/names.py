@@ -11,15 +11,22 @@ from typing import Any
 VOCABULARY_MODULES = frozenset(
     {
         "shared", "embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings",
-        "lm_head", "embed_out", "output", "decoder", "predictions",
+        "lm_head", "embed_out", "output", "decoder", "predictions", "proj_out",
     }
 )  # fmt: skip
-OUTPUT_MODULES = frozenset({"lm_head", "embed_out", "output", "decoder", "predictions"})
+OUTPUT_MODULES = frozenset({"lm_head", "embed_out", "output", "decoder", "predictions", "proj_out"})
+# Buffers that a model computes from its configuration; some versions stored them.
+CONSTANT_BUFFERS = frozenset({"inv_freq", "position_ids", "masked_bias", "cos_cached", "sin_cached"})
 
 
 def selects(patterns: Sequence[str], name: str) -> bool:
     """Return whether any glob matches the whole name; `*` crosses dots."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def is_number(part: str) -> bool:
+    """Return whether a part of a name is a number, as those of layers are: `²` and `٣` are digits too, but none."""
+    return part.isascii() and part.isdigit() and len(part) < 10
 
 
 def block_of(name: str) -> str:
@@ -29,7 +36,7 @@ def block_of(name: str) -> str:
     """
     parts = name.split(".")
     for i, part in enumerate(parts):
-        if part.isdigit():
+        if is_number(part):
             return ".".join(parts[: i + 1])
     return ".".join(parts[:-1]) or name
 
@@ -37,12 +44,12 @@ def block_of(name: str) -> str:
 def kind_of(name: str) -> str:
     """Return what a tensor is within a numbered block, such as `mlp.up_proj.weight`; elsewhere its whole name."""
     block = block_of(name)
-    return name[len(block) + 1 :] if block.rsplit(".", 1)[-1].isdigit() else name
+    return name[len(block) + 1 :] if is_number(block.rsplit(".", 1)[-1]) else name
 
 
 def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
     """Return a sort key that puts layer 10 after layer 9."""
-    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in name.split("."))
+    return tuple((0, int(part)) if is_number(part) else (1, part) for part in name.split("."))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +87,7 @@ def _prefix_pairs(base_name: str, tuned_names: Iterable[str]) -> set[tuple[str, 
         while common < min(len(base_parts), len(tuned_parts)) and base_parts[-1 - common] == tuned_parts[-1 - common]:
             common += 1
         before = base_parts[: len(base_parts) - common], tuned_parts[: len(tuned_parts) - common]
-        if common and not any(part.isdigit() for parts in before for part in parts):
+        if common and not any(is_number(part) for parts in before for part in parts):
             found.add(tuple("".join(part + "." for part in parts) for parts in before))
     return found
 
@@ -138,6 +145,17 @@ def is_vocabulary(name: str) -> bool:
     return len(parts) >= 2 and parts[-2] in VOCABULARY_MODULES
 
 
+def is_constant(name: str, shape: tuple[int, ...]) -> bool:
+    """Return whether a tensor is a buffer that a model computes for itself, such as GPT-2's mask, `attn.bias`."""
+    leaf = name.rpartition(".")[2]
+    return leaf in CONSTANT_BUFFERS or (leaf == "bias" and len(shape) == 4 and shape[:2] == (1, 1))
+
+
+def is_pooler(name: str) -> bool:
+    """Return whether a tensor is of a pooler, which some heads of a model use and others lack."""
+    return "pooler" in name.split(".")
+
+
 def config_values(config: Mapping[str, Any] | None, key: str) -> set[Any]:
     """Return the values that a key has in a config and the configs nested in it."""
     if config is None:
@@ -147,6 +165,14 @@ def config_values(config: Mapping[str, Any] | None, key: str) -> set[Any]:
         if isinstance(value, Mapping):
             found |= config_values(value, key)
     return found
+
+
+def with_vocabulary(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Return a config, and those nested in it, for a vocabulary of so many rows."""
+    return {
+        key: rows if key == "vocab_size" else with_vocabulary(value, rows) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+    }
 
 
 def tied_source(name: str, shapes: Shapes, shape: tuple[int, ...], config: Mapping[str, Any] | None) -> str | None:

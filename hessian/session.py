@@ -12,12 +12,12 @@ from typing import Any
 from ..data.batching import Batch, make_batches, sizes_in
 from ..data.encoding import Encoder
 from ..data.rows import open_rows
-from ..data.sampling import digest_of, draw_samples
+from ..data.sampling import digest_of, draw_samples, tokens_by_kind
 from ..data.texts import num_positions
 from ..fusion.arithmetic.curvature import Curvature
 from ..fusion.checkpoint import Asked, open_checkpoint
 from ..fusion.checkpoint.identity import identities
-from ..fusion.errors import ModelError
+from ..fusion.errors import CurvatureError, ModelError
 from ..fusion.names import block_of
 from ..fusion.progress import Progress, silent
 from ..fusion.run.diff import changed_tensors
@@ -83,6 +83,9 @@ class Session:
         self.dtype = compute_dtype(options.dtype, self.checkpoint, self.device)
         self._is_partial = wanted is not None or options.only_changed is not None
         self.wanted = frozenset(self.checkpoint.tensors) if wanted is None else wanted
+        for glob in options.full:
+            if not any(fnmatchcase(name, glob) for name in self.checkpoint.tensors):
+                raise CurvatureError(f"`{glob}` matches no tensor of `{self.checkpoint.ref}`", options=["full"])
         if options.only_changed is not None:
             self.wanted &= changed_tensors(self.checkpoint, open_checkpoint(options.only_changed))
         self.skeleton = skeleton.build(
@@ -99,7 +102,7 @@ class Session:
 
     def _draw(self, share: tuple[int, int]) -> None:
         options = self.options
-        rows = open_rows(options.data)
+        rows = open_rows(options.data, options.media, options.kinds)
         encoder = Encoder(
             self.skeleton.folder,
             self.model,
@@ -275,6 +278,7 @@ class Session:
             max_length=self.max_length,
             seed=self.options.seed,
             dtype=str(self.dtype).removeprefix("torch."),
+            kinds=tuple(sorted(tokens_by_kind(self.samples).items())),
             versions=_versions(),
         )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..fusion.checkpoint import Source
 from ..fusion.checkpoint.loading_rules import named_class
+from ..fusion.checkpoint.pretrained import load_config, needs_code
 from ..fusion.errors import ModelError, SculptError, first_line
 from . import privates
 from .names import NameMap, map_names
@@ -51,16 +52,12 @@ class Skeleton:
     folder: Path
 
 
-def _load_config(folder: Path, *, trust_remote_code: bool) -> Any:
-    from transformers import AutoConfig
+def model_class(config: Any, auto_class: str | None) -> Any:
+    """Return the class that a configuration names, or that the Auto classes make of it.
 
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers raises anything on a damaged config
-        raise ModelError(f"transformers cannot read the config of `{folder}`: {first_line(error)}") from error
-
-
-def _model_class(config: Any, auto_class: str | None) -> Any:
+    Raises:
+        ModelError: transformers has none.
+    """
     import transformers
 
     if auto_class is None and (named := named_class({"architectures": config.architectures})):
@@ -109,16 +106,12 @@ def build(
     # The folder's code runs only where transformers has no class of its own for the model.
     remote = bool((content or {}).get("auto_map")) and named_class(content) is None
     if remote and not trust_remote_code:
-        raise ModelError(
-            f"`{folder}` needs the code that lies in it to run",
-            hint="read that code, then allow it with `trust_remote_code`",
-            options=["trust_remote_code"],
-        )
-    config = _load_config(folder, trust_remote_code=remote)
-    cls = _remote_class(folder, config, auto_class) if remote else _model_class(config, auto_class)
+        raise needs_code(folder)
+    config = load_config(checkpoint, trust_remote_code=remote)
+    cls = _remote_class(folder, config, auto_class) if remote else model_class(config, auto_class)
     try:
-        model = _on_meta(cls, config, dtype)
-        names = map_names(model, checkpoint)
+        model = on_meta(cls, config, dtype)
+        names = map_names(model, checkpoint.tensors)
         _fill_the_rest(model, names, device, seed)
     except SculptError:
         raise
@@ -127,7 +120,8 @@ def build(
     return Skeleton(model=model.eval(), names=names, folder=folder)
 
 
-def _on_meta(cls: Any, config: Any, dtype: torch.dtype) -> Any:
+def on_meta(cls: Any, config: Any, dtype: torch.dtype) -> Any:
+    """Return a model without weights, not yet tied."""
     for entry in (config, *(getattr(config, key, None) for key in config.sub_configs)):
         if entry is not None:
             entry.dtype = dtype

@@ -26,6 +26,9 @@ class TrainingSet(torch.utils.data.Dataset[Example]):
 
     Text is encoded at once, so that what is wrong with it shows before training; rows with images when they are needed.
 
+    Args:
+        numbers: Of the rows to take. Default: all.
+
     Attributes:
         left_out: How many samples had nothing to predict within the longest length.
 
@@ -33,12 +36,16 @@ class TrainingSet(torch.utils.data.Dataset[Example]):
         DataError: A row does not suit the model, or no row is left.
     """
 
-    def __init__(self, rows: Rows, encoder: Encoder, report: Progress = silent) -> None:
+    def __init__(
+        self, rows: Rows, encoder: Encoder, report: Progress = silent, numbers: Sequence[int] | None = None
+    ) -> None:
         self._rows, self._encoder = rows, encoder
         self._found: list[Example | int] = []
         self.left_out = 0
-        for number, row in enumerate(rows):
-            report(number, rows.count, "")
+        numbers = range(rows.count) if numbers is None else numbers
+        for done, number in enumerate(numbers):
+            report(done, len(numbers), "")
+            row = rows.row(number)
             if row.images is not None:
                 self._found.append(number)
                 continue

@@ -15,24 +15,24 @@ import torch
 import transformers
 
 from ..data.encoding import Encoder
-from ..data.rows import open_rows
+from ..data.rows import chosen, open_rows
 from ..fusion.checkpoint import Checkpoint, Source
 from ..fusion.checkpoint.identity import digest_of_data
 from ..fusion.checkpoint.output.guard import ADAPTER, refuse_output
 from ..fusion.checkpoint.output.workspace import CHECKPOINTS, Workspace
 from ..fusion.errors import ModelError
-from ..fusion.lora.write import entries_of_base, publish_adapter
+from ..fusion.lora.write import entries_of_base, publish_adapter, write_adapter
 from ..fusion.progress import Progress, silent
 from ..hessian.parallel import from_first, join
 from ..live.devices import compute_dtype, pick_device
 from ..live.privates import around_saving, use_one_gpu
 from .callback import LoRASculptCallback
 from .data import TrainingSet, collate_labelled
-from .model import load_base, their_deprecations, with_adapter
+from .model import load_base, optimizer_of, their_deprecations, with_adapter
 from .settings import AdapterMethod, Schedule, split
 from .terms import QKV, ConflictTerm, L2Term, OrthogonalTerm, Term
 from .trainer import add_term
-from .watcher import Watcher, may_fail
+from .watcher import EachEpoch, Watcher, may_fail
 from .work import settle
 
 LR_WARMUP = 0.03
@@ -92,8 +92,11 @@ def train_adapter(
     method, schedule = method or AdapterMethod(), schedule or Schedule()
     require_peft()
     refuse_output(output, [base, data], ADAPTER, overwrite=overwrite)
+    if schedule.keep_epochs:  # those of a run that was killed are written again
+        for epoch in range(1, math.ceil(schedule.epochs) + 1):
+            refuse_output(output_of(output, epoch), [base, data], ADAPTER, overwrite=resume or overwrite)
     process = join(schedule.device)
-    opened, rows = Checkpoint(base), open_rows(data)
+    opened, rows = Checkpoint(base), open_rows(data, schedule.media)
     device = pick_device(schedule.device)
     if device.index is not None and ":" in schedule.device:
         raise ModelError(
@@ -104,14 +107,17 @@ def train_adapter(
     model = load_base(opened, dtype=dtype)
     model.config.use_cache = False
     encoder = Encoder(opened.folder or base, model, max_length=schedule.max_length)
-    examples = TrainingSet(rows, encoder, lambda done, total, _what: progress(done, total, "reading data"))
+    numbers = None if schedule.samples is None else sorted(chosen(schedule.samples, rows.count, schedule.seed))
+    examples = TrainingSet(rows, encoder, lambda done, total, _what: progress(done, total, "reading data"), numbers)
     transformers.set_seed(schedule.seed)
     tuned = with_adapter(model, method)
     plan = {
         "base": opened.resume_key(),
         "data": digest_of_data(data),
         "method": asdict(method),
-        "schedule": {key: value for key, value in asdict(schedule).items() if key not in ("device", "save_steps")},
+        "schedule": {
+            key: value for key, value in asdict(schedule).items() if key not in ("device", "save_steps", "media")
+        },
     }
     with ExitStack() as stack:
         workspace = stack.enter_context(Workspace(output, made_by="lora-train")) if process.is_first else None
@@ -121,6 +127,15 @@ def train_adapter(
         around_saving(trainer, lambda save: _save(trainer, folder / CHECKPOINTS, save))
         watcher = Watcher(progress)
         trainer.add_callback(watcher)
+        record = {"made by": "sculpt lora-train", "settings": plan}
+        if schedule.keep_epochs and process.is_first:
+            trainer.add_callback(
+                EachEpoch(
+                    lambda epoch: write_adapter(
+                        output_of(output, epoch), *_written(tuned, opened), record, overwrite=resume or overwrite
+                    )
+                )
+            )
         if workspace is not None:
             workspace.begun = workspace.resumable = True
         start = time.monotonic()
@@ -141,9 +156,13 @@ def train_adapter(
             log=tuple(entry for entry in trainer.state.log_history if "loss" in entry),
         )
         if workspace is not None:
-            record = {"made by": "sculpt lora-train", "settings": plan, **trained.as_json()}
-            publish_adapter(workspace, *_written(tuned, opened), record, overwrite=overwrite)
+            publish_adapter(workspace, *_written(tuned, opened), {**record, **trained.as_json()}, overwrite=overwrite)
     return trained
+
+
+def output_of(output: Path, epoch: int) -> Path:
+    """Return the folder of an epoch's adapter."""
+    return output.with_name(f"{output.name}-epoch-{epoch}")
 
 
 def require_peft() -> None:
@@ -156,13 +175,14 @@ def require_peft() -> None:
 
 def term_of(method: AdapterMethod) -> Term | None:
     """Return what a method adds to the loss."""
-    if method.method == "lorasculpt" and (method.alpha or (method.beta and method.connector)):
+    if method.method == "lorasculpt" and (method.alpha or (method.beta and method.adapted_connectors)):
         return ConflictTerm(
             alpha=method.alpha,
             beta=method.beta,
             omega=method.omega,
+            layers=method.cmr,
             modules=split(method.guard) or QKV,
-            connector=method.connectors,
+            connector=method.adapted_connectors,
         )
     strength = 1e-3 if method.strength is None else method.strength
     return {"l2": L2Term, "orth": OrthogonalTerm}[method.method](strength) if method.method in ("l2", "orth") else None
@@ -211,11 +231,15 @@ def _trainer(
     )
     use_one_gpu(arguments)  # several are for `accelerate launch`
     trainer: Any = transformers.Trainer(
-        model=model, args=arguments, train_dataset=examples, data_collator=collate_labelled
+        model=model,
+        args=arguments,
+        train_dataset=examples,
+        data_collator=collate_labelled,
+        optimizers=(optimizer_of(model, method, schedule.learning_rate), None),
     )
     trainer.remove_callback(transformers.PrinterCallback)
     if method.method == "lorasculpt":
-        trainer.add_callback(LoRASculptCallback(method.density, method.warmup_steps, method.connectors))
+        trainer.add_callback(LoRASculptCallback(method.density, method.warmup_steps, method.adapted_connectors))
     term = term_of(method)
     if term is not None:
         add_term(trainer, term)

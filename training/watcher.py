@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,18 @@ from ..fusion.progress import Progress
 from .work import mark_whole
 
 logger = logging.getLogger(__name__)
+
+
+class EachEpoch(TrainerCallback):
+    """Calls a function with the number of each epoch, from 1, at its end."""
+
+    def __init__(self, function: Callable[[int], None]) -> None:
+        self._function = function
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Call it."""
+        del args, control, kwargs
+        self._function(math.ceil(round(state.epoch, 3)))
 
 
 class Watcher(TrainerCallback):

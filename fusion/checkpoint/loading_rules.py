@@ -18,7 +18,8 @@ def named_class(config: Mapping[str, Any] | None) -> Any | None:
     """Return the first class among a config's `architectures` that transformers has, or None."""
     import transformers
 
-    for name in (config or {}).get("architectures") or ():
+    names = (config or {}).get("architectures")
+    for name in names if isinstance(names, list) else ():
         found = getattr(transformers, str(name), None)
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ class Source(ABC):
         files: Every file that it alone consists of, sorted by name, without the index.
         index: The index file, or None.
         tensors: Name to `TensorInfo`, in file order.
+        wrappers: What was taken out of the names in its files, and of how many: it wrapped the model in training.
     """
 
     ref: ModelRef
@@ -41,6 +43,7 @@ class Source(ABC):
     files: tuple[Path, ...] = ()
     index: Path | None = None
     tensors: Mapping[str, TensorInfo]
+    wrappers: Mapping[str, int] = MappingProxyType({})
 
     @abstractmethod
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -122,6 +125,25 @@ class Source(ABC):
         if base is None:
             return None
         return frozenset(name for name, info in self.tensors.items() if base.tensors.get(name) is not info)
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether it is read through a base that it leaves as it is, element by element."""
+        return False
+
+    def seems_equal(self, name: str, other: Source, its_name: str) -> bool:
+        """Return whether a tensor has the elements of another model's, where a fingerprint looks."""
+        info, its = self.tensors[name], other.tensors[its_name]
+        if info is its:
+            return True
+        if (info.dtype, info.shape) != (its.dtype, its.shape):
+            return False
+        if info.kind.numpy is None:
+            return False  # no arithmetic is offered, so nothing is known of it
+        return all(
+            np.array_equal(as_bytes(self.read(name, *span)), as_bytes(other.read(its_name, *span)))
+            for span in _samples(info)
+        )
 
     @cached_property
     def fingerprint(self) -> str:

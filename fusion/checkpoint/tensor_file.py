@@ -8,6 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from ..errors import CheckpointError
+from .foreign import refuse_foreign_file
 from .identity import FileIdentity
 from .safetensors_file import SafetensorsFile
 from .tensor_info import TensorInfo
@@ -48,4 +50,7 @@ def open_file(file: Path) -> TensorFile:
     Raises:
         CheckpointError: The file is unreadable or malformed.
     """
+    if file.exists() and not file.is_file():
+        raise CheckpointError(f"`{file}` is no regular file")
+    refuse_foreign_file(file)
     return SafetensorsFile(file) if file.suffix == ".safetensors" else TorchFile(file)

@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ..errors import RecipeError
+from ..errors import RecipeError, first_line
 
 KeyPath = tuple[str | int, ...]  # keys and indices from the top
 Schema = TypeVar("Schema", bound=BaseModel)
+# Of one file; the longest recipes that people write have a few hundred items.
+MAX_CHARACTERS, MAX_ITEMS, MAX_DEPTH = 1 << 21, 50_000, 50
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,16 +42,17 @@ class Document:
 
     def error(self, place: Sequence[str | int], message: str, *, hint: str | None = None) -> RecipeError:
         """Return the error that something at a place is wrong."""
-        return RecipeError(self.file, self.line(place), f"{_dotted(place)}{message}", hint=hint)
+        told = f"`{dotted(place)}`: {message}" if place else message
+        return RecipeError(self.file, self.line(place), told, hint=hint)
 
     def validated(self, schema: type[Schema]) -> Schema:
-        """Return the content as a pydantic model.
+        """Return the content as a pydantic model, whose validators have the file's folder as their context.
 
         Raises:
             RecipeError: It does not fit; the first misfit is told, with its line.
         """
         try:
-            return schema.model_validate(self.content)
+            return schema.model_validate(self.content, context=self.file.parent)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = self._place(first["loc"])
@@ -60,6 +63,30 @@ class Document:
                 raise self.error(place, f"`{first['loc'][-1]}` is missing") from error
             message = first["msg"].removeprefix("Value error, ")
             raise self.error(place, message[:1].lower() + message[1:]) from error
+
+    def idle_keys(self, found: BaseModel, place: KeyPath = ()) -> list[KeyPath]:
+        """Return the keys that a model whose schema allows others has no field for.
+
+        Raises:
+            RecipeError: One comes near the name of a field, so that it is a slip.
+        """
+        idle = []
+        for key in found.model_extra or {}:
+            self.refuse_slip((*place, key), type(found).model_fields)
+            idle.append((*place, key))
+        for name in type(found).model_fields:
+            value, own = getattr(found, name), (*place, name)
+            value = dict(enumerate(value)) if isinstance(value, list) else value
+            parts = {(*own, key): part for key, part in value.items()} if isinstance(value, Mapping) else {own: value}
+            for where, part in parts.items():
+                if isinstance(part, BaseModel):
+                    idle += self.idle_keys(part, where)
+        return idle
+
+    def refuse_slip(self, place: KeyPath, known: Collection[str]) -> None:
+        """Refuse a key that is unknown here and comes near one that is known."""
+        if difflib.get_close_matches(str(place[-1]), known, n=1):
+            raise self.error(place, "unknown key", hint=did_you_mean(str(place[-1]), known))
 
     def _place(self, location: Sequence[str | int]) -> KeyPath:
         """Return pydantic's location without the names of a union's branches."""
@@ -82,9 +109,9 @@ def did_you_mean(name: str, known: Collection[str]) -> str | None:
     return f"known here: {', '.join(sorted(known))}" if known else None
 
 
-def _dotted(place: Sequence[str | int]) -> str:
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
-    return f"`{text}`: " if text else ""
+def dotted(place: Sequence[str | int]) -> str:
+    """Return a place as text, such as `models[0].parameters`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
 
 
 def _keys_at(schema: type[BaseModel], place: Sequence[str | int]) -> list[str]:
@@ -109,17 +136,16 @@ def read_documents(file: Path) -> list[Document]:
     Raises:
         RecipeError: It cannot be read, is not YAML, or a document is not a mapping.
     """
+    found = []
+    loader = None
     try:
         text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(file, None, f"cannot be read: {error}") from error
-    found = []
-    loader = yaml.SafeLoader(text)
-    try:
+        if len(text) > MAX_CHARACTERS:
+            raise RecipeError(file, None, f"has {len(text)} characters, and {MAX_CHARACTERS} may be read")
+        loader = yaml.SafeLoader(text)
         while loader.check_node():
             node: Any = loader.get_node()
-            lines: dict[KeyPath, int] = {}
-            _note_lines(node, (), lines)
+            lines = _lines_of(node)
             content = loader.construct_document(node)
             if content is None:
                 continue
@@ -129,23 +155,54 @@ def read_documents(file: Path) -> list[Document]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise RecipeError(file, mark.line + 1 if mark else None, f"not YAML: {error.problem}") from error
+    except RecursionError as error:
+        raise RecipeError(file, None, "is nested too deeply") from error
+    except (
+        OSError,
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        # All but the first two are PyYAML's on `2001-13-45`, `!!int x`, `!!timestamp x`.
+        raise RecipeError(file, None, f"cannot be read: {first_line(error)}") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     if not found:
         raise RecipeError(file, None, "the recipe is empty")
     return found
 
 
-def _note_lines(node: Any, place: KeyPath, lines: dict[KeyPath, int]) -> None:
-    lines.setdefault(place, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"`{key.value}` is given twice", key.start_mark)
-            seen.add(key.value)
-            lines[(*place, key.value)] = key.start_mark.line + 1
-            _note_lines(value, (*place, key.value), lines)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            _note_lines(item, (*place, index), lines)
+def _lines_of(node: Any) -> dict[KeyPath, int]:
+    """Return the line of each key and list item.
+
+    An alias is looked at wherever it stands, as everything will be that reads the content: a few lines of aliases of
+    aliases are a billion items.
+
+    Raises:
+        MarkedYAMLError: A key is given twice or is no scalar, or there are too many items or levels of them.
+    """
+    lines: dict[KeyPath, int] = {}
+
+    def note(node: Any, place: KeyPath) -> None:
+        if len(lines) > MAX_ITEMS or len(place) > MAX_DEPTH:
+            problem = f"more than {MAX_ITEMS} items, or {MAX_DEPTH} levels of them"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        lines.setdefault(place, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            seen = set()
+            for key, value in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    raise yaml.constructor.ConstructorError(None, None, "a key is no single word", key.start_mark)
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"`{key.value}` is given twice", key.start_mark)
+                seen.add(key.value)
+                lines[(*place, key.value)] = key.start_mark.line + 1
+                note(value, (*place, key.value))
+        elif isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                note(item, (*place, index))
+
+    note(node, ())
+    return lines

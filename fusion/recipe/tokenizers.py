@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.companions import TOKENIZER_STEMS
+from ..checkpoint.companions import TOKENIZER_STEMS, own_files
 from ..checkpoint.output.scratch import Scratch
+from ..checkpoint.pretrained import load_pretrained
+from ..checkpoint.special_tokens import NAMES, TokenIds
 from ..errors import MethodError
 from .vocabulary import Tokens, vocabulary_rows
 
@@ -22,22 +24,33 @@ class OutputTokens:
 
     tokens: Tokens
     write: Finish
+    tokenizer: Any
+
+    def ids_for(self, folder: Path | None) -> TokenIds | None:
+        """Return what becomes of the ids that a configuration beside a tokenizer speaks of; None where all stay."""
+        if folder is None:
+            return None
+        before = load_tokenizer(folder, str(folder))
+        moved = {row: self.tokens[token] for token, row in before.get_vocab().items() if token in self.tokens}
+        special, old = (
+            {f"{name}_id": getattr(found, f"{name}_id", None) for name in NAMES} for found in (self.tokenizer, before)
+        )
+        stays = special == old and all(row == new for row, new in moved.items())
+        return None if stays else TokenIds(special=special, moved=moved)
 
 
 def load_tokenizer(folder: Path | None, label: str) -> Any:
     """Return the transformers tokenizer of a model's folder, without the network.
 
     Raises:
-        MethodError: There is none, or transformers cannot load it.
+        MethodError: It is a single file.
+        ModelError: There is none that transformers can load.
     """
     if folder is None:
         raise MethodError(f"`{label}` is a single file, so it has no tokenizer", hint="name its folder")
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise MethodError(f"the tokenizer of `{label}` cannot be loaded: {str(error).splitlines()[0]}") from error
+    return load_pretrained(AutoTokenizer, folder, "tokenizer", use_fast=True)
 
 
 def known_tokens(tokenizer: Any, checkpoint: Any) -> dict[str, int]:
@@ -55,11 +68,10 @@ def taken_from(folder: Path, tokenizer: Any, checkpoint: Any, added: Iterable[st
 
     def write(target: Path) -> None:
         _clear(target)
-        for file in sorted(folder.iterdir()):
-            if file.is_file() and _is_tokenizer_file(file):
-                shutil.copyfile(file, target / file.name)
+        for name, file in own_files(folder, filter(_is_tokenizer_file, folder.iterdir())).items():
+            shutil.copyfile(file, target / name)
 
-    return OutputTokens(tokens=tokens, write=write)
+    return OutputTokens(tokens=tokens, write=write, tokenizer=tokenizer)
 
 
 def union(tokenizers: Sequence[Any], vocabularies: Sequence[Mapping[str, int]], added: Iterable[str]) -> OutputTokens:
@@ -81,7 +93,7 @@ def _extended(tokenizer: Any, new: Sequence[Any]) -> OutputTokens:
 
     with Scratch() as scratch:  # the given one stays as it is
         tokenizer.save_pretrained(scratch.folder)
-        extended = AutoTokenizer.from_pretrained(scratch.folder, use_fast=True, local_files_only=True)
+        extended = load_pretrained(AutoTokenizer, scratch.folder, "tokenizer", use_fast=True)
     for token in new:
         extended.add_tokens(token)
 
@@ -89,7 +101,7 @@ def _extended(tokenizer: Any, new: Sequence[Any]) -> OutputTokens:
         _clear(target)
         extended.save_pretrained(target)
 
-    return OutputTokens(tokens=dict(extended.get_vocab()), write=write)
+    return OutputTokens(tokens=dict(extended.get_vocab()), write=write, tokenizer=extended)
 
 
 def _is_tokenizer_file(file: Path) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checkpoint.json_file import checked
 from ..plan.plan import Step
 
 
@@ -24,11 +25,13 @@ class TensorRecord:
         delta_l1: Σ|δ|, over all tuned models.
         distance_l1, distance_l2: Norms of the stored result minus the base.
         options: Of the method, where a recipe gave the tensor its own; else None, and the run's hold.
+        differs: Of a copied tensor, whether a tuned model's is not the base's, as samples tell; None without both.
         measured: Whether it was fused with measured curvature, not with H = I.
         protected: How its delta was mixed by two-sided curvature: `full`, `block:N`, `diagonal`; `target alone` or
             `general alone` where only one side reached it, `interpolation` where neither did; None without.
         figures: What the method's reduction learned, such as the expected loss.
-        digest: xxh3-128 over the xxh3-128 of each written piece.
+        digest: `xxh3-128:hex` of the tensor's bytes in its file. While a run is under way, what `TensorTask` makes of
+            the pieces as they are written, to know them again on resuming.
     """
 
     name: str
@@ -44,6 +47,7 @@ class TensorRecord:
     distance_l1: float | None
     distance_l2: float | None
     figures: Mapping[str, float] = field(default_factory=dict)
+    differs: bool | None = None
     measured: bool = False
     protected: str | None = None
     options: Mapping[str, Any] | None = None
@@ -86,6 +90,7 @@ class TensorRecord:
             shape=step.shape,
             num_fused=step.num_fused,
             figures=dict(figures),
+            differs=step.differs,
             measured=measured,
             protected=protected,
             options=step.method.options() if step.method is not None and totals is not None else None,
@@ -100,6 +105,9 @@ class TensorRecord:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TensorRecord:
-        """Return the record that `as_json` wrote."""
-        fields = {key: value for key, value in content.items() if key != "realised_sparsity"}
-        return cls(**{**fields, "shape": tuple(fields["shape"])})
+        """Return the record that `as_json` wrote.
+
+        Raises:
+            CheckpointError: It is none.
+        """
+        return checked(cls, content)

@@ -13,17 +13,19 @@ from typing import Any
 from ..arithmetic.curvature import Curvatures
 from ..checkpoint import open_checkpoint
 from ..checkpoint.companions import copy_companions
-from ..checkpoint.json_file import read_json
 from ..checkpoint.output.disk import free_bytes
 from ..checkpoint.output.folder_sink import FolderSink
 from ..checkpoint.output.guard import CHECKPOINT, refuse_output
 from ..checkpoint.output.layout import Layout, OutputTensor, make_layout
 from ..checkpoint.output.workspace import beside
 from ..checkpoint.source import reading
+from ..checkpoint.special_tokens import TokenIds
+from ..checkpoint.tokens import other_tokens
 from ..device import torch_device
 from ..errors import MethodError, OutputError
 from ..methods import Method
-from ..plan.plan import Plan, make_plan
+from ..plan.configuration import CONFIG, Configuration, Reshape, configuration
+from ..plan.plan import Plan, idle_models, make_plan
 from ..progress import Progress, silent
 from ..record.card import model_card
 from ..record.input_digests import InputDigests
@@ -54,6 +56,7 @@ class Prepared:
 
     Attributes:
         options: Of the method, as the manifest has them: where tensors have their own, as the recipe says it.
+        configuration: What `config.json` and `generation_config.json` will say.
         finish: Changes what was copied beside the weights, in the folder that it is given; or None.
     """
 
@@ -62,7 +65,13 @@ class Prepared:
     options: Mapping[str, Any]
     settings: Settings
     output: Path
+    configuration: Configuration
     finish: Callable[[Path], None] | None = None
+
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        """What `config.json` will say; None where there is none."""
+        return self.configuration.files.get(CONFIG)
 
     @property
     def method(self) -> Method:
@@ -120,11 +129,13 @@ def prepare(
         SculptError: Anything that could be found out before the long part starts.
     """
     settings = settings or Settings()
-    method = method.for_models(len(tuned))
+    method = method.for_models(settings.num_seen(method, len(tuned)))
     refuse_output(output, [base, *tuned], CHECKPOINT, overwrite=overwrite)
     opened = open_checkpoint(base)
     models = [opened, *(open_checkpoint(path, opened) for path in tuned)]
-    return prepare_plan(make_plan(models, lambda _: method, settings.request()), output=output, settings=settings)
+    plan = make_plan(models, lambda _: method, settings.request())
+    plan = replace(plan, notes=(*idle_models(models), *plan.notes, *other_tokens(models)))
+    return prepare_plan(plan, output=output, settings=settings, options=method.options())
 
 
 def prepare_plan(
@@ -133,12 +144,16 @@ def prepare_plan(
     output: Path,
     settings: Settings,
     options: Mapping[str, Any] | None = None,
+    reshape: Reshape = dict,
+    tokens: TokenIds | None = None,
     finish: Callable[[Path], None] | None = None,
 ) -> Prepared:
     """Lay out the output of a plan and check the free disk.
 
     Args:
         options: In place of the method's, for the manifest.
+        reshape: Makes the output's configuration of the one that is copied, where layers were moved.
+        tokens: What ids of special tokens become, where `finish` writes another tokenizer.
 
     Raises:
         SculptError: The output does not fit.
@@ -147,6 +162,9 @@ def prepare_plan(
         raise MethodError("a base is protected from tuned models, and there are none")
     if settings.device not in ("auto", "cpu"):
         torch_device(settings.device)
+    plan.config_from.companions()  # refuses links out of the folder
+    written = configuration(plan, dtype=settings.dtype, reshape=reshape, tokens=tokens)
+    plan = replace(plan, notes=(*plan.notes, *written.notes))
     layout = make_layout(output_tensors(plan), plan.base, settings.max_shard_bytes)
     _refuse_full_disk(output, sum(shard.nbytes for shard in layout.shards))
     prepared = Prepared(
@@ -155,6 +173,7 @@ def prepare_plan(
         options=plan.method.options() if options is None else options,
         settings=settings,
         output=output,
+        configuration=written,
         finish=finish,
     )
     prepared.needs()  # refuses what does not fit the memory
@@ -234,7 +253,7 @@ def execute(
             sink=sink,
             inputs=inputs,
             keep_nonfinite=settings.policies.on_nonfinite == "keep",
-            protector=settings.protector(),
+            protector=settings.protector(plan),
             whole_bytes=bill.budget,
         )
         if curvature is None or isinstance(curvature, Mapping):
@@ -258,11 +277,12 @@ def execute(
             curvature=provenance,
             digests=inputs.results(backend.threads),
             outputs=outputs,
-            records=records,
+            records={name: replace(records[name], digest=digest) for name, digest in sink.tensor_digests().items()},
         )
         check()
-        sink.commit(lambda folder: _add_files(folder, prepared, manifest))
-    return manifest
+        whole: list[Manifest] = []
+        sink.commit(lambda folder: whole.append(_add_files(folder, prepared, manifest)))
+    return whole[0]
 
 
 def resume_facts(prepared: Prepared, provenance: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -277,6 +297,7 @@ def resume_facts(prepared: Prepared, provenance: Mapping[str, Any] | None) -> di
         "settings": prepared.settings.recorded(),
         "tiles": prepared.settings.tile_elements,
         "curvature": provenance,
+        "configuration": prepared.configuration.files,
         "shards": {shard.file_name: hashlib.sha256(shard.header).hexdigest() for shard in prepared.layout.shards},
     }
 
@@ -286,26 +307,16 @@ def _fingerprint(prepared: Prepared, provenance: Mapping[str, Any] | None) -> st
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> None:
-    """Write the manifest and the card, and copy configuration, tokenizer and code from the chosen side."""
+def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> Manifest:
+    """Copy configuration, tokenizer and code from the chosen side, write the card, then the manifest of all of it."""
     plan = prepared.plan
     copy_companions(plan.config_from, folder)
-    if prepared.settings.dtype is not None:
-        _record_dtype(folder / "config.json", prepared.settings.dtype)
+    for name in prepared.configuration.rewritten:
+        text = json.dumps(prepared.configuration.files[name], indent=2, ensure_ascii=False) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
     if prepared.finish is not None:
         prepared.finish(folder)
-    manifest.write(folder)
     (folder / "README.md").write_text(model_card(plan, manifest, prepared.output.name), encoding="utf-8")
-
-
-def _record_dtype(config: Path, dtype: str) -> None:
-    """Name the dtype that the weights were cast to wherever a copied config names one: loaders go by it."""
-
-    def renamed(content: Any) -> Any:
-        if isinstance(content, dict):
-            return {k: dtype if k in ("dtype", "torch_dtype") else renamed(v) for k, v in content.items()}
-        return content
-
-    if config.is_file():
-        content = renamed(read_json(config))
-        config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    manifest = manifest.of_folder(folder, prepared.settings.digest)
+    manifest.write(folder)
+    return manifest

@@ -15,7 +15,7 @@ import torch
 import transformers
 from PIL import Image
 from sculpt.data.rows import chosen, open_rows
-from sculpt.fusion.errors import DataError
+from sculpt.fusion.errors import DataError, ModelError
 from sculpt.hessian import CalibrationOptions, calibrate
 from sculpt.hessian.session import Session
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -247,7 +247,7 @@ REFUSED = {
     "not JSON": ("d.jsonl", "{", r"row 1 of .* is not JSON"),
     "not an object": ("d.jsonl", "[1]", "row 1 of .* is not a JSON object"),
     "nothing known": ("d.jsonl", '{"label": 1}', "holds `label`; expected `text`"),
-    "no number": ("d.jsonl", '{"input_ids": ["x"]}', "`input_ids` of row 1 of `d.jsonl` is no array of numbers"),
+    "no number": ("d.jsonl", '{"input_ids": ["x"]}', "`input_ids` of row 1 of `d.jsonl` is no array of whole numbers"),
     "beyond the vocabulary": ("d.jsonl", '{"input_ids": [5, 99]}', "holds the token 99, but the model knows 99"),
     "no token": ("d.jsonl", '{"text": ""}', "gives no token"),
     "an image for a text model": ("d.jsonl", '{"image": "x.png"}', "takes none"),
@@ -271,7 +271,7 @@ def test_bad_data_are_refused_with_a_sentence(case: str, llama: Path, tmp_path: 
 
 def test_a_model_without_tokenizer_is_told_so(tmp_path: Path) -> None:
     folder, _ = zoo.settle(zoo.TEXT["llama"], tmp_path)
-    with pytest.raises(DataError, match="has no tokenizer that transformers can load"):
+    with pytest.raises(ModelError, match="cannot load the tokenizer"):
         calibrate(folder, data=jsonl(tmp_path / "d.jsonl", {"text": "a"}))
 
 

@@ -10,6 +10,15 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+CONFIG = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "vocab_size": 8,
+}
 TIMES = ("fuse_seconds", "score_seconds", "seconds", "term_seconds", "term_share")
 
 
@@ -73,7 +82,7 @@ def two_models(folder: Path) -> None:
             save_file(dict(part), folder / name / file, metadata={"format": "pt"})
             weight_map |= dict.fromkeys(dict(part), file)
         (folder / name / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-        (folder / name / "config.json").write_text("{}")
+        (folder / name / "config.json").write_text(json.dumps(CONFIG))
 
 
 def adapters(folder: Path) -> None:

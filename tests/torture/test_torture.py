@@ -22,14 +22,17 @@ from .faults import Mode, Outcome, files_in, run
 from .power import Before, Loss, cut_power
 
 ALL = bool(os.environ.get("SCULPT_TORTURE"))
-FEW = {False: 5, True: 2}  # events of a command in the short form, whether it is slow or not
+FEW = {False: 3, True: 1}  # events of a command in the short form, whether it is slow or not
+ERRORS: tuple[Mode, ...] = ("EIO", "ENOSPC")
+LOSSES: tuple[Loss, ...] = ("content", "names", "both")
 COUNTS: Counter[str] = Counter()
-MADE: dict[str, Path] = {}
+BENCHES: dict[str, Bench] = {}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _counts() -> Iterator[None]:
     yield
+    BENCHES.clear()
     if ALL:
         print("\n" + json.dumps(dict(sorted(COUNTS.items())), indent=1))
 
@@ -59,16 +62,14 @@ class Bench:
         """Begin anew, with an earlier output where one is to be replaced."""
         shutil.rmtree(self.work, ignore_errors=True)
         shutil.rmtree(self.place / "tmp", ignore_errors=True)
-        key = f"{self.case.prepare.__name__} {self.case.name if self.case.replaces else ''}"
-        if key not in MADE:
+        made = self.place / "made"
+        if not made.exists():
             self.case.prepare(self.work)
             if self.case.replaces:
-                made = run(self.work, [*self.case.argv, *self.case.older])
-                assert made.code == 0, made.stderr
-            MADE[key] = self.place / "made"
-            shutil.copytree(self.work, MADE[key])
-        shutil.rmtree(self.work, ignore_errors=True)
-        shutil.copytree(MADE[key], self.work)
+                older = run(self.work, [*self.case.argv, *self.case.older])
+                assert older.code == 0, older.stderr
+            self.work.rename(made)
+        shutil.copytree(made, self.work)
 
     def run(self, mode: Mode, point: int = -1, store: Path | None = None) -> Outcome:
         """Run the command."""
@@ -109,7 +110,12 @@ class Bench:
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
 def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench(request.param, tmp_path_factory.mktemp("torture"))
+    case: Case = request.param
+    if case.slow and not ALL and "kill" not in request.node.name:
+        pytest.skip("`make torture` runs it")
+    if case.name not in BENCHES:
+        BENCHES[case.name] = Bench(case, tmp_path_factory.mktemp("torture"))
+    return BENCHES[case.name]
 
 
 def test_a_kill_at_any_event_loses_nothing(bench: Bench) -> None:
@@ -122,36 +128,46 @@ def test_a_kill_at_any_event_loses_nothing(bench: Bench) -> None:
         bench.check_again(what)
 
 
-@pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
-def test_an_error_at_any_event_is_a_sentence_and_leaves_nothing(error: Mode, bench: Bench) -> None:
-    for point in bench.points(2):
-        bench.reset()
-        what = f"{bench.case.name}: {error} at event {point} of {bench.num_events}"
-        failed = bench.run(error, point)
-        COUNTS[f"{bench.case.name}: {error}"] += 1
-        tree = told(files_in(bench.work))
-        if failed.code == 0:
-            assert bench.output(tree) == bench.output(bench.after), what
-        else:
-            assert failed.code == 1, (what, failed.stderr)
-            assert "Traceback" not in failed.stderr, (what, failed.stderr)
-            assert "error: " in failed.stderr, (what, failed.stderr)
-            assert bench.output(tree) == bench.output(bench.inputs), what
-        bench.check_again(what)
+def test_an_error_at_any_event_is_a_sentence_and_leaves_nothing(bench: Bench) -> None:
+    for place, point in enumerate(bench.points(2)):
+        for error in ERRORS if ALL else [ERRORS[place % 2]]:
+            check_error(bench, point, error)
 
 
-@pytest.mark.parametrize("loss", ["content", "names", "both"])
-def test_a_power_cut_at_any_event_loses_nothing(loss: Loss, bench: Bench) -> None:
-    for point in bench.points(3):
-        bench.reset()
-        what = f"{bench.case.name}: power cut at event {point} of {bench.num_events}, {loss} lost"
-        store = bench.place / "store"
-        shutil.rmtree(store, ignore_errors=True)
-        store.mkdir()
-        before = Before(bench.work, store)
-        bench.run("record", point, store)
-        COUNTS[f"{bench.case.name}: power cuts"] += 1
-        shutil.rmtree(bench.place / "tmp", ignore_errors=True)
-        cut_power(bench.work, before, loss)
-        bench.check_whole_or_former(what)
-        bench.check_again(what)
+def check_error(bench: Bench, point: int, error: Mode) -> None:
+    """Have the system give an error at an event, and look at what is told and left."""
+    bench.reset()
+    what = f"{bench.case.name}: {error} at event {point} of {bench.num_events}"
+    failed = bench.run(error, point)
+    COUNTS[f"{bench.case.name}: errors"] += 1
+    own = bench.output(told(files_in(bench.work)))
+    if failed.code == 0:
+        assert own == bench.output(bench.after), what
+    else:
+        assert failed.code == 1, (what, failed.stderr)
+        assert "Traceback" not in failed.stderr, (what, failed.stderr)
+        assert "error: " in failed.stderr, (what, failed.stderr)
+        assert own == bench.output(bench.inputs), what
+    bench.check_again(what)
+
+
+def test_a_power_cut_at_any_event_loses_nothing(bench: Bench) -> None:
+    for place, point in enumerate(bench.points(3)):
+        for loss in LOSSES if ALL else [LOSSES[place % 3]]:
+            check_power_cut(bench, point, loss)
+
+
+def check_power_cut(bench: Bench, point: int, loss: Loss) -> None:
+    """Leave of a run what a power cut at an event might have left, and look at what the next run makes of it."""
+    bench.reset()
+    what = f"{bench.case.name}: power cut at event {point} of {bench.num_events}, {loss} lost"
+    store = bench.place / "store"
+    shutil.rmtree(store, ignore_errors=True)
+    store.mkdir()
+    before = Before(bench.work, store)
+    bench.run("record", point, store)
+    COUNTS[f"{bench.case.name}: power cuts"] += 1
+    shutil.rmtree(bench.place / "tmp", ignore_errors=True)
+    cut_power(bench.work, before, loss)
+    bench.check_whole_or_former(what)
+    bench.check_again(what)

@@ -60,8 +60,10 @@ class Patch:
         stored: The adapter's tensor that takes the place of the base's, or None.
         product: What is added, or None.
         magnitude: DoRA's magnitudes, or None.
+        rows: Trained tokens: the adapter's tensor that takes the place of some rows, and their numbers; or None.
     """
 
     stored: str | None = None
     product: Product | None = None
     magnitude: str | None = None
+    rows: tuple[str, tuple[int, ...]] | None = None

@@ -8,6 +8,7 @@ unit in the last place of the float32 weight.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
 from functools import cached_property
@@ -18,7 +19,7 @@ import numpy as np
 import xxhash
 
 from ...errors import CheckpointError
-from ...names import tied_source
+from ...names import OUTPUT_MODULES, config_values, is_vocabulary, tied_source, with_vocabulary
 from ...ref import ModelRef
 from ..bytes_of import as_bytes
 from ..companions import files_of_tokenizer
@@ -29,8 +30,9 @@ from ..tensor_info import TensorInfo
 from .config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig
 from .low_rank import LowRank
 from .patch import Patch
-from .targets import patches_of
+from .targets import RESIZED, UNTIE, patches_of
 
+HEADS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}  # by PEFT's `task_type`
 NORM_ELEMENTS = 1 << 20  # of W + s·B·A at once, for its norms
 
 
@@ -56,7 +58,12 @@ class AdapterSource(Source):
         self.patches = patches_of(path, self.adapter_config, self.own, base)
         self._drop_copies_of_tied()
         patched = {name: self._info(name, patch) for name, patch in self.patches.items()}
-        self.tensors = {**base.tensors, **patched}
+        # Where a head was trained in the place of the one that predicts tokens, the model has no use for that one.
+        replaces_head = self.adapter_config.task in HEADS and patched.keys() - base.tensors.keys()
+        without = OUTPUT_MODULES if replaces_head else frozenset[str]()
+        kept = {name: info for name, info in base.tensors.items() if not without.intersection(name.split(".")[-2:-1])}
+        self.tensors = {**kept, **patched}
+        self._refuse_uneven_vocabulary()
         self._factors: dict[str, LowRank] = {}
         self._scales: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
@@ -68,8 +75,33 @@ class AdapterSource(Source):
 
     @cached_property
     def config(self) -> dict[str, Any] | None:
-        """The base's `config.json`."""
-        return self._base.config
+        """The base's `config.json`, for the adapter's own vocabulary and for the head that it was trained with."""
+        config = self._base.config
+        resized = {
+            info.shape[0]
+            for name, info in self.tensors.items()
+            if is_vocabulary(name) and name in self._base.tensors and info.shape != self._base.tensors[name].shape
+        }
+        if config is not None and len(resized) == 1:
+            config = with_vocabulary(config, resized.pop())
+        head = HEADS.get(self.adapter_config.task or "")
+        added = [self.tensors[name].shape for name in self.patches if name not in self._base.tensors]
+        rows = {shape[0] for shape in added if shape}
+        if config is None or head is None or len(rows) != 1:
+            return config
+        labels = {str(k): f"LABEL_{k}" for k in range(rows.pop())}
+        return {
+            **config,
+            "architectures": [re.sub(r"(For\w+|Model)$", "", n) + head for n in config.get("architectures") or ()],
+            "id2label": labels,
+            "label2id": {name: int(k) for k, name in labels.items()},
+        }
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether all that the adapter adds is zero: B is, as before training."""
+        products = [patch.product for patch in self.patches.values()]
+        return all(product is not None and not self.read_own(product.b).any() for product in products)
 
     def identities(self) -> Mapping[Path, FileIdentity]:
         """Return the adapter's files, and the base's."""
@@ -84,6 +116,9 @@ class AdapterSource(Source):
         replaced = self.own[patch.stored] if patch.stored else None
         origin = replaced or base
         assert origin is not None  # a product has a target in the base
+        shape = origin.shape
+        if patch.rows is not None:
+            shape = (max(shape[0], *(row + 1 for row in patch.rows[1])), *shape[1:])
         if patch.product is not None and not origin.kind.fusible:
             raise CheckpointError(
                 f"`{name}` is {origin.kind.torch} in the base, to which an adapter cannot be added",
@@ -95,13 +130,14 @@ class AdapterSource(Source):
             dtype=origin.dtype if patch.product is None else wide,
             # A merge keeps the base's dtype, whatever float the adapter was trained in.
             stored=base.stored if base and base.kind.fusible and origin.kind.fusible else origin.stored,
-            shape=origin.shape,
+            shape=shape,
             file=(base or origin).file,
         )
 
     def _drop_copies_of_tied(self) -> None:
         """Forget what PEFT saved of an output that the base ties to its embeddings, if it is no more than a copy."""
         shapes = {name: info.shape for name, info in self._base.tensors.items()}
+        shapes |= {name: self.own[p.stored].shape for name, p in self.patches.items() if p.stored and name in shapes}
         for name in [name for name in self.patches if name not in shapes]:
             stored = self.patches[name].stored
             assert stored is not None  # a product has a target in the base
@@ -115,9 +151,25 @@ class AdapterSource(Source):
             if other.product is not None or not np.array_equal(self.read_own(stored), embeddings):
                 raise CheckpointError(
                     f"`{self.path}` holds `{name}`, which the base ties to `{source}`",
-                    hint="untie them in the base first: store both, and set `tie_word_embeddings` to false",
+                    hint=UNTIE,
                 )
             del self.patches[name]
+
+    def _refuse_uneven_vocabulary(self) -> None:
+        """Refuse an adapter that makes one of two vocabulary matrices longer: the other's rows are not in it."""
+        sizes = config_values(self._base.config, "vocab_size")
+        before = {name: info for name, info in self._base.tensors.items() if is_vocabulary(name)}
+        rows = {
+            name: self.tensors[name].shape[0]
+            for name, info in before.items()
+            if name in self.tensors and info.shape[:1] and info.shape[0] in sizes
+        }
+        if len(set(rows.values())) > 1:
+            told = " and ".join(f"{number} rows of `{name}`" for name, number in rows.items())
+            raise CheckpointError(
+                f"with `{self.path}` there are {told}",
+                hint=RESIZED,
+            )
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return elements `start … stop − 1` of the flat tuned tensor."""
@@ -139,7 +191,24 @@ class AdapterSource(Source):
     def _origin(self, name: str, patch: Patch, start: int, stop: int | None) -> np.ndarray:
         if patch.stored is not None:
             return self._file.read(patch.stored, start, stop)
-        return self._base.read(name, start, stop)
+        if patch.rows is None:
+            return self._base.read(name, start, stop)
+        return self._with_rows(name, patch.rows, start, stop)
+
+    def _with_rows(self, name: str, trained: tuple[str, tuple[int, ...]], start: int, stop: int | None) -> np.ndarray:
+        """Return elements of a base's embedding with the trained rows in their place."""
+        info, before = self.tensors[name], self._base.tensors[name].num_elements
+        stop = info.num_elements if stop is None else stop
+        width = info.num_elements // info.shape[0]
+        found = np.zeros(stop - start, info.kind.numpy)
+        if start < before:
+            found[: before - start] = self._base.read(name, start, min(stop, before))
+        own = self.read_own(trained[0]).reshape(len(trained[1]), width)
+        for row, values in zip(trained[1], own, strict=True):
+            first, last = max(start, row * width), min(stop, (row + 1) * width)
+            if first < last:
+                found[first - start : last - start] = values[first - row * width : last - row * width]
+        return found
 
     def stored(self, name: str, start: int = 0, stop: int | None = None) -> Stored | None:
         """Return where the base holds a tensor that the adapter leaves alone."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from ...errors import CheckpointError
-from ...names import config_values
+from ...names import config_values, is_vocabulary
+from ..foreign import GATHER
 from ..tensor_info import TensorInfo
+from ..wrappers import ANYWHERE
 from .config import AdapterConfig
 from .module_names import ModelNames, ModelParameter, ParameterPart
 from .patch import Patch, Product
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 PREFIX = "base_model.model."
 FACTOR = re.compile(r"(.+)\.(lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(weight|bias))?")
+RESIZED = "was the base's vocabulary resized before training? Then save that base, and name it here"
+UNTIE = "`sculpt untie` stores both: merge into what it writes"
+TOKENS = ".token_adapter.trainable_tokens_delta"
 # Models of transformers with linear layers that store (d_in, d_out).
 CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"})
 
@@ -47,24 +52,26 @@ class _Parts:
 
 def without_prefix(name: str) -> str:
     """Return a name without what PEFT wraps around it."""
-    parts = name.removeprefix(PREFIX).split(".")
-    return ".".join(part for part in parts if part != "base_layer")
+    parts = [part for part in name.split(".") if part not in ANYWHERE]
+    return ".".join(part for part in ".".join(parts).removeprefix(PREFIX).split(".") if part != "base_layer")
 
 
 @final
 class _Resolver:
     """Turns the tensors of an adapter into patches of the base's."""
 
-    def __init__(self, folder: Path, config: AdapterConfig, base: Source) -> None:
-        self._folder, self._config, self._base = folder, config, base
+    def __init__(self, folder: Path, config: AdapterConfig, own: Mapping[str, TensorInfo], base: Source) -> None:
+        self._folder, self._config, self._own, self._base = folder, config, own, base
         self._names = ModelNames(base)
         self.patches: dict[str, Patch] = {}
         self._evidence: set[bool] = set()
 
-    def _missing(self, module: str, reason: str = "") -> CheckpointError:
+    def _missing(self, module: str) -> CheckpointError:
+        tied = True in config_values(self._base.config, "tie_word_embeddings") and is_vocabulary(f"{module}.weight")
         return CheckpointError(
-            f"`{self._folder}` adapts `{module}`, which is not in the base `{self._base.ref}`{reason}",
-            hint="is this the model that the adapter was trained on?",
+            f"`{self._folder}` adapts `{module}`, which is not in the base `{self._base.ref}`"
+            + (": it is tied to the embeddings there, and merging would change both" if tied else ""),
+            hint=UNTIE if tied else "is this the model that the adapter was trained on?",
         )
 
     def parameter(self, name: str) -> ModelParameter | None:
@@ -95,6 +102,21 @@ class _Resolver:
             self.add(found.parts[0].tensor, stored=info.name)
         else:
             raise CheckpointError(f"`{self._folder}` holds `{name}`, which the base splits over several tensors")
+
+    def tokens(self, info: TensorInfo) -> None:
+        """Take rows of an embedding; those after its last make it longer."""
+        module = without_prefix(info.name.removesuffix(TOKENS))
+        rows, found = self._config.rows_of(module), self.parameter(f"{module}.weight")
+        if rows is None or found is None or len(found.parts) != 1:
+            raise self._missing(f"{module}.weight")
+        length = max(found.shape[0], *(row + 1 for row in rows))
+        if info.shape != (len(rows), *found.shape[1:]) or not set(range(found.shape[0], length)) <= set(rows):
+            raise CheckpointError(
+                f"`{self._folder}` holds {list(info.shape)} for the tokens {', '.join(map(str, rows))} of `{module}`, "
+                f"which is {list(found.shape)} in the base",
+                hint=RESIZED,
+            )
+        self.add(found.parts[0].tensor, rows=(info.name, rows))
 
     def note_evidence(self, parts: _Parts) -> None:
         """Learn from weights that are not square which way round the others lie."""
@@ -138,7 +160,7 @@ class _Resolver:
             # PEFT 0.21 adds the δ of its output projection twice, in training as in merging: who can tell the version?
             raise CheckpointError(f"`{self._folder}` adapts the `MultiheadAttention` `{module}`, which is not fused")
         if not candidates:
-            raise self._missing(module, self._tied())
+            raise self._missing(module)
         fitting = {}
         for name, found in candidates.items():
             experts = found.shape[0] if by_name and len(found.shape) == 3 else 1
@@ -191,7 +213,13 @@ class _Resolver:
             self.add(target.parts[0].tensor, product=Product(key=key, a=None, b=bias.name, scale=scale))
 
     def _found(self, names: Sequence[str]) -> dict[str, ModelParameter]:
-        return {name: found for name in names if (found := self.parameter(name)) is not None}
+        found = {name: parameter for name in names if (parameter := self.parameter(name)) is not None}
+        # What was saved whole has its own shape: of an embedding that was resized before training.
+        for name, parameter in found.items():
+            stored = self.patches.get(parameter.parts[0].tensor, Patch()).stored
+            if stored is not None and len(parameter.parts) == 1 and parameter.parts[0].expert is None:
+                found[name] = replace(parameter, shape=self._own[stored].shape)
+        return found
 
     def _targets_of(self, module: str) -> list[str]:
         """Return the parameters of a module that are adapted by name."""
@@ -199,11 +227,6 @@ class _Resolver:
             return []
         leaves = {name.rpartition(".")[2] for name in self._config.target_parameters}
         return [name for leaf in sorted(leaves) if self._config.targets(name := f"{module}.{leaf}")]
-
-    def _tied(self) -> str:
-        if True in config_values(self._base.config, "tie_word_embeddings"):
-            return ": if it is tied to the embeddings there, merging would change both"
-        return ""
 
 
 def patches_of(
@@ -214,11 +237,24 @@ def patches_of(
     Raises:
         CheckpointError: A target is not in the base, a shape does not fit, or a tensor is of an unknown kind.
     """
-    resolver = _Resolver(folder, config, base)
+    if config.token_rows and not any(name.endswith(TOKENS) for name in tensors):
+        raise CheckpointError(f"`{folder}` trains tokens (`trainable_token_indices`), and holds none of them")
+    empty = [name for name, info in tensors.items() if not info.num_elements]
+    if empty:
+        others = f" and {len(empty) - 1} other tensors" if len(empty) > 1 else ""
+        raise CheckpointError(
+            f"`{empty[0]}`{others} of `{folder}` {'are' if others else 'is'} empty: "
+            "ZeRO-3 saves what it did not gather",
+            hint=GATHER,
+        )
+    resolver = _Resolver(folder, config, tensors, base)
     modules: dict[str, _Parts] = {}
     for name, info in tensors.items():
         matched = FACTOR.fullmatch(name)
         if matched is None:
+            if name.endswith(TOKENS):
+                resolver.tokens(info)
+                continue
             if ".lora_" in name or "token_adapter" in name:
                 raise CheckpointError(f"`{name}` in `{folder}` is of a kind that sculpt does not know")
             resolver.stored(info)

@@ -19,7 +19,7 @@ import xxhash
 from ...errors import OutputError, os_error
 from .buffers import Buffer, Buffers
 from .guard import CHECKPOINT
-from .layout import Layout
+from .layout import Layout, Shard
 from .lines import Lines, read_lines
 from .output_file import SEGMENT, OutputFile
 from .sink import Sink
@@ -89,7 +89,7 @@ class FolderSink(Sink):
         self.finished = {entry["name"]: entry for entry in entries[1:]}
         self._workspace.payload.mkdir(exist_ok=True)
         for shard in self._layout.shards:
-            self._create(self._workspace.payload / shard.file_name, shard.header, shard.nbytes)
+            self._create(shard)
         self._journal = Lines(journal, entries)
         if not entries:
             self._journal.append(first)
@@ -107,10 +107,16 @@ class FolderSink(Sink):
         finally:
             self._workspace.__exit__(None, error, None)
 
-    def _create(self, file: Path, header: bytes, nbytes: int) -> None:
-        output = OutputFile(file, nbytes, self._new_digest, resumed=bool(self.finished))
-        self._files[file.name] = output
-        output.write(0, np.frombuffer(header, np.uint8))
+    def _create(self, shard: Shard) -> None:
+        output = OutputFile(
+            self._workspace.payload / shard.file_name,
+            shard.nbytes,
+            self._new_digest,
+            parts=shard.offsets,
+            resumed=bool(self.finished),
+        )
+        self._files[shard.file_name] = output
+        output.write(0, np.frombuffer(shard.header, np.uint8))
 
     def _close(self, *, flush: bool = False) -> None:
         files, self._files = list(self._files.values()), {}
@@ -194,6 +200,10 @@ class FolderSink(Sink):
             return file.digest()
         except OSError as error:
             raise os_error(error, file.file) from error
+
+    def tensor_digests(self) -> dict[str, str]:
+        """Return `xxh3-128:hex` of each tensor's bytes, once `digest` was asked for of every shard."""
+        return {name: digest for file in self._files.values() for name, digest in file.part_digests().items()}
 
     def commit(self, add_files: Callable[[Path], None]) -> None:
         """Let `add_files` write the other files into the folder, then give it the output's name."""

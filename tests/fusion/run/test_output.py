@@ -71,7 +71,7 @@ def test_mixed_dtypes_are_aligned(make_checkpoint: Make, tmp_path: Path) -> None
 def test_companion_files_come_from_the_chosen_side(make_pair: Pair, tmp_path: Path) -> None:
     base, tuned = make_pair()
     for side in (base, tuned):
-        (side / "tokenizer.json").write_text(side.name)
+        (side / "tokenizer.json").write_text(json.dumps(side.name))
         (side / "custom_code").mkdir()
         (side / "custom_code/modeling.py").write_text(f"# {side.name}")
         (side / "README.md").write_text("the card of an input")
@@ -80,8 +80,8 @@ def test_companion_files_come_from_the_chosen_side(make_pair: Pair, tmp_path: Pa
         (side / ".git/HEAD").write_text("hidden")
     fuse((base, tuned), tmp_path / "out")
     fuse((base, tuned), tmp_path / "out-base", settings=sculpt.Settings(config_from="base"))
-    assert (tmp_path / "out/tokenizer.json").read_text() == "sft"
-    assert (tmp_path / "out-base/tokenizer.json").read_text() == "base"
+    assert (tmp_path / "out/tokenizer.json").read_text() == json.dumps("sft")
+    assert (tmp_path / "out-base/tokenizer.json").read_text() == json.dumps("base")
     assert (tmp_path / "out/custom_code/modeling.py").read_text() == "# sft"
     card = (tmp_path / "out/README.md").read_text()
     assert "- merge" in card
@@ -241,7 +241,9 @@ def test_other_options_do_not_resume_anothers_run(make_pair: Pair, tmp_path: Pat
 def test_verify_accepts_what_was_written_and_names_what_changed(digest: str, make_pair: Pair, tmp_path: Path) -> None:
     pair = make_pair()
     fuse(pair, tmp_path / "out", settings=sculpt.Settings(digest=digest))
-    assert sculpt.verify(tmp_path / "out", pair).num_files == 2 + 3 + 3
+    assert (
+        sculpt.verify(tmp_path / "out", pair).num_files == 2 + 3 + 3 + 3
+    )  # two shards; index, config and card; each input
     if digest == "sha256":
         import hashlib
 
