@@ -32,8 +32,9 @@ check: .venv/ready  ## Lint (the release workflow too), check types and the dire
 	$(BIN)/lint-imports
 	$(BIN)/actionlint docs/release-workflow.yml
 
-torture: .venv/ready  ## Attack every reader for ten minutes; counts are in docs/guarantees.md
+torture: .venv/ready  ## Attack every reader and break every writer at every file event: hours; docs/guarantees.md has counts
 	$(BIN)/python tests/attacks/fuzz.py --seconds 600
+	SCULPT_TORTURE=1 $(BIN)/python -m pytest -q -s -n 0 tests/torture
 
 bench: .venv/ready  ## Measure the fuse against the disk and against mergekit
 	$(BIN)/python benchmarks/fuse.py

@@ -123,6 +123,7 @@ def fuse(
             prepared,
             curvature=found.curvature,
             provenance=found.provenance,
+            refuse_changed=found.refuse_changed,
             overwrite=overwrite,
             progress=progress,
         )

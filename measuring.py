@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .fusion.arithmetic.curvature import UNMEASURED, Curvature, Curvatures
+from .fusion.arithmetic.curvature import UNMEASURED, Curvature, Curvatures, digest_of_curvature
 from .fusion.arithmetic.general_sides import weighted_sum
 from .fusion.arithmetic.two_sided import counted_together
 from .fusion.checkpoint import ModelRef, Source
+from .fusion.checkpoint.identity import identities, refuse_changed
+from .fusion.checkpoint.output.guard import refuse_inputs
 from .fusion.errors import CurvatureError, MethodError, Way
 from .fusion.progress import Progress, silent
-from .fusion.run.calibration import FROM_DELTA, GENERAL, Calibration, SampleRun
+from .fusion.record.manifest import file_digest
+from .fusion.run.calibration import FROM_DELTA, GENERAL, STATISTICS, Calibration, SampleRun
 from .fusion.run.diff import changed_outputs
 from .fusion.run.fuse import Prepared
 
@@ -36,11 +39,13 @@ class Statistics:
             for H = I.
         provenance: Where it comes from, for the manifest.
         why_missing: Gives, after the fuse, the reason why a tensor of the first tuned model has none.
+        refuse_changed: Raises CheckpointError where a file of statistics has changed since it was opened.
     """
 
     curvature: Mapping[str, Curvatures] | Iterator[Mapping[str, Curvatures]] | None
     provenance: dict[str, Any] | None
     why_missing: Callable[[], Mapping[str, str]]
+    refuse_changed: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +108,8 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
         yield Statistics(curvature=None, provenance=None, why_missing=dict)
         return
     names = _names(prepared)
+    refuse_inputs(prepared.output, calibration.files())
+    before = identities(file for file in calibration.files() if file.suffix == STATISTICS)
     options = calibration.of_tuned(len(prepared.plan.tuned))
     general = calibration.of_general() if protection is not None else []
     if protection is None:
@@ -116,13 +123,14 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
     shares = _Shares(progress, len(models))
     with ExitStack() as stack:
         found = [
-            _measured(model, own, shares.of(k), stack)
+            _measured(model, own, shares.of(k), stack, prepared.settings.digest)
             for k, (model, (_, _, own)) in enumerate(zip(models, measured, strict=True))
         ]
         yield Statistics(
             curvature=_by_output(prepared, names, models, found),
             provenance=_provenance(models, found, len(prepared.plan.tuned)),
             why_missing=found[0].why_missing,
+            refuse_changed=lambda: refuse_changed(before),
         )
 
 
@@ -212,9 +220,11 @@ def _models(
     return models
 
 
-def _measured(model: MeasuredModel, calibration: Calibration, progress: Progress, stack: ExitStack) -> Measured:
+def _measured(
+    model: MeasuredModel, calibration: Calibration, progress: Progress, stack: ExitStack, digest: str
+) -> Measured:
     if calibration.hessian is not None:
-        return _measured_before(model, calibration)
+        return _measured_before(model, calibration, digest)
     session = stack.enter_context(_session(model, calibration, progress))
     seen: dict[str, None] = {}
 
@@ -230,14 +240,19 @@ def _measured(model: MeasuredModel, calibration: Calibration, progress: Progress
     )
 
 
-def _measured_before(model: MeasuredModel, calibration: Calibration) -> Measured:
+def _measured_before(model: MeasuredModel, calibration: Calibration, algorithm: str) -> Measured:
+    """Return statistics that were measured before; the provenance has a digest of all that they say."""
     from .hessian.store.diagonal import DiagonalHessian
 
     hessian: Any = calibration.hessian
     if isinstance(hessian, (Path, str)):
-        hessian = DiagonalHessian.load(hessian)
+        file = Path(hessian)
+        hessian = DiagonalHessian.load(file)
+        digest = {"file": file_digest(file, algorithm)}
+    else:
+        digest = {"content": f"xxh3-128:{digest_of_curvature(hessian)}"}
     if not isinstance(hessian, DiagonalHessian):
-        return Measured(curvature=hessian, provenance={"source": "given in memory"}, why_missing=dict)
+        return Measured(curvature=hessian, provenance={"source": "given in memory", **digest}, why_missing=dict)
     if hessian.provenance.model_fingerprint != model.checkpoint.fingerprint and not calibration.of_other_model:
         raise CurvatureError(
             f"the statistics were measured on `{hessian.provenance.model}`, "
@@ -250,7 +265,9 @@ def _measured_before(model: MeasuredModel, calibration: Calibration) -> Measured
             f"{model.purpose} needs full Hessians, and the statistics of the {model.role} hold their diagonals alone",
             hint="`sculpt calibrate --full '*'` measures them",
         )
-    return Measured(curvature=hessian, provenance=asdict(hessian.provenance), why_missing=lambda: hessian.why_missing)
+    return Measured(
+        curvature=hessian, provenance={**asdict(hessian.provenance), **digest}, why_missing=lambda: hessian.why_missing
+    )
 
 
 def _session(model: MeasuredModel, calibration: Calibration, progress: Progress) -> Session:

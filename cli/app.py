@@ -29,6 +29,7 @@ from . import (
     lora_train,
     merge,
     report,
+    status,
     sweep,
     untie,
     verify,
@@ -51,7 +52,7 @@ app = typer.Typer(
 FAMILIES = {
     "Repair": (fuse, calibrate, demo),
     "Choose a strength": (bound, evaluate, sweep, compare),
-    "Look and check": (inspect, verify, report),
+    "Look and check": (inspect, verify, status, report),
     "Merge several": (merge, lora, untie),
     "Train without forgetting": (lora_train, lora_sweep, lora_sparse),
 }
@@ -103,9 +104,11 @@ def _narrowed(word: str) -> typer.Typer:
 def main() -> None:
     """Run the command line; the process ends here."""
     from ..fusion.errors import SculptError
+    from .bus_error import end_with_a_sentence
     from .console import print_error, say, show_warnings
 
     catch_signals()
+    end_with_a_sentence()
     show_warnings()
     try:
         try:

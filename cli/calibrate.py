@@ -92,20 +92,19 @@ def merge_command(
 
         sculpt hessian merge first.safetensors second.safetensors -o both.safetensors
     """
-    from ..fusion.checkpoint.output.claim import Claim
-    from ..fusion.errors import OutputError
+    from ..fusion.checkpoint.output.guard import refuse_output
+    from ..fusion.checkpoint.output.workspace import Workspace
     from ..hessian import DiagonalHessian
+    from ..hessian.store.file_format import STATISTICS
 
-    if output.exists() and not overwrite:
-        raise OutputError(f"`{output}` exists", hint="`--overwrite` replaces it")
+    refuse_output(output, files, STATISTICS, overwrite=overwrite)
     first, *others = [DiagonalHessian.load(file) for file in files]
-    with Claim(output.with_name(f"{output.name}.partial")) as beside:
-        try:
-            merged = first.merge(others, gram_file=beside.folder / "grams.bin")
-            merged.save(output)
-            _show(merged, output, report=False, json=json)
-        finally:
-            beside.empty()
+    with Workspace(output, made_by="hessian merge") as workspace:
+        workspace.empty()
+        merged = first.merge(others, gram_file=workspace.folder / "grams.bin")
+        merged.write(workspace.payload)
+        workspace.publish(STATISTICS.may_replace if overwrite else None)
+        _show(merged, output, report=False, json=json)
 
 
 def report_command(

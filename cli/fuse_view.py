@@ -34,7 +34,7 @@ def _groups(steps: Iterable[Step]) -> dict[tuple[str, str, str], list[Step]]:
 
 def show_plan(prepared: Prepared) -> None:
     """Print what would happen to each group of tensors, and what it would take."""
-    from ..fusion.run.fuse import free_disk
+    from ..fusion.checkpoint.output.disk import free_bytes
 
     plan = prepared.plan
     rows = [
@@ -51,7 +51,7 @@ def show_plan(prepared: Prepared) -> None:
     need = prepared.needs()
     say(f"read {gigabytes(need.bytes_read)}, write {gigabytes(need.bytes_written)} in {need.num_files} file(s)")
     say(f"peak memory about {gigabytes(need.memory)}, beside {gigabytes(need.mapped)} of mapped files")
-    say(f"output {prepared.output}, {gigabytes(free_disk(prepared.output))} free there")
+    say(f"output {prepared.output}, {gigabytes(free_bytes(prepared.output))} free there")
 
 
 def show_notes(plan: Plan) -> None:
@@ -64,14 +64,14 @@ def show_notes(plan: Plan) -> None:
 
 def plan_json(prepared: Prepared) -> dict[str, Any]:
     """Return the plan for programs."""
-    from ..fusion.run.fuse import free_disk
+    from ..fusion.checkpoint.output.disk import free_bytes
 
     return {
         "output": str(prepared.output),
         "method": prepared.method.name,
         "options": dict(prepared.options),
         "needs": asdict(prepared.needs()),
-        "free_disk": free_disk(prepared.output),
+        "free_disk": free_bytes(prepared.output),
         "renamings": [asdict(rule) for rule in prepared.plan.renamings],
         "notes": list(prepared.plan.notes),
         "tensors": [

@@ -131,7 +131,14 @@ def merge_command(
         named = f"`--method {merge.method}`" if merge.method in ("cat", "svd") else "`--rank` and `--energy`"
         raise MethodError(f"{named} makes an adapter", hint="add `--as-adapter`, or take `--method linear`")
     if merge.weights == ADAPTIVE:
-        alpha = learn_weights(base, adapters, linear_merge_of(merge, settings.seed), learn, device=settings.device)
+        alpha = learn_weights(
+            base,
+            adapters,
+            linear_merge_of(merge, settings.seed),
+            learn,
+            device=settings.device,
+            overwrite=target.overwrite,
+        )
         merge = replace(merge, weights=",".join(map(repr, alpha)))
     elif learn != LearnOptions():
         raise MethodError("`--buffer` and what goes with it are for `--weights adaptive`")

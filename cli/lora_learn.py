@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from ..fusion.checkpoint.output.guard import Kind
     from ..learn.continual import Experience
     from ..learn.parts import LinearMerge
 
@@ -58,11 +59,12 @@ class LearnOptions:
 
 
 def learn_weights(
-    base: Path, adapters: Sequence[Path], merge: LinearMerge, options: LearnOptions, *, device: str
+    base: Path, adapters: Sequence[Path], merge: LinearMerge, options: LearnOptions, *, device: str, overwrite: bool
 ) -> tuple[float, ...]:
     """Return the learned α of the adapters, after saying how they came about."""
     from ..data.encoding import Encoder
     from ..fusion.checkpoint import open_checkpoint
+    from ..fusion.checkpoint.output.guard import refuse_output
     from ..fusion.errors import MethodError
     from ..learn.buffer import draw_buffer, read_buffer
     from ..learn.continual import Experience, learn_continually
@@ -77,6 +79,9 @@ def learn_weights(
         )
     if options.buffer is not None and options.per_class != 1:
         raise MethodError("`--per-class` has no effect on a `--buffer` that is given; `--buffer-from` draws one")
+    if options.learned is not None:
+        read = [base, *adapters, *(file for file in (data, options.test) if file is not None)]
+        refuse_output(options.learned, read, _kind(), overwrite=overwrite, option="learned")
     learning = Learning(b_max=options.b_max, steps=options.steps, learning_rate=options.learning_rate)
     opened = open_checkpoint(base)
     found = [open_checkpoint(adapter, opened) for adapter in adapters]
@@ -112,7 +117,7 @@ def learn_weights(
     first = runs[0][-1]
     _say(adapters, first.coefficients.alpha, first.coefficients.b, losses[0] if losses else [])
     if options.learned is not None:
-        _write(options.learned, _as_json(runs, losses, seeds, continual=options.continual))
+        _write(options.learned, _as_json(runs, losses, seeds, continual=options.continual), overwrite=overwrite)
     return first.coefficients.alpha
 
 
@@ -174,12 +179,21 @@ def show_experiences(runs: Sequence[Sequence[Experience]]) -> None:
     table("after each experience", ["new domain", "α", "b", *domains, "mean"], rows)
 
 
-def _write(file: Path, content: dict[str, Any]) -> None:
+def _kind() -> Kind:
+    from ..fusion.checkpoint.output.guard import file_kind
+
+    return file_kind("file of learned weights", b'{\n "coefficients"')
+
+
+def _write(file: Path, content: dict[str, Any], *, overwrite: bool) -> None:
     import json
 
-    from ..fusion.errors import os_error
+    from ..fusion.checkpoint.output.workspace import write_file
 
-    try:
-        file.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise os_error(error, file) from error
+    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+    write_file(
+        file,
+        lambda path: path.write_text(text, encoding="utf-8"),
+        made_by="lora-merge",
+        may_replace=_kind().may_replace if overwrite else None,
+    )

@@ -16,6 +16,7 @@ AdapterPath = Annotated[Path, typer.Argument(help="A PEFT LoRA adapter folder.")
 def density_command(
     adapter: AdapterPath,
     png: Annotated[Path | None, typer.Option("--png", help="Write the picture to this file too.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a picture that exists.")] = False,
     json: AsJson = False,
 ) -> None:
     """Count the non-zeros of A, B and B·A, layer by layer, against what chance alone would give.
@@ -30,14 +31,17 @@ def density_command(
         sculpt lora-density adapter/ --png density.png --json
     """
     from ..evaluate.charts import terminal_chart
+    from ..fusion.checkpoint.output.guard import refuse_output
     from ..fusion.lora.density import PROBABILITY, adapter_density
-    from ..fusion.lora.density_chart import draw_density, series_of
+    from ..fusion.lora.density_chart import PICTURE, draw_density, series_of
     from .console import console, print_json, progress_bar, say, table
 
+    if png is not None:
+        refuse_output(png, [adapter], PICTURE, overwrite=overwrite, option="png")
     with progress_bar("counting", unit="modules", hidden=json) as report:
         found = adapter_density(adapter, report=report)
     if png is not None:
-        draw_density(found, png)
+        draw_density(found, png, overwrite=overwrite)
     if json:
         print_json(found.as_json())
         return

@@ -31,18 +31,20 @@ def report_command(
 
         sculpt report sft-fused/ --scores base.json --scores fused.json -o report.html
     """
-    from ..evaluate.report import make_report
-    from ..fusion.errors import OutputError
+    from ..evaluate.report import PAGE, make_report
+    from ..fusion.checkpoint.output.guard import refuse_output
+    from ..fusion.checkpoint.output.workspace import write_file
     from .console import gigabytes, say
 
     page = output or fused.resolve().with_name(f"{fused.resolve().name}-report.html")
-    if page.exists() and not overwrite:
-        raise OutputError(f"`{page}` exists", hint="`--overwrite` replaces it, `-o` names another page")
+    refuse_output(page, [fused, *(scores or ())], PAGE, overwrite=overwrite)
     text = make_report(fused, scores=scores or ())
-    try:
-        page.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write `{page}`: {error.strerror or error}") from error
+    write_file(
+        page,
+        lambda file: file.write_text(text, encoding="utf-8"),
+        made_by="report",
+        may_replace=PAGE.may_replace if overwrite else None,
+    )
     say(f"wrote {page}, {gigabytes(page.stat().st_size)}")
 
 

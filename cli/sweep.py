@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -128,10 +129,16 @@ def sweep(
     from ..api import prepare_fuse
     from ..evaluate.choice import Pick
     from ..evaluate.live_fuse import LiveFuse, held_curvature
+    from ..evaluate.resume import KnownPoints, files_of
     from ..evaluate.strengths import Family, parse_grid
     from ..evaluate.suite import read_suite
     from ..evaluate.sweep import Grid, run_sweep
     from ..fusion.checkpoint import find_model
+    from ..fusion.checkpoint.identity import digest_of_data
+    from ..fusion.checkpoint.output.guard import SWEEP, refuse_output
+    from ..fusion.checkpoint.output.workspace import Workspace, told
+    from ..fusion.errors import MethodError
+    from ..fusion.run.fuse import resume_facts
     from ..measuring import statistics
 
     read = read_suite(suite)
@@ -152,7 +159,8 @@ def sweep(
     )
     folder = output or (find_model(tuned).beside("-sweep") if grid.pick else None)
     if folder is not None:
-        _refuse_results(folder, overwrite)
+        given_files = [suite, *files_of(read), *calibration.files()]
+        refuse_output(folder, [base, tuned, *given_files], SWEEP, overwrite=overwrite)
     methods = [family.at(0.5) for family in wanted.families]
     prepared = prepare_fuse(
         base,
@@ -166,21 +174,46 @@ def sweep(
     )
     if not (prepared.method.uses_curvature or wanted.protection is not None):
         refuse_idle(calibration, prepared.method)
-    with (
-        progress_bar("calibrating", unit="steps") as report,
-        statistics(prepared, replace(calibration, seed=settings.seed, device=scoring.device), progress=report) as found,
-    ):
-        held, provenance = held_curvature(found), found.provenance
-    live = LiveFuse(prepared, held, device=scoring.device, dtype=scoring.dtype)
-    with progress_bar("sweeping", unit="points") as report:
-        swept = run_sweep(live, read, wanted, pick, batch_size=scoring.batch_size, progress=report)
-    content = {"suite": read.name, "seed": settings.seed, "points": [point.as_json() for point in swept.points]}
-    show(swept, read)
-    if folder is not None:
-        _write_results(folder, swept, content)
-    if grid.pick:
-        best = swept.best(pick)
-        _write_model(live, best, provenance, overwrite)
+    with ExitStack() as stack:
+        workspace = None if folder is None else stack.enter_context(Workspace(folder, made_by="sweep"))
+        with (
+            progress_bar("calibrating", unit="steps") as report,
+            statistics(
+                prepared, replace(calibration, seed=settings.seed, device=scoring.device), progress=report
+            ) as found,
+        ):
+            held, provenance = held_curvature(found), found.provenance
+        live = LiveFuse(prepared, held, device=scoring.device, dtype=scoring.dtype)
+        scored = None
+        if workspace is not None:
+            facts = {
+                "fuse": resume_facts(prepared, provenance),
+                "suite": read.content.model_dump(mode="json"),
+                "data": {str(file): digest_of_data(file) for file in files_of(read) if file.exists()},
+                "scoring": scoring,
+            }
+            scored = stack.enter_context(KnownPoints(workspace, facts))
+        with progress_bar("sweeping", unit="points") as report:
+            swept = run_sweep(live, read, wanted, pick, batch_size=scoring.batch_size, scored=scored, progress=report)
+        content = {"suite": read.name, "seed": settings.seed, "points": [point.as_json() for point in swept.points]}
+        show(swept, read)
+        best, failure = None, None
+        if grid.pick:
+            try:
+                best = swept.best(pick)
+            except MethodError as error:  # the scores are worth having without a model
+                failure = error
+        if workspace is not None:
+            workspace.payload.mkdir(exist_ok=True)
+            if best is not None:
+                _write_model(live, best, provenance, workspace.payload / "fused")
+            with told(workspace.folder):
+                _write_results(workspace.payload, swept, content)
+            workspace.publish(SWEEP.may_replace if overwrite else None)
+            say(f"wrote table and figures to {folder}")
+    if failure is not None:
+        raise failure
+    if best is not None:
         say(f"{grid.pick}: {best.label} with strength {best.strength:.4g}, written to {prepared.output}")
         content["picked"] = best.as_json()
     if json:
@@ -212,35 +245,25 @@ def _protected(grid: Grid, weights: str, protection: Protection | None, given: C
     return replace(grid, families=families, strengths=strengths, protection=protection, gamma=gamma)
 
 
-def _refuse_results(folder: Path, overwrite: bool) -> None:
-    from ..fusion.errors import OutputError
-
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"`{folder}` is a file, not a folder")
-    if (folder / "sweep.json").exists() and not overwrite:
-        raise OutputError(f"`{folder}` holds a sweep", hint="`--overwrite` replaces it, `-o` names another folder")
-
-
 def _write_results(folder: Path, swept: Sweep, content: dict[str, object]) -> None:
     """Write table and figures, and charts where matplotlib is installed."""
     import json
 
     from ..evaluate.charts import draw
+    from ..fusion.checkpoint.output.guard import SWEEP_RECORD
     from ..fusion.errors import ModelError
     from .console import say
 
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "sweep.csv").write_text(swept.as_csv(), encoding="utf-8")
     try:
         draw(swept, [folder / "sweep.png", folder / "sweep.svg"])
     except ModelError as error:
         say(f"note: {error.message}; {error.hint}")
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
-    (folder / "sweep.json").write_text(text + "\n", encoding="utf-8")
-    say(f"wrote table and figures to {folder}")
+    (folder / SWEEP_RECORD).write_text(text + "\n", encoding="utf-8")
 
 
-def _write_model(live: LiveFuse, best: Point, provenance: dict[str, object] | None, overwrite: bool) -> None:
+def _write_model(live: LiveFuse, best: Point, provenance: dict[str, object] | None, output: Path) -> None:
     from .console import progress_bar
 
     with progress_bar("fusing") as report:
@@ -250,7 +273,8 @@ def _write_model(live: LiveFuse, best: Point, provenance: dict[str, object] | No
             best.protection,
             provenance=provenance,
             command=command_line(),
-            overwrite=overwrite,
+            output=output,
+            overwrite=True,  # within the workspace, by this sweep before it was killed
             progress=report,
         )
 

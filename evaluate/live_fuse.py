@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,7 @@ class LiveFuse:
         blocks: BlockStrengths | None = None,
         protection: Protection | None = None,
         *,
+        output: Path | None = None,
         provenance: Mapping[str, Any] | None,
         command: str | None = None,
         overwrite: bool = False,
@@ -138,11 +140,12 @@ class LiveFuse:
         """Write the weights of a fuse as an ordinary fuse does; return its manifest.
 
         Args:
+            output: In place of the prepared fuse's.
             provenance: Where the curvature came from.
         """
         settings, method = self._with(protection).settings, method.for_models(1)
         measured = method.uses_curvature or protection is not None
-        prepared = prepare_plan(self.plan_of(method, blocks), output=self.prepared.output, settings=settings)
+        prepared = prepare_plan(self.plan_of(method, blocks), output=output or self.prepared.output, settings=settings)
         return execute(
             prepared,
             curvature=self.curvature if measured else None,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..fusion.checkpoint.json_file import read_json
+from ..fusion.checkpoint.output.guard import Kind
 from ..fusion.errors import DataError
 from ..fusion.methods import METHODS
 from ..fusion.names import block_of, natural_key
@@ -19,6 +20,8 @@ from ..fusion.record.records import TensorRecord
 from .heat_map import heat_maps
 
 TEMPLATE = "report.html.j2"
+PAGE = Kind(name="report", is_folder=False, is_ours=lambda file: GENERATOR in file.read_bytes()[:1000])
+GENERATOR = b'<meta name="generator" content="sculpt'
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from .evaluate import score_suite
 from .live_fuse import LiveFuse
 from .per_block import BlockLoss, block_losses, block_strengths
 from .points import Point, Spot, Sweep
+from .resume import KnownPoints
 from .strengths import Family
 from .suite import Suite
 
@@ -69,15 +70,19 @@ def run_sweep(
     *,
     batch_size: int | None = None,
     tolerance: float = TOLERANCE,
+    scored: KnownPoints | None = None,
     progress: Progress = silent,
 ) -> Sweep:
     """Return the scores of every point of the grid, or of those at which the best strength was sought.
 
     Args:
         pick: What the search for a strength goes by.
+        scored: What a run that was killed has scored already; what this one scores is added.
         progress: Told the points done, and how many there will be (of a search: so far).
     """
-    return _Sweeper(live, suite, grid, pick, batch_size=batch_size, tolerance=tolerance, progress=progress).run()
+    return _Sweeper(
+        live, suite, grid, pick, batch_size=batch_size, tolerance=tolerance, scored=scored, progress=progress
+    ).run()
 
 
 class _Sweeper:
@@ -90,8 +95,10 @@ class _Sweeper:
         *,
         batch_size: int | None,
         tolerance: float,
+        scored: KnownPoints | None,
         progress: Progress,
     ) -> None:
+        self.scored = scored
         self.live, self.suite, self.grid, self.pick = live, suite, grid, pick
         self.batch_size, self.tolerance, self.progress = batch_size, tolerance, progress
         self.points: list[Point] = []
@@ -169,9 +176,11 @@ class _Sweeper:
     ) -> Point:
         self.progress(len(self.points), self.total, f"{family} {strength:.3g}")
         before = self.live.seconds
-        distance = self.live.set(method, blocks, protection)
+        seed = self.live.prepared.settings.seed
+        known = self.scored and self.scored.find(method, blocks, protection, seed)
+        distance = known[0] if known else self.live.set(method, blocks, protection)
         start = time.perf_counter()
-        scores = score_suite(self.live.live, self.suite, batch_size=self.batch_size)
+        scores = known[1] if known else score_suite(self.live.live, self.suite, batch_size=self.batch_size)
         point = Point(
             family=family,
             strength=strength,
@@ -183,7 +192,9 @@ class _Sweeper:
             fuse_seconds=self.live.seconds - before,
             score_seconds=time.perf_counter() - start,
             protection=protection,
-            seed=self.live.prepared.settings.seed,
+            seed=seed,
         )
         self.points.append(point)
+        if self.scored is not None and not known:
+            self.scored.add(point)
         return point

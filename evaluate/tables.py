@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..fusion.errors import DataError, os_error
+from ..fusion.checkpoint.output.workspace import write_file
+from ..fusion.errors import DataError
 
 LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"}
 SIGNS = {"±": r"$\pm$", "γ": r"$\gamma$", "λ": r"$\lambda$", "–": "--"}
@@ -71,7 +72,7 @@ class Table:
         forms = {".csv": self.csv, ".md": self.markdown, ".tex": self.latex}
         if file.suffix not in forms:
             raise DataError(f"`{file}` is no table that can be written", hint=f"its name ends in {', '.join(forms)}")
-        try:
-            file.write_text(forms[file.suffix](), encoding="utf-8")
-        except OSError as error:
-            raise os_error(error, file) from error
+        text = forms[file.suffix]()
+        write_file(
+            file, lambda path: path.write_text(text, encoding="utf-8"), made_by="compare", may_replace=Path.is_file
+        )

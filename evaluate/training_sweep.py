@@ -13,13 +13,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ..fusion.checkpoint import open_checkpoint
+from ..fusion.checkpoint.identity import digest_of_data
+from ..fusion.checkpoint.output.guard import ADAPTER_RECORD
 from ..fusion.errors import MethodError, ModelError
-from ..fusion.lora.write import RECORD
 from ..fusion.progress import Progress, silent
 from ..live.model import load_model
 from ..training.settings import AdapterMethod, Schedule
 from ..training.train import train_adapter
-from ..training.work import digest_of_file
 from .evaluate import SuiteScores, score_suite
 from .strengths import parse_grid
 from .suite import Suite
@@ -118,13 +118,13 @@ def sweep_training(
 
 def _trained(base: Path, data: Path, folder: Path, wanted: Settings) -> Path:
     """Return the adapter of these settings: the one of an earlier sweep, or a new one."""
-    record = folder / RECORD
+    record = folder / ADAPTER_RECORD
     if record.is_file():
         before = json.loads(record.read_text(encoding="utf-8")).get("settings", {})
         method, schedule = (json.loads(json.dumps(asdict(part))) for part in wanted)
         steps = {key: value for key, value in schedule.items() if key in before.get("schedule", {})}
         known = before.get("method"), before.get("schedule"), before.get("data"), before.get("base")
-        if known == (method, steps, digest_of_file(data), open_checkpoint(base).fingerprint):
+        if known == (method, steps, digest_of_data(data), open_checkpoint(base).fingerprint):
             return folder
     train_adapter(base, data=data, output=folder, method=wanted[0], schedule=wanted[1], overwrite=record.is_file())
     return folder

@@ -35,13 +35,6 @@ class Way:
     effect: str
 
 
-# Where an output exists that may be replaced.
-REPLACED = (
-    Way(option="overwrite", effect="replaces it"),
-    Way(option="output", effect="names another output"),
-)
-
-
 class SculptError(Exception):
     """An expected failure, told in one sentence, with an optional hint and ways out that an option offers.
 
@@ -149,8 +142,13 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip(".")
 
 
+def cannot_read(error: OSError, path: Path) -> CheckpointError:
+    """Return the error of the file system, met while an input was read, as ours."""
+    return CheckpointError(f"cannot read `{path}`: {error.strerror or error}")
+
+
 def os_error(error: OSError, path: Path) -> OutputError:
     """Return the error of the file system as ours."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"the disk is full: cannot write `{path}`", hint="nothing was left under the final name")
+        return OutputError(f"the disk is full: cannot write `{path}`", hint="what had the output's name still has it")
     return OutputError(f"cannot write `{path}`: {error.strerror or error}")

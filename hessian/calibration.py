@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..fusion.errors import OutputError, Way
+from ..fusion.checkpoint.output.guard import refuse_output
 from ..fusion.progress import Progress, silent
 from .options import CalibrationOptions
 from .store.diagonal import DiagonalHessian
+from .store.file_format import STATISTICS
 
 
 def calibrate(
@@ -40,12 +41,13 @@ def calibrate(
         ModelError: transformers cannot build or run the model.
         DataError: The data cannot be read, or do not suit the model.
         CurvatureError: An activation is not finite.
-        OutputError: `output` exists, and `overwrite` is not set.
+        OutputError: `output` exists, and `overwrite` is not set; it touches an input; or it cannot be written.
     """
     options = replace(options or CalibrationOptions(), **chosen)
     target = None if output is None else Path(output)
-    if target is not None and target.exists() and not overwrite:
-        raise OutputError(f"`{target}` exists", ways=[Way(option="overwrite", effect="replaces it")])
+    if target is not None:
+        given = [found for found in (options.data, options.only_changed) if found is not None]
+        refuse_output(target, [checkpoint, *given], STATISTICS, overwrite=overwrite)
     from .runner import run
 
-    return run(Path(checkpoint), options, output=target, resume=resume, progress=progress)
+    return run(Path(checkpoint), options, output=target, overwrite=overwrite, resume=resume, progress=progress)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..fusion.arithmetic.curvature import Curvature
 from ..fusion.errors import ModelError
 from .store.diagonal import add_curvature
 from .store.gram_store import GramStore, by_block, with_summed_grams
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,16 @@ def _add_grams(
         dist.all_gather_object(gathered, {name: curvatures[name].gram for name in names if name in curvatures})
         block = with_summed_grams({name: total[name] for name in names}, gathered)
         total |= block if store is None else store.keep(block)
+
+
+def from_first(value: T | None, processes: Processes) -> T:
+    """Return what the first process has, in all."""
+    shared: list[Any] = [value]
+    if processes.count > 1:
+        import torch.distributed as dist
+
+        dist.broadcast_object_list(shared, src=0)
+    return shared[0]
 
 
 def wait(processes: Processes) -> None:

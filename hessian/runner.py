@@ -8,7 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..fusion.arithmetic.curvature import Curvature
-from ..fusion.checkpoint.output.claim import Claim
+from ..fusion.checkpoint.output.disk import free_bytes
+from ..fusion.checkpoint.output.workspace import SUFFIX, Workspace
+from ..fusion.errors import OutputError
 from ..fusion.progress import Progress
 from .forward.journal import GRAMS, Journal
 from .measure.statistics import ReturnError
@@ -16,6 +18,7 @@ from .options import CalibrationOptions
 from .parallel import Processes, add_up, join, own_device, wait
 from .session import Session
 from .store.diagonal import DiagonalHessian
+from .store.file_format import STATISTICS
 from .store.gram_store import LostError
 
 logger = logging.getLogger(__name__)
@@ -26,6 +29,7 @@ def run(
     options: CalibrationOptions,
     *,
     output: Path | None,
+    overwrite: bool,
     resume: bool,
     progress: Progress,
 ) -> DiagonalHessian:
@@ -33,56 +37,84 @@ def run(
     processes = join(options.device)
     options = replace(options, device=own_device(options.device))
     with ExitStack() as stack:
-        claim = None if output is None else stack.enter_context(_claim(output, processes))
+        workspace = None if output is None else stack.enter_context(_workspace(output, processes))
+
+        def attempt(*, resume: bool, in_store: bool = True) -> DiagonalHessian:
+            return _run(
+                checkpoint,
+                options,
+                workspace,
+                processes,
+                overwrite=overwrite,
+                resume=resume,
+                progress=progress,
+                in_store=in_store,
+            )
+
         try:
-            return _run(checkpoint, options, output, claim, processes, resume=resume, progress=progress)
+            return attempt(resume=resume)
         except ReturnError as error:
-            assert claim is not None
+            assert workspace is not None
             logger.warning("the model comes back to `%s`, so the run starts again with full matrices in memory", error)
-            claim.empty()
-            return _run(checkpoint, options, output, claim, processes, resume=False, progress=progress, in_store=False)
+            workspace.empty()
+            return attempt(resume=False, in_store=False)
         except LostError as error:
-            assert claim is not None
+            assert workspace is not None
             logger.warning("the interrupted run cannot be resumed, so it starts again: %s", error)
-            claim.empty()
-            return _run(checkpoint, options, output, claim, processes, resume=resume, progress=progress)
+            workspace.empty()
+            return attempt(resume=resume)
 
 
-def _claim(output: Path, processes: Processes) -> Claim:
+def _workspace(output: Path, processes: Processes) -> Workspace:
     """Return the folder of an unfinished run: each process has its own."""
     share = f"-{processes.rank}-of-{processes.count}" if processes.count > 1 else ""
-    return Claim(output.with_name(f"{output.name}{share}.partial"))
+    workspace = Workspace(output, made_by="calibrate", suffix=f"{share}{SUFFIX}")
+    workspace.resumable = True
+    return workspace
 
 
 def _run(
     checkpoint: Path,
     options: CalibrationOptions,
-    output: Path | None,
-    claim: Claim | None,
+    workspace: Workspace | None,
     processes: Processes,
     *,
+    overwrite: bool,
     resume: bool,
     progress: Progress,
-    in_store: bool = True,
+    in_store: bool,
 ) -> DiagonalHessian:
-    if claim is not None and not resume:  # what a killed run left must not be taken for this one's
-        claim.empty()
+    if workspace is not None and not resume:  # what a killed run left must not be taken for this one's
+        workspace.empty()
     with Session(checkpoint, options, progress=progress, share=(processes.rank, processes.count)) as session:
         provenance = session.provenance()
-        if claim is not None and resume:
-            session.journal = Journal(claim, {**asdict(provenance), "options": repr(options)})
-        if claim is not None and in_store and options.full:
-            session.gram_file = claim.folder / GRAMS
+        if workspace is not None:
+            _refuse_full_disk(session, workspace)
+            if resume:
+                session.journal = Journal(workspace, {**asdict(provenance), **session.resume_key()})
+            if in_store and options.full:
+                session.gram_file = workspace.folder / GRAMS
         curvatures: dict[str, Curvature] = {}
         for block in session.blocks(may_return=True):
             curvatures |= block
         missing = session.collector.why_missing(curvatures)
         total, why_missing = add_up(curvatures, missing, processes, session.grams)
+        session.checkpoint.refuse_changed()
         hessian = DiagonalHessian(curvatures=total, provenance=provenance, why_missing=why_missing)
-        if output is not None and processes.is_first:
-            hessian.save(output)
-            hessian = DiagonalHessian.load(output) if session.grams is not None else hessian  # the store goes
+        if workspace is not None and processes.is_first:
+            hessian.write(workspace.payload)
+            if session.grams is not None:  # the store goes
+                hessian = DiagonalHessian.load(workspace.payload)
+            workspace.publish(STATISTICS.may_replace if overwrite else None)
         wait(processes)
-        if claim is not None:
-            claim.empty()
     return hessian
+
+
+def _refuse_full_disk(session: Session, workspace: Workspace) -> None:
+    """Raise OutputError where the disk lacks the room for the statistics, known before any sample is run."""
+    needed, free = session.bytes_written(), free_bytes(workspace.folder)
+    held = sum(file.stat().st_size for file in workspace.folder.iterdir())
+    if needed > free + held:
+        raise OutputError(
+            f"the statistics take {needed / 1e9:.2f} GB on the way, and the disk has {free / 1e9:.2f} GB free"
+        )

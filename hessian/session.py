@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from ..data.sampling import digest_of, draw_samples, tokens_by_kind
 from ..data.texts import num_positions
 from ..fusion.arithmetic.curvature import Curvature
 from ..fusion.checkpoint import Asked, open_checkpoint
+from ..fusion.checkpoint.identity import identities
 from ..fusion.errors import CurvatureError, ModelError
+from ..fusion.names import block_of
 from ..fusion.progress import Progress, silent
 from ..fusion.run.diff import changed_tensors
 from ..live import skeleton
@@ -243,6 +246,30 @@ class Session:
 
     def _before(self, unit: Unit) -> None:
         self.recorder.final = final_parameter(self.model, self.units, unit, self.weights.statistics())
+
+    def resume_key(self) -> dict[str, Any]:
+        """Return what tells this calibration from any other, beside where its statistics come from."""
+        beside = identities(self.checkpoint.companions().values())
+        return {
+            "options": repr(self.options),
+            "checkpoint": self.checkpoint.resume_key(),
+            "beside": sorted([file.name, *identity.as_json()] for file, identity in beside.items()),
+            "wanted": sorted(self.wanted),
+        }
+
+    def bytes_written(self) -> int:
+        """Return what goes to the disk at least: statistics, whole matrices twice, and what is parked of one unit."""
+        infos = [self.checkpoint.tensors[name] for name in self.wanted]
+        matrices = {
+            (block_of(info.name), info.shape[:-2], info.shape[-1])
+            for info in infos
+            if len(info.shape) > 1 and any(fnmatchcase(info.name, glob) for glob in self.options.full)
+        }
+        sums = sum(8 * info.shape[-1] for info in infos if info.shape)
+        whole = sum(4 * prod(stack) * width**2 for _, stack, width in matrices)
+        hidden = getattr(self.model.config, "hidden_size", 0)
+        parked = sum(sample.num_tokens for sample in self.own_samples) * hidden * self.dtype.itemsize
+        return sums + 2 * whole + parked
 
     def provenance(self) -> Provenance:
         """Return where the statistics come from."""

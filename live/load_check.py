@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..fusion.checkpoint import Source, TensorInfo
 from ..fusion.checkpoint.loading_rules import named_class
+from ..fusion.checkpoint.output.scratch import Scratch
+from ..fusion.checkpoint.output.workspace import told
 from ..fusion.checkpoint.pretrained import read_config
 from ..fusion.checkpoint.quantised import scales_of
 from ..fusion.errors import ModelError, Way, first_line
@@ -153,10 +153,11 @@ def _built(tensors: Tensors, config: Mapping[str, Any] | None) -> _Built:
         raise _NotCheckableError("the weights are quantised")
     if config.get("auto_map") and named_class(config) is None:
         raise _NotCheckableError("the model's own code would have to run")
-    with tempfile.TemporaryDirectory(prefix="sculpt-config-") as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with Scratch() as scratch:
+        with told(scratch.folder):
+            (scratch.folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
         try:
-            loaded = read_config(Path(folder), config, len(tensors))
+            loaded = read_config(scratch.folder, config, len(tensors))
         except ModelError as error:
             cause = error.__cause__ or error
             raise ModelError(f"transformers cannot read `config.json`: {first_line(cause)}") from error

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ import psutil
 import torch
 
 from ..fusion.checkpoint import Source, open_checkpoint
+from ..fusion.checkpoint.output.scratch import Scratch
 from ..fusion.checkpoint.pretrained import load_config, load_pretrained
 from ..fusion.errors import ModelError
 from .devices import compute_dtype, pick_device
@@ -40,7 +40,7 @@ class LiveModel:
     device: torch.device
     streamed: bool = False
     trust_remote_code: bool = False
-    _offload: Any = field(default=None, repr=False)
+    _offload: Scratch | None = field(default=None, repr=False)
 
     def __enter__(self) -> LiveModel:
         return self
@@ -52,7 +52,7 @@ class LiveModel:
         """Let go of the model and of what was offloaded."""
         self.model = None
         if self._offload is not None:
-            self._offload.cleanup()
+            self._offload.close()
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -125,9 +125,9 @@ def load_model(
     folder: Path | None = skeleton.folder
     offload = None
     if may_stream and needed > room:
-        offload = tempfile.TemporaryDirectory(prefix="sculpt-offload-")
+        offload = Scratch()
         limits = {"cpu" if where.type == "cpu" else (where.index or 0): room}
-        options |= {"device_map": "auto", "max_memory": limits, "offload_folder": offload.name}
+        options |= {"device_map": "auto", "max_memory": limits, "offload_folder": str(offload.folder)}
     if checkpoint.base is not None or checkpoint.folder is None or checkpoint.wrappers:
         if offload is not None:
             raise ModelError(

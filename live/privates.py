@@ -8,7 +8,7 @@ versions both were tested, and what vanished where a later version has moved som
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,6 +151,12 @@ def transposed_linear() -> type[nn.Module]:
     from transformers.pytorch_utils import Conv1D
 
     return Conv1D
+
+
+def around_saving(trainer: Any, around: Callable[[Callable[[], None]], None]) -> None:
+    """Have a Trainer's checkpoints saved by `around`, which is given what saves one."""
+    save = trainer._save_checkpoint
+    trainer._save_checkpoint = lambda *arguments: around(lambda: save(*arguments))
 
 
 def use_one_gpu(arguments: Any) -> None:

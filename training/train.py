@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,23 @@ import transformers
 from ..data.encoding import Encoder
 from ..data.rows import chosen, open_rows
 from ..fusion.checkpoint import Checkpoint, Source
+from ..fusion.checkpoint.identity import digest_of_data
+from ..fusion.checkpoint.output.guard import ADAPTER, refuse_output
+from ..fusion.checkpoint.output.workspace import CHECKPOINTS, Workspace
 from ..fusion.errors import ModelError
-from ..fusion.lora.write import entries_of_base, refuse_folder, write_adapter
+from ..fusion.lora.write import entries_of_base, publish_adapter, write_adapter
 from ..fusion.progress import Progress, silent
-from ..hessian.parallel import join
+from ..hessian.parallel import from_first, join
 from ..live.devices import compute_dtype, pick_device
-from ..live.privates import use_one_gpu
+from ..live.privates import around_saving, use_one_gpu
 from .callback import LoRASculptCallback
 from .data import TrainingSet, collate_labelled
 from .model import load_base, optimizer_of, their_deprecations, with_adapter
 from .settings import AdapterMethod, Schedule, split
 from .terms import QKV, ConflictTerm, L2Term, OrthogonalTerm, Term
 from .trainer import add_term
-from .watcher import EachEpoch, Watcher
-from .work import digest_of_file, settle
+from .watcher import EachEpoch, Watcher, may_fail
+from .work import settle
 
 LR_WARMUP = 0.03
 LOG_STEPS, LOGGED = 10, 20  # every ten steps, or so often that there are twenty
@@ -79,18 +83,18 @@ def train_adapter(
 ) -> Trained:
     """Train a LoRA of `base` on the completions of `data` and write it to the folder `output`.
 
-    Until it is whole there is only `<output>.training`, with the Trainer's checkpoints; the same call goes on from the
-    last of them, to the same bits on a CPU as without the interruption.
+    Until it is whole there is only `<output>.partial`, with the Trainer's checkpoints; after a kill or an error of the
+    machine the same call goes on from the last of them, to the same bits on a CPU as without the interruption.
 
     Raises:
         SculptError: Base, data or settings do not suit each other, the output exists, or the loss is not finite.
     """
     method, schedule = method or AdapterMethod(), schedule or Schedule()
     require_peft()
-    refuse_folder(output, [base], overwrite=overwrite)
+    refuse_output(output, [base, data], ADAPTER, overwrite=overwrite)
     if schedule.keep_epochs:  # those of a run that was killed are written again
         for epoch in range(1, math.ceil(schedule.epochs) + 1):
-            refuse_folder(output_of(output, epoch), [base], overwrite=resume or overwrite)
+            refuse_output(output_of(output, epoch), [base, data], ADAPTER, overwrite=resume or overwrite)
     process = join(schedule.device)
     opened, rows = Checkpoint(base), open_rows(data, schedule.media)
     device = pick_device(schedule.device)
@@ -107,42 +111,52 @@ def train_adapter(
     examples = TrainingSet(rows, encoder, lambda done, total, _what: progress(done, total, "reading data"), numbers)
     transformers.set_seed(schedule.seed)
     tuned = with_adapter(model, method)
-    folder = output.with_name(output.name + ".training")
     plan = {
-        "base": opened.fingerprint,
-        "data": digest_of_file(data),
+        "base": opened.resume_key(),
+        "data": digest_of_data(data),
         "method": asdict(method),
         "schedule": {
             key: value for key, value in asdict(schedule).items() if key not in ("device", "save_steps", "media")
         },
     }
-    checkpoint = settle(folder, plan, resume=resume, writes=process.is_first)
-    trainer = _trainer(tuned, examples, method, schedule, folder, dtype=dtype, device=device)
-    watcher = Watcher(progress)
-    trainer.add_callback(watcher)
-    record = {"made by": "sculpt lora-train", "settings": plan}
-    if schedule.keep_epochs and process.is_first:
-        trainer.add_callback(EachEpoch(lambda epoch: _write(tuned, opened, output_of(output, epoch), record)))
-    start = time.monotonic()
-    with their_deprecations():
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    masks = next((c for c in trainer.callback_handler.callbacks if isinstance(c, LoRASculptCallback)), None)
-    trained = Trained(
-        output=output,
-        method=method.method,
-        steps=trainer.state.global_step,
-        resumed_from=watcher.first,
-        num_samples=len(examples),
-        left_out=examples.left_out,
-        num_modules=sum(1 for name, _ in tuned.named_modules() if name.endswith(".lora_A")),
-        num_parameters=sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad),
-        seconds=time.monotonic() - start,
-        density=masks.sculptor.density() if masks is not None and masks.sculptor is not None else None,
-        log=tuple(entry for entry in trainer.state.log_history if "loss" in entry),
-    )
-    if process.is_first:
-        _write(tuned, opened, output, {**record, **trained.as_json()})
-        shutil.rmtree(folder, ignore_errors=True)
+    with ExitStack() as stack:
+        workspace = stack.enter_context(Workspace(output, made_by="lora-train")) if process.is_first else None
+        folder = from_first(workspace.folder if workspace is not None else None, process)
+        checkpoint = settle(folder, plan, resume=resume, writes=process.is_first)
+        trainer = _trainer(tuned, examples, method, schedule, folder / CHECKPOINTS, dtype=dtype, device=device)
+        around_saving(trainer, lambda save: _save(trainer, folder / CHECKPOINTS, save))
+        watcher = Watcher(progress)
+        trainer.add_callback(watcher)
+        record = {"made by": "sculpt lora-train", "settings": plan}
+        if schedule.keep_epochs and process.is_first:
+            trainer.add_callback(
+                EachEpoch(
+                    lambda epoch: write_adapter(
+                        output_of(output, epoch), *_written(tuned, opened), record, overwrite=resume or overwrite
+                    )
+                )
+            )
+        if workspace is not None:
+            workspace.begun = workspace.resumable = True
+        start = time.monotonic()
+        with their_deprecations():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        masks = next((c for c in trainer.callback_handler.callbacks if isinstance(c, LoRASculptCallback)), None)
+        trained = Trained(
+            output=output,
+            method=method.method,
+            steps=trainer.state.global_step,
+            resumed_from=watcher.first,
+            num_samples=len(examples),
+            left_out=examples.left_out,
+            num_modules=sum(1 for name, _ in tuned.named_modules() if name.endswith(".lora_A")),
+            num_parameters=sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad),
+            seconds=time.monotonic() - start,
+            density=masks.sculptor.density() if masks is not None and masks.sculptor is not None else None,
+            log=tuple(entry for entry in trainer.state.log_history if "loss" in entry),
+        )
+        if workspace is not None:
+            publish_adapter(workspace, *_written(tuned, opened), {**record, **trained.as_json()}, overwrite=overwrite)
     return trained
 
 
@@ -232,8 +246,17 @@ def _trainer(
     return trainer
 
 
-def _write(tuned: Any, base: Source, output: Path, record: dict[str, Any]) -> None:
-    """Write the adapter as PEFT would, whole or not at all."""
+def _save(trainer: Any, folder: Path, save: Callable[[], None]) -> None:
+    with may_fail(folder / f"checkpoint-{trainer.state.global_step}"):
+        save()
+
+
+def _written(tuned: Any, base: Source) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the tensors and the configuration that PEFT would write.
+
+    Raises:
+        ModelError: A tensor is not finite.
+    """
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(tuned, save_embedding_layers=False)
@@ -248,4 +271,4 @@ def _write(tuned: Any, base: Source, output: Path, record: dict[str, Any]) -> No
         key: sorted(value) if isinstance(value, set) else value
         for key, value in tuned.peft_config["default"].to_dict().items()
     }
-    write_adapter(output, tensors, {**config, **entries_of_base(base.ref), "inference_mode": True}, record)
+    return tensors, {**config, **entries_of_base(base.ref), "inference_mode": True}

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
-from ..fusion.errors import ModelError
+from ..fusion.errors import ModelError, OutputError, first_line
 from ..fusion.progress import Progress
-from .work import WHOLE
+from .work import mark_whole
+
+logger = logging.getLogger(__name__)
 
 
 class EachEpoch(TrainerCallback):
@@ -69,5 +75,17 @@ class Watcher(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Mark a checkpoint as whole."""
         del control, kwargs
-        if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and checkpoint.is_dir():
+            with may_fail(checkpoint):
+                mark_whole(checkpoint)
+
+
+@contextmanager
+def may_fail(checkpoint: Path) -> Iterator[None]:
+    """Let training go on where a checkpoint cannot be written: what is missing is only a place to go on from."""
+    try:
+        yield
+    except (OSError, OutputError, SafetensorError, RuntimeError) as error:  # torch's own is a RuntimeError
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        logger.warning("`%s` could not be written, so training goes on without: %s", checkpoint, first_line(error))

@@ -1,4 +1,4 @@
-"""The folder of an unfinished training: its plan, and the checkpoints that a killed run goes on from."""
+"""An unfinished training: its plan, and the checkpoints that a killed run goes on from."""
 
 from __future__ import annotations
 
@@ -7,40 +7,35 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import xxhash
+from ..fusion.checkpoint.identity import digest_of_data
+from ..fusion.checkpoint.output.disk import sync, sync_tree
+from ..fusion.checkpoint.output.lines import line_of, read_lines
+from ..fusion.checkpoint.output.workspace import CHECKPOINTS, MARK, told
+from ..fusion.errors import OutputError, Way
 
-from ..fusion.errors import OutputError, Way, os_error
-
-PLAN = "sculpt-training.json"  # what is being trained
-WHOLE = "sculpt-whole"  # in a checkpoint: all of it was written
-
-
-def digest_of_file(path: Path) -> str:
-    """Return a digest of a data file, or the name of a data folder."""
-    if path.is_dir():
-        return str(path.resolve())
-    with path.open("rb") as stream:
-        digest = xxhash.xxh3_128()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return f"xxh3-128:{digest.hexdigest()}"
+PLAN = "plan"  # what is being trained
+WHOLE = "sculpt-whole"  # in a checkpoint: the digests of its files, once all of it was written
 
 
 def settle(folder: Path, plan: dict[str, Any], *, resume: bool, writes: bool) -> Path | None:
-    """Make the folder of checkpoints, or return the last whole one of a run with the same plan.
+    """Return the last whole checkpoint of a run with the same plan; else make the workspace ready for a new one.
 
     Args:
         resume: False starts again.
-        writes: Whether this is the process that makes the folder.
+        writes: Whether this is the process that writes into the workspace.
 
     Raises:
-        OutputError: The folder is of another run, or cannot be made.
+        OutputError: There are checkpoints of a run with other settings.
     """
-    file = folder / PLAN
+    file, checkpoints = folder / PLAN, folder / CHECKPOINTS
     plan = json.loads(json.dumps(plan))  # as it reads back
-    if resume and file.is_file():
-        before = _read_plan(file)
-        if before != plan:
+    if resume:
+        with told(file):
+            before = next(iter(read_lines(file)), None)
+        whole = last_whole(checkpoints)
+        if whole is not None and before == plan:
+            return whole
+        if whole is not None and before is not None:
             raise OutputError(
                 f"`{folder}` is of a run with other settings: {_difference(before, plan)}",
                 ways=[
@@ -48,26 +43,48 @@ def settle(folder: Path, plan: dict[str, Any], *, resume: bool, writes: bool) ->
                     Way(option="output", effect="names another output"),
                 ],
             )
-        whole = [path for path in folder.glob("checkpoint-*") if (path / WHOLE).is_file()]
-        return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-    if not writes:
-        return None
-    if folder.exists() and not file.is_file():
-        raise OutputError(f"`{folder}` exists and is not of a training", hint="`-o` names another output")
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        file.write_text(json.dumps(plan, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise os_error(error, folder) from error
+    if writes:
+        with told(folder):
+            for path in folder.iterdir():
+                if path.name != MARK:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            checkpoints.mkdir()
+            file.write_bytes(line_of(plan))
+            sync_tree(file)
+            sync(folder)
     return None
 
 
-def _read_plan(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # cut off while it was written: of no run that could be resumed
+def mark_whole(checkpoint: Path) -> None:
+    """Note the digests of a checkpoint's files, once they are on the disk."""
+    with told(checkpoint):
+        sync_tree(checkpoint)
+        (checkpoint / WHOLE).write_bytes(line_of(_digests(checkpoint)))
+        sync(checkpoint / WHOLE)
+        sync(checkpoint)
+        sync(checkpoint.parent)
+
+
+def last_whole(checkpoints: Path) -> Path | None:
+    """Return the last checkpoint whose files are as they were written."""
+    for checkpoint in sorted(checkpoints.glob("checkpoint-*"), key=_step, reverse=True):
+        noted = next(iter(read_lines(checkpoint / WHOLE)), None) if checkpoint.is_dir() else None
+        if noted is not None and noted == _digests(checkpoint):
+            return checkpoint
+    return None
+
+
+def _step(checkpoint: Path) -> int:
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
+
+
+def _digests(checkpoint: Path) -> dict[str, str]:
+    return {
+        str(file.relative_to(checkpoint)): digest_of_data(file)
+        for file in sorted(checkpoint.rglob("*"))
+        if file.is_file() and file.name != WHOLE
+    }
 
 
 def _difference(before: Any, after: dict[str, Any]) -> str:

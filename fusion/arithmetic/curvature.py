@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import xxhash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,17 @@ class Curvature:
 
 
 UNMEASURED = Curvature(terms=(), num_tokens=0, is_measured=False)
+
+
+def digest_of_curvature(curvatures: Mapping[str, Curvature]) -> str:
+    """Return the hexadecimal xxh3-128 of all that was measured: names, shapes, sums and counts."""
+    digest = xxhash.xxh3_128()
+    for name, curvature in sorted(curvatures.items()):
+        arrays = [*curvature.terms, *([] if curvature.gram is None else [curvature.gram])]
+        digest.update(json.dumps([name, curvature.num_tokens, [array.shape for array in arrays]]).encode())
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 Curvatures = tuple[Curvature | None, ...]  # of one tensor in each model, the base first

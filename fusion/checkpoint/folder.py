@@ -13,6 +13,7 @@ from ..ref import Asked, find_model
 from .adapter.config import is_adapter
 from .companions import Companion, look_beside
 from .foreign import GATHER, refuse_foreign_folder
+from .identity import FileIdentity, identities
 from .json_file import read_json
 from .source import Source, Stored
 from .tensor_file import TensorFile, open_file
@@ -82,6 +83,8 @@ class Checkpoint(Source):
         found = _find_weights(self.path) if self.path.is_dir() else self.path
         self.folder = self.path if self.path.is_dir() else None
         self.index = found if found.suffix == ".json" else None
+        beside = [self.index, self.folder / "config.json" if self.folder else None]
+        self._identities = identities(file for file in beside if file is not None)
         weight_map, files = _indexed_files(self.index) if self.index else (None, [found])
         self._files = [open_file(file) for file in files]
         self.files = tuple(files)
@@ -125,6 +128,10 @@ class Checkpoint(Source):
         opened, inside = self._places[name]
         extent = opened.extent(inside, start, stop)
         return (opened.file, *extent) if extent else None
+
+    def identities(self) -> dict[Path, FileIdentity]:
+        """Return weight files, index and configuration as they were when they were opened."""
+        return self._identities | {opened.file: opened.identity for opened in self._files}
 
     def mapped(self) -> dict[Path, np.ndarray]:
         """Return the bytes of each file that is read through a memory map."""

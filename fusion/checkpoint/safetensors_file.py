@@ -18,6 +18,7 @@ from safetensors import safe_open
 
 from ..dtypes import DTYPES
 from ..errors import CheckpointError, first_line
+from .identity import FileIdentity, refuse_changed
 from .pages import drop
 from .tensor_info import TensorInfo
 
@@ -117,13 +118,18 @@ class SafetensorsFile:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self.identity = FileIdentity.of(file)
         self.tensors, self._offsets, self.metadata = read_header(file)
         self._map: mmap.mmap | None = None
 
     def _mapped(self) -> mmap.mmap:
         if self._map is None:
-            with self.file.open("rb") as stream:
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            try:
+                with self.file.open("rb") as stream:
+                    self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:
+                refuse_changed({self.file: self.identity})
+                raise CheckpointError(f"cannot read `{self.file}`: {error}") from error
             if hasattr(mmap, "MADV_SEQUENTIAL"):  # reads ahead: three times as fast from a cold disk
                 self._map.madvise(mmap.MADV_SEQUENTIAL)
         return self._map

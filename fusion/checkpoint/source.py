@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, cannot_read
 from ..ref import ModelRef
 from .bytes_of import as_bytes
 from .companions import Companion
+from .identity import FileIdentity, refuse_changed
 from .json_file import read_json
 from .tensor_info import TensorInfo
 
@@ -70,6 +71,19 @@ class Source(ABC):
     def beside(self) -> Sequence[Companion]:
         """Return all that lies in the model's own folder beside the files that its tensors are read from."""
         return ()
+
+    def identities(self) -> Mapping[Path, FileIdentity]:
+        """Return which files it is read from, as they were when it was opened."""
+        return {}
+
+    def resume_key(self) -> list[Any]:
+        """Return what tells these very files from any others: more than the samples of `fingerprint`."""
+        files = {file.name: identity.as_json() for file, identity in self.identities().items()}
+        return [self.fingerprint, dict(sorted(files.items()))]
+
+    def refuse_changed(self) -> None:
+        """Raise CheckpointError where a file has changed since it was opened: what was read is then of two models."""
+        refuse_changed(self.identities())
 
     def companions(self) -> Mapping[Path, Path]:
         """Return the files beside the weights that a model is shipped with, by their names within its folder."""
@@ -174,6 +188,17 @@ class Source(ABC):
                     streams[file].seek(first)
                     digest.update(streams[file].read(last - first))
         return f"xxh3-128:{digest.hexdigest()}"
+
+
+@contextmanager
+def reading(sources: Sequence[Source]) -> Iterator[None]:
+    """Tell errors of the file system while models are read: a file that has changed, or that cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        for source in sources:
+            source.refuse_changed()
+        raise cannot_read(error, Path(error.filename or sources[0].path)) from error
 
 
 def _samples(info: TensorInfo) -> Iterator[tuple[int, int]]:

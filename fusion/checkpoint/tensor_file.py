@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from .foreign import refuse_foreign_file
+from .identity import FileIdentity
 from .safetensors_file import SafetensorsFile
 from .tensor_info import TensorInfo
 from .torch_file import TorchFile
@@ -20,6 +21,7 @@ class TensorFile(Protocol):
 
     file: Path
     metadata: dict[str, str]
+    identity: FileIdentity
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:

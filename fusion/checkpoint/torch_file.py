@@ -13,6 +13,7 @@ import numpy as np
 from ..dtypes import BY_TORCH_NAME
 from ..errors import CheckpointError
 from .foreign import torch_error
+from .identity import FileIdentity
 from .tensor_info import TensorInfo
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class TorchFile:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self.identity = FileIdentity.of(file)
         self.metadata: dict[str, str] = {}
         self._loaded = _load(file)
         self.tensors: dict[str, TensorInfo] = {}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .companions import Companion
+from .identity import FileIdentity
 from .source import Source, Stored
 
 
@@ -55,6 +56,10 @@ class View(Source):
     def metadata(self) -> Mapping[str, str]:
         """What the model's files say of themselves."""
         return self._own.metadata
+
+    def identities(self) -> Mapping[Path, FileIdentity]:
+        """Return the model's files."""
+        return self._own.identities()
 
     def companions(self) -> Mapping[Path, Path]:
         """Return what the model is shipped with."""

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import Source, open_checkpoint
+from ..checkpoint.output.guard import ADAPTER, refuse_output
 from ..errors import CheckpointError, MethodError
 from .modules import Factors, Module, OpenAdapter, Place
 from .truncated_svd import Truncated, of_product
-from .write import config_of, refuse_folder, tensors_of, write_adapter
+from .write import config_of, tensors_of, write_adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ def combine_adapters(
     check_rank(rank, energy)
     if len(weights) != len(adapters):
         raise MethodError(f"`weights` has {len(weights)} values for {len(adapters)} adapters", options=["weights"])
-    refuse_folder(output, [base, *adapters], overwrite=overwrite)
+    refuse_output(output, [base, *adapters], ADAPTER, overwrite=overwrite)
     opened = open_checkpoint(base)
     found = [OpenAdapter.of(path, opened) for path in adapters]
     tensors: dict[str, np.ndarray] = {}
@@ -113,7 +114,9 @@ def combine_adapters(
         ],
         **report.as_json(),
     }
-    write_adapter(output, tensors, _config(found, ranks), record)
+    for adapter in found:
+        adapter.file.refuse_changed()
+    write_adapter(output, tensors, _config(found, ranks), record, overwrite=overwrite)
     return report
 
 

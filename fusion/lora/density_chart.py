@@ -6,8 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelError, os_error
+from ..checkpoint.output.guard import file_kind
+from ..checkpoint.output.workspace import write_file
+from ..errors import ModelError
 from .density import AdapterDensity, LayerDensity
+
+PICTURE = file_kind("picture", b"\x89PNG", b"<?xml", b"%PDF")
 
 
 def place_of(name: str) -> tuple[int, str]:
@@ -36,7 +40,7 @@ def series_of(density: AdapterDensity) -> dict[str, list[tuple[float, float]]]:
     return found
 
 
-def draw_density(density: AdapterDensity, file: Path) -> None:
+def draw_density(density: AdapterDensity, file: Path, *, overwrite: bool = False) -> None:
     """Write the picture: each kind's B·A with its expectation and bound, and the factors below.
 
     Raises:
@@ -78,8 +82,11 @@ def draw_density(density: AdapterDensity, file: Path) -> None:
             figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
     figure.supylabel("non-zeros in %", fontsize="medium")
     try:
-        figure.savefig(file, dpi=150)
-    except (OSError, ValueError) as error:
-        if isinstance(error, OSError):
-            raise os_error(error, file) from error
+        write_file(
+            file,
+            lambda path: figure.savefig(path, dpi=150),
+            made_by="lora-density",
+            may_replace=PICTURE.may_replace if overwrite else None,
+        )
+    except ValueError as error:
         raise ModelError(f"`{file}` cannot be drawn: {error}") from error

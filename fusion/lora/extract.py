@@ -18,6 +18,7 @@ from ..arithmetic.matrices import Matrices
 from ..arithmetic.passes import Finding, Reduction
 from ..arithmetic.random import tensor_key
 from ..checkpoint import Source, TensorInfo, open_checkpoint
+from ..checkpoint.output.guard import ADAPTER, refuse_output
 from ..checkpoint.relaid import relaid
 from ..errors import CheckpointError, MismatchError, NonFiniteError, Way
 from ..methods import Method
@@ -30,7 +31,7 @@ from .combine import AdapterReport, LayerReport, check_rank
 from .layers import Layer, layers_of, refuse_tied
 from .modules import Factors, Module
 from .truncated_svd import Truncated, of_matrix
-from .write import config_of, entries_of_base, refuse_folder, tensors_of, write_adapter
+from .write import config_of, entries_of_base, tensors_of, write_adapter
 
 BLOCK_ELEMENTS = 1 << 20  # of δ at once
 Rest = Literal["save", "drop"]
@@ -120,7 +121,7 @@ def extract_adapter(
     check_rank(rank, energy)
     rank = 16 if rank is None and energy is None else rank
     selection = selection or Selection()
-    refuse_folder(output, [base, tuned], overwrite=overwrite)
+    refuse_output(output, [base, tuned], ADAPTER, overwrite=overwrite)
     opened = open_checkpoint(base)
     after = relaid(open_checkpoint(tuned, opened), opened)
     pairs = _pairs(opened, after, selection)
@@ -163,7 +164,9 @@ def extract_adapter(
         "left out": sorted(info.name for _, info, _ in whole) if rest == "drop" else [],
         **result.as_json(),
     }
-    write_adapter(output, tensors, config, record)
+    opened.refuse_changed()
+    after.refuse_changed()
+    write_adapter(output, tensors, config, record, overwrite=overwrite)
     return result
 
 

@@ -12,6 +12,7 @@ from ..checkpoint import Asked, find_model
 from ..checkpoint.adapter.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, is_adapter
 from ..checkpoint.adapter.targets import FACTOR, without_prefix
 from ..checkpoint.companions import further_weights
+from ..checkpoint.identity import identities, refuse_changed
 from ..checkpoint.tensor_file import open_file
 from ..errors import CheckpointError
 
@@ -50,6 +51,7 @@ class LoneAdapter:
         if not is_adapter(folder):
             raise CheckpointError(f"`{asked}` is no adapter: it holds no `{ADAPTER_CONFIG}`")
         self.folder = folder
+        self._identities = identities([folder / ADAPTER_CONFIG])
         self.config = AdapterConfig.read(folder)
         file = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
         if file is None:
@@ -71,6 +73,10 @@ class LoneAdapter:
     def read(self, name: str) -> np.ndarray:
         """Return one of its tensors as it is stored."""
         return self._file.read(name).reshape(self._file.tensors[name].shape)
+
+    def refuse_changed(self) -> None:
+        """Raise CheckpointError where a file has changed since it was opened."""
+        refuse_changed({**self._identities, self._file.file: self._file.identity})
 
     def factors(self, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
         """Return A, (experts, r, d_in), and B, (experts, d_out, r), in float32; one expert but for fused ones.

@@ -14,12 +14,13 @@ import numpy as np
 
 from ..checkpoint.adapter.config import ADAPTER_CONFIG
 from ..checkpoint.json_file import read_json
+from ..checkpoint.output.guard import ADAPTER, refuse_output
 from ..errors import MethodError
 from ..methods.checks import fraction
 from ..methods.tailor import largest
-from .density import AdapterDensity, adapter_density
+from .density import adapter_density
 from .pairs import LoneAdapter
-from .write import refuse_folder, write_adapter
+from .write import write_adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ def prune_adapter(folder: Path, *, output: Path, density: float, overwrite: bool
     """
     check_density(density)
     adapter = LoneAdapter(folder)
-    refuse_folder(output, [folder], overwrite=overwrite)
+    refuse_output(output, [folder], ADAPTER, overwrite=overwrite)
     tensors = {name: adapter.read(name) for name in adapter.names}
     before = adapter_density(folder)
     kept = whole = 0.0
@@ -84,8 +85,9 @@ def prune_adapter(folder: Path, *, output: Path, density: float, overwrite: bool
         squares = np.square(magnitude, dtype=np.float64)
         kept, whole = kept + float(squares[chosen].sum()), whole + float(squares.sum())
     record = {"made by": "sculpt lora-prune", "adapter": str(folder), "density": density}
-    write_adapter(output, tensors, read_json(adapter.folder / ADAPTER_CONFIG), record)
-    after: AdapterDensity = adapter_density(output)
+    config = read_json(adapter.folder / ADAPTER_CONFIG)
+    adapter.refuse_changed()
+    after = write_adapter(output, tensors, config, record, overwrite=overwrite, check=adapter_density)
     return PrunedAdapter(
         output=output,
         density=density,

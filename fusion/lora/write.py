@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors.numpy import save
 
 from ..checkpoint.adapter.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from ..checkpoint.output.claim import Claim
-from ..errors import REPLACED, OutputError, os_error
-from ..ref import Asked, ModelRef, find_model
+from ..checkpoint.output.guard import ADAPTER, ADAPTER_RECORD
+from ..checkpoint.output.workspace import Workspace, told
+from ..ref import ModelRef
 from .modules import Factors, Module
 
-RECORD = "sculpt-adapter.json"  # how it was made; only a folder that holds it is ever replaced
-
-
-def refuse_folder(output: Path, inputs: Sequence[Asked], *, overwrite: bool) -> None:
-    """Raise OutputError where writing `output` would touch an input or something that exists."""
-    for asked in inputs:
-        path = find_model(asked).path.resolve()
-        if output.resolve() == path or path in output.resolve().parents:
-            raise OutputError(f"the output `{output}` lies inside the input `{asked}`")
-    if not output.exists():
-        return
-    if not overwrite:
-        raise OutputError(f"`{output}` exists", ways=REPLACED)
-    if not (output / RECORD).is_file():
-        raise OutputError(f"`{output}` is no adapter that sculpt wrote, so it is not replaced")
+T = TypeVar("T")
 
 
 def tensors_of(module: Module, factors: Factors) -> dict[str, np.ndarray]:
@@ -77,33 +62,48 @@ def config_of(modules: Mapping[Module, int], **entries: Any) -> dict[str, Any]:
 
 
 def write_adapter(
-    output: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], record: Mapping[str, Any]
-) -> None:
-    """Write the folder beside its name and rename it when whole; same content, same bytes."""
-    partial = output.with_name(output.name + ".partial")
-    try:
-        with Claim(partial) as claim:
-            claim.empty()
-            try:
-                _fill(partial, tensors, config, record)
-                if output.exists():
-                    shutil.rmtree(output)
-                partial.rename(output)
-            except OSError:
-                claim.empty()
-                raise
-    except OSError as error:
-        raise os_error(error, output) from error
+    output: Path,
+    tensors: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    record: Mapping[str, Any],
+    *,
+    overwrite: bool,
+    check: Callable[[Path], T] = lambda _: None,
+) -> T:
+    """Write the folder beside its name and rename it when whole; same content, same bytes.
+
+    Args:
+        check: Looks at the folder before it has the name; what it returns is returned.
+    """
+    with Workspace(output, made_by=str(record["made by"]).removeprefix("sculpt ")) as workspace:
+        workspace.empty()
+        return publish_adapter(workspace, tensors, config, record, overwrite=overwrite, check=check)
+
+
+def publish_adapter(
+    workspace: Workspace,
+    tensors: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    record: Mapping[str, Any],
+    *,
+    overwrite: bool,
+    check: Callable[[Path], T] = lambda _: None,
+) -> T:
+    """Write the folder in a workspace and give it the output's name."""
+    with told(workspace.folder):
+        _fill(workspace.payload, tensors, config, record)
+    found = check(workspace.payload)
+    workspace.publish(ADAPTER.may_replace if overwrite else None)
+    return found
 
 
 def _fill(
     folder: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], record: Mapping[str, Any]
 ) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
     (folder / ADAPTER_WEIGHTS[0]).write_bytes(save(contiguous, metadata={"format": "pt"}))
-    for name, content in ((ADAPTER_CONFIG, config), (RECORD, record)):
+    for name, content in ((ADAPTER_CONFIG, config), (ADAPTER_RECORD, record)):
         text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
         (folder / name).write_text(text + "\n", encoding="utf-8")
-    for file in folder.iterdir():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from ..checkpoint import Source
 from ..checkpoint.companions import TOKENIZER_STEMS, own_files
+from ..checkpoint.output.scratch import Scratch
 from ..checkpoint.pretrained import load_pretrained
 from ..checkpoint.special_tokens import NAMES, TokenIds
 from ..errors import MethodError
@@ -100,9 +100,9 @@ def union(tokenizers: Sequence[Any], vocabularies: Sequence[Mapping[str, int]], 
 def _extended(tokenizer: Any, new: Sequence[Any]) -> OutputTokens:
     from transformers import AutoTokenizer
 
-    with tempfile.TemporaryDirectory() as folder:  # the given one stays as it is
-        tokenizer.save_pretrained(folder)
-        extended = load_pretrained(AutoTokenizer, Path(folder), "tokenizer", use_fast=True)
+    with Scratch() as scratch:  # the given one stays as it is
+        tokenizer.save_pretrained(scratch.folder)
+        extended = load_pretrained(AutoTokenizer, scratch.folder, "tokenizer", use_fast=True)
     for token in new:
         extended.add_tokens(token)
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 
 from ..checkpoint import Source
+from ..checkpoint.identity import FileIdentity
 from ..checkpoint.view import View
 from ..errors import MethodError
 from ..names import config_values, is_vocabulary
@@ -163,6 +165,10 @@ class AlignedVocabulary(View):
             for name, info in own.tensors.items()
         }
         self._means: dict[str, np.ndarray] = {}
+
+    def identities(self) -> Mapping[Path, FileIdentity]:
+        """Return the files of all members, whose rows it may have."""
+        return {file: found for other in self._members for file, found in other.checkpoint.identities().items()}
 
     def _row(self, member: int, name: str, row: int) -> np.ndarray:
         checkpoint, name = self._members[member].checkpoint, self._counterparts[name][member]

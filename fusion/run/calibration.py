@@ -156,13 +156,19 @@ class Calibration(SampleRun):
         Raises:
             DataError: One is not.
         """
+        for path in self.files():
+            if not path.exists():
+                raise DataError(f"`{path}` does not exist")
+
+    def files(self) -> list[Path]:
+        """Return every path that it names: of data, and of statistics."""
         general = None if self.protect is None else [side.source for side in self.sides if not side.is_shipped]
-        for given in (self.hessian, self.data, general):
-            for path in given if isinstance(given, (list, tuple)) else [given]:
-                if not isinstance(path, (Path, str)) or str(path) in (FROM_DELTA, GENERAL):
-                    continue
-                if not Path(path).exists():
-                    raise DataError(f"`{path}` does not exist")
+        return [
+            Path(path)
+            for given in (self.hessian, self.data, general)
+            for path in (given if isinstance(given, (list, tuple)) else [given])
+            if isinstance(path, (Path, str)) and str(path) not in (FROM_DELTA, GENERAL)
+        ]
 
     @property
     def sides(self) -> tuple[GeneralSide, ...]:

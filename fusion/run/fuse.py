@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -13,8 +12,12 @@ from typing import Any
 
 from ..arithmetic.curvature import Curvatures
 from ..checkpoint import open_checkpoint
-from ..checkpoint.output.folder_sink import FolderSink, refuse_output
+from ..checkpoint.output.disk import free_bytes
+from ..checkpoint.output.folder_sink import FolderSink
+from ..checkpoint.output.guard import CHECKPOINT, refuse_output
 from ..checkpoint.output.layout import Layout, OutputTensor, make_layout
+from ..checkpoint.output.workspace import beside
+from ..checkpoint.source import reading
 from ..checkpoint.special_tokens import TokenIds
 from ..checkpoint.tokens import other_tokens
 from ..device import torch_device
@@ -129,7 +132,7 @@ def prepare(
     """
     settings = settings or Settings()
     method = method.for_models(settings.num_seen(method, len(tuned)))
-    refuse_output(output, [base, *tuned], overwrite=overwrite)
+    refuse_output(output, [base, *tuned], CHECKPOINT, overwrite=overwrite)
     opened = open_checkpoint(base)
     models = [opened, *(open_checkpoint(path, opened) for path in tuned)]
     plan = make_plan(models, lambda _: method, settings.request())
@@ -194,18 +197,10 @@ def output_tensors(plan: Plan) -> list[OutputTensor]:
     ]
 
 
-def free_disk(output: Path) -> int:
-    """Return the free bytes where the output will lie."""
-    folder = output.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
-
-
 def _refuse_full_disk(output: Path, needed: int) -> None:
-    partial = output.with_name(output.name + ".partial")
+    partial = beside(output)
     held = sum(file.stat().st_blocks * 512 for file in partial.rglob("*") if file.is_file()) if partial.exists() else 0
-    free = free_disk(output)
+    free = free_bytes(output)
     if needed > free + held:
         raise OutputError(f"the output takes {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free")
 
@@ -215,6 +210,7 @@ def execute(
     *,
     curvature: Mapping[str, Curvatures] | Iterator[Mapping[str, Curvatures]] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    refuse_changed: Callable[[], None] = lambda: None,
     command: str | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -226,6 +222,7 @@ def execute(
         curvature: By output name, what was measured of the tensor in each model, the base first; a tensor without is
             fused with H = I. An iterator gives it block by block, as it is being measured.
         provenance: Where the curvature came from, for the manifest.
+        refuse_changed: Raises where what the curvature was read from has changed meanwhile.
 
     Raises:
         SculptError: Nothing is left under the output's name.
@@ -235,6 +232,13 @@ def execute(
     bill = prepared.bill(backend)
     if bill.whole:  # what is seen whole comes and goes in large blocks
         return_large_blocks()
+    sources = (plan.base, *plan.tuned)
+
+    def check() -> None:
+        for source in sources:
+            source.refuse_changed()
+        refuse_changed()
+
     sink = FolderSink(
         prepared.output,
         prepared.layout,
@@ -243,8 +247,8 @@ def execute(
         new_digest=DIGESTS[settings.digest],
         buffers=backend.threads + 4,
     )
-    inputs = InputDigests((plan.base, *plan.tuned), plan.steps, settings.digest)
-    with closing(inputs), sink:
+    inputs = InputDigests(sources, plan.steps, settings.digest)
+    with reading(sources), closing(inputs), sink:
         context = Context(
             plan=plan,
             curvature=curvature if isinstance(curvature, Mapping) else None,
@@ -260,6 +264,7 @@ def execute(
             records = run(plan.steps, context, progress=progress)
         else:
             records = run_as_measured(context, curvature, progress=progress)
+        check()
         outputs = [
             FileRecord(
                 name=shard.file_name,
@@ -278,17 +283,18 @@ def execute(
             outputs=outputs,
             records={name: replace(records[name], digest=digest) for name, digest in sink.tensor_digests().items()},
         )
+        check()
         whole: list[Manifest] = []
         sink.commit(lambda folder: whole.append(_add_files(folder, prepared, manifest)))
     return whole[0]
 
 
-def _fingerprint(prepared: Prepared, provenance: Mapping[str, Any] | None) -> str:
-    """Return a digest of all that decides the output's bytes: a resumed run must have the same."""
+def resume_facts(prepared: Prepared, provenance: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return all that decides the output's bytes: a resumed run must have the same."""
     plan = prepared.plan
-    facts = {
+    return {
         "sculpt": installed_version("checkpoint-sculpt"),
-        "inputs": [checkpoint.fingerprint for checkpoint in (plan.base, *plan.tuned)],
+        "inputs": [checkpoint.resume_key() for checkpoint in (plan.base, *plan.tuned)],
         "method": prepared.method.name,
         "options": prepared.method.options(),
         "own": {step.name: [step.method.name, step.method.options()] for step in plan.steps if step.method},
@@ -298,6 +304,10 @@ def _fingerprint(prepared: Prepared, provenance: Mapping[str, Any] | None) -> st
         "configuration": prepared.configuration.files,
         "shards": {shard.file_name: hashlib.sha256(shard.header).hexdigest() for shard in prepared.layout.shards},
     }
+
+
+def _fingerprint(prepared: Prepared, provenance: Mapping[str, Any] | None) -> str:
+    facts = resume_facts(prepared, provenance)
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 

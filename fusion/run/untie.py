@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..checkpoint import Asked, Checkpoint, find_model
-from ..checkpoint.output.folder_sink import refuse_output
+from ..checkpoint.output.guard import CHECKPOINT, refuse_output
 from ..checkpoint.untied import UntiedSource, untied
 from ..methods import Passthrough
 from ..plan.plan import make_plan
@@ -25,7 +25,7 @@ def untie(
         OutputError: The output exists, lies inside the model, or cannot be written.
     """
     ref = find_model(model)
-    refuse_output(output, [ref], overwrite=overwrite)
+    refuse_output(output, [ref], CHECKPOINT, overwrite=overwrite)
     settings = Settings(config_from="base")
     method = Passthrough()
     plan = make_plan([UntiedSource(Checkpoint(ref))], lambda _: method, settings.request())

@@ -6,18 +6,28 @@ spilled storage is emptied in place and filled again before the batch goes on: w
 
 from __future__ import annotations
 
-import tempfile
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ...fusion.checkpoint.output.checked import read_checked, write_checked
+from ...fusion.checkpoint.output.scratch import Scratch
 from ...live.privates import storage_key
 
 SMALLEST_SPILL_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class _Spill:
+    """A storage that is empty while its bytes are in a file."""
+
+    storage: torch.UntypedStorage
+    file: Path
+    digest: str
 
 
 class Activations:
@@ -36,10 +46,10 @@ class Activations:
         self.peak_bytes = 0
         self.bytes_spilled = 0
         self._folder = folder
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch: Scratch | None = None
         self._made: dict[int, list[weakref.ref[Tensor]]] = {}
         self._held: dict[int, int] = {}
-        self._spilled: dict[int, dict[int, tuple[torch.UntypedStorage, Path]]] = {}
+        self._spilled: dict[int, dict[int, _Spill]] = {}
         self._current: int | None = None
         self._files = 0
         self.is_weight: Callable[[int], bool] = lambda _: False  # such storages are not a batch's to spill
@@ -49,7 +59,7 @@ class Activations:
 
     def __exit__(self, *_: object) -> None:
         if self._scratch is not None:
-            self._scratch.cleanup()
+            self._scratch.close()
             self._scratch = None
 
     def made(self, tensor: Tensor) -> None:
@@ -72,11 +82,11 @@ class Activations:
         for key in keys:
             for content in spilled:
                 if key in content:
-                    storage, file = content.pop(key)
-                    stored = np.fromfile(file, np.uint8)
-                    storage.resize_(stored.size)
-                    _bytes_of(storage).copy_(torch.from_numpy(stored))
-                    file.unlink()
+                    spill = content.pop(key)
+                    stored = read_checked(spill.file, spill.digest)
+                    spill.storage.resize_(stored.size)
+                    _bytes_of(spill.storage).copy_(torch.from_numpy(stored))
+                    spill.file.unlink()
 
     def park(self, run: int) -> None:
         """Count what a batch holds while it waits, and spill it if that is over the budget."""
@@ -104,23 +114,23 @@ class Activations:
         self._current = None
         self.bytes_held -= self._held.pop(run, 0)
         self._made.pop(run, None)
-        for _, file in self._spilled.pop(run, {}).values():
-            file.unlink(missing_ok=True)
+        for spill in self._spilled.pop(run, {}).values():
+            spill.file.unlink(missing_ok=True)
 
     def _spill(self, run: int, storages: list[torch.UntypedStorage]) -> int:
         if self._scratch is None:
-            self._scratch = tempfile.TemporaryDirectory(prefix="sculpt-activations-", dir=self._folder)
+            self._scratch = Scratch(self._folder)
         gone = 0
         for storage in storages:
             size = storage.nbytes()
             if size < SMALLEST_SPILL_BYTES or not storage.resizable():
                 continue
-            file = Path(self._scratch.name) / str(self._files)
+            file = self._scratch.folder / str(self._files)
             self._files += 1
             # A copy: a storage that NumPy has seen cannot be resized any more.
-            _bytes_of(storage).to("cpu", copy=True).numpy().tofile(file)
+            digest = write_checked(file, _bytes_of(storage).to("cpu", copy=True).numpy())
             storage.resize_(0)
-            self._spilled.setdefault(run, {})[storage_key(storage)] = (storage, file)
+            self._spilled.setdefault(run, {})[storage_key(storage)] = _Spill(storage, file, digest)
             gone += size
         self.bytes_spilled += gone
         return gone

@@ -1,10 +1,12 @@
 """The folder in which an unfinished calibration keeps what it needs to go on from its last finished unit.
 
-Files are written first, then `state.json` replaces the one before: a kill at any time leaves the last whole state.
+Files are written first, then `state.json` replaces the one before: a kill at any time, or a power cut, leaves the last
+whole state. The state has a digest of every file, and one of its own.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,12 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...fusion.checkpoint.output.claim import Claim
+from ...fusion.checkpoint.output.checked import DamagedError, digest_of, read_checked, write_checked
+from ...fusion.checkpoint.output.disk import sync, sync_all
+from ...fusion.checkpoint.output.lines import line_of, read_lines
+from ...fusion.checkpoint.output.workspace import MARK, STATE, Workspace, told
 from ..measure.statistics import ParameterStatistics
-from ..store.gram_store import GramStore
+from ..store.gram_store import GramStore, LostError
 from .tape import Event, Handle, Tape
 
-STATE = "state.json"
 GRAMS = "grams.bin"
 
 
@@ -31,48 +35,51 @@ class Journal:
         passed: Indices of units that all batches have passed, as far as the state on disk goes.
     """
 
-    def __init__(self, claim: Claim, fingerprint: Mapping[str, Any]) -> None:
-        self.folder = claim.folder
-        self._claim = claim
+    def __init__(self, workspace: Workspace, fingerprint: Mapping[str, Any]) -> None:
+        self.folder = workspace.folder
+        self._workspace = workspace
         self.fingerprint = json.loads(json.dumps(fingerprint))
         self.passed: list[int] = []
         self._state: dict[str, Any] | None = None
         self._count = 0
         self._files: dict[str, str] = {}  # parameter -> file of its statistics
         self._uses: dict[str, int] = {}  # parameter -> uses that the file counts
+        self._digests: dict[str, str] = {}  # of every file that a state may name
+        self._new: list[str] = []  # files that are not on the disk for certain
 
     def open(self) -> bool:
         """Return whether there is a state of this very run to go on from; what is left of another is removed."""
-        try:
-            state = json.loads((self.folder / STATE).read_text())
-        except (OSError, ValueError):
-            state = None
-        if not isinstance(state, dict) or state.get("fingerprint") != self.fingerprint:
+        with told(self.folder / STATE):
+            state = next(iter(read_lines(self.folder / STATE)), None)
+        if state is None or state["fingerprint"] != self.fingerprint:
             self.discard()
             return False
+        self._workspace.begun = True
         self._state = state
         self.passed = list(state["passed"])
         self._count = state["count"]
         self._files = dict(state["statistics"])
         self._uses = dict.fromkeys(self._files, 0)  # what is restored counts from zero
+        self._digests = dict(state["digests"])
         return True
 
     def discard(self) -> None:
         """Remove everything."""
-        self._claim.empty()
-        self.passed, self._state, self._files, self._uses = [], None, {}, {}
+        self._workspace.empty()
+        self.passed, self._state, self._files, self._uses, self._digests, self._new = [], None, {}, {}, {}, []
 
     def keep(self, run: int, tape: Tape) -> None:
         """Write the tensors with which a batch was parked, those that are not written yet."""
         if tape.unsupported:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         for number, handle in enumerate(tape.handles):
             if handle.storage.expired():
                 handle.file = None
             elif handle.file is None:
                 handle.file = f"{run}-{number}.bin"
-                _dense(handle.tensor().cpu()).view(torch.uint8).numpy().tofile(self.folder / handle.file)
+                content = _dense(handle.tensor().cpu()).view(torch.uint8).numpy()
+                self._digests[handle.file] = write_checked(self.folder / handle.file, content)
+                self._new.append(handle.file)
 
     def write(
         self,
@@ -92,7 +99,6 @@ class Journal:
         """
         if any(tape.unsupported for tape in tapes.values()):
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._count += 1
         new = {name: e for name, e in finished.items() if e.used and self._uses.get(name, -1) != e.num_uses}
         if new:
@@ -109,30 +115,48 @@ class Journal:
             "grams": None if grams is None else grams.state(),
             "runs": {str(run): _described(tape) for run, tape in tapes.items()},
         }
+        with told(self.folder):
+            self._replace_state(state, grams)
+
+    def _replace_state(self, state: dict[str, Any], grams: GramStore | None) -> None:
+        used = {state["open"], *state["statistics"].values()} - {None}
+        used |= {place[0] for run in state["runs"].values() for place in run["tensors"]} - {None}
+        self._digests = {file: self._digests[file] for file in sorted(used)}
+        sync_all(self.folder / file for file in self._new if file in used)
+        self._new = []
+        if grams is not None:
+            grams.sync()
         beside = self.folder / f"{STATE}.tmp"
-        beside.write_text(json.dumps(state))
+        beside.write_bytes(line_of({**state, "digests": self._digests}))
+        sync(beside)
         os.replace(beside, self.folder / STATE)
-        self._remove_unused(state)
+        sync(self.folder)
+        for file in self.folder.iterdir():
+            if file.name not in used | {STATE, GRAMS, MARK}:
+                file.unlink()
 
     def _write_statistics(self, name: str, statistics: Mapping[str, ParameterStatistics]) -> str:
         arrays = {f"{name}|{key}": array for name, entry in statistics.items() for key, array in entry.dump().items()}
-        with (self.folder / name).open("wb") as stream:
-            np.savez(stream, **arrays)  # pyright: ignore[reportArgumentType]
+        file = self.folder / name
+        with told(file):
+            with file.open("wb") as stream:
+                np.savez(stream, **arrays)  # pyright: ignore[reportArgumentType]
+            self._digests[name] = digest_of(np.fromfile(file, np.uint8))
+        self._new.append(name)
         return name
 
-    def _remove_unused(self, state: Mapping[str, Any]) -> None:
-        used = {STATE, GRAMS, state["open"], *state["statistics"].values()}
-        used |= {place[0] for run in state["runs"].values() for place in run["tensors"]}
-        for file in self.folder.iterdir():
-            if file.name not in used:
-                file.unlink()
+    def _read(self, name: str) -> np.ndarray:
+        try:
+            return read_checked(self.folder / name, self._digests[name])
+        except DamagedError as error:
+            raise LostError(error.message) from error
 
     def restore_statistics(self, statistics: Mapping[str, ParameterStatistics]) -> None:
         """Fill in the sums of the state that was opened."""
         assert self._state is not None
         open_file = self._state["open"]
         for file in sorted({*self._files.values(), *filter(None, [open_file])}):
-            with np.load(self.folder / file) as arrays:
+            with np.load(io.BytesIO(self._read(file).data)) as arrays:
                 for key in arrays.files:
                     parameter, _, rest = key.partition("|")
                     if self._files.get(parameter, open_file) == file:  # not what another file replaces
@@ -164,7 +188,7 @@ class Journal:
         if file is None:
             value = float("nan") if kind.is_floating_point else 0
             return torch.full((), value, dtype=kind, device=device).expand(tuple(size))
-        content = torch.from_numpy(np.fromfile(self.folder / file, np.uint8)).view(kind)
+        content = torch.from_numpy(self._read(file)).view(kind)
         order = _order(size, stride)
         if order is None:
             return content.reshape(tuple(size)).to(device)

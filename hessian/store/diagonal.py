@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import final
 
 from ...fusion.arithmetic.curvature import Curvature
+from ...fusion.checkpoint.output.workspace import write_file
 from ...fusion.errors import CurvatureError
 from . import file_format
 from .gram_store import GramStore, by_block, with_summed_grams
@@ -84,7 +85,11 @@ class DiagonalHessian(Mapping[str, Curvature]):
         Raises:
             OutputError: The file cannot be written.
         """
-        file_format.write(Path(path), self.curvatures, self.provenance, self.why_missing)
+        write_file(Path(path), self.write, made_by="save", may_replace=Path.is_file)
+
+    def write(self, path: Path) -> None:
+        """Write the file at once to the name that is given, for those who rename it when it is whole."""
+        file_format.write(path, self.curvatures, self.provenance, self.why_missing)
 
     @classmethod
     def load(cls, path: Path | str) -> DiagonalHessian:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +19,10 @@ import numpy as np
 
 from ...fusion.arithmetic.curvature import Curvature
 from ...fusion.checkpoint.json_file import checked
+from ...fusion.checkpoint.output.guard import Kind
+from ...fusion.checkpoint.output.workspace import told
 from ...fusion.checkpoint.safetensors_file import SafetensorsFile
-from ...fusion.errors import CheckpointError, CurvatureError, OutputError
+from ...fusion.errors import CheckpointError, CurvatureError
 from ...fusion.names import is_number
 from .provenance import Provenance
 
@@ -65,7 +66,7 @@ def _header(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes
 def write(
     path: Path, curvatures: Mapping[str, Curvature], provenance: Provenance, why_missing: Mapping[str, str]
 ) -> None:
-    """Write the file beside its place, then rename it there."""
+    """Write the file, at once to the name that is given."""
     arrays, shared = _arrays(curvatures)
     about = {
         "format": FORMAT,
@@ -76,21 +77,22 @@ def write(
         "why_missing": dict(why_missing),
     }
     header = _header(about, arrays)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with told(path), path.open("wb") as stream:
+        stream.write(len(header).to_bytes(8, "little"))
+        stream.write(header)
+        for array in arrays.values():
+            stream.write(array.data)
+
+
+def is_ours(file: Path) -> bool:
+    """Return whether a file holds statistics that sculpt wrote."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as stream:
-            stream.write(len(header).to_bytes(8, "little"))
-            stream.write(header)
-            for array in arrays.values():
-                stream.write(array.data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write `{path}`: {error.strerror or error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
+        return KEY in SafetensorsFile(file).metadata
+    except CheckpointError:
+        return False
+
+
+STATISTICS = Kind(name="file of statistics", is_folder=False, is_ours=is_ours)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 
 from ...fusion.arithmetic.curvature import Curvature
+from ...fusion.checkpoint.output.checked import digest_of
+from ...fusion.checkpoint.output.disk import sync
+from ...fusion.checkpoint.output.workspace import told
 from ...fusion.errors import OutputError
 from ...fusion.names import block_of
 
@@ -54,6 +57,7 @@ class _Extent:
 
     start: int
     shape: tuple[int, ...]
+    digest: str
 
 
 class GramStore:
@@ -64,24 +68,35 @@ class GramStore:
         state: What `state` returned when the run was interrupted; what was written after that is cut off.
 
     Raises:
-        LostError: The file is gone, or shorter than it was.
+        LostError: The file is gone, or holds something else than was written to it.
     """
 
     def __init__(self, file: Path, state: Mapping[str, Any] | None = None) -> None:
         self.file = file
         self._end = 0 if state is None else int(state["end"])
-        self._places = {name: _Extent(start, tuple(shape)) for name, start, shape in (state or {}).get("places", ())}
+        self._places = {
+            name: _Extent(start, tuple(shape), digest) for name, start, shape, digest in (state or {}).get("places", ())
+        }
         self._views: dict[_Extent, np.ndarray] = {}
         if self._end and (not file.exists() or file.stat().st_size < self._end):
             raise LostError(f"`{file}` does not hold what was written to it")
+        for place in set(self._places.values()):
+            if digest_of(self._mapped(place)) != place.digest:
+                raise LostError(f"`{file}` does not hold what was written to it")
         if file.exists():
-            with file.open("r+b") as stream:
+            with told(file), file.open("r+b") as stream:
                 stream.truncate(self._end)
 
     def state(self) -> dict[str, Any]:
         """Return what another store needs to go on with the file."""
-        places = [[name, place.start, list(place.shape)] for name, place in sorted(self._places.items())]
+        places = [[name, p.start, list(p.shape), p.digest] for name, p in sorted(self._places.items())]
         return {"end": self._end, "places": places}
+
+    def sync(self) -> None:
+        """Bring what was written to the disk."""
+        if self.file.exists():
+            with told(self.file):
+                sync(self.file)
 
     def keep(self, curvatures: Mapping[str, Curvature]) -> dict[str, Curvature]:
         """Write the matrices of a block; return its curvature with views of the file in their place.
@@ -89,7 +104,7 @@ class GramStore:
         A tensor that an earlier run has written, and that comes without its matrix, is given it.
 
         Raises:
-            OutputError: The disk is full.
+            OutputError: The disk is full, or fails.
         """
         written: dict[int, _Extent] = {}
         found: dict[str, Curvature] = {}
@@ -103,14 +118,11 @@ class GramStore:
         return found
 
     def _write(self, gram: np.ndarray) -> _Extent:
-        place = _Extent(self._end, gram.shape)
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("r+b" if self.file.exists() else "w+b") as stream:
-                stream.seek(place.start)
-                stream.write(np.ascontiguousarray(gram, "<f4").data)
-        except OSError as error:
-            raise OutputError(f"cannot write `{self.file}`: {error.strerror or error}") from error
+        content = np.ascontiguousarray(gram, "<f4")
+        place = _Extent(self._end, gram.shape, digest_of(content))
+        with told(self.file), self.file.open("r+b" if self.file.exists() else "w+b") as stream:
+            stream.seek(place.start)
+            stream.write(content.data)
         self._end += gram.size * 4
         return place
 
@@ -119,9 +131,11 @@ class GramStore:
         if place is None:
             return None
         if place not in self._views:
-            try:
-                mapped = np.memmap(self.file, "<f4", "r", place.start, place.shape)
-            except OSError as error:
-                raise OutputError(f"cannot read `{self.file}` back: {error.strerror or error}") from error
-            self._views[place] = mapped.view(np.ndarray)
+            self._views[place] = self._mapped(place)
         return self._views[place]
+
+    def _mapped(self, place: _Extent) -> np.ndarray:
+        try:
+            return np.memmap(self.file, "<f4", "r", place.start, place.shape).view(np.ndarray)
+        except (OSError, ValueError) as error:
+            raise OutputError(f"cannot read `{self.file}` back: {error}") from error

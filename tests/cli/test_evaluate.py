@@ -145,7 +145,7 @@ def test_a_sweep_shows_its_points_and_writes_the_one_that_is_picked(sculpt: Scul
         assert part in done.stderr
     again = sculpt(*arguments, "--pick", "avg", "-o", "out", cwd=home)
     assert again.returncode == 1
-    assert again.stderr.startswith("error: `out` holds a sweep")
+    assert again.stderr.startswith("error: `out` exists")
 
 
 def test_a_sweep_of_protections_writes_the_one_that_is_picked(sculpt: Sculpt, home: Path, tuned: Path) -> None:

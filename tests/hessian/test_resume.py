@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,20 +75,75 @@ def test_what_an_earlier_run_left_is_not_taken_for_that_of_a_run_that_was_told_n
     assert target.read_bytes() == whole.read_bytes()
 
 
-@pytest.mark.parametrize("damage", ["gone", "truncated"])
-def test_a_run_whose_matrices_were_lost_starts_again(damage: str, tmp_path: Path) -> None:
+def damaged(content: bytes, how: str, place: int) -> bytes:
+    """Return what a bad disk or a power cut makes of a file."""
+    if how == "bit":
+        place %= len(content)
+        return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+    return {"zeroed": bytes(len(content)), "cut": content[: len(content) // 2], "empty": b""}[how]
+
+
+def test_no_damage_to_what_a_killed_run_left_changes_the_statistics(tmp_path: Path) -> None:
+    """Every kind of file of an unfinished calibration: the run goes on or starts again, to the same bytes."""
     folder, data = zoo.settle(zoo.TEXT["llama"], tmp_path)
     whole, target = tmp_path / "whole.safetensors", tmp_path / "out.safetensors"
-    calibrate(folder, data=data, output=whole, full=["*"])
+    left, kept = tmp_path / "out.safetensors.partial", tmp_path / "kept"
+    calibrate(folder, data=data, output=whole, full=["*q_proj*"])
     with pytest.raises(Killed):
-        calibrate(folder, data=data, output=target, full=["*"], progress=kill_after(3))
-    grams = tmp_path / "out.safetensors.partial/grams.bin"
-    if damage == "gone":
-        grams.unlink()
-    else:
-        grams.write_bytes(grams.read_bytes()[:-4])
-    calibrate(folder, data=data, output=target, full=["*"])
-    assert target.read_bytes() == whole.read_bytes()
+        calibrate(folder, data=data, output=target, full=["*q_proj*"], progress=kill_after(3))
+    left.rename(kept)
+    names = sorted(file.name for file in kept.iterdir() if file.name != "sculpt-unfinished.json")
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(name.partition("-")[0] if name[0].isalpha() else "parked", []).append(name)
+    assert {"parked", "unit", "grams.bin", "state.json"} <= kinds.keys()
+    ways = [("bit", "zeroed"), ("bit", "cut"), ("bit", "empty"), ("bit", "gone")]
+    cases = [(files, how) for files, some in zip(kinds.values(), ways * 2, strict=False) for how in some]
+    for number, (files, how) in enumerate(cases):
+        shutil.copytree(kept, left)
+        file = left / files[number % len(files)]
+        if how == "gone":
+            file.unlink()
+        else:
+            file.write_bytes(damaged(file.read_bytes(), how, 997 * number))
+        calibrate(folder, data=data, output=target, full=["*q_proj*"])
+        assert target.read_bytes() == whole.read_bytes(), (file.name, how)
+        target.unlink()
+
+
+def test_a_model_that_was_saved_again_is_calibrated_from_the_start(tmp_path: Path) -> None:
+    folder, data = zoo.settle(zoo.TEXT["llama"], tmp_path)
+    target = tmp_path / "out.safetensors"
+    with pytest.raises(Killed):
+        calibrate(folder, data=data, output=target, progress=kill_after(3))
+    for file in folder.glob("*.safetensors"):
+        os.utime(file)
+    seen: list[int] = []
+    calibrate(folder, data=data, output=target, progress=lambda done, *_: seen.append(done))
+    assert seen[0] == 0
+
+
+def test_statistics_replace_neither_the_model_nor_the_data_nor_what_is_no_statistics(tmp_path: Path) -> None:
+    folder, data = zoo.settle(zoo.TEXT["llama"], tmp_path)
+    other = tmp_path / "notes.txt"
+    other.write_text("precious")
+    before = {file: file.read_bytes() for file in (*folder.iterdir(), data, other)}
+    for output, words in (
+        (folder / "model.safetensors", "lies inside the input"),
+        (data, "is the input"),
+        (other, "is no file of statistics that sculpt wrote"),
+    ):
+        with pytest.raises(OutputError, match=words):
+            calibrate(folder, data=data, output=output, overwrite=True)
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_too_little_room_is_told_before_any_sample_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, data = zoo.settle(zoo.TEXT["llama"], tmp_path)
+    monkeypatch.setattr("sculpt.hessian.runner.free_bytes", lambda _folder: 10)
+    with pytest.raises(OutputError, match=r"and the disk has 0\.00 GB free"):
+        calibrate(folder, data=data, output=tmp_path / "out", full=["*"], progress=kill_after(0))
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_a_second_calibration_into_an_output_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:

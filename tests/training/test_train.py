@@ -93,7 +93,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(base, data, tmp_path):
         train_adapter(base, data=data, output=tmp_path / "cut", method=method, schedule=schedule, progress=kill)
     assert not (tmp_path / "cut").exists()
     # A checkpoint that was being written when the run was killed does not count.
-    (tmp_path / "cut.training/checkpoint-5").mkdir()
+    (tmp_path / "cut.partial/checkpoints/checkpoint-5").mkdir()
     other = AdapterMethod(rank=4, warmup_steps=2)
     with pytest.raises(SculptError, match="`warmup_steps` was 3, and is 2"):
         train_adapter(base, data=data, output=tmp_path / "cut", method=other, schedule=schedule)
@@ -101,7 +101,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(base, data, tmp_path):
     assert resumed.resumed_from == 4
     files = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "cut")]
     assert files[0] == files[1]
-    assert not list(tmp_path.glob("*.training"))
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_images_with_text_and_a_connector(tmp_path):

@@ -23,6 +23,7 @@ from ...names import OUTPUT_MODULES, config_values, is_vocabulary, tied_source, 
 from ...ref import ModelRef
 from ..bytes_of import as_bytes
 from ..companions import Companion, files_of_tokenizer, further_weights, look_beside
+from ..identity import FileIdentity, identities
 from ..source import Source, Stored
 from ..tensor_file import TensorFile, open_file
 from ..tensor_info import TensorInfo
@@ -47,6 +48,7 @@ class AdapterSource(Source):
 
     def __init__(self, ref: ModelRef, base: Source) -> None:
         path = ref.path
+        self._identities = identities([path / ADAPTER_CONFIG])
         self.adapter_config = AdapterConfig.read(path)
         self.ref, self._base, self.folder = ref, base, base.folder
         weights = _weights_of(path)
@@ -105,6 +107,11 @@ class AdapterSource(Source):
     def beside(self) -> list[Companion]:
         """Return what lies in the adapter's folder beside its own files."""
         return look_beside(self.path, self.files)
+
+    def identities(self) -> Mapping[Path, FileIdentity]:
+        """Return the adapter's files, and the base's."""
+        own = {opened.file: opened.identity for opened in self._file_of.values()}
+        return {**self._base.identities(), **self._identities, **own}
 
     def companions(self) -> dict[Path, Path]:
         """Return what the base is shipped with, but for a tokenizer or processor of the adapter's own."""

@@ -1,66 +1,43 @@
 """A folder as output: a checkpoint written in place.
 
-Everything goes into `<output>.partial` beside the output and is renamed when whole. A journal of finished tensors with
-their digests lets a killed run go on where it was.
+Everything goes into a workspace beside the output and is renamed when whole. A journal of finished tensors with their
+digests lets a killed run go on where it was.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import xxhash
 
-from ...errors import REPLACED, OutputError, os_error
-from ...ref import Asked, find_model
-from ..companions import OWN_MARK
+from ...errors import OutputError, os_error
 from .buffers import Buffer, Buffers
-from .claim import Claim
+from .guard import CHECKPOINT
 from .layout import Layout, Shard
+from .lines import Lines, read_lines
 from .output_file import SEGMENT, OutputFile
 from .sink import Sink
+from .workspace import JOURNAL, Workspace, told
 
-JOURNAL = "journal.jsonl"
 SYNC_BYTES = 1 << 28  # of a file are written before the disk is asked to keep up
-_LINE = json.JSONEncoder(sort_keys=True).encode
-
-
-def refuse_output(output: Path, inputs: Iterable[Asked], *, overwrite: bool) -> None:
-    """Raise OutputError where writing `output` would touch an input or something that exists."""
-    if output.suffix == ".safetensors":
-        raise OutputError(f"the output `{output}` must be a folder", hint="leave out `.safetensors`")
-    here = output.resolve()
-    for asked in inputs:
-        source = find_model(asked).path.resolve()
-        if here == source or (source.is_dir() and source in here.parents):
-            raise OutputError(f"the output `{output}` lies inside the input `{asked}`")
-        if here in source.parents:
-            raise OutputError(f"the output `{output}` contains the input `{asked}`")
-    if output.exists() and not overwrite:
-        raise OutputError(f"`{output}` exists", ways=REPLACED)
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"`{output}` is a file, not a folder")
-    if output.is_dir() and any(output.iterdir()) and not (output / OWN_MARK).is_file():
-        raise OutputError(f"`{output}` was not written by sculpt, so it is not replaced")
 
 
 @final
 class FolderSink(Sink):
     """Writes one checkpoint; use as a context manager and call `commit` when every tensor is written.
 
-    An exception inside removes what was written, except KeyboardInterrupt: then, as after a kill, `<output>.partial`
-    stays and the next run with the same `fingerprint` resumes.
+    An exception inside removes what was written, except KeyboardInterrupt and its like: then, as after a kill, the
+    workspace stays and the next run with the same `fingerprint` resumes.
 
     Args:
         fingerprint: Identifies inputs and options; the journal of another run is discarded.
+        made_by: The command, for `status`.
         new_digest: Makes the hash object for `digest`.
         buffers: How many tiles may be computed, or computed and not yet on the disk.
     """
@@ -71,12 +48,13 @@ class FolderSink(Sink):
         layout: Layout,
         *,
         fingerprint: str,
+        made_by: str = "fuse",
         overwrite: bool = False,
         new_digest: Callable[[], Any] = xxhash.xxh3_128,
         buffers: int = 8,
     ) -> None:
         self.output = output
-        self.partial = output.with_name(output.name + ".partial")
+        self._made_by = made_by
         self._layout = layout
         self._fingerprint = fingerprint
         self._overwrite = overwrite
@@ -88,40 +66,50 @@ class FolderSink(Sink):
         self._writing = ThreadPoolExecutor(2)
         self._failure: OutputError | None = None
         self._lock = threading.Lock()
-        self._journal: Any = None
-        self._claim: Claim | None = None
+        self._journal: Lines | None = None
 
     def __enter__(self) -> FolderSink:
+        self._workspace = Workspace(self.output, made_by=self._made_by)
         try:
-            self._claim = Claim(self.partial)
-            self.finished = self._read_journal()
-            if not self.finished:  # another run's files, or none whose journal can be believed
-                self._claim.empty()
-            for shard in self._layout.shards:
-                self._create(shard)
-            self._journal = (self.partial / JOURNAL).open("a", encoding="utf-8")
-            if not self.finished:
-                self._append({"fingerprint": self._fingerprint})
-        except OSError as error:
-            self._close()
-            self._leave(keep=False)
-            raise os_error(error, self.partial) from error
+            with told(self._workspace.folder):
+                self._open()
+        except BaseException as error:
+            self._leave(error)
+            raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        failed = kind is not None and issubclass(kind, Exception)
-        self._close(keep=not failed)
-        self._leave(keep=not failed)
+    def _open(self) -> None:
+        journal = self._workspace.folder / JOURNAL
+        first = {"fingerprint": self._fingerprint, "of": len(self._layout.tensors), "unit": "tensors"}
+        entries = read_lines(journal)
+        if entries[:1] != [first]:  # another run's files, or none whose journal can be believed
+            self._workspace.empty()
+            entries = []
+        self._workspace.begun = True
+        self.finished = {entry["name"]: entry for entry in entries[1:]}
+        self._workspace.payload.mkdir(exist_ok=True)
+        for shard in self._layout.shards:
+            self._create(shard)
+        self._journal = Lines(journal, entries)
+        if not entries:
+            self._journal.append(first)
 
-    def _leave(self, *, keep: bool) -> None:
-        if not keep:
-            shutil.rmtree(self.partial, ignore_errors=True)
-        if self._claim is not None:
-            self._claim.release()
+    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        self._leave(error)
+
+    def _leave(self, error: BaseException | None) -> None:
+        """Close, and let the workspace go; where it is kept, with all that waits in memory on the disk."""
+        interrupted = error is not None and not isinstance(error, Exception)
+        try:
+            self._writing.shutdown(cancel_futures=not interrupted)
+            with suppress(OSError):  # what is missing on the disk is made again: every tensor has its digest
+                self._close(flush=interrupted)
+        finally:
+            self._workspace.__exit__(None, error, None)
 
     def _create(self, shard: Shard) -> None:
         output = OutputFile(
-            self.partial / shard.file_name,
+            self._workspace.payload / shard.file_name,
             shard.nbytes,
             self._new_digest,
             parts=shard.offsets,
@@ -130,39 +118,17 @@ class FolderSink(Sink):
         self._files[shard.file_name] = output
         output.write(0, np.frombuffer(shard.header, np.uint8))
 
-    def _close(self, *, keep: bool = False) -> None:
-        self._writing.shutdown(cancel_futures=not keep)
-        for file in self._files.values():
-            if keep:
-                file.flush()
-            file.close()
-        self._files.clear()
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
-
-    def _read_journal(self) -> dict[str, dict[str, Any]]:
-        """Return the finished tensors of an interrupted run of the same fingerprint; none if it was another's."""
-        try:
-            lines = (self.partial / JOURNAL).read_text(encoding="utf-8").splitlines()
-        except OSError:
-            return {}
-        entries = []
-        for line in lines:
+    def _close(self, *, flush: bool = False) -> None:
+        files, self._files = list(self._files.values()), {}
+        journal, self._journal = self._journal, None
+        for file in files:
             try:
-                entries.append(json.loads(line))
-            except ValueError:
-                break  # the line that was being written when the run was killed
-        if not entries or entries[0].get("fingerprint") != self._fingerprint:
-            return {}
-        return {entry["name"]: entry for entry in entries[1:]}
-
-    def _append(self, entry: Mapping[str, Any]) -> None:
-        # A whole line at once and flushed: a kill leaves at most the last line cut short, which is then not read.
-        line = _LINE(entry) + "\n"
-        with self._lock:
-            self._journal.write(line)
-            self._journal.flush()
+                if flush:
+                    file.flush()
+            finally:
+                file.close()
+        if journal is not None:
+            journal.close()
 
     @contextmanager
     def room(self, name: str, start: int, stop: int, dtype: np.dtype) -> Iterator[np.ndarray]:
@@ -222,7 +188,9 @@ class FolderSink(Sink):
 
     def finish(self, name: str, entry: Mapping[str, Any]) -> None:
         """Note in the journal that a tensor is whole; `entry` is given back by `finished` on resuming."""
-        self._append({"name": name, **entry})
+        assert self._journal is not None
+        with told(self._workspace.folder / JOURNAL):
+            self._journal.append({"name": name, **entry})
 
     def digest(self, file_name: str) -> str:
         """Return the hexadecimal digest of a shard that is whole."""
@@ -238,45 +206,15 @@ class FolderSink(Sink):
         return {name: digest for file in self._files.values() for name, digest in file.part_digests().items()}
 
     def commit(self, add_files: Callable[[Path], None]) -> None:
-        """Let `add_files` write the other files into the folder, then rename it to the output's name."""
-        try:
+        """Let `add_files` write the other files into the folder, then give it the output's name."""
+        folder = self._workspace.payload
+        with told(self._workspace.folder):
             index = self._layout.index()
             if index is not None:
-                (self.partial / self._layout.index_name).write_bytes(index)
-            (self.partial / JOURNAL).unlink()  # from here on it cannot be resumed, only committed
-            add_files(self.partial)
+                (folder / self._layout.index_name).write_bytes(index)
+            add_files(folder)
             self._drain()
             for file in self._files.values():
                 file.flush()
-                file.sync()
             self._close()
-            # Weights were synced above, the small files are not yet.
-            for file in self.partial.rglob("*"):
-                if file.suffix != ".safetensors":
-                    _sync_path(file)
-            _sync_path(self.partial)
-            self._rename()
-        except OSError as error:
-            raise os_error(error, self.partial) from error
-
-    def _rename(self) -> None:
-        replaced = None
-        if self.output.exists():
-            if not self._overwrite:
-                raise OutputError(f"`{self.output}` appeared while the run was under way")
-            # Renamed, not removed: until the new folder has the name, the old one is still there.
-            replaced = self.output.with_name(self.output.name + ".replaced")
-            shutil.rmtree(replaced, ignore_errors=True)
-            self.output.rename(replaced)
-        self.partial.rename(self.output)
-        _sync_path(self.output.parent)
-        if replaced is not None:
-            shutil.rmtree(replaced)
-
-
-def _sync_path(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        self._workspace.publish(CHECKPOINT.may_replace if self._overwrite else None)

@@ -18,6 +18,8 @@ from typing import Any, final
 import numpy as np
 import xxhash
 
+from .disk import reserve
+
 PAGE = 4096  # a multiple of every disk's block
 SEGMENT = 1 << 18
 MIN_DIRECT_BYTES = 1 << 24  # smaller files go through the page cache
@@ -83,7 +85,11 @@ class OutputFile:
         self._hashed = _InOrder(new_digest, parts, nbytes, broken=resumed)
         cloexec = getattr(os, "O_CLOEXEC", 0)
         self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | cloexec, 0o644)
-        os.ftruncate(self._descriptor, nbytes)
+        try:
+            reserve(self._descriptor, nbytes)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
         self._direct: int | None = None
         if nbytes >= MIN_DIRECT_BYTES and hasattr(os, "O_DIRECT"):
             try:

@@ -105,7 +105,7 @@ def test_an_existing_output_is_refused_and_then_replaced_whole(make_pair: Pair, 
 def test_overwrite_spares_what_sculpt_did_not_write(make_pair: Pair, tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/thesis.tex").write_text("years of work")
-    with pytest.raises(OutputError, match="was not written by sculpt"):
+    with pytest.raises(OutputError, match="no checkpoint that sculpt wrote"):
         fuse(make_pair(), tmp_path / "precious", overwrite=True)
     assert (tmp_path / "precious/thesis.tex").read_text() == "years of work"
 
@@ -152,7 +152,7 @@ def test_a_file_size_limit_of_the_system_is_one_sentence(make_pair: Pair, tmp_pa
 def test_too_little_disk_is_refused_before_anything_is_written(
     make_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sculpt.fusion.run.fuse.free_disk", lambda _output: 1000)
+    monkeypatch.setattr("sculpt.fusion.run.fuse.free_bytes", lambda _output: 1000)
     with pytest.raises(OutputError, match="GB free"):
         fuse(make_pair(), tmp_path / "out")
 
@@ -213,7 +213,7 @@ def test_resuming_does_not_trust_a_journal_over_the_bytes(make_pair: Pair, tmp_p
 
     with pytest.raises(Stop):
         fuse(pair, tmp_path / "out", progress=stop)
-    for file in (tmp_path / "out.partial").glob("*.safetensors"):  # as after a power cut: lengths right, data lost
+    for file in (tmp_path / "out.partial").rglob("*.safetensors"):  # as after a power cut: lengths right, data lost
         file.write_bytes(bytes(file.stat().st_size))
     fuse(pair, tmp_path / "out")
     assert files_of(tmp_path / "out") == files_of(tmp_path / "plain" / "out")

@@ -1,0 +1,71 @@
+"""`sculpt status`: what there is of an output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import AsJson
+
+if TYPE_CHECKING:
+    from ..fusion.checkpoint.output.status import Unfinished
+
+Output = Annotated[Path, typer.Argument(help="What `-o` named, or was by default.")]
+
+
+def status_command(output: Output, json: AsJson = False) -> None:
+    """Say whether an output is whole, unfinished or being written, and what the next run does with what is there.
+
+    Nothing is changed. Exit code 0 if it is whole, else 1.
+
+    **Examples**
+
+        sculpt status sft-fused/
+
+        sculpt status hessian.safetensors --json
+    """
+    from ..fusion.checkpoint.output.status import unfinished
+    from .console import gigabytes, print_json, say
+
+    kind, found = kind_of(output), unfinished(output)
+    if json:
+        print_json({"output": str(output), "kind": kind, "unfinished": [one.as_json() for one in found]})
+    else:
+        if kind is not None:
+            say(f"{output}: {kind}")
+        elif output.exists():
+            say(f"{output}: not written by sculpt")
+        else:
+            say(f"{output}: nothing there")
+        for one in found:
+            done = f"{one.done}, " if one.done else ""
+            say(f"{one.folder}: unfinished `{one.made_by}`, {done}{gigabytes(one.nbytes)}; {_what_next(one)}")
+    if kind is None:
+        raise typer.Exit(1)
+
+
+def _what_next(one: Unfinished) -> str:
+    if one.is_running:
+        return "a run is writing it"
+    if one.holds_former:
+        return "the next run with this output gives the former one its name back first"
+    if one.done:
+        return "the same command goes on from here"
+    return "the next run with this output removes it"
+
+
+def kind_of(output: Path) -> str | None:
+    """Return what kind of output of sculpt's a path is, or None."""
+    from ..evaluate.report import PAGE
+    from ..fusion.checkpoint.output.guard import ADAPTER, CHECKPOINT, SWEEP
+    from ..hessian.store.file_format import STATISTICS
+
+    kinds = [kind for kind in (CHECKPOINT, ADAPTER, SWEEP, STATISTICS, PAGE) if kind.is_folder == output.is_dir()]
+    return next((kind.name for kind in kinds if output.exists() and kind.is_ours(output)), None)
+
+
+def register(app: typer.Typer) -> None:
+    """Add `status`."""
+    app.command("status")(status_command)
