@@ -58,6 +58,11 @@ def test_density_counts_every_product_and_draws_it(adapter: Path, tmp_path: Path
         assert layer["density_a"] == pytest.approx(np.count_nonzero(a) / a.size)
         assert layer["expected"] == pytest.approx(1 - (1 - layer["density_a"] * layer["density_b"]) ** 4)
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    refused = sculpt("lora-density", adapter, "--png", tmp_path / "x.png")
+    assert str(refused.exception) == f"`{tmp_path / 'x.png'}` exists"
+    assert sculpt("lora-density", adapter, "--png", tmp_path / "x.png", "--overwrite").exit_code == 0
+    refused = sculpt("lora-density", adapter, "--png", adapter / "adapter_model.safetensors", "--overwrite")
+    assert "lies inside the input" in str(refused.exception)
     shown = sculpt("lora-density", adapter)
     words = " ".join(shown.stderr.split())
     assert "of 4 layers within the bound" in words

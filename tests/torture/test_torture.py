@@ -7,6 +7,8 @@ earlier output was there until then, and nothing is left beside it. The short fo
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import random
@@ -14,10 +16,13 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sculpt
+from sculpt.fusion.errors import SculptError
 
-from .cases import CASES, Case, told
+from .cases import CASES, Case, told, two_models
 from .faults import Mode, Outcome, files_in, run
 from .power import Before, Loss, cut_power
 
@@ -171,3 +176,55 @@ def check_power_cut(bench: Bench, point: int, loss: Loss) -> None:
     cut_power(bench.work, before, loss)
     bench.check_whole_or_former(what)
     bench.check_again(what)
+
+
+@pytest.mark.parametrize("locks", [True, False], ids=["with locks", "without locks"])
+def test_of_runs_at_once_into_one_output_one_wins_and_its_weights_are_its_own(locks: bool, tmp_path: Path) -> None:
+    two_models(tmp_path / "models")
+    whole = {}
+    for seed in (1, 2):
+        sculpt.fuse(tmp_path / "models/base", tmp_path / "models/sft", **race(tmp_path / f"alone{seed}", seed))
+        whole[seed] = weights(tmp_path / f"alone{seed}")
+    for number in range(75 if ALL else 4):
+        output = tmp_path / f"out{number}"
+        children = [start_race(tmp_path, output, seed, locks=locks) for seed in (1, 2)]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        COUNTS[f"races {'with' if locks else 'without'} locks"] += 1
+        assert 0 in codes
+        assert weights(output) in whole.values()
+        sculpt.verify(output)
+        assert codes != [0, 0]
+        assert not list(tmp_path.glob(f"out{number}.partial*"))
+
+
+def race(output: Path, seed: int) -> dict[str, Any]:
+    """Return the options of a fuse whose bits depend on the seed."""
+    settings = sculpt.Settings(seed=seed, threads=1)
+    return {"output": output, "method": sculpt.Dare(), "calibration": False, "settings": settings}
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """Return the content of the weight files."""
+    return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
+
+
+def start_race(place: Path, output: Path, seed: int, *, locks: bool) -> int:
+    """Return the process that fuses; it ends with 0, or with 1 where it was refused."""
+    child = os.fork()
+    if child:
+        return child
+    code = 99
+    try:
+        if not locks:
+            fcntl.flock = no_lock
+        sculpt.fuse(place / "models/base", place / "models/sft", **race(output, seed))
+        code = 0
+    except SculptError:
+        code = 1
+    finally:
+        os._exit(code)
+
+
+def no_lock(*_: object) -> None:
+    """Fail as a mount without locks does."""
+    raise OSError(errno.ENOLCK, "No locks available")

@@ -201,6 +201,7 @@ def test_a_diverging_run_is_stopped_and_peft_may_be_missing(base, data, tmp_path
         train_adapter(
             base, data=data, output=tmp_path / "a", method=AdapterMethod(method="lora", rank=4), schedule=schedule
         )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.jsonl"]  # so that a lower rate begins anew
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(SculptError, match="needs PEFT") as caught:
         train_adapter(base, data=data, output=tmp_path / "b")
