@@ -4,7 +4,7 @@ BIN := .venv/bin
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
 MERGEKIT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sculpt/mergekit
 
-.PHONY: demo test check torture bench mergekit-venv clean help
+.PHONY: demo test zoo check torture bench mergekit-venv clean help
 
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -21,6 +21,9 @@ demo: .venv/ready  ## Fine-tune a real model, repair it, and compare: about six 
 
 test: .venv/ready $(MERGEKIT)/ready  ## Run every test, those of agreement with mergekit included
 	$(BIN)/python -m pytest -q -n auto
+
+zoo: .venv/ready  ## Measure every architecture, tiny, against an oracle: about fifteen minutes
+	$(BIN)/python -m pytest -q -n auto -m "zoo or not zoo" tests/hessian/test_zoo.py
 
 check: .venv/ready  ## Lint (the release workflow too), check types and the direction of imports
 	$(BIN)/ruff check

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Tuned = Annotated[Path, typer.Argument(help="The fine-tuned model: a folder that transformers can load.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+MAX_NAMED = 8  # experts in one sentence
 
 
 def _only_one(given: list[Path] | None) -> Path | None:
@@ -137,10 +138,27 @@ def _show(hessian: DiagonalHessian, path: Path, *, report: bool, json: bool) -> 
         reasons[reason] = reasons.get(reason, 0) + 1
     for reason, number in sorted(reasons.items(), key=lambda entry: -entry[1]):
         say(f"{number} tensor{'s' if number > 1 else ''} without statistics: {reason}")
+    _warn_of_starved(hessian)
     say(
         f"{path}: {len(hessian)} tensors of {about.model} ({about.model_class}), "
         f"{about.num_samples} samples and {about.num_tokens} tokens of {about.data}"
     )
+
+
+def _warn_of_starved(hessian: DiagonalHessian) -> None:
+    from ..hessian.store.report import starved_experts
+    from .console import say
+
+    starved = starved_experts(hessian)
+    if starved:
+        unreached = sum(not expert.num_tokens for expert in starved)
+        named = ", ".join(f"`{expert.name}` ({expert.num_tokens})" for expert in starved[:MAX_NAMED])
+        more = f" and {len(starved) - MAX_NAMED} more" if starved[MAX_NAMED:] else ""
+        say(
+            f"warning: {len(starved)} experts saw less than a tenth of the tokens of an average one, {unreached} of "
+            f"them none: {named}{more}. More samples of more kinds reach more experts; `--all-experts` sends every "
+            "token to all"
+        )
 
 
 def _show_report(hessian: DiagonalHessian) -> None:
@@ -171,9 +189,10 @@ def _as_json(hessian: DiagonalHessian, path: Path, *, report: bool) -> dict[str,
         "num_tensors": len(hessian),
         "why_missing": dict(hessian.why_missing),
     }
-    if report:
-        from ..hessian.store import report as reports
+    from ..hessian.store import report as reports
 
+    content["starved_experts"] = [asdict(expert) for expert in reports.starved_experts(hessian)]
+    if report:
         content["tensors"] = [asdict(entry) for entry in reports.report(hessian)]
     return content
 

@@ -8,7 +8,7 @@ from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 from ..fusion.names import block_of, kind_of, natural_key
-from ..fusion.run.protector import TARGET_ALONE
+from ..fusion.run.protector import INTERPOLATION, TARGET_ALONE
 from .console import count, gigabytes, say, table
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..measuring import Statistics
 
 MAX_ROWS = 60
+MAX_NAMED = 8
 
 
 def _groups(steps: Iterable[Step]) -> dict[tuple[str, str, str], list[Step]]:
@@ -101,6 +102,14 @@ def show_uncovered(manifest: Manifest, found: Statistics) -> None:
     for reason, group in by_reason.items():
         others = f" and {len(group) - 1} others" if len(group) > 1 else ""
         say(f"note: {instead} for `{group[0]}`{others}: {reason}")
+    between = [record for record in manifest.fused if record.measured and INTERPOLATION in (record.protected or "")]
+    if between:
+        named = [f"`{record.name}`{_of_experts(record.protected or '')}" for record in between]
+        shown = ", ".join(named[:MAX_NAMED]) + (f" and {len(named) - MAX_NAMED} more" if named[MAX_NAMED:] else "")
+        say(
+            f"note: no sample of either side reached {shown}: {instead} there. "
+            "More samples, of more kinds, would tell what these experts are for"
+        )
     alone = [record.name for record in manifest.fused if record.protected == TARGET_ALONE]
     if alone:
         others = f" or {len(alone) - 1} others" if len(alone) > 1 else ""
@@ -108,6 +117,11 @@ def show_uncovered(manifest: Manifest, found: Statistics) -> None:
             f"note: no general sample reached `{alone[0]}`{others}, so their deltas stay whole: samples of the kind "
             "that does, images for one, would protect what the base knows there"
         )
+
+
+def _of_experts(protected: str) -> str:
+    """Return which experts of a stack an interpolation is of, for a sentence."""
+    return f" (experts {which})" if (which := protected.partition(f"{INTERPOLATION} of ")[2]) else ""
 
 
 def _block_row(block: str, records: list[TensorRecord]) -> list[str]:
@@ -132,7 +146,8 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
     rows = [_block_row(block, blocks[block]) for block in ordered[:MAX_ROWS]]
     more = f"and {len(ordered) - MAX_ROWS} more, in the manifest" if len(ordered) > MAX_ROWS else None
     columns = ["block", "tensors", "parameters", "sparsity", "clipped", "Σ|δ|", "‖fused − base‖₂"]
-    table("realised sparsity", columns, rows, note=more)
+    if rows:
+        table("realised sparsity", columns, rows, note=more)
     elements = sum(record.num_fused for record in manifest.fused)
     target = manifest.options.get("sparsity")
     asked = f" (asked for {target:.2%})" if isinstance(target, float) else ""

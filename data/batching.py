@@ -190,8 +190,8 @@ def make_batches(
     """Return batches of samples of like length, padded on the right.
 
     Args:
-        may_pad: False for models that lose sight of which sample a token belongs to, such as mixtures of experts;
-            then only samples of the same shapes share a batch.
+        may_pad: False for models in which padding is not without effect, or which lose sight of which sample a token
+            belongs to, such as mixtures of experts; then only samples of the same shapes share a batch.
         sizes: Lengths that must not occur, as a padded token is recognised by the shape of what it is in.
         max_length: What the model can take, or None.
     """
@@ -227,6 +227,7 @@ def _what(samples: Sequence[Example]) -> str:
 
 
 def _join(samples: Sequence[Example]) -> Batch:
+    """Return one batch of samples of the same shapes: nothing is padded, and all rows count."""
     inputs = {key: torch.cat([sample.inputs[key] for sample in samples]) for key in samples[0].inputs}
     return Batch(inputs=inputs, masks=(), num_samples=len(samples), what=_what(samples))
 

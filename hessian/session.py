@@ -20,8 +20,10 @@ from ..fusion.progress import Progress, silent
 from ..fusion.run.diff import changed_tensors
 from ..live import skeleton
 from ..live.devices import activation_budget, compute_dtype, pick_device
+from ..live.privates import masks_padding
 from ..live.units import Unit, find_units
 from .forward.activations import Activations
+from .forward.all_experts import send_to_all_experts
 from .forward.forward import Forward
 from .forward.journal import Journal
 from .forward.stopping import all_passed, final_parameter
@@ -113,6 +115,8 @@ class Session:
     def _prepare(self) -> None:
         self.units = find_units(self.model)
         self.recorder = Recorder(TABLE)
+        if self.options.all_experts:
+            send_to_all_experts(self.model, self.recorder)
         self.activations = Activations(activation_budget(self.options.memory))
         self.activations.is_weight = self.recorder.is_watched
         self.recorder.made, self.recorder.restore = self.activations.made, self.activations.restore
@@ -139,7 +143,7 @@ class Session:
         return make_batches(
             self.own_samples,
             self.options.batch_size,
-            may_pad=not is_mixture(self.model.config),
+            may_pad=masks_padding(self.model) and not is_mixture(self.model.config),
             sizes=sizes_in(self.model.config),
             max_length=num_positions(self.model),
         )
@@ -163,7 +167,9 @@ class Session:
             ReturnError: It comes back to a unit whose Σ x·xᵀ is in the store.
         """
         journal, once = self.journal, not may_return or self.gram_file is not None
-        forward = Forward(self.model, self.units, self.weights, self.recorder, self.activations, self.device, journal)
+        forward = Forward(
+            self.model, self.units, self.weights, self.recorder, self.activations, self.device, self.dtype, journal
+        )
         forward.before = self._before
         tapes = self._resume(forward)
         total = len(self.units)
@@ -251,6 +257,7 @@ class Session:
             max_length=self.max_length,
             seed=self.options.seed,
             dtype=str(self.dtype).removeprefix("torch."),
+            all_experts=self.options.all_experts,
             kinds=tuple(sorted(tokens_by_kind(self.samples).items())),
             versions=_versions(),
         )

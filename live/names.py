@@ -15,6 +15,7 @@ from ..fusion.checkpoint import TensorInfo
 from ..fusion.checkpoint.loading_rules import Converted, LoadingRules
 from ..fusion.errors import ModelError
 from .conversions import Conversion, Values, collapse, pull_back
+from .grams import pull_back_grams
 from .terms import Terms
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class Assembly:
             return {self.source_names[0]: terms[self.targets[0]]} if self.targets[0] in terms else {}
         sums = self._move({target: found.sums for target, found in terms.items()})
         counts = self._move({target: found.counts for target, found in terms.items()})
-        grams = self._grams(terms)
+        by_key = {key: terms[target] for target, key in zip(self.targets, self.keys, strict=True) if target in terms}
+        grams = pull_back_grams(self.steps, self.sources, by_key)
         found = {}
         for name in self.source_names:
             if sums.get(name):
@@ -75,22 +77,6 @@ class Assembly:
             if pattern in moved
             for k, name in enumerate(names)
         }
-
-    def _grams(self, terms: Mapping[str, Terms]) -> dict[str, Any]:
-        """Return Σx·xᵀ of the sources, where each sees the inputs of the one target, whole or an expert of it."""
-        known = [(target, terms[target].gram) for target in self.targets if target in terms]
-        grams = [gram for _, gram in known if gram is not None]
-        if not grams or any((gram != grams[0]).any() for gram in grams[1:] if gram.shape == grams[0].shape):
-            return {}
-        gram = grams[0]
-        found = {}
-        for names in self.sources.values():
-            for k, name in enumerate(names):
-                if gram.ndim == 3 and len(names) == gram.shape[0]:
-                    found[name] = gram[k]
-                elif gram.ndim == 2 or len(names) == 1:
-                    found[name] = gram
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,6 +118,21 @@ def may_be_missing(model: Any) -> list[str]:
     return list(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
 
 
+def masks_padding(model: Any) -> bool:
+    """Return whether a model leaves attention, with its masks, to transformers, so that padding changes no token.
+
+    Models of another kind may run a Fourier transform over it, or windows that it moves. MobileBERT joins neighbouring
+    tokens before any mask.
+    """
+    leaves = model._supports_sdpa or model._supports_attention_backend
+    return bool(leaves) and not getattr(model.config, "trigram_input", False)
+
+
+def routed_experts(model: Any) -> list[nn.Module]:
+    """Return the layers of experts that are called with hidden states, the experts chosen and their weights."""
+    return [module for module in model.modules() if hasattr(module, "_is_expert_parallel")]
+
+
 def may_be_unexpected(model: Any) -> list[str]:
     """Return patterns of tensors that a checkpoint may hold without any use for them; as `from_pretrained` does."""
     buffers = [name for name, _ in model.named_buffers()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,7 @@ def build(
     try:
         model = on_meta(cls, config, dtype)
         names = map_names(model, checkpoint.tensors)
+        _empty(model, {target for assembly in names.assemblies for target in assembly.targets})
         _fill_the_rest(model, names, device, seed)
     except SculptError:
         raise
@@ -127,6 +129,22 @@ def on_meta(cls: Any, config: Any, dtype: torch.dtype) -> Any:
             entry.dtype = dtype
             entry.use_cache = False  # keys and values of every layer would be held between blocks
     return privates.on_meta(cls, config, dtype)
+
+
+def _empty(model: Any, held: Collection[str]) -> None:
+    """Put what the checkpoint holds on the meta device, where `torch.Tensor(n)` and its like made it elsewhere."""
+    import torch
+
+    emptied: dict[int, torch.Tensor] = {}
+    state = model.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        if name in held and not tensor.is_meta:
+            value = torch.empty_like(tensor, device="meta")
+            is_parameter = isinstance(tensor, torch.nn.Parameter)
+            emptied[id(tensor)] = torch.nn.Parameter(value, tensor.requires_grad) if is_parameter else value
+    for name, tensor in state.items():  # whoever shares it goes on sharing it
+        if id(tensor) in emptied:
+            privates.set_tensor(model, name, emptied[id(tensor)])
 
 
 def _fill_the_rest(model: Any, names: NameMap, device: torch.device, seed: int) -> None:

@@ -20,12 +20,17 @@ class Curvature:
         num_tokens: Rows of X that were summed (tokens, positions or patches; for an expert, those routed to it).
         gram: Raw Σ x·xᵀ where it was asked for, (d_in, d_in) or for stacked experts (E, d_in, d_in), inputs in the
             order of the tensor's own elements along its input dimensions; else None.
+        part_tokens: Of a stack of experts, the rows that each of them saw; else None.
+        mean_square: Mean of x² over all inputs of the tensors that this one is counted together with, as experts that
+            are stored apart are; None: of its own.
         is_measured: False of a model that no samples were run through; its delta tells what the task needs.
     """
 
     terms: tuple[np.ndarray, ...]
     num_tokens: int
     gram: np.ndarray | None = None
+    part_tokens: tuple[int, ...] | None = None
+    mean_square: float | None = None
     is_measured: bool = True
 
 

@@ -125,17 +125,24 @@ class Protection(Options):
 def counted_together(curvatures: Mapping[str, Curvature]) -> dict[str, Curvature]:
     """Return the statistics of a block with experts that are stored apart counted by the tokens of all of them.
 
-    As stacked ones are: what an expert sees, and how often, then weighs alike.
+    As stacked ones are: what an expert sees, and how often, then weighs alike, and so does its ridge.
     """
-    totals: dict[str, int] = {}
+    groups: dict[str, list[Curvature]] = {}
     for name, curvature in curvatures.items():
         if EXPERT.search(name):
-            group = EXPERT.sub(".experts.", name)
-            totals[group] = totals.get(group, 0) + curvature.num_tokens
+            groups.setdefault(EXPERT.sub(".experts.", name), []).append(curvature)
+    together = {group: _count(experts) for group, experts in groups.items()}
     return {
-        name: replace(curvature, num_tokens=totals.get(EXPERT.sub(".experts.", name), curvature.num_tokens))
+        name: replace(curvature, **together.get(EXPERT.sub(".experts.", name), {}))
         for name, curvature in curvatures.items()
     }
+
+
+def _count(experts: Sequence[Curvature]) -> dict[str, Any]:
+    """Return what the experts of one layer have in common."""
+    total = sum(expert.num_tokens for expert in experts)
+    mean = sum(float(term.mean()) for expert in experts for term in expert.terms) / len(experts)
+    return {"num_tokens": total, "mean_square": mean / max(1, total)}
 
 
 def fractions(group: Group, which: Sequence[int], protection: Protection, shares: Sequence[float]) -> list[np.ndarray]:
@@ -162,14 +169,25 @@ def fractions(group: Group, which: Sequence[int], protection: Protection, shares
         parts.append(own if count == 1 else count * own)
     parts = np.broadcast_arrays(*parts)
     alike = [count / (sum(counts) + weight) for count in counts]
-    total = sum(parts)
-    if not np.any(total) and not general.any():  # nothing is known of any
-        return [np.full((1,) * len(group.shape), fraction) for fraction in alike]
-    both = total + weight * general
+    both = sum(parts) + weight * general
+    known = reached((group.base, *(group.tuned[k] for k in which)), group.shape)
     return [
-        np.divide(part, both, out=np.full(both.shape, fraction), where=both > 0)
+        np.where(known, np.divide(part, both, out=np.full(both.shape, fraction), where=both > 0), fraction)
         for part, fraction in zip(parts, alike, strict=True)
     ]
+
+
+def reached(sides: Sequence[Curvature | None], shape: tuple[int, ...]) -> np.ndarray:
+    """Return which experts of a stack some side's data reached, or whether any reached the tensor.
+
+    Booleans, in an array that broadcasts to the shape. Where none did, nothing is known of the inputs: base and
+    fine-tune count alike.
+    """
+    terms = [term for side in sides if side is not None and side.num_tokens for term in side.terms]
+    if len(shape) < 3 or not terms or any(term.ndim != len(shape) or term.shape[0] != shape[0] for term in terms):
+        return np.full((1,) * len(shape), any(term.any() for term in terms))
+    inner = tuple(range(1, len(shape)))
+    return np.any([term.any(inner, keepdims=True) for term in terms], axis=0)
 
 
 def mean_squares(group: Group, curvature: Curvature | None, ridge: float) -> np.ndarray:
@@ -177,7 +195,7 @@ def mean_squares(group: Group, curvature: Curvature | None, ridge: float) -> np.
     if curvature is None or not curvature.terms or not curvature.num_tokens:
         return np.zeros((1,) * len(group.shape))
     mean = sum_of_squares(group.name, curvature, group.shape) / curvature.num_tokens
-    return mean + ridge * mean.mean()
+    return mean + ridge * (mean.mean() if curvature.mean_square is None else curvature.mean_square)
 
 
 def put_together(curvatures: Sequence[Curvature | None], shares: Sequence[float]) -> Curvature | None:
@@ -250,6 +268,9 @@ def mixing_blocks(
 
     width = general.matrix.shape[0]
     size = protection.block_size or width
+    if not any(bool(side.matrix.any()) for side in (general, *targets)):  # an expert that no data reached: alike
+        whole = torch.eye(width).to(general.matrix) / (sum(counts) + weight)
+        return [[(slice(0, width), whole * count)] for count in counts]
     found: list[list[tuple[slice, Any]]] = [[] for _ in targets]
     for start in range(0, width, size):
         part = slice(start, min(start + size, width))

@@ -28,7 +28,8 @@ class TensorRecord:
         differs: Of a copied tensor, whether a tuned model's is not the base's, as samples tell; None without both.
         measured: Whether it was fused with measured curvature, not with H = I.
         protected: How its delta was mixed by two-sided curvature: `full`, `block:N`, `diagonal`; `target alone` or
-            `general alone` where only one side reached it, `interpolation` where neither did; None without.
+            `general alone` where only one side reached it, `interpolation` where neither did, of
+            some experts of a stack as in `full but interpolation of 4 17`; None without.
         figures: What the method's reduction learned, such as the expected loss.
         digest: `xxh3-128:hex` of the tensor's bytes in its file. While a run is under way, what `TensorTask` makes of
             the pieces as they are written, to know them again on resuming.

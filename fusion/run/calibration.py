@@ -31,6 +31,7 @@ class SampleRun(Options):
         max_length: Longest sample in tokens; longer ones are cut.
         seed: Of the choice among more samples than asked for.
         batch_size: Samples a batch; 1 has no padding.
+        all_experts: Send every token to every expert, so that none starves; by default to those that its router picks.
         device: auto, cpu, cuda, cuda:1, mps …
         dtype: Of the forward. auto: float32 on a CPU, else the weights' own.
         auto_class: transformers class to run, such as AutoModelForMaskedLM. Default: the config's.
@@ -44,6 +45,7 @@ class SampleRun(Options):
     max_length: int = 512
     seed: int = 0
     batch_size: int = 1
+    all_experts: bool = False
     device: str = "auto"
     dtype: str = "auto"
     auto_class: str | None = None

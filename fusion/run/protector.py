@@ -24,7 +24,7 @@ from ..arithmetic.matrices import CHUNK, Matrices, Models, Rows
 from ..arithmetic.per_element import per_element
 from ..arithmetic.per_model import spread
 from ..arithmetic.row_layout import row_layout
-from ..arithmetic.two_sided import LOW_RANK, Moment, Protection, fractions, mixing_blocks, put_together
+from ..arithmetic.two_sided import LOW_RANK, Moment, Protection, fractions, mixing_blocks, put_together, reached
 from ..device import device_of, float64_device, torch_device
 from ..methods import Method
 
@@ -34,6 +34,7 @@ CHUNK_BYTES = 28 * CHUNK  # of the chunk that is being multiplied: base, tuned, 
 PAIR_BYTES = 36  # of a pair of inputs, beside A and G in float64: a factor, the solution, and the copies of each
 
 TARGET_ALONE, GENERAL_ALONE = "target alone", "general alone"  # forms of tensors that only one side reached
+INTERPOLATION = "interpolation"  # of what neither did
 
 T = TypeVar("T")
 Mixing = list[tuple[slice, Any]]  # which inputs, and a matrix over them
@@ -80,11 +81,11 @@ class Protector:
         source = self._source(group, k)
         if source != "data":
             if not (general and general.num_tokens):
-                return "interpolation" if len(group.shape) < 2 else TARGET_ALONE  # biases have no statistics at all
+                return INTERPOLATION if len(group.shape) < 2 else TARGET_ALONE  # biases have no statistics at all
             matrices = self.protection.needs_gram and general.gram is not None
-            return source if matrices or source not in ("delta", LOW_RANK) else "interpolation"
-        if not (target and target.num_tokens) and not (general and general.num_tokens):
-            return "interpolation"
+            return source if matrices or source not in ("delta", LOW_RANK) else INTERPOLATION
+        if not reached((target, general), group.shape).any():
+            return INTERPOLATION
         if not (general and general.num_tokens):
             return TARGET_ALONE
         if not (target and target.num_tokens):
@@ -95,7 +96,13 @@ class Protector:
 
     def forms(self, group: Group) -> str:
         """Return the form of each tuned model's delta, those that are alike once, for a record."""
-        return ", ".join(dict.fromkeys(self.form(group, k) for k in range(len(group.tuned))))
+        return ", ".join(dict.fromkeys(self._described(group, k) for k in range(len(group.tuned))))
+
+    def _described(self, group: Group, k: int) -> str:
+        """Return the form, and of which experts of a stack it is none as no data reached them."""
+        form = self.form(group, k)
+        beside = np.flatnonzero(~reached((group.tuned[k], group.base), group.shape)) if form != INTERPOLATION else ()
+        return f"{form} but {INTERPOLATION} of {' '.join(map(str, beside))}" if len(beside) else form
 
     def seen(self, group: Group) -> Group:
         """Return what the method is told of a tensor: of one tuned model, where they are put together."""
@@ -288,5 +295,7 @@ class Protector:
 
 def _mean_diagonal(curvature: Curvature) -> float:
     """Return the mean of E[x²] over all inputs, of stacked matrices those of all."""
+    if curvature.mean_square is not None:
+        return curvature.mean_square
     diagonal: Any = np.diagonal(curvature.gram, axis1=-2, axis2=-1)  # pyright: ignore[reportArgumentType, reportCallIssue]
     return float(diagonal.mean(dtype=np.float64)) / curvature.num_tokens

@@ -64,6 +64,7 @@ class Forward:
         recorder: Recorder,
         activations: Activations,
         device: torch.device,
+        dtype: torch.dtype,
         journal: Journal | None = None,
     ) -> None:
         self.model = model
@@ -72,6 +73,7 @@ class Forward:
         self.recorder = recorder
         self.activations = activations
         self.device = device
+        self.dtype = dtype
         self.journal = journal
         self.passed: set[int] = set()
         self.before: Callable[[Unit], None] = lambda _: None
@@ -162,7 +164,9 @@ class Forward:
                 return inner(*args, **kwargs)
             tape = run.tape
             if tape is not None and tape.replaying:
-                return tape.next(UNIT)
+                output = tape.next(UNIT)
+                self.recorder.follow((args, kwargs), output)
+                return output
             self._arrive(run, unit, own)
             if tape is None:
                 return inner(*args, **kwargs)
@@ -224,7 +228,9 @@ class Forward:
 
     def _whole_forward(self, run: _Run) -> None:
         try:
-            self.model(**run.batch.inputs_on(self.device))
+            inputs = run.batch.inputs_on(self.device, self.dtype)
+            self.recorder.note_samples(inputs)
+            self.model(**inputs)
         except Stop:
             pass
         except (SculptError, LostError, ReturnError, greenlet.GreenletExit):

@@ -110,7 +110,8 @@ class Weights:
     ) -> _Slot:
         stand_in = torch.zeros((), dtype=meta.dtype, device=self.device).expand(meta.shape)
         is_parameter = isinstance(meta, nn.Parameter)
-        tensor = nn.Parameter(stand_in, requires_grad=False) if is_parameter else stand_in.clone()
+        # As `from_pretrained` has it: torch multiplies in another order where a weight wants no gradient.
+        tensor = nn.Parameter(stand_in, requires_grad=meta.requires_grad) if is_parameter else stand_in.clone()
         statistics = statistics_of(name, tuple(meta.shape)) if is_parameter and meta.is_floating_point() else None
         slot = _Slot(tensor, [], assembly, statistics, stand_in)
         if is_parameter:
@@ -155,7 +156,7 @@ class Weights:
             self.bytes_read += self.checkpoint.tensors[name].nbytes
             self.reads[name] = self.reads.get(name, 0) + 1
         made = assembly.make(tensors)
-        return {target: value for target, value in made.items() if target in self._slots}
+        return _with_own_storages({target: value for target, value in made.items() if target in self._slots})
 
     def _place(self, slot: _Slot, value: Tensor) -> None:
         dtype = slot.tensor.dtype if slot.tensor.is_floating_point() else value.dtype
@@ -201,3 +202,14 @@ class Weights:
     def unfinished(self) -> set[str]:
         """Return the names of parameters that a unit which has not been finished has."""
         return {name for name, slot in self._slots.items() if slot.users > 0}
+
+
+def _with_own_storages(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors that share memory with no other: what a conversion splits comes out as views of one storage."""
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, value in values.items():
+        shares = value.untyped_storage().nbytes() != value.nbytes or storage_key(value) in taken
+        found[name] = value.clone() if shares else value
+        taken.add(storage_key(value))
+    return found

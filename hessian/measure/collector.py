@@ -164,4 +164,10 @@ def _curvature(name: str, terms: Terms) -> Curvature:
             options=["dtype"],
         )
     gram = None if terms.gram is None else terms.gram.astype(np.float32)
-    return Curvature(terms=terms.sums, num_tokens=num_rows(terms), gram=gram)
+    return Curvature(terms=terms.sums, num_tokens=num_rows(terms), gram=gram, part_tokens=_part_tokens(terms))
+
+
+def _part_tokens(terms: Terms) -> tuple[int, ...] | None:
+    """Return the rows of each expert of a stack."""
+    stacked = [counts for counts in terms.counts if counts.ndim > 2 and counts.shape[0] > 1]
+    return tuple(round(float(part.sum())) for part in stacked[0]) if stacked else None

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from .recorder import Recorder
 
 
-def _norm(recorder: Recorder, weight: Tensor | None, bias: Tensor | None, normalised: Tensor) -> None:
+def _norm(recorder: Recorder, weight: Tensor | None, bias: Tensor | None, normalised: Tensor, *, shared: bool) -> None:
     """Record the weight and bias of a norm over the last axes, from the normalised inputs."""
     given = weight if weight is not None else bias
     if given is None:
         return
     shape = given.shape
-    weights = recorder.rows.of_tensor(normalised.shape)
+    weights = recorder.rows.of_tensor(normalised.shape, shared=shared)
     rows = normalised.numel() // max(1, shape.numel())
     count = float(rows) if weights is None else total_of(weights, rows) * (rows / weights.numel())
     use = recorder.use_of(weight)
@@ -35,7 +35,8 @@ def layer_norm(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[
     """Record the weight and bias of a layer norm, whose input is the normalised one."""
     inputs, shape, weight, bias, eps = args
     out = func(*args, **kwargs)
-    _norm(recorder, weight, bias, _normalised(inputs, len(shape), eps, center=True))
+    normalised = _normalised(inputs, len(shape), eps, center=True)
+    _norm(recorder, weight, bias, normalised, shared=recorder.is_shared(inputs))
     return out
 
 
@@ -44,7 +45,8 @@ def rms_norm(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[st
     inputs, shape, weight = args[:3]
     eps = args[3] if len(args) > 3 else kwargs.get("eps")
     eps = torch.finfo(inputs.dtype).eps if eps is None else eps
-    _norm(recorder, weight, None, _normalised(inputs, len(shape), eps, center=False))
+    normalised = _normalised(inputs, len(shape), eps, center=False)
+    _norm(recorder, weight, None, normalised, shared=recorder.is_shared(inputs))
     return func(*args, **kwargs)
 
 
@@ -60,7 +62,8 @@ def group_norm(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[
     """Record the weight and bias of a group norm, one of each a channel."""
     inputs, weight, bias, batch, channels, _, groups, eps = args
     x = _normalised(inputs.reshape(batch, groups, -1), 1, eps, center=True)
-    _norm(recorder, weight, bias, x.reshape(batch, channels, -1).transpose(1, 2))
+    x = x.reshape(batch, channels, -1).transpose(1, 2)
+    _norm(recorder, weight, bias, x, shared=recorder.is_shared(inputs))
     return func(*args, **kwargs)
 
 
@@ -70,7 +73,7 @@ def batch_norm(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[
     eps = next(arg for arg in reversed(args) if isinstance(arg, float))
     x = moments.wide(inputs).transpose(1, -1)
     x = (x - moments.wide(mean)) * (moments.wide(var) + eps).rsqrt()
-    _norm(recorder, weight, bias, x)
+    _norm(recorder, weight, bias, x, shared=recorder.is_shared(inputs))
     return func(*args, **kwargs)
 
 
@@ -82,13 +85,16 @@ def mul(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, An
     """Record a vector that multiplies element by element: the weight of a norm, a layer's scale."""
     for weight, inputs in ((args[0], args[1]), (args[1], args[0])):
         use = recorder.use_of(weight)
-        if use is None or recorder.use_of(inputs) is not None:
+        if use is None:
+            continue
+        if recorder.use_of(inputs) is not None:
+            use.statistics.ops.add("mul")
             continue
         if not _is_vector(weight) or not isinstance(inputs, Tensor) or inputs.ndim == 0:
             use.statistics.ops.add("mul")
             continue
         inputs = inputs.expand(torch.broadcast_shapes(inputs.shape, weight.shape))
-        weights = recorder.rows.of_tensor(inputs.shape)
+        weights = recorder.rows.of_tensor(inputs.shape, shared=recorder.is_shared(inputs))
         sums = moments.elementwise_squares(inputs, weight.shape, weights)
         rows = inputs.numel() // weight.numel()
         count = float(rows) if weights is None else total_of(weights, rows) * (rows / weights.numel())
@@ -108,7 +114,7 @@ def add(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, An
             recorder.copied(use, out)
         elif _is_vector(bias) and (bias.ndim == 1 or len(use.statistics.shape) == 1) and inputs.ndim > 1:
             inputs = inputs.expand(torch.broadcast_shapes(inputs.shape, bias.shape))
-            weights = recorder.rows.of_tensor(inputs.shape)
+            weights = recorder.rows.of_tensor(inputs.shape, shared=recorder.is_shared(inputs))
             rows = inputs.numel() // bias.numel()
             count = float(rows) if weights is None else total_of(weights, rows) * (rows / weights.numel())
             record_bias(recorder, bias, count)

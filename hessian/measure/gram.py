@@ -21,7 +21,7 @@ MIN_ROWS = 512
 def own_rows(rows: Tensor, weights: Tensor | None) -> Tensor:
     """Return a copy of an (n, d) matrix, float32 or float64, whose products count each row by its weight."""
     copy = rows.to(torch.promote_types(rows.dtype, torch.float32), copy=True)
-    return copy if weights is None else copy.mul_(weights.to(copy).sqrt_().unsqueeze(1))
+    return copy if weights is None else copy.mul_(weights.to(copy).sqrt().unsqueeze(1))
 
 
 @dataclass(eq=False)

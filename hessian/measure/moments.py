@@ -23,7 +23,7 @@ CHUNK_ELEMENTS = 1 << 20
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """Return the tensor in float64, on the CPU where its device has none."""
+    """Return the tensor in float64, on the CPU where its device has none; one that is that already is not copied."""
     return tensor.to(float64_device(tensor.device)).double()
 
 
@@ -33,7 +33,7 @@ def column_squares(rows: Tensor, weights: Tensor | None = None) -> Tensor:
     step = max(1, CHUNK_ELEMENTS // max(1, width))
     total = torch.zeros(width, dtype=torch.float64, device=wide(rows[:0]).device)
     for start in range(0, count, step):
-        piece = wide(rows[start : start + step]).square_()
+        piece = wide(rows[start : start + step]).square()
         if weights is not None:
             piece *= weights[start : start + step].to(piece).unsqueeze(1)
         total += piece.sum(0)
@@ -117,7 +117,7 @@ def patch_squares(
         return column_squares(x.reshape(x.shape[0], -1)).reshape(x.shape[1], *kernel)
     squares = torch.zeros(x.shape[1:], dtype=torch.float64, device=wide(x[:0]).device)
     for sample in x:
-        squares += wide(sample).square_()
+        squares += wide(sample).square()
     padded = torch.nn.functional.pad(squares, [p for size in reversed(padding) for p in (size, size)])
     total = torch.zeros(x.shape[1], *kernel, dtype=torch.float64, device=squares.device)
     for position in product(*(range(size) for size in kernel)):

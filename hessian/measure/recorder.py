@@ -89,8 +89,22 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
             yield value
+        elif isinstance(value, Mapping):
+            yield from _tensors(tuple(value.values()))
         elif isinstance(value, (list, tuple)):
             yield from _tensors(value)
+
+
+def _is_repeated(tensor: Tensor, times: int) -> bool:
+    """Return whether an axis before the last holds the same so many times, one after the other or side by side."""
+    for axis, length in enumerate(tensor.shape[: max(1, tensor.ndim - 1)]):
+        if not length or length % times:
+            continue
+        blocks, neighbours = tensor.unflatten(axis, (times, -1)), tensor.unflatten(axis, (-1, times))
+        first, single = blocks.narrow(axis, 0, 1), neighbours.narrow(axis + 1, 0, 1)
+        if bool((blocks == first).all()) or bool((neighbours == single).all()):
+            return True
+    return False
 
 
 Around = Callable[[Any, Sequence[Any], Callable[[], Any]], Any]
@@ -112,6 +126,7 @@ class Recorder(TorchDispatchMode):
         restore: Called with the storages that an operation is about to use, which may be on disk.
         around: Called with each operation, its arguments and what runs it; returns what the operation gives.
         last_product: Shared by the sums of x·xᵀ.
+        paused: Nothing is recorded meanwhile.
         final: What is given to this parameter ends the forward: nothing that follows is of use.
     """
 
@@ -124,13 +139,17 @@ class Recorder(TorchDispatchMode):
         self.made: Callable[[Tensor], None] = lambda _: None
         self.restore: Callable[[Sequence[int]], None] = lambda _: None
         self.around: Around = run_alone
+        self.paused = False
         self.final: ParameterStatistics | None = None
         self._watched: dict[int, _Watched] = {}
+        self._of_samples: dict[int, StorageWeakRef] = {}
         self.last_product = LastProduct()
         self._last: _Inputs | None = None
 
     def watch(self, tensor: Tensor, statistics: ParameterStatistics) -> None:
-        """Sum the inputs of a contiguous tensor from now on."""
+        """Sum the inputs of a contiguous tensor from now on; it is known by its storage, which must be its own."""
+        known = self._watched.get(storage_key(tensor))
+        assert known is None or known.storage.expired() or known.statistics is statistics
         # The weak reference also keeps the key from being given to another storage once the weight is gone.
         storage = StorageWeakRef(tensor.untyped_storage())
         self._watched[storage_key(tensor)] = _Watched(storage, tuple(tensor.shape), statistics, None)
@@ -142,6 +161,7 @@ class Recorder(TorchDispatchMode):
     def forget_dead(self) -> None:
         """Drop what is known of storages that are gone."""
         self._watched = {key: w for key, w in self._watched.items() if not w.storage.expired()}
+        self._of_samples = {key: storage for key, storage in self._of_samples.items() if not storage.expired()}
         self._last = None
 
     def use_of(self, value: Any) -> Use | None:
@@ -166,6 +186,26 @@ class Recorder(TorchDispatchMode):
         outer = Placement(tuple(use.placement.axes[k] for k in order), use.placement.part, use.placement.shape)
         storage = StorageWeakRef(copy.untyped_storage())
         self._watched[storage_key(copy)] = _Watched(storage, shape, use.statistics, outer)
+
+    def note_samples(self, tensors: Any) -> None:
+        """Take tensors, however nested, for such as belong to the samples of a batch."""
+        for tensor in _tensors((tensors,)):
+            self._of_samples[storage_key(tensor)] = StorageWeakRef(tensor.untyped_storage())
+
+    def follow(self, given: Any, made: Any) -> None:
+        """Take what was made of something that belongs to the samples of a batch for such itself."""
+        if self.rows.num_samples > 1 and any(storage_key(tensor) in self._of_samples for tensor in _tensors((given,))):
+            self.note_samples(made)
+
+    def is_shared(self, *operands: Tensor) -> bool:
+        """Return whether nothing here belongs to one sample of a batch, nor stands there once a sample.
+
+        It was then computed once for all of them, as a table of positions is.
+        """
+        if self.rows.num_samples == 1 or any(storage_key(operand) in self._of_samples for operand in operands):
+            return False
+        inputs = [operand for operand in operands if self.use_of(operand) is None]
+        return not any(_is_repeated(operand, self.rows.num_samples) for operand in inputs)
 
     def column_squares(self, rows: Tensor, weights: Tensor | None) -> Tensor:
         """Return Σ_t w_t·x_tj² of a matrix."""
@@ -205,6 +245,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = self.around(func, args, lambda: self._run(func, args, kwargs))
+        self.follow((args, kwargs), out)
         for tensor in _tensors(out if isinstance(out, (list, tuple)) else (out,)):
             self.made(tensor)
         return out
@@ -217,7 +258,7 @@ class Recorder(TorchDispatchMode):
             keys = [storage_key(tensor) for tensor in _tensors(args)]
         self.restore(keys)
         # Nearly every operation of a forward ends here: this line is what a recorder costs.
-        if not any(key in self._watched for key in keys):
+        if self.paused or not any(key in self._watched for key in keys):
             return func(*args, **kwargs)
         rule = self._table.rules.get(func)
         if rule is not None:

@@ -30,42 +30,42 @@ def _linear(recorder: Recorder, use: Use, rows: Tensor, weights: Tensor | None, 
         use.statistics.add_linear_gram(use.placement, recorder.own_rows(rows, weights))
 
 
-def _product(recorder: Recorder, left: Tensor, right: Tensor) -> Tensor | None:
+def _product(recorder: Recorder, left: Tensor, right: Tensor, *, shared: bool) -> Tensor | None:
     """Record a product of two matrices of which one is a parameter; return the weights of its rows."""
     weight = recorder.use_of(right)
     if weight is not None:
-        weights = recorder.rows.of_rows(len(left))
+        weights = recorder.rows.of_rows(len(left), shared=shared)
         _linear(recorder, weight, left, weights, 0)
         return weights
     weight = recorder.use_of(left)
     if weight is not None:
-        _linear(recorder, weight, right.T, recorder.rows.of_rows(right.shape[1]), 1)
+        _linear(recorder, weight, right.T, recorder.rows.of_rows(right.shape[1], shared=shared), 1)
         return None
-    return recorder.rows.of_rows(len(left))
+    return recorder.rows.of_rows(len(left), shared=shared)
 
 
 def _mm(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    _product(recorder, args[0], args[1])
+    _product(recorder, args[0], args[1], shared=recorder.is_shared(args[0], args[1]))
     return func(*args, **kwargs)
 
 
 def _addmm(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     bias, left, right = args[:3]
-    weights = _product(recorder, left, right)
+    weights = _product(recorder, left, right, shared=recorder.is_shared(left, right))
     if bias.ndim == 1:
         record_bias(recorder, bias, total_of(weights, len(left)))
     return func(*args, **kwargs)
 
 
 def _mv(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    _product(recorder, args[0], args[1].unsqueeze(1))
+    _product(recorder, args[0], args[1].unsqueeze(1), shared=recorder.is_shared(args[0], args[1]))
     return func(*args, **kwargs)
 
 
 def _linear_op(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     inputs, weight = args[:2]
     rows = inputs.reshape(-1, inputs.shape[-1])
-    weights = _product(recorder, rows, weight.T)
+    weights = _product(recorder, rows, weight.T, shared=recorder.is_shared(inputs))
     if len(args) > 2 and args[2] is not None:
         record_bias(recorder, args[2], total_of(weights, len(rows)))
     return func(*args, **kwargs)
@@ -78,12 +78,13 @@ def _bmm(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, A
         use, inputs, axis = recorder.use_of(left), right.transpose(1, 2), 2
     if use is not None:
         batch, count, width = inputs.shape
+        shared = recorder.is_shared(inputs)
         if use.placement.axes[0]:
-            weights = recorder.rows.of_rows(count)
+            weights = recorder.rows.of_rows(count, shared=shared)
             sums = torch.stack([moments.column_squares(rows, weights) for rows in inputs])
             counts = counts_of(total_of(weights, count), 3, sums.device).expand(batch, 1, 1)
         else:
-            weights = recorder.rows.of_rows(batch * count)
+            weights = recorder.rows.of_rows(batch * count, shared=shared)
             sums = moments.column_squares(inputs.reshape(-1, width), weights).unsqueeze(0)
             counts = counts_of(total_of(weights, batch * count), 3, sums.device)
         use.statistics.add(use.placement, sums.unsqueeze(3 - axis), counts)
@@ -95,6 +96,9 @@ def _bmm(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, A
 def _add_batched_gram(use: Use, inputs: Tensor, weights: Tensor | None) -> None:
     """Add the inputs, (batch, count, width), of a stack of matrices, or of one that is repeated."""
     statistics, part = use.statistics, use.placement.part[0]
+    if use.placement.axes[0] not in ((), (0,)):  # stacked along another axis than the first
+        statistics.refuse_gram()
+        return
     if not use.placement.axes[0]:
         statistics.add_linear_gram(use.placement, own_rows(inputs.reshape(-1, inputs.shape[-1]), weights))
         return
@@ -182,7 +186,7 @@ def _embedding(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[
     weight, indices = args[:2]
     use = recorder.use_of(weight)
     if use is not None:
-        weights = recorder.rows.of_indices(indices.shape)
+        weights = recorder.rows.of_indices(indices.shape, shared=recorder.is_shared(indices))
         factor = weights if isinstance(weights, float) else 1.0
         per_index = weights if isinstance(weights, Tensor) else None
         counts = moments.row_counts(indices, weight.shape[0], per_index) * factor

@@ -99,6 +99,9 @@ class ParameterStatistics:
         """
         if self._is_given:
             raise ReturnError(self.name)
+        if self._grams and stack != self._stack:  # used whole, and in parts
+            self.refuse_gram()
+            return
         self._stack = stack
         if index not in self._grams:
             self._grams[index] = GramSum(rows.shape[-1], self._last)
@@ -109,7 +112,7 @@ class ParameterStatistics:
         leading = [k for k in range(len(self.shape) - 2) if self.shape[k] > 1]
         index = tuple(placement.part[k] for k in leading) if self._has_whole_matrices(placement) else None
         if index is None or any(part.stop - part.start > 1 for part in index):
-            self._refuse_gram()
+            self.refuse_gram()
         else:
             stack = tuple(self.shape[k] for k in leading)
             self.add_gram(rows, index=tuple(part.start for part in index), stack=stack)
@@ -119,13 +122,14 @@ class ParameterStatistics:
         if len(self.shape) == 3 and self._has_whole_matrices(placement):
             self.add_gram(rows, index=(k,), stack=self.shape[:1])
         else:
-            self._refuse_gram()
+            self.refuse_gram()
 
     def _has_whole_matrices(self, placement: Placement) -> bool:
         last = range(max(0, len(self.shape) - 2), len(self.shape))
         return placement.shape == self.shape and all(placement.part[k] == slice(0, self.shape[k]) for k in last)
 
-    def _refuse_gram(self) -> None:
+    def refuse_gram(self) -> None:
+        """Have no Σ x·xᵀ: the parameter is used in a way that it has none for."""
         self.wants_gram = False
         self._grams = {}
 

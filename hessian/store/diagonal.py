@@ -33,7 +33,14 @@ def add_curvature(first: Curvature, second: Curvature) -> Curvature:
         else:
             terms.append(term)
     gram = None if first.gram is None or second.gram is None else first.gram + second.gram
-    return Curvature(terms=tuple(terms), num_tokens=first.num_tokens + second.num_tokens, gram=gram)
+    tokens = first.num_tokens + second.num_tokens
+    return Curvature(terms=tuple(terms), num_tokens=tokens, gram=gram, part_tokens=_add_parts(first, second))
+
+
+def _add_parts(first: Curvature, second: Curvature) -> tuple[int, ...] | None:
+    if first.part_tokens is None or second.part_tokens is None:
+        return None
+    return tuple(a + b for a, b in zip(first.part_tokens, second.part_tokens, strict=True))
 
 
 @final

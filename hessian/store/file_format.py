@@ -25,7 +25,7 @@ from ...fusion.errors import CheckpointError, CurvatureError, OutputError
 from ...fusion.names import is_number
 from .provenance import Provenance
 
-FORMAT = 2  # 1 had Σx·xᵀ in float64, once a tensor
+FORMAT = 3  # 2 had no tokens by expert; 1 had Σx·xᵀ in float64, once a tensor
 KEY = "sculpt"
 GRAM = "gram"
 
@@ -71,6 +71,7 @@ def write(
         "format": FORMAT,
         "provenance": dataclasses.asdict(provenance),
         "num_tokens": {name: curvature.num_tokens for name, curvature in curvatures.items()},
+        "part_tokens": {name: c.part_tokens for name, c in curvatures.items() if c.part_tokens is not None},
         "shared": shared,
         "why_missing": dict(why_missing),
     }
@@ -98,6 +99,7 @@ class _About:
 
     provenance: Provenance
     num_tokens: Mapping[str, int]
+    part_tokens: Mapping[str, tuple[int, ...]]
     shared: Mapping[str, str]
     why_missing: Mapping[str, str]
 
@@ -159,7 +161,10 @@ def read(path: Path) -> tuple[dict[str, Curvature], Provenance, dict[str, str]]:
             raise CurvatureError(f"`{name}` in `{path}` lacks a term or its token count")
     curvatures = {
         name: Curvature(
-            terms=tuple(found[k] for k in sorted(found)), num_tokens=about.num_tokens[name], gram=grams.get(name)
+            terms=tuple(found[k] for k in sorted(found)),
+            num_tokens=about.num_tokens[name],
+            gram=grams.get(name),
+            part_tokens=about.part_tokens.get(name),
         )
         for name, found in terms.items()
     }

@@ -20,6 +20,7 @@ class Provenance:
         max_length: Longest sample in tokens.
         seed: What the choice of samples was made with.
         dtype: What the forward ran in; sums are always float64.
+        all_experts: Whether every token was sent to every expert.
         kinds: (kind, tokens of it), sorted, where the data are of several kinds.
         versions: (package, version), sorted.
     """
@@ -34,5 +35,6 @@ class Provenance:
     max_length: int
     seed: int
     dtype: str
+    all_experts: bool = False
     kinds: tuple[tuple[str, int], ...] = ()
     versions: tuple[tuple[str, str], ...] = ()

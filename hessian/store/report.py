@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
 
 from ...fusion.arithmetic.curvature import Curvature
+from ...fusion.arithmetic.two_sided import EXPERT
 from ...fusion.names import natural_key
 from .diagonal import DiagonalHessian
+
+STACK = ".experts."  # what the names of stacked experts have, and those that are stored apart
+STARVED = 0.1  # of the tokens of an average expert
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,36 @@ def _tensor(name: str, curvature: Curvature, all_tokens: int) -> TensorReport:
         num_tokens=curvature.num_tokens,
         share=curvature.num_tokens / all_tokens if all_tokens else 0.0,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expert:
+    """An expert, its tokens, and those of an average expert of its layer."""
+
+    name: str
+    num_tokens: int
+    average: float
+
+
+def starved_experts(hessian: DiagonalHessian) -> list[Expert]:
+    """Return the experts that saw less than a tenth of the tokens of an average one, in natural order."""
+    layers: dict[str, dict[str, int]] = defaultdict(dict)
+    for name, curvature in hessian.items():
+        apart, stack = EXPERT.search(name), name.partition(STACK)
+        if apart:
+            layers[name[: apart.start()]][name[: apart.end() - 1]] = curvature.num_tokens
+        elif stack[1] and curvature.part_tokens:
+            named = {f"{stack[0]}{STACK}{k}": count for k, count in enumerate(curvature.part_tokens)}
+            layers[stack[0]] |= named
+    found = []
+    for experts in layers.values():
+        average = sum(experts.values()) / len(experts)
+        found += [
+            Expert(name=name, num_tokens=count, average=average)
+            for name, count in experts.items()
+            if count < STARVED * average
+        ]
+    return sorted(found, key=lambda expert: natural_key(expert.name))
 
 
 def report(hessian: DiagonalHessian) -> list[TensorReport]:

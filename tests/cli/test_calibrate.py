@@ -94,6 +94,47 @@ def test_the_report_names_every_layer(model: Path) -> None:
     assert isinstance(run("hessian", "report", "nowhere").exception, CurvatureError)
 
 
+@pytest.fixture
+def mixture(model: Path) -> Path:
+    """A mixture of so many experts that narrow data leave some of them out, and a fine-tune of it."""
+    torch.manual_seed(0)
+    config = transformers.Qwen3MoeConfig(
+        hidden_size=16,
+        moe_intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_experts=32,
+        num_experts_per_tok=2,
+        vocab_size=50,
+        head_dim=8,
+    )
+    made = transformers.Qwen3MoeForCausalLM(config)
+    made.save_pretrained(model.with_name("moe"))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.01 * torch.randn(parameter.shape))
+    made.save_pretrained(model.with_name("moe-sft"))
+    return model.with_name("moe-sft")
+
+
+def test_starved_experts_are_warned_of_unless_every_token_goes_to_all(mixture: Path) -> None:
+    done = run("calibrate", mixture, "--data", "one.jsonl", "-o", "h")
+    assert "experts saw less than a tenth of the tokens of an average one" in " ".join(done.stderr.split())
+    assert "`model.layers.0.mlp.experts." in done.stderr
+    assert "warning" in run("hessian", "report", "h").stderr
+    starved = json.loads(run("hessian", "report", "h", "--json").stdout)["starved_experts"]
+    assert starved[0]["num_tokens"] == 0
+    assert "warning" not in run("calibrate", mixture, "--data", "one.jsonl", "-o", "all", "--all-experts").stderr
+
+
+def test_experts_that_neither_side_reached_are_named(mixture: Path) -> None:
+    pair = (mixture.with_name("moe"), mixture)
+    done = run("fuse", *pair, "--data", "one.jsonl", "--protect", "general.jsonl", "-o", "fused")
+    assert done.exit_code == 0, done.exception
+    assert "no sample of either side reached `model.layers.0.mlp.experts." in " ".join(done.stderr.split())
+
+
 @pytest.mark.parametrize("option", ["--samples", "--max-length", "--batch-size"])
 def test_counts_below_one_are_refused(option: str, model: Path) -> None:
     refused = run("calibrate", "sft", "--data", "one.jsonl", option, "0")

@@ -109,6 +109,27 @@ def test_sums_of_squares_are_float64_whatever_the_dtype(dtype: torch.dtype, monk
     np.testing.assert_allclose(total.total(), wanted, rtol=1e-6, atol=1e-6 * float(wanted.diagonal().mean()))
 
 
+def test_no_sum_writes_into_what_it_is_given() -> None:
+    """In float64, where a cast to float64 gives the tensor itself."""
+    x = torch.randn(2, 3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows, weights = x.reshape(6, 6), torch.rand(6, dtype=torch.float64)
+    inputs = [x, rows, weights]
+    before = [tensor.clone() for tensor in inputs]
+    moments.column_squares(rows)
+    moments.column_squares(rows, weights)
+    moments.grouped_column_squares(rows, [2, 6])
+    moments.elementwise_squares(x, (6,), weights.reshape(2, 3, 1))
+    moments.row_counts(torch.arange(6), 6, weights)
+    options = {"stride": [1], "padding": [1], "dilation": [1]}
+    moments.patch_squares(x, (2,), out_sizes=[7], **options)
+    moments.patch_rows(x, (2,), **options)
+    total = GramSum(6, LastProduct())
+    for own in (None, weights):
+        total.add(own_rows(rows, own))
+    total.total()
+    assert all(map(torch.equal, inputs, before))
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 2), st.integers(1, 3), st.integers(1, 3), st.integers(0, 2), st.integers(1, 2), st.integers(0, 99)
@@ -129,12 +150,13 @@ def test_patches_are_those_of_unfold(
 def test_rows_of_a_batch_count_as_often_as_they_are_tokens() -> None:
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
     rows = RowWeights([mask], 2)
-    assert rows.of_rows(10).tolist() == mask.reshape(-1).tolist()  # pyright: ignore[reportOptionalMemberAccess]
-    assert rows.of_rows(5).tolist() == [2, 1, 1, 0, 0]  # pyright: ignore[reportOptionalMemberAccess]
-    assert rows.of_rows(2) is None
-    assert rows.of_tensor((2, 5, 7)).shape == (2, 5, 1)  # pyright: ignore[reportOptionalMemberAccess]
-    assert rows.of_tensor((2, 4, 5, 7)).shape == (2, 1, 5, 1)  # pyright: ignore[reportOptionalMemberAccess]
-    pairs = rows.of_indices((5, 5))
+    assert rows.of_rows(10, shared=False).tolist() == mask.reshape(-1).tolist()  # pyright: ignore[reportOptionalMemberAccess]
+    assert rows.of_rows(5, shared=True).tolist() == [2, 1, 1, 0, 0]  # pyright: ignore[reportOptionalMemberAccess]
+    assert rows.of_rows(5, shared=False) is None
+    assert rows.of_rows(3, shared=True).tolist() == [2, 2, 2]  # pyright: ignore[reportOptionalMemberAccess]
+    assert rows.of_tensor((2, 5, 7), shared=False).shape == (2, 5, 1)  # pyright: ignore[reportOptionalMemberAccess]
+    assert rows.of_tensor((2, 4, 5, 7), shared=False).shape == (2, 1, 5, 1)  # pyright: ignore[reportOptionalMemberAccess]
+    pairs = rows.of_indices((5, 5), shared=True)
     assert isinstance(pairs, torch.Tensor)
     assert float(pairs.sum()) == 3 * 3 + 1 * 1
 

@@ -14,7 +14,7 @@ from sculpt.fusion.errors import CurvatureError, DataError, ModelError, OutputEr
 from sculpt.hessian import CalibrationOptions, DiagonalHessian, calibrate
 from sculpt.hessian.session import Session
 
-from . import oracle, zoo  # noqa: TID251 (the tests' own folder)
+from . import zoo  # noqa: TID251 (the tests' own folder)
 
 
 def same(first: DiagonalHessian, second: DiagonalHessian) -> bool:
@@ -58,7 +58,7 @@ def test_only_changed_refuses_a_base_that_is_the_same(tmp_path: Path) -> None:
 EXPECTED_MATRICES = {"llama": 7 * 2 + 1, "gpt2": 4 * 2 + 1, "mixtral": 2 * (4 + 1 + 3 * 4) + 1}
 
 
-@pytest.mark.parametrize("name", list(zoo.ALL))
+@pytest.mark.parametrize("name", EXPECTED_MATRICES)
 def test_full_matrices_have_the_diagonals_that_are_summed_apart(name: str, tmp_path: Path) -> None:
     animal = zoo.ALL[name]
     folder, data = zoo.settle(animal, tmp_path)
@@ -73,8 +73,7 @@ def test_full_matrices_have_the_diagonals_that_are_summed_apart(name: str, tmp_p
             curvature.gram, np.swapaxes(curvature.gram, -1, -2), rtol=1e-5, atol=1e-6 * float(diagonal.max())
         )
     matrices = [tensor for tensor, curvature in hessian.items() if curvature.gram is not None]
-    assert len(matrices) == EXPECTED_MATRICES.get(name, len(matrices)), matrices
-    assert len(matrices) > 3
+    assert len(matrices) == EXPECTED_MATRICES[name], matrices
 
 
 def test_a_full_matrix_is_the_sum_of_outer_products(tmp_path: Path) -> None:
@@ -166,12 +165,9 @@ def test_a_checkpoint_in_bfloat16_runs_in_float32(tmp_path: Path) -> None:
     half = edit(folder, tmp_path / "half", tensors)
     hessian = calibrate(half, data=data)
     assert hessian.provenance.dtype == "float32"
-    import transformers
-
-    model = transformers.LlamaForCausalLM.from_pretrained(half, dtype=torch.float32).eval()
-    with Session(half, CalibrationOptions(data=data)) as session:
-        sums = oracle.brute_force(model, [sample.inputs for sample in session.samples])
-    np.testing.assert_allclose(hessian["lm_head.weight"].terms[0][0], sums["lm_head.weight"][0], rtol=1e-5)
+    wide = edit(folder, tmp_path / "wide", {name: tensor.float() for name, tensor in tensors.items()})
+    same = calibrate(wide, data=data)
+    assert all(np.array_equal(hessian[name].terms[0], same[name].terms[0]) for name in same)
     low = calibrate(half, data=data, dtype="bfloat16")
     assert low.provenance.dtype == "bfloat16"
     assert set(low) == set(hessian)

@@ -48,6 +48,20 @@ def test_a_killed_run_gives_the_same_bytes(name: str, full: tuple[str, ...], tmp
     assert not (tmp_path / "out.safetensors.partial").exists()
 
 
+@pytest.mark.parametrize("name", ["t5", "mixtral"])
+def test_a_killed_run_of_batches_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
+    """What a batch shares, such as a table of positions, is known again."""
+    folder, data = zoo.settle(zoo.ALL[name], tmp_path)
+    whole, target, seen = tmp_path / "whole.safetensors", tmp_path / "out.safetensors", list[int]()
+    told = {"data": data, "batch_size": 4}
+    calibrate(folder, **told, output=whole, progress=lambda _, total, __: seen.append(total))
+    for units in range(1, seen[-1] - 1):
+        with pytest.raises(Killed):
+            calibrate(folder, **told, output=target, progress=kill_after(units))
+    calibrate(folder, **told, output=target)
+    assert target.read_bytes() == whole.read_bytes()
+
+
 def test_what_an_earlier_run_left_is_not_taken_for_that_of_a_run_that_was_told_not_to_resume(tmp_path: Path) -> None:
     folder, data = zoo.settle(zoo.TEXT["llama"], tmp_path)
     whole, target = tmp_path / "whole.safetensors", tmp_path / "out.safetensors"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,70 @@ class Animal:
     """A model to calibrate: its class, its config, and what its rows hold.
 
     Attributes:
+        config: Makes it, or what it has beside the sizes in `SMALL`.
         rows: Row number and a seeded generator to a row of calibration data.
+        quick: Whether it is run with every test, not by `make zoo` alone.
         without: Endings of the names of tensors that can have no statistics.
     """
 
     model: str
-    config: Callable[[], Any]
+    config: Callable[[], Any] | dict[str, Any]
     rows: Callable[[int, torch.Generator], dict[str, Any]]
     without: tuple[str, ...] = ()
-    settings: dict[str, Any] = field(default_factory=dict)
+    quick: bool = False
+
+    @property
+    def class_(self) -> Any:
+        """The class in transformers."""
+        return getattr(transformers, self.model)
+
+    def config_with(self, **given: Any) -> Any:
+        """Return its config with some values in place of its own."""
+        config = small(self.class_.config_class, **self.config) if isinstance(self.config, dict) else self.config()
+        for name, value in given.items():
+            setattr(config, name, value)
+        return config
+
+    def make(self) -> Any:
+        """Return the model, random and tiny."""
+        torch.manual_seed(0)
+        return self.class_(self.config_with())
+
+
+SMALL = {  # a size, and what configs call it
+    name: size
+    for size, names in (
+        (0, "pad_token_id"),
+        (1, "bos_token_id n_group topk_group n_shared_experts first_k_dense_replace mamba_n_groups"),
+        (2, "eos_token_id num_hidden_layers num_layers n_layer n_layers encoder_layers decoder_layers depth"),
+        (
+            2,
+            "num_encoder_layers num_decoder_layers num_key_value_heads linear_num_key_heads index_n_heads mamba_expand",
+        ),
+        (2, "num_experts_per_tok num_experts_per_token top_k moe_topk moe_k"),
+        (3, "num_channels"),
+        (4, "num_attention_heads num_heads n_head n_heads encoder_attention_heads decoder_attention_heads"),
+        (4, "num_encoder_attention_heads num_decoder_attention_heads linear_num_value_heads mamba_n_heads"),
+        (4, "num_experts num_local_experts n_routed_experts moe_num_experts index_topk patch_size"),
+        (4, "qk_rope_head_dim qk_nope_head_dim state_size time_step_rank mamba_d_state"),
+        (5, "num_labels"),
+        (8, "head_dim d_kv kv_channels global_head_dim swa_head_dim v_head_dim qk_head_dim index_head_dim"),
+        (8, "linear_key_head_dim linear_value_head_dim q_lora_rank kv_lora_rank sliding_window attention_window"),
+        (16, "mamba_d_head image_size"),
+        (24, "moe_intermediate_size shared_expert_intermediate_size projection_dim"),
+        (32, "hidden_size d_model n_embd dim emb_dim embedding_size"),
+        (48, "hidden_dim intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim d_ff n_inner d_inner"),
+        (64, "max_position_embeddings n_positions n_ctx seq_length max_seq_len"),
+        (VOCAB, "vocab_size"),
+    )
+    for name in names.split()
+}
+
+
+def small(cls: Any, **given: Any) -> Any:
+    """Return a config of a class with small sizes for whatever it has a size for, and what is given over them."""
+    own = {entry.name for entry in dataclasses.fields(cls)}
+    return cls(**{**{name: size for name, size in SMALL.items() if name in own}, **given})
 
 
 def tokens(row: int, generator: torch.Generator, *, shortest: int = 4, longest: int = 17) -> dict[str, Any]:
@@ -284,11 +340,15 @@ def make_distinct(model: torch.nn.Module, seed: int = 0) -> None:
 
 def settle(animal: Animal, folder: Path, *, num_rows: int = 6, **saved: Any) -> tuple[Path, Path]:
     """Save a model and its data; return the checkpoint and the data file."""
-    torch.manual_seed(0)
-    model = getattr(transformers, animal.model)(animal.config())
+    model = animal.make()
     make_distinct(model)
     model.save_pretrained(folder / "model", **saved)
-    generator = torch.Generator().manual_seed(1)
     data = folder / "data.jsonl"
-    data.write_text("\n".join(json.dumps(animal.rows(row, generator)) for row in range(num_rows)))
+    write_rows(animal, data, num_rows=num_rows, seed=1)
     return folder / "model", data
+
+
+def write_rows(animal: Animal, file: Path, *, num_rows: int, seed: int) -> None:
+    """Write rows of data for a model."""
+    generator = torch.Generator().manual_seed(seed)
+    file.write_text("\n".join(json.dumps(animal.rows(row, generator)) for row in range(num_rows)))
