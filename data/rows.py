@@ -18,6 +18,7 @@ from typing import Any
 import xxhash
 
 from ..fusion.errors import DataError, first_line
+from ..fusion.ref import is_there
 from ..fusion.run.calibration import GENERAL
 from . import general
 from .row import MAX_ROW_BYTES, Row
@@ -92,13 +93,13 @@ def open_rows(data: Path | str | None, media: Path | None = None, kinds: Sequenc
         return _documents(text, name=SHIPPED, folder=Path())
     path = Path(data)
     if str(data) == GENERAL:
-        if path.exists():
+        if is_there(path):
             raise DataError(
                 f"`{GENERAL}` is the general set that ships, and here a folder too",
                 hint=f"`{path.absolute()}` names the folder",
             )
         return _general(general.chosen_kinds(kinds))
-    if not path.exists():
+    if not is_there(path):
         raise DataError(f"`{data}` does not exist")
     if path.is_dir():
         rows = _folder(path)

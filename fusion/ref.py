@@ -59,7 +59,7 @@ def find_model(asked: Asked, near: Path | None = None) -> ModelRef:
     if isinstance(asked, ModelRef):
         return asked
     for path in (Path(asked), *([near / asked] if near else [])):
-        if _exists(path):
+        if is_there(path):
             return ModelRef(asked=str(path), path=path)
     found = HUB_ID.fullmatch(str(asked))
     repository, revision = (found["repository"], found["revision"]) if found else (None, None)
@@ -70,7 +70,8 @@ def find_model(asked: Asked, near: Path | None = None) -> ModelRef:
     return ModelRef(asked=str(asked), path=folder, repository=repository, revision=revision)
 
 
-def _exists(path: Path) -> bool:
+def is_there(path: Path) -> bool:
+    """Return whether a path exists; not for what is too long to be one, or none for another reason."""
     try:
         return path.exists()
     except (OSError, ValueError):  # such as a name that is too long to be one

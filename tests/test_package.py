@@ -55,3 +55,23 @@ def test_every_method_is_a_public_name() -> None:
 def test_importing_sculpt_imports_nothing_heavy() -> None:
     code = "import sculpt, sys; assert not {'numpy', 'torch', 'typer'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_installed_from_hashes_needs_nothing_else() -> None:
+    from importlib.metadata import PackageNotFoundError, requires
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = {canonicalize_name(line.partition("==")[0]) for line in lines if "==" in line and not line.startswith("#")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [found for name, found in project["optional-dependencies"].items() if name not in ("captions", "lm-eval")]
+    wanted = [Requirement(text) for found in (project["dependencies"], *extras) for text in found]
+    for name in sorted(pins - {"torch"}):  # which pip resolves by itself, in the build that suits the machine
+        try:
+            needed = [Requirement(text) for text in requires(name) or ()]
+        except PackageNotFoundError:
+            continue
+        wanted += [found for found in needed if found.marker is None or found.marker.evaluate({"extra": ""})]
+    assert not {canonicalize_name(found.name) for found in wanted} - pins

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 
 from ..errors import MethodError
+from ..ref import is_there
 from ..run.settings import Settings
 from .document import Document, KeyPath, did_you_mean, dotted
 from .mergekit_methods import DIALECTS, Dialect
@@ -59,7 +60,7 @@ def _split(text: str, folder: Path) -> list[str]:
     """Return a path, or a path and its adapter's: of all ways to cut the text at one `+` that which is there."""
 
     def exists(path: str) -> bool:
-        return Path(path).exists() or (folder / path).exists()
+        return is_there(Path(path)) or is_there(folder / path)
 
     parts = text.split("+")
     cuts = [("+".join(parts[:k]), "+".join(parts[k:])) for k in range(1, len(parts))]

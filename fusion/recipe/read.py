@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from ..errors import MethodError, RecipeError
+from ..ref import is_there
 from .document import did_you_mean, read_documents
 from .mergekit import is_mergekit, read_mergekit
 from .recipe import Recipe
@@ -44,7 +45,7 @@ def find_recipe(name: str) -> Path:
         MethodError: It is neither.
     """
     path = Path(name)
-    if path.is_file():
+    if is_there(path) and path.is_file():
         return path
     shipped = shipped_recipes()
     if name in shipped:

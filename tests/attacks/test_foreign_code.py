@@ -48,16 +48,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models = [{"model": name, "parameters": {"weight": 0.5}} for name in ("base", "evil-words")]
     (folder / "evil-words.yaml").write_text(json.dumps({**union, "models": models}))
     models[1]["model"] = "sft"
-    (folder / "evil-model.yaml").write_text(json.dumps({**union, "models": models}))
+    for name in ("evil-model", "sft"):
+        (folder / f"{name}.yaml").write_text(json.dumps({**union, "models": models}))
     return folder
 
 
 COMMANDS = {
     "calibrate": "calibrate {evil} --data rows.jsonl -o x.safetensors",
     "fuse": "fuse base {evil} --data rows.jsonl -o x",
-    "lora-train": "lora-train {evil} --data rows.jsonl -o x --max-steps 1",
+    "lora-train": "lora-train {evil} --data rows.jsonl -o x --max-steps 1 --method lora",
     "eval": "eval {evil} --suite suite.yaml",
-    "gate": "gate {evil} --suite suite.yaml --min target=1",
+    "gate": "gate {evil} --suite suite.yaml --min target=101",
     "sweep": "sweep base {evil} --suite suite.yaml --gamma 0.5 --no-calibration --pick target -o x",
     "lora-extract": "lora-extract {evil} base --rank 2 --exclude model.embed_tokens.weight -o x",
     "merge": "merge {evil}.yaml -o x",
@@ -74,6 +75,21 @@ def test_no_command_runs_a_folders_code(command: str, evil: str, home: Path, tmp
     assert not done.asked
     needs_it = (command, evil) not in (("lora-extract", "evil-words"), ("merge", "evil-model"))
     assert (done.code == 1) == needs_it, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_does_its_work_without_the_network(
+    command: str, home: Path, tmp_path: Path, sculpt: Sculpt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name of the hub in a config is no reason to ask there; whoever opens a socket ends the test."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for entry in home.iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    (tmp_path / "sft").unlink()
+    _change(Path(shutil.copytree(home / "sft", tmp_path / "sft")) / "config.json", _name_or_path="org/some-model")
+    done = sculpt(*COMMANDS[command].format(evil="sft").split(), cwd=tmp_path)
+    assert done.code == (command == "gate"), done.stderr  # whose limit no model reaches
     assert "Traceback" not in done.stderr
 
 
