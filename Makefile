@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
 MERGEKIT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sculpt/mergekit
 
 .PHONY: demo test zoo check torture bench mergekit-venv clean help
@@ -10,8 +11,9 @@ help:  ## Say what there is
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,demo,images,parquet,plots,train]'
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo: .venv/ready  ## Fine-tune a real model, repair it, and compare: about six minutes
@@ -40,7 +42,7 @@ mergekit-venv: $(MERGEKIT)/ready  ## Give mergekit an environment of its own, fo
 
 $(MERGEKIT)/ready:
 	$(PYTHON) -m venv $(MERGEKIT)
-	$(MERGEKIT)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(MERGEKIT)/bin/python -m pip install --quiet $(TORCH)
 	$(MERGEKIT)/bin/python -m pip install --quiet mergekit==0.1.5 transformers==5.23.0 safetensors==0.8.0
 	touch $@
 

@@ -25,6 +25,7 @@ from . import (
     inspect,
     lora,
     lora_sparse,
+    lora_sweep,
     lora_train,
     merge,
     report,
@@ -52,7 +53,7 @@ FAMILIES = {
     "Choose a strength": (bound, evaluate, sweep, compare),
     "Look and check": (inspect, verify, report),
     "Merge several": (merge, lora, untie),
-    "Train without forgetting": (lora_train, lora_sparse),
+    "Train without forgetting": (lora_train, lora_sweep, lora_sparse),
 }
 OTHER_METHODS = "Fuse by another method"
 

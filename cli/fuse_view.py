@@ -146,7 +146,8 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
     rows = [_block_row(block, blocks[block]) for block in ordered[:MAX_ROWS]]
     more = f"and {len(ordered) - MAX_ROWS} more, in the manifest" if len(ordered) > MAX_ROWS else None
     columns = ["block", "tensors", "parameters", "sparsity", "clipped", "Σ|δ|", "‖fused − base‖₂"]
-    table("realised sparsity", columns, rows, note=more)
+    if rows:
+        table("realised sparsity", columns, rows, note=more)
     elements = sum(record.num_fused for record in manifest.fused)
     target = manifest.options.get("sparsity")
     asked = f" (asked for {target:.2%})" if isinstance(target, float) else ""

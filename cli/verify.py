@@ -1,4 +1,4 @@
-"""`sculpt verify`: is a fused checkpoint what its manifest says?"""
+"""`sculpt verify` and `attest`: is a fused checkpoint what its manifest says, and who says so?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,22 @@ Inputs = Annotated[list[Path] | None, typer.Option("--input", help="Also check a
 Load = Annotated[bool, typer.Option("--load", help="Also check that transformers would load it whole; any folder.")]
 
 
-def verify_command(output: Output, inputs: Inputs = None, load: Load = False, json: AsJson = False) -> None:
+PublicKey = Annotated[
+    Path | None, typer.Option("--public-key", metavar="PEM", help="Also check the signature over the folder.")
+]
+PrivateKey = Annotated[
+    Path | None,
+    typer.Option("--private-key", metavar="PEM", help="Sign too; its password, if any, is in SCULPT_KEY_PASSWORD."),
+]
+
+
+def verify_command(
+    output: Output,
+    inputs: Inputs = None,
+    load: Load = False,
+    public_key: PublicKey = None,
+    json: AsJson = False,
+) -> None:
     """Compare every file of a fused checkpoint with the digests in its manifest; exit 1 at the first difference.
 
     A file that the manifest does not name is a difference too, and so is a change of the manifest itself.
@@ -32,6 +47,8 @@ def verify_command(output: Output, inputs: Inputs = None, load: Load = False, js
         sculpt verify sft-fused/ --input base/ --input sft/
 
         sculpt verify --load merged/
+
+        sculpt verify sft-fused/ --public-key release.pub
     """
     from ..fusion.record.manifest import MANIFEST
     from ..fusion.record.verify import verify
@@ -43,6 +60,13 @@ def verify_command(output: Output, inputs: Inputs = None, load: Load = False, js
         result |= {"files": found.num_files, "bytes": found.nbytes, "method": found.manifest.method}
         if not json:
             say(f"{output} is what its manifest says: {found.num_files} files, {gigabytes(found.nbytes)}")
+    if public_key is not None:
+        from ..fusion.record.signing import verify_signature
+
+        verify_signature(output, public_key)
+        result |= {"signed": True}
+        if not json:
+            say(f"{output} is signed by {public_key}")
     if load:
         report = _loaded(output)
         result |= {"class": report.class_name}
@@ -50,6 +74,28 @@ def verify_command(output: Output, inputs: Inputs = None, load: Load = False, js
             say(f"{output}: {report.told}")
     if json:
         print_json(result)
+
+
+def attest_command(output: Output, private_key: PrivateKey = None, json: AsJson = False) -> None:
+    """Write a bill of materials (CycloneDX) and a statement of provenance (in-toto, SLSA) into a fused checkpoint.
+
+    It is verified first. With a key all of its files are signed by `model-signing`, offline; whoever has the public key
+    checks it by `sculpt verify --public-key` or by `model_signing verify`. `pip install 'checkpoint-sculpt[sign]'`.
+
+    **Examples**
+
+        sculpt attest sft-fused/
+
+        sculpt attest sft-fused/ --private-key release.pem
+    """
+    from ..fusion.record.signing import attest
+    from .console import print_json, say
+
+    written = attest(output, private_key)
+    if json:
+        print_json({"output": str(output), "files": [file.name for file in written]})
+    else:
+        say(f"wrote {', '.join(file.name for file in written)} into {output}")
 
 
 def _loaded(output: Path) -> LoadReport:
@@ -64,5 +110,6 @@ def _loaded(output: Path) -> LoadReport:
 
 
 def register(app: typer.Typer) -> None:
-    """Add `verify`."""
+    """Add `verify` and `attest`."""
     app.command("verify")(verify_command)
+    app.command("attest")(attest_command)

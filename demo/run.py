@@ -15,7 +15,7 @@ from .setup import Narrator, Setup, Silence, counter, make_setup
 RESULT = "sculpt-demo.json"
 SAMPLES = 128
 STRENGTH, SPARSITY = 0.5, 0.9
-GENERAL_SAMPLES, GENERAL_TOKENS = 32, 256  # of the text that ships, to protect the base on
+GENERAL_SAMPLES, GENERAL_TOKENS = 32, 256  # of the general set that ships, to protect the base on
 
 
 def run_demo(
@@ -138,7 +138,7 @@ class _Story:
                     tuned,
                     output=self.out / folder,
                     method=method,
-                    calibration=calibration,
+                    calibration=calibration if method.uses_curvature or protection else True,
                     settings=Settings(seed=self.seed, device=self.device, protection=protection),
                     overwrite=True,
                     progress=progress,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
 from ..data.batching import class_padding, collate
 from ..data.encoding import Encoder
+from ..data.labels import class_number
 from ..data.row import Row
-from ..fusion.errors import DataError
 from ..live.failures import plain_failures
 from ..live.model import LiveModel
 
@@ -21,7 +20,6 @@ def classify(
 ) -> list[bool]:
     """Return for each row whether its `label` is the class ranked first."""
     config = model.model.config
-    numbers = {str(name): int(number) for number, name in (config.id2label or {}).items()}
     encoder = Encoder(model.path, model.model, max_length=max_length)
     right: list[bool] = []
     for start in range(0, len(rows), batch_size):
@@ -30,15 +28,6 @@ def classify(
         with plain_failures(model.model):
             found = model.model(**given.inputs_on(model.device, model.model.dtype)).logits.argmax(-1).tolist()
         for row, number in zip(batch, found, strict=True):
-            right.append(number == _label(row, numbers, config.num_labels))
+            right.append(number == class_number(row, config))
         advance(len(batch))
     return right
-
-
-def _label(row: Row, numbers: dict[str, int], count: int) -> int:
-    label: Any = row.get("label")
-    if isinstance(label, str) and label in numbers:
-        return numbers[label]
-    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < count:
-        return label
-    raise DataError(f"`label` of {row.what} is `{label}`, which is not one of the model's {count} classes")

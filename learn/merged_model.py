@@ -6,6 +6,7 @@ soon as it is there, `∂L/∂α_k = Σ_t ⟨∂L/∂W_t, P_k(t)⟩`, and let go
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -17,7 +18,8 @@ from ..fusion.checkpoint import Source
 from ..fusion.checkpoint.adapter.module_names import ModelNames, ParameterPart
 from ..fusion.errors import ModelError
 from ..live.model import load_model
-from .parts import LinearMerge, parts_of
+from .live_parts import LiveParts, live_parts
+from .parts import LinearMerge
 
 
 @final
@@ -30,17 +32,19 @@ class MergedModel:
         gradient: ∂L/∂α, summed over the backwards since `start_gradient`, shape (num_adapters,).
     """
 
-    def __init__(self, base: Source, merge: LinearMerge, *, device: str = "cpu") -> None:
+    def __init__(
+        self, base: Source, merge: LinearMerge, *, device: str = "cpu", dtype: str | torch.dtype = torch.float32
+    ) -> None:
         self.base = base
         self.merge = merge
-        loaded = load_model(base, device=device, dtype=torch.float32, may_stream=False)
+        loaded = load_model(base, device=device, dtype=dtype, may_stream=False)
         self.model = loaded.model.requires_grad_(False)
         self._device = loaded.device
         self._places = _places(base, dict(self.model.named_parameters(remove_duplicate=False)))
         self._adapters: Sequence[Source] = ()
         self._hooks: list[Any] = []
-        self._cached: dict[str, list[Tensor]] = {}
-        self._caches = False
+        self._parts: dict[str, LiveParts] = {}
+        self._before: dict[str, Tensor] = {}
         self.names: tuple[str, ...] = ()
         self.gradient = torch.zeros(0, dtype=torch.float64)
 
@@ -59,13 +63,11 @@ class MergedModel:
             raise ModelError(
                 f"`{unknown[0]}` is changed by an adapter and is no parameter of `{type(self.model).__name__}`"
             )
-        elements = sum(self.base.tensors[name].num_elements for name in self.names)
-        # Kept where they take no more than the base itself; else made again for each forward and backward.
-        self._caches = 4 * elements * len(adapters) <= self.base.nbytes
         by_parameter: dict[int, tuple[Tensor, list[str]]] = {}
         for name in self.names:
             parameter = self._places[name][0]
             by_parameter.setdefault(id(parameter), (parameter, []))[1].append(name)
+            self._parts[name] = live_parts(name, self.base, self._adapters, self.merge, self._device)
         for parameter, names in by_parameter.values():
             parameter.requires_grad_(True)
             self._hooks.append(parameter.register_post_accumulate_grad_hook(self._hook(names)))
@@ -78,32 +80,34 @@ class MergedModel:
             hook.remove()
         for name in self.names:
             self._places[name][0].requires_grad_(False)
-        self._hooks, self._cached, self.names, self._adapters = [], {}, (), ()
-
-    def parts(self, name: str) -> list[Tensor]:
-        """Return P of each adapter for a tensor."""
-        found = self._cached.get(name)
-        if found is None:
-            arrays = parts_of(name, self.base, self._adapters, self.merge)
-            found = [torch.from_numpy(np.ascontiguousarray(array)).to(self._device) for array in arrays]
-            if self._caches:
-                self._cached[name] = found
-        return found
+        self._hooks, self._parts, self.names, self._adapters = [], {}, (), ()
 
     @torch.no_grad()
     def set(self, alpha: Sequence[float]) -> None:
-        """Write `W_pre + Σ α_k·P_k` into the model."""
+        """Write `W_pre + Σ α_k·P_k` into the model, added up in float32."""
+        adds = any(alpha)
         for name in self.names:
-            before = self.base.read(name).astype(np.float32).reshape(self.base.tensors[name].shape)
-            value = torch.from_numpy(before).to(self._device)
-            if any(alpha):
-                for weight, part in zip(alpha, self.parts(name), strict=True):
-                    value.add_(part, alpha=weight)
-            self._view(name).copy_(value)
+            parts = self._parts[name]
+            before, now = self._unmerged(name).view(parts.shape), self._view(name).view(parts.shape)
+            for at in parts.blocks(self._device) if adds else [(slice(None), slice(None))]:
+                piece = before[at]
+                if adds:
+                    piece = piece.to(torch.float32, copy=True)
+                    parts.add(piece, at, alpha)  # pyright: ignore[reportArgumentType] (a block's)
+                now[at].copy_(piece)
 
     def start_gradient(self) -> None:
         """Set the gradient to zero."""
         self.gradient = torch.zeros(len(self._adapters), dtype=torch.float64)
+
+    def _unmerged(self, name: str) -> Tensor:
+        """Return the base's tensor: as its file is mapped, or a copy on a device to which that is a long way."""
+        found = self._before.get(name)
+        if found is None:
+            found = _as_torch(self.base.read(name))
+            if self._device.type != "cpu":
+                found = self._before[name] = found.to(self._device)
+        return found
 
     def _view(self, name: str, grad: bool = False) -> Tensor:
         parameter, part = self._places[name]
@@ -117,12 +121,22 @@ class MergedModel:
     def _hook(self, names: Sequence[str]) -> Any:
         def meet(parameter: Tensor) -> None:
             for name in names:
-                gradient = self._view(name, grad=True)
-                dots = [torch.sum(gradient * part, dtype=torch.float64) for part in self.parts(name)]
-                self.gradient += torch.stack(dots).cpu()
+                parts = self._parts[name]
+                gradient = self._view(name, grad=True).reshape(parts.shape)
+                dots = [parts.dots(gradient[at].float(), at) for at in parts.blocks(self._device)]
+                self.gradient += torch.stack(dots).cpu().double().sum(0)
             parameter.grad = None
 
         return meet
+
+
+def _as_torch(array: np.ndarray) -> Tensor:
+    """Return an array as a tensor over the same memory, which is only read."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        if array.dtype.name == "bfloat16":
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
 
 
 def _places(base: Source, parameters: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ParameterPart]]:

@@ -55,25 +55,41 @@ class LinearMerge:
         return self.method.chain if isinstance(self.method, Chained) else None
 
 
-def parts_of(name: str, base: Source, adapters: Sequence[Source], merge: LinearMerge) -> list[np.ndarray]:
-    """Return P of each adapter for one tensor of the base, float32, in its shape."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Parts:
+    """P of each adapter for one tensor.
+
+    Attributes:
+        arrays: float32, in the tensor's shape.
+        factors: By what each δ was multiplied in them, where it was kept.
+        divided: Whether they are divided by the number of adapters that have a part in an element.
+    """
+
+    arrays: list[np.ndarray]
+    factors: tuple[float, ...]
+    divided: bool = False
+
+
+def parts_of(name: str, base: Source, adapters: Sequence[Source], merge: LinearMerge) -> Parts:
+    """Return P of each adapter for one tensor of the base."""
     before = base.read(name).astype(np.float32)
     tuned = tuple(adapter.read(name).astype(np.float32) for adapter in adapters)
     for adapter in adapters:
         adapter.release(name)
-    shape = base.tensors[name].shape
+    shape, plain = base.tensors[name].shape, (1.0,) * len(tuned)
     if merge.chain is None:
-        return [(other - before).reshape(shape) for other in tuned]
+        return Parts(arrays=[(other - before).reshape(shape) for other in tuned], factors=plain)
     if len(before) > SEGMENT:
         raise MethodError(f"`{name}` is too large to thin out")
     keys = tuple(tensor_key(merge.seed, name, stream=k) for k in range(len(tuned)))
     tile = Tile(start=0, base=before, tuned=tuned, keys=keys, root=None)
     kept = run_on(tile, merge.chain.selection.settle(len(tuned), len(before)))
-    factors = kept.factors or (1.0,) * len(tuned)
+    factors = kept.factors or plain
     thinned = [np.float32(factor) * delta for factor, delta in zip(factors, kept.deltas(tile), strict=True)]
     merging = merge.chain.merging
     if merging.election is None:
-        return [delta.reshape(shape) for delta in thinned]
+        return Parts(arrays=[delta.reshape(shape) for delta in thinned], factors=factors)
     agree = [part.astype(np.float32) for part in agreeing(thinned, [1.0] * len(thinned), "unweighted")]
     number = np.maximum(np.sum(agree, axis=0), 1) if merging.normalize else np.float32(1)
-    return [(delta * part / number).reshape(shape) for delta, part in zip(thinned, agree, strict=True)]
+    arrays = [(delta * part / number).reshape(shape) for delta, part in zip(thinned, agree, strict=True)]
+    return Parts(arrays=arrays, factors=factors, divided=merging.normalize)

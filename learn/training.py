@@ -75,7 +75,7 @@ def predictions(model: Any, batch: Batch, labels: Sequence[int | None]) -> tuple
     Args:
         labels: The classes of the samples, of a model that predicts those; else None for each.
     """
-    inputs = batch.inputs_on(model.device)
+    inputs = batch.inputs_on(model.device, model.dtype)
     if None not in labels:
         right = torch.tensor(labels, device=model.device)
         with plain_failures(model):

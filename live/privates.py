@@ -67,8 +67,8 @@ def class_of(auto: Any, config: Any) -> Any | None:
     """Return the class that an Auto class makes of a config, or None."""
     from transformers.models.auto.auto_factory import _get_model_class
 
-    known = type(config) in auto._model_mapping
-    return _get_model_class(config, auto._model_mapping) if known else None
+    mapping = getattr(auto, "_model_mapping", {})  # AutoTokenizer and its like make no model
+    return _get_model_class(config, mapping) if type(config) in mapping else None
 
 
 def remote_class(reference: str, folder: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,7 +82,22 @@ def test_every_step_runs_in_a_repository_that_holds_the_suites_alone(repository:
     assert all(list(repository.glob(pattern)) for pattern in evidence.split())
     assert json.loads((repository / "gate.json").read_text())["passed"] is True
     assert (repository.parent / "hub/org/tuned-fused/sculpt-manifest.json").is_file()
-    torch_first, sculpt_then = (repository.parent / "pip").read_text().splitlines()
+    torch_first, pinned, sculpt_then = (repository.parent / "pip").read_text().splitlines()
     assert "whl/cpu" in torch_first
+    constraints = (WORKFLOW.parents[1] / "constraints.txt").read_text()
+    assert f"{torch_first.split()[1]} \\\n" in constraints
     checked_out = next(step["with"]["path"] for step in job["steps"] if "path" in step.get("with", {}))
-    assert sculpt_then == f"install ./{checked_out}[plots]"
+    assert pinned == f"install --no-deps --require-hashes -r {checked_out}/constraints.txt"
+    assert sculpt_then == f"install --no-deps --no-build-isolation ./{checked_out}"
+    assert (repository.parent / "hub/org/tuned-fused/sculpt-provenance.json").is_file()
+
+
+def test_nothing_is_used_that_somebody_could_exchange() -> None:
+    """Actions go by the digest of a commit, packages by the sha256 of a file."""
+    used = re.findall(r"uses: (\S+)", WORKFLOW.read_text())
+    assert used
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", name) for name in used)
+    pins = [
+        line for line in (WORKFLOW.parents[1] / "constraints.txt").read_text().splitlines() if not line.startswith("#")
+    ]
+    assert all(re.fullmatch(r"[\w.-]+==\S+ \\|    --hash=sha256:[0-9a-f]{64}( \\)?", line) for line in pins)

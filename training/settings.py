@@ -168,6 +168,8 @@ class Schedule(Options):
         for name in ("max_steps", "samples"):
             if getattr(self, name) is not None:
                 at_least(name, getattr(self, name), 1)
+        if not 0 <= self.seed < 1 << 32:
+            raise MethodError(f"`seed` must be at least 0 and below 2³², got {self.seed}", options=["seed"])
         above_zero("epochs", self.epochs)
         above_zero("learning_rate", self.learning_rate)
 

@@ -67,8 +67,13 @@ class Search:
 
 
 def _bits_of(scores: Any, num_bits: int) -> Any:
-    """Return non-negative floats as integers of the same order, in int64."""
+    """Return non-negative floats as integers of the same order, in int64; NaN as 0.
+
+    NaN comes of infinite inputs, which the run finds by the sums of the map that follows; until then it must not count
+    less than there are elements.
+    """
     xp = array_namespace(scores)
+    scores = xp.where(xp.isnan(scores), xp.zeros_like(scores), scores)
     if num_bits == 64:
         return wide(scores).view(xp.int64)
     return xp.astype(scores.view(xp.int32), xp.int64)

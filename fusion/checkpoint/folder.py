@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import CheckpointError
 from ..ref import Asked, find_model
 from .adapter.config import is_adapter
-from .companions import files_beside_weights
+from .companions import Companion, look_beside
 from .foreign import GATHER, refuse_foreign_folder
 from .json_file import read_json
 from .source import Source, Stored
@@ -130,6 +130,11 @@ class Checkpoint(Source):
         """Return the bytes of each file that is read through a memory map."""
         return {opened.file: content for opened in self._files if (content := opened.content()) is not None}
 
-    def companions(self) -> dict[Path, Path]:
-        """Return every file of the folder but weights, indexes, hidden files and the manifest of an earlier fuse."""
-        return files_beside_weights(self.folder) if self.folder else {}
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the files say of themselves; of several shards together."""
+        return {key: value for opened in self._files for key, value in opened.metadata.items()}
+
+    def beside(self) -> list[Companion]:
+        """Return all that lies in the folder beside the weights."""
+        return look_beside(self.folder, self.all_files) if self.folder else []

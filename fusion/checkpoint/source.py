@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -17,8 +17,12 @@ import xxhash
 from ..errors import CheckpointError
 from ..ref import ModelRef
 from .bytes_of import as_bytes
+from .companions import Companion
 from .json_file import read_json
 from .tensor_info import TensorInfo
+
+if TYPE_CHECKING:
+    from .adapter.low_rank import LowRank
 
 SAMPLE_BYTES = 4096
 
@@ -63,9 +67,22 @@ class Source(ABC):
         """Return the bytes of each file that `stored` may name."""
         return {}
 
+    def beside(self) -> Sequence[Companion]:
+        """Return all that lies in the model's own folder beside the files that its tensors are read from."""
+        return ()
+
     def companions(self) -> Mapping[Path, Path]:
         """Return the files beside the weights that a model is shipped with, by their names within its folder."""
-        return {}
+        return {found.name: found.file for found in self.beside() if found.left is None}
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the files say of themselves beside their tensors; of a model over another one, what the other's say."""
+        return {} if self.base is None else self.base.metadata
+
+    def low_rank(self, name: str) -> LowRank | None:
+        """Return what is added to the base's tensor, where that is all that it is; None where it is not."""
+        del name
 
     @property
     def path(self) -> Path:

@@ -19,6 +19,7 @@ class TensorFile(Protocol):
     """The tensors of one file."""
 
     file: Path
+    metadata: dict[str, str]
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .companions import Companion
 from .source import Source, Stored
 
 
@@ -45,6 +46,15 @@ class View(Source):
     def fingerprint(self) -> str:
         """The model's own: the view follows from what the other models are."""
         return self._own.fingerprint
+
+    def beside(self) -> Sequence[Companion]:
+        """Return what lies beside the model's weights."""
+        return self._own.beside()
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the model's files say of themselves."""
+        return self._own.metadata
 
     def companions(self) -> Mapping[Path, Path]:
         """Return what the model is shipped with."""

@@ -11,6 +11,7 @@ import numpy as np
 from ..checkpoint import Asked, find_model
 from ..checkpoint.adapter.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, is_adapter
 from ..checkpoint.adapter.targets import FACTOR, without_prefix
+from ..checkpoint.companions import further_weights
 from ..checkpoint.tensor_file import open_file
 from ..errors import CheckpointError
 
@@ -53,6 +54,12 @@ class LoneAdapter:
         file = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
         if file is None:
             raise CheckpointError(f"`{folder}` holds no `{ADAPTER_WEIGHTS[0]}`")
+        further = further_weights(folder, [file])
+        if further:
+            raise CheckpointError(
+                f"`{further[0]}` was trained beside the adapter, and no adapter has a place for it",
+                hint="merged into the base it is read too; else put it elsewhere",
+            )
         self._file = open_file(file)
         self.pairs = tuple(self._pairs())
 

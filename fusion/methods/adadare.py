@@ -107,7 +107,7 @@ def expected_loss(c: float, gamma: float, totals: ScoreTotals, clipped: Clipped)
     if c == 0:
         return totals.squares
     over_q = (totals.sum - clipped.sum) / c + clipped.squares
-    return gamma**2 * over_q + (1 - 2 * gamma) * totals.squares
+    return gamma * gamma * over_q + (1 - 2 * gamma) * totals.squares
 
 
 def expected_keep(c: float, totals: ScoreTotals, clipped: Clipped) -> float:

@@ -25,7 +25,7 @@ from .layer_rules import config_of_layers
 from .layers import fraction_through, stack_of, stacks
 from .recipe import ModelEntry, ModelName, Recipe, Vocabulary
 from .slices import match_slices
-from .tokenizers import Finish, OutputTokens, known_tokens, load_tokenizer, taken_from, union
+from .tokenizers import Finish, OutputTokens, known_tokens, load_tokenizer, taken_from, tokenizer_folder, union
 from .vocabulary import Member, RowMap, align_vocabularies, aligned
 
 
@@ -191,7 +191,8 @@ def _with_one_vocabulary(
     """Return the models with their vocabularies aligned, how, and the output's tokenizer."""
     vocabulary = recipe.vocabulary
     assert vocabulary is not None
-    tokenizers = {name: load_tokenizer(opened[name].folder, str(name)) for name in names}
+    folders = {name: tokenizer_folder(opened[name]) for name in names}
+    tokenizers = {name: load_tokenizer(folders[name], str(name)) for name in names}
     tokens = {name: known_tokens(tokenizers[name], opened[name]) for name in names}
     source = names[0] if isinstance(vocabulary.source, str) else vocabulary.source
     if source not in tokenizers:
@@ -200,7 +201,7 @@ def _with_one_vocabulary(
         found = union([tokenizers[n] for n in names], [tokens[n] for n in names], vocabulary.tokens)
         like = None
     else:
-        folder = opened[source].folder
+        folder = folders[source]
         assert folder is not None  # its tokenizer was loaded from there
         found = taken_from(folder, tokenizers[source], opened[source], vocabulary.tokens)
         like = names.index(source) if len(found.tokens) == len(tokens[source]) else None

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import Source
 from ..checkpoint.companions import TOKENIZER_STEMS, own_files
 from ..checkpoint.pretrained import load_pretrained
 from ..checkpoint.special_tokens import NAMES, TokenIds
 from ..errors import MethodError
 from .vocabulary import Tokens, vocabulary_rows
 
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 Finish = Callable[[Path], None]
 
 
@@ -37,6 +39,13 @@ class OutputTokens:
         )
         stays = special == old and all(row == new for row, new in moved.items())
         return None if stays else TokenIds(special=special, moved=moved)
+
+
+def tokenizer_folder(model: Source) -> Path | None:
+    """Return where a model's tokenizer lies: an adapter may have one of its own, with the tokens that it added."""
+    files = model.companions()
+    found = next((files[name] for name in map(Path, TOKENIZER_FILES) if name in files), None)
+    return model.folder if found is None else found.parent
 
 
 def load_tokenizer(folder: Path | None, label: str) -> Any:

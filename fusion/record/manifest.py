@@ -20,15 +20,17 @@ from ..checkpoint import Source
 from ..checkpoint.companions import OWN_MARK
 from ..checkpoint.json_file import checked, read_json
 from ..errors import CheckpointError
+from ..plan.companions import InputFile
 from ..plan.plan import Plan
 from .records import TensorRecord
 
 MANIFEST = OWN_MARK
 FORMAT = 2  # 1 had paths, digests of pieces, and the weight files alone
-FILES = ("inputs", "outputs", "companions")
+FILES = ("inputs", "outputs", "companions", "files")
 PIECE = 1 << 24
 # Made of the manifest later, or put there by the hub and by git.
-BESIDE = ("sculpt-sbom.json", "sculpt-provenance.json", "model.sig", ".gitattributes", ".git/*", ".cache/huggingface/*")
+SBOM, PROVENANCE, SIGNATURE = "sculpt-sbom.json", "sculpt-provenance.json", "model.sig"
+BESIDE = (SBOM, PROVENANCE, SIGNATURE, ".gitattributes", ".git/*", ".cache/huggingface/*")
 
 # What `xxh128sum`, `b3sum` and `sha256sum` print of the same file.
 DIGESTS: dict[str, Callable[[], Any]] = {
@@ -140,6 +142,7 @@ class Manifest:
         curvature: Where the statistics came from, or None for H = I.
         outputs: The weight files that were written.
         companions: Every other file of the folder.
+        files: What became of every file beside the inputs' weights.
     """
 
     method: str
@@ -150,6 +153,7 @@ class Manifest:
     curvature: Mapping[str, Any] | None
     outputs: tuple[FileRecord, ...]
     companions: tuple[FileRecord, ...] = ()
+    files: tuple[InputFile, ...] = ()
     renamings: tuple[str, ...]
     notes: tuple[str, ...]
     versions: Mapping[str, str | None]
@@ -185,6 +189,8 @@ class Manifest:
         if unchanged == 1:
             return "No tuned model differs from the base in any of them"
         never = f"; {unchanged:.2%} of all elements never changed" if unchanged else ""
+        if not self.dropped():
+            return f"No delta was dropped{asked}{never}"
         num_tuned = len(self.inputs) - 1
         if num_tuned > 1:
             asked = asked and f"{asked[:-1]} of each model's deltas)"

@@ -10,7 +10,8 @@ from ..checkpoint import open_checkpoint
 from ..checkpoint.adapter.config import is_adapter
 from ..errors import CheckpointError
 from ..ref import find_model
-from .manifest import FileRecord, Manifest, file_digest, files_of
+from .manifest import PROVENANCE, SBOM, FileRecord, Manifest, file_digest, files_of
+from .statements import statements
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ def _check(folder: Path, records: Sequence[FileRecord]) -> int:
 def verify(output: Path | str, inputs: Sequence[Path | str] = ()) -> Verified:
     """Compare every file of a fused checkpoint, and any of its inputs, with the digests in its manifest.
 
+    A bill of materials and a statement of provenance are made again and compared, where they are there.
     Nothing may be there that the manifest does not name: code, another shard and an adapter are all loaded by somebody.
 
     Args:
@@ -55,6 +57,13 @@ def verify(output: Path | str, inputs: Sequence[Path | str] = ()) -> Verified:
     if unknown is not None:
         raise CheckpointError(f"`{unknown}` is not in the manifest")
     nbytes, num_files = _check(folder, records), len(records)
+    present = [folder / name for name in (SBOM, PROVENANCE) if (folder / name).exists()]
+    expected = statements(folder, manifest) if present else {}
+    for file in present:
+        if file.read_bytes() != expected[file.name].encode():
+            raise CheckpointError(
+                f"`{file}` is not what the files of the folder give", hint="`sculpt attest` writes it"
+            )
     whole = next((path for path in inputs if not is_adapter(find_model(path).path)), None)
     for path in inputs:
         checkpoint = open_checkpoint(path, whole)

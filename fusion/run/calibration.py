@@ -57,6 +57,8 @@ class SampleRun(Options):
         for name in ("samples", "max_length", "batch_size"):
             if getattr(self, name) < 1:
                 raise DataError(f"`{name}` must be at least 1, got {getattr(self, name)}", options=[name])
+        if not 0 <= self.seed < 1 << 63:
+            raise DataError(f"`seed` must be at least 0 and below 2⁶³, got {self.seed}", options=["seed"])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,6 @@ from typing import Any
 
 from ..arithmetic.curvature import Curvatures
 from ..checkpoint import open_checkpoint
-from ..checkpoint.companions import copy_companions
 from ..checkpoint.output.folder_sink import FolderSink, refuse_output
 from ..checkpoint.output.layout import Layout, OutputTensor, make_layout
 from ..checkpoint.special_tokens import TokenIds
@@ -21,6 +20,7 @@ from ..checkpoint.tokens import other_tokens
 from ..device import torch_device
 from ..errors import MethodError, OutputError
 from ..methods import Method
+from ..plan.companions import Companions, account
 from ..plan.configuration import CONFIG, Configuration, Reshape, configuration
 from ..plan.plan import Plan, idle_models, make_plan
 from ..progress import Progress, silent
@@ -53,6 +53,7 @@ class Prepared:
 
     Attributes:
         options: Of the method, as the manifest has them: where tensors have their own, as the recipe says it.
+        companions: What is copied beside the weights.
         configuration: What `config.json` and `generation_config.json` will say.
         finish: Changes what was copied beside the weights, in the folder that it is given; or None.
     """
@@ -63,6 +64,7 @@ class Prepared:
     settings: Settings
     output: Path
     configuration: Configuration
+    companions: Companions
     finish: Callable[[Path], None] | None = None
 
     @property
@@ -159,11 +161,12 @@ def prepare_plan(
         raise MethodError("a base is protected from tuned models, and there are none")
     if settings.device not in ("auto", "cpu"):
         torch_device(settings.device)
-    plan.config_from.companions()  # refuses links out of the folder
+    companions = account(plan)
     written = configuration(plan, dtype=settings.dtype, reshape=reshape, tokens=tokens)
-    plan = replace(plan, notes=(*plan.notes, *written.notes))
-    layout = make_layout(output_tensors(plan), plan.base, settings.max_shard_bytes)
-    _refuse_full_disk(output, sum(shard.nbytes for shard in layout.shards))
+    plan = replace(plan, notes=(*plan.notes, *written.notes, *companions.notes))
+    layout = make_layout(output_tensors(plan), plan.base, settings.max_shard_bytes, plan.config_from.metadata)
+    copied = sum(file.stat().st_size for file in companions.files.values())
+    _refuse_full_disk(output, copied + sum(shard.nbytes for shard in layout.shards))
     prepared = Prepared(
         plan=plan,
         layout=layout,
@@ -171,6 +174,7 @@ def prepare_plan(
         settings=settings,
         output=output,
         configuration=written,
+        companions=companions,
         finish=finish,
     )
     prepared.needs()  # refuses what does not fit the memory
@@ -300,13 +304,13 @@ def _fingerprint(prepared: Prepared, provenance: Mapping[str, Any] | None) -> st
 def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> Manifest:
     """Copy configuration, tokenizer and code from the chosen side, write the card, then the manifest of all of it."""
     plan = prepared.plan
-    copy_companions(plan.config_from, folder)
+    prepared.companions.copy(folder)
     for name in prepared.configuration.rewritten:
         text = json.dumps(prepared.configuration.files[name], indent=2, ensure_ascii=False) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
     if prepared.finish is not None:
         prepared.finish(folder)
     (folder / "README.md").write_text(model_card(plan, manifest, prepared.output.name), encoding="utf-8")
-    manifest = manifest.of_folder(folder, prepared.settings.digest)
+    manifest = replace(manifest.of_folder(folder, prepared.settings.digest), files=prepared.companions.told(folder))
     manifest.write(folder)
     return manifest

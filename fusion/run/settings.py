@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .protector import Protector
 
 Digest = Literal["xxh3-128", "blake3", "sha256"]
+MAX_THREADS = 4096
 FREE = ("device", "threads", "memory", "load_check", "tile_elements")  # no bit of the output depends on them
 
 
@@ -62,8 +63,10 @@ class Settings(Options):
     protection: Protection | None = None
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise MethodError(f"`threads` must be at least 1, got {self.threads}", options=["threads"])
+        threads = 1 if self.threads is None else self.threads
+        if not 1 <= threads <= MAX_THREADS:
+            bound = "at least 1" if threads < 1 else f"at most {MAX_THREADS}"
+            raise MethodError(f"`threads` must be {bound}, got {threads}", options=["threads"])
         if self.dtype is not None:
             # As recipes and configurations write it, too.
             object.__setattr__(self, "dtype", self.dtype.removeprefix("torch."))

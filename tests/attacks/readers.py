@@ -29,6 +29,7 @@ from sculpt.evaluate.suite import read_suite
 from sculpt.fusion.arithmetic.curvature import Curvature
 from sculpt.fusion.checkpoint import Checkpoint, open_checkpoint
 from sculpt.fusion.checkpoint.safetensors_file import SafetensorsFile
+from sculpt.fusion.dtypes import DTYPES
 from sculpt.fusion.errors import SculptError
 from sculpt.fusion.methods import METHODS, Method
 from sculpt.fusion.plan.options import Policies
@@ -44,6 +45,7 @@ from sculpt.live.skeleton import build
 
 from .mutate import Change, as_json, changed_bytes, changed_json, changed_value
 
+DTYPES_BY_NAME = {dtype.torch: dtype.numpy for dtype in DTYPES.values() if dtype.fusible}
 DEPTH = 3  # rows of a data file that are looked at
 
 
@@ -327,6 +329,56 @@ def readers(home: Home) -> Iterator[Reader]:
             assert set(opened.keys()) == set(tensors)
 
     yield Reader(name="names", read=read_names, seeds=_names, change=changed_bytes, cost=100)
+
+    yield Reader(name="numbers", read=_read_numbers, seeds=_numbers, change=_changed_numbers, cost=40)
+
+
+SPECIAL = (
+    *(0.0, -0.0, float("inf"), float("-inf"), float("nan"), 1e-40, -1e-40, 1e-45, 65504.0, 3e38, -3e38, 1.0, 1e-8),
+)
+
+
+def _numbers() -> list[bytes]:
+    values = [
+        [[0.5, -1.0, 2.0], [0.0, 1.0, 3.0]],
+        [[0.25, -1.0, 2.5], [0.0, 1.5, 3.0]],
+        [[0.5, 1.0, 2.0], [9.0, 1.0, 3.0]],
+    ]
+    kinds = ("float32", "float16", "bfloat16", "float64")
+    return [
+        as_json({"method": name, "dtype": kind, "values": values, "keep": keep})
+        for name in METHODS
+        for kind, keep in ((kinds[len(name) % 4], False), (kinds[(len(name) + 1) % 4], True))
+    ]
+
+
+def _changed_numbers(data: bytes, rng: Any) -> bytes:
+    content = json.loads(data)
+    for model in content["values"]:
+        for row in model:
+            for place in range(len(row)):
+                if rng.random() < 0.4:
+                    row[place] = rng.choice(SPECIAL)
+    return as_json(content)
+
+
+def _read_numbers(data: bytes, folder: Path) -> None:
+    """Fuse special values: of finite inputs no infinite ones are written."""
+    content = json.loads(data)
+    method, kind = METHODS[content["method"]], DTYPES_BY_NAME[content["dtype"]]
+    least, most = method().model_range
+    count = least if most is not None else 2
+    with np.errstate(all="ignore"):
+        arrays = [np.array(rows, np.float64).astype(kind) for rows in content["values"]]
+    for number, array in enumerate(arrays):
+        (folder / str(number)).mkdir()
+        save_file({"model.layers.0.w": array, "v": array[0]}, folder / str(number) / "model.safetensors")
+    policies = Policies(on_nonfinite="keep" if content["keep"] else "error")
+    tuned = [folder / str(1 + number) for number in range(count)]
+    execute(prepare(folder / "0", tuned, output=folder / "out", method=method(), settings=Settings(policies=policies)))
+    opened = Checkpoint(folder / "out")
+    if not content["keep"]:
+        assert all(np.isfinite(opened.read(name).astype(np.float64)).all() for name in opened.tensors), "infinite"
 
 
 def _names() -> list[bytes]:

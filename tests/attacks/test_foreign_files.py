@@ -11,7 +11,7 @@ import pytest
 from sculpt.data.media import load_image
 from sculpt.data.rows import open_rows
 from sculpt.fusion.checkpoint import Checkpoint
-from sculpt.fusion.checkpoint.companions import files_beside_weights
+from sculpt.fusion.checkpoint.companions import look_beside
 from sculpt.fusion.errors import CheckpointError, DataError
 from sculpt.fusion.methods import Dare
 from sculpt.fusion.run.fuse import execute, prepare
@@ -51,7 +51,7 @@ def test_links_within_the_folder_and_within_the_hubs_cache_are_followed(tmp_path
     (blobs / "0123").write_text("{}")
     (snapshot / "config.json").symlink_to("../../blobs/0123")
     (snapshot / "again.json").symlink_to("config.json")
-    assert set(files_beside_weights(snapshot)) == {Path("config.json"), Path("again.json")}
+    assert {found.name for found in look_beside(snapshot, ())} == {Path("config.json"), Path("again.json")}
 
 
 @pytest.fixture

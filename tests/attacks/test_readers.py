@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sculpt.fusion.errors import SculptError
@@ -15,7 +17,7 @@ from . import fuzz, readers
 
 NAMES = (
     *("header", "index", "adapter", "hessian", "manifest", "record", "recipe", "suite", "torch", "rows", "config"),
-    *("state", "scores", "options", "names"),
+    *("state", "scores", "options", "names", "numbers"),
 )
 MILLISECONDS = 1500
 
@@ -51,3 +53,26 @@ def test_an_archive_that_inflates_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(readers.bomb())
     with pytest.raises(SculptError, match=r"is compressed \(`archive/data\.pkl`\)"):
         Checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(
+            ("--gamma", "1e308"),
+            ("--threads", "-1"),
+            ("--threads", "1000000"),
+            ("--device", "meta"),
+            ("--device", "hpu"),
+        ),
+        *(("--max-shard-size", "1B"), ("--eta", "1e308"), ("--seed", "9" * 40), ("-o", "x" * 300), ("--memory", "1B")),
+    ],
+    ids=" ".join,
+)
+def test_an_option_out_of_all_bounds_is_a_sentence_or_works(
+    options: tuple[str, str], sculpt: Callable[..., Any], tmp_path: Path
+) -> None:
+    home = readers.Home(tmp_path)
+    done = sculpt("fuse", home.base, home.sft, "--no-calibration", "-o", "out", *options, cwd=tmp_path)
+    assert done.code in (0, 1)
+    assert "in a way that it should not" not in done.stderr

@@ -197,7 +197,7 @@ def test_adaptive_weights_are_those_of_the_output(method, runnable, buffer, tmp_
     before = Checkpoint(base)
     adapters = [open_checkpoint(adapter, before) for adapter in (one, two)]
     for name in (f"{Q}.weight", f"{UP}.weight"):  # of the model that was scored
-        parts = parts_of(name, before, adapters, merge)
+        parts = parts_of(name, before, adapters, merge).arrays
         expected = sum(weight * part for weight, part in zip(alpha, parts, strict=True))
         np.testing.assert_allclose(delta(base, tmp_path / "out", name).reshape(expected.shape), expected, atol=1e-6)
     typed = ",".join(map(repr, alpha))
@@ -234,6 +234,48 @@ def test_a_fixed_weight_is_the_strength_and_the_election_may_be_weighted(method,
     )
 
 
+def test_a_classifier_of_images_learns_domain_by_domain_over_seeds(tmp_path):
+    """The source's protocol: a ViT, an adapter a style, an image of each class in the buffer, all styles scored."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from PIL import Image
+
+    config = transformers.ViTConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8,
+        num_labels=3, id2label={0: "cat", 1: "dog", 2: "cow"}, label2id={"cat": 0, "dog": 1, "cow": 2},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    transformers.ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
+    rng = np.random.default_rng(0)
+    rows = []
+    for style in ("photo", "cartoon"):
+        for k in range(9):
+            file = tmp_path / f"{style}{k}.png"
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(file)
+            rows.append({"image": file.name, "label": ("cat", "dog", "cow")[k % 3], "domain": style})
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    query = "vit.layers.0.attention.q_proj"
+    if f"{query}.weight" not in Checkpoint(tmp_path / "vit").tensors:
+        query = next(n for n in Checkpoint(tmp_path / "vit").tensors if "quer" in n or "q_proj" in n)
+        query = query.removesuffix(".weight").removesuffix(".bias")
+    one, two = (write_adapter(tmp_path / f"lora{k}", k, {query: (16, 16)}) for k in (1, 2))
+    result = sculpt(
+        "lora-merge", tmp_path / "vit", one, two, "--method", "ties", "--weights", "adaptive", "--buffer-from", data,
+        "--per-class", "1", "--seeds", "2", "--steps", "2", "--continual", "--test", data,
+        "--learned", tmp_path / "l.json", "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    learned = json.loads((tmp_path / "l.json").read_text())
+    assert [run["seed"] for run in learned["seeds"]] == [0, 1]
+    assert learned["seeds"][0]["coefficients"] != learned["seeds"][1]["coefficients"]
+    assert learned["seeds"][0]["coefficients"] == learned["coefficients"]
+    assert [set(found["scores"]) for found in learned["experiences"]] == [{"photo"}, {"photo", "cartoon"}]
+    assert "±" in result.stderr
+    assert (tmp_path / "out/model.safetensors").exists()
+
+
 def test_continual_scores_every_domain_so_far(runnable, buffer, tmp_path):
     base, one, two = runnable
     options = ["--weights", "adaptive", "--buffer", buffer, "--steps", "2", "--continual", "--as-adapter"]
@@ -249,6 +291,8 @@ def test_continual_scores_every_domain_so_far(runnable, buffer, tmp_path):
     ("options", "words"),
     [
         (["--weights", "adaptive"], "needs `--buffer`"),
+        (["--weights", "adaptive", "--buffer", "b", "--buffer-from", "d"], "or `--buffer-from`"),
+        (["--weights", "adaptive", "--buffer", "b", "--per-class", "2"], "`--per-class` has no effect"),
         (["--steps", "5"], "are for `--weights adaptive`"),
         (["--weights", "adaptive", "--buffer", "b", "--scale", "2"], "`--scale` has no meaning"),
         (["--weights", "adaptive", "--method", "ties", "--election", "weighted"], "not linear in its weights"),

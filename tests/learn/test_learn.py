@@ -18,7 +18,7 @@ from sculpt.data.example import IGNORED, Example
 from sculpt.fusion.checkpoint import Checkpoint, open_checkpoint
 from sculpt.fusion.errors import DataError, MethodError, ModelError
 from sculpt.fusion.methods import Dare, DareTies, TaskArithmetic, Ties
-from sculpt.learn.buffer import BufferSample, batches, read_buffer
+from sculpt.learn.buffer import BufferSample, batches, draw_buffer, read_buffer
 from sculpt.learn.coefficients import Learnable
 from sculpt.learn.continual import learn_continually
 from sculpt.learn.merged_model import MergedModel
@@ -104,20 +104,18 @@ def loss_of(merged: MergedModel, group: list[BufferSample]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("kind", "method", "cached"),
+    ("kind", "method"),
     [
-        *(("llama", method, True) for method in METHODS),
-        ("llama", "ties", False),
-        ("classifier", "dare-linear", False),
-        ("mixtral", "ties", True),
-        ("mixtral", "task-arithmetic", False),
+        *(("llama", method) for method in METHODS),
+        ("classifier", "dare-linear"),
+        ("mixtral", "ties"),
+        ("mixtral", "task-arithmetic"),
     ],
 )
-def test_the_gradient_of_alpha_is_the_slope_of_the_loss(kind, method, cached, made):
+def test_the_gradient_of_alpha_is_the_slope_of_the_loss(kind, method, made):
     base, adapters = made[kind]
     merged = MergedModel(base, merge_of(method))
     merged.use(adapters)
-    merged._caches = cached
     group = samples(classes=kind == "classifier")
     alpha = [0.5, 1.2, 0.8]
     merged.set(alpha)
@@ -207,14 +205,14 @@ def test_parts_add_up_to_the_merge_of_peft(made):
     alpha = torch.tensor([0.5, 2.0, 1.5])
     pruned = torch.stack([magnitude_based_pruning(delta, density=0.25) for delta in deltas])
     expected = disjoint_merge(pruned * alpha[:, None, None], calculate_majority_sign_mask(pruned))
-    parts = parts_of(name, base, adapters, merge_of("ties", 0.25))
+    parts = parts_of(name, base, adapters, merge_of("ties", 0.25)).arrays
     found = sum(float(a) * part for a, part in zip(alpha, parts, strict=True))
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
-    dropped = parts_of(name, base, adapters, merge_of("dare-linear", 0.25))
+    dropped = parts_of(name, base, adapters, merge_of("dare-linear", 0.25)).arrays
     thinned = torch.stack([torch.from_numpy(part) for part in dropped])
     assert 0.2 < float((thinned != 0).float().mean()) < 0.3
     expected = disjoint_merge(thinned * alpha[:, None, None], calculate_majority_sign_mask(thinned))
-    parts = parts_of(name, base, adapters, merge_of("dare-ties", 0.25))
+    parts = parts_of(name, base, adapters, merge_of("dare-ties", 0.25)).arrays
     found = sum(float(a) * part for a, part in zip(alpha, parts, strict=True))
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
 
@@ -232,19 +230,62 @@ def test_rows_become_samples(made, tmp_path):
     )
     assert found.example.tokens.tolist() == [[1, 2, 3]]
     assert (found.example.num_predicted, found.label, found.domain) == (2, None, "x")
-    (found,) = read_buffer(
-        write_rows(tmp_path / "b.jsonl", [{"input_ids": [1, 2], "label": 2}]), encoder, classifies=True
-    )
-    assert found.label == 2
+    for label, number in ((1, 1), ("LABEL_1", 1)):
+        file = write_rows(tmp_path / "b.jsonl", [{"input_ids": [1, 2], "label": label}])
+        (found,) = read_buffer(file, encoder, classifies=True)
+        assert found.label == number
     refused = [
         ({"input_ids": [1]}, False, "nothing to predict"),
         ({"other": 1}, False, "holds `other`; expected `text`"),
-        ({"input_ids": [1, 2]}, True, "no integer `label`"),
+        ({"input_ids": [1, 2]}, True, "`label` of row 1 .* is `None`, which is not one of the model's 2 classes"),
         ({"text": "a b"}, False, "tokenizer"),
     ]
     for row, classifies, words in refused:
-        with pytest.raises(DataError, match=words):
+        with pytest.raises((DataError, ModelError), match=words):
             read_buffer(write_rows(tmp_path / "c.jsonl", [row]), encoder, classifies=classifies)
+
+
+def test_a_buffer_holds_as_many_of_each_class_of_each_domain_as_asked_for(tmp_path):
+    rows = [{"image": f"{k}.png", "label": k % 3, "domain": f"d{k // 12}"} for k in range(24)]
+    rows += [{"prompt": "a", "completion": "yes", "domain": "d2"}] * 4
+    file = write_rows(tmp_path / "d.jsonl", rows)
+    for per_class in (1, 2):
+        drawn = draw_buffer(file, per_class, seed=0)
+        assert drawn == sorted(set(drawn))
+        kinds = [(rows[number]["domain"], rows[number].get("label", "yes")) for number in drawn]
+        assert {kinds.count(kind) for kind in kinds} == {per_class}
+        assert len(set(kinds)) == 7
+    assert draw_buffer(file, 1, seed=0) != draw_buffer(file, 1, seed=1)
+    assert set(draw_buffer(file, 1, seed=0)) < set(draw_buffer(file, 2, seed=0))
+    with pytest.raises(DataError, match="to tell its class by"):
+        draw_buffer(write_rows(tmp_path / "e.jsonl", [{"text": "a"}]), 1, seed=0)
+    with pytest.raises(MethodError, match="`per_class` must be at least 1"):
+        draw_buffer(file, 0, seed=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["llama", "mixtral", "classifier"])
+def test_parts_in_a_running_model_are_those_of_the_merge(kind, method, made):
+    base, adapters = made[kind]
+    merge = merge_of(method)
+    merged = MergedModel(base, merge)
+    merged.use(adapters)
+    alpha = [0.5, 1.2, -0.8]
+    merged.set(alpha)
+    for name in merged.names:
+        parts = parts_of(name, base, adapters, merge).arrays
+        wanted = base.read(name).reshape(parts[0].shape) + sum(a * p for a, p in zip(alpha, parts, strict=True))
+        np.testing.assert_allclose(merged._view(name).numpy().reshape(wanted.shape), wanted, atol=2e-6)
+    assert {type(parts).__name__ for parts in merged._parts.values()} & {"SummedProducts", "CodedProducts"}
+
+
+def test_a_narrow_model_learns_in_its_own_dtype(made):
+    base, adapters = made["llama"]
+    merged = MergedModel(base, merge_of("ties"), dtype=torch.bfloat16)
+    learned = learn(merged, adapters, samples(), Learning(steps=4))
+    wide = learn(MergedModel(base, merge_of("ties")), adapters, samples(), Learning(steps=4))
+    assert merged.model.dtype == torch.bfloat16
+    assert learned.coefficients.alpha == pytest.approx(wide.coefficients.alpha, rel=0.02)
 
 
 def test_a_model_that_cannot_be_run_is_refused(made, tmp_path):

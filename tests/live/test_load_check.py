@@ -75,7 +75,8 @@ def test_what_no_input_has_either_is_told_and_not_held_against_the_output(tmp_pa
 
 def with_layers(prepared: Prepared, number: int) -> Prepared:
     """Return an output whose configuration says of its layers no more than the number."""
-    return replace(prepared, config={**(prepared.plan.base.config or {}), "num_hidden_layers": number})
+    config = {**(prepared.plan.base.config or {}), "num_hidden_layers": number}
+    return replace(prepared, configuration=replace(prepared.configuration, files={"config.json": config}))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from textwrap import dedent
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -200,6 +201,24 @@ def test_recipes_of_mergekit_run(
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
         np.testing.assert_allclose(found[name], tensor, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("said", "stored"), [("dtype: bfloat16", "bfloat16"), ("dtype: torch.float32", "float32"), ("", "float16")]
+)
+def test_models_of_other_float_dtypes_are_merged_in_float32(
+    said: str, stored: str, make_checkpoint: Callable[..., Path], tmp_path: Path, tensors_of: Callable[[Path], Tensors]
+) -> None:
+    """mergekit#204, #50: float16 beside bfloat16; #398: `torch.` before the dtype. Without one it is the first's."""
+    halves = small(0), small(1)
+    for name, tensors, dtype in zip("ab", halves, (np.float16, ml_dtypes.bfloat16), strict=True):
+        make_checkpoint(name, {key: tensor.astype(dtype) for key, tensor in tensors.items()}, config=CONFIG)
+    one, other = (tensors_of(tmp_path / name) for name in "ab")
+    run(tmp_path, f"merge_method: linear\nparameters: {{weight: 1}}\nmodels: [{{model: a}}, {{model: b}}]\n{said}\n")
+    for name, found in tensors_of(tmp_path / "out").items():
+        assert found.dtype.name == stored
+        exact = (one[name].astype(np.float32) + other[name].astype(np.float32)) / 2
+        np.testing.assert_array_equal(found, exact.astype(found.dtype))
 
 
 CHATML = "{% for m in messages %}{{ '<|im_start|>' + m['role'] }}{% endfor %}"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sculpt
+from safetensors.numpy import load_file, save_file
 from sculpt.api import prepare_fuse
 from sculpt.fusion.errors import CheckpointError, MismatchError
 from sculpt.fusion.recipe.prepare import prepare_recipe
@@ -180,9 +181,37 @@ def test_adapters_that_carry_embeddings_give_pefts_merge(case: str, tmp_path: Pa
     adapter, expected = trained(tmp_path / "adapter", **options)
     sculpt.fuse(tmp_path / "base", adapter, output=tmp_path / "out", method=sculpt.TaskArithmetic())
     found = tensors_of(tmp_path / "out")
+    assert vocab_size(tmp_path / "out") == options.get("rows", 32)
     assert found.keys() == expected.keys() - ({HEAD} if options["tied"] else set())
     for name, tensor in found.items():
         np.testing.assert_allclose(tensor, expected[name].numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_adapters_with_tokens_of_their_own_are_aligned_by_their_own_tokenizers(
+    model: Callable[..., Path], tmp_path: Path, tensors_of: Read
+) -> None:
+    """peft#1300: each adapter added a token, and only its own folder knows which."""
+    from transformers import AutoTokenizer
+
+    base = model("base", "a b c")
+    rows = tensors_of(base)[EMBED]
+    adapters = []
+    for seed, name in enumerate(("one", "two"), 1):
+        folder = model(name, f"a b c <{name}>", seed=seed)
+        own = {f"base_model.model.{key}": tensor for key, tensor in tensors_of(folder).items()}
+        (folder / "config.json").unlink()
+        (folder / "model.safetensors").unlink()
+        save_file(own, folder / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "modules_to_save": ["embed_tokens", "lm_head"]}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        adapters.append(folder)
+    settings = sculpt.Settings(tokenizer="union")
+    sculpt.fuse(base, adapters, output=tmp_path / "out", method=sculpt.TaskArithmetic(weights=0.5), settings=settings)
+    one, two = (load_file(f / "adapter_model.safetensors")[f"base_model.model.{EMBED}"] for f in adapters)
+    expected = np.concatenate([rows + (one[:3] - rows + two[:3] - rows) / 2, one[3:], two[3:]])
+    np.testing.assert_allclose(tensors_of(tmp_path / "out")[EMBED], expected, rtol=1e-5, atol=1e-6)
+    assert vocab_size(tmp_path / "out") == 5
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab()["<two>"] == 4
 
 
 def test_new_tokens_of_an_untied_model_need_its_resized_base(tmp_path: Path) -> None:

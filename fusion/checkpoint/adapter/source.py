@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -22,9 +22,9 @@ from ...errors import CheckpointError
 from ...names import OUTPUT_MODULES, config_values, is_vocabulary, tied_source, with_vocabulary
 from ...ref import ModelRef
 from ..bytes_of import as_bytes
-from ..companions import files_of_tokenizer
+from ..companions import Companion, files_of_tokenizer, further_weights, look_beside
 from ..source import Source, Stored
-from ..tensor_file import open_file
+from ..tensor_file import TensorFile, open_file
 from ..tensor_info import TensorInfo
 from .config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig
 from .low_rank import LowRank
@@ -48,11 +48,12 @@ class AdapterSource(Source):
     def __init__(self, ref: ModelRef, base: Source) -> None:
         path = ref.path
         self.adapter_config = AdapterConfig.read(path)
-        weights = _weights_of(path)
         self.ref, self._base, self.folder = ref, base, base.folder
-        self.files = (path / ADAPTER_CONFIG, weights)
-        self._file = open_file(weights)
-        self.own = self._file.tensors
+        weights = _weights_of(path)
+        weights += further_weights(path, weights)
+        self.files = (path / ADAPTER_CONFIG, *weights)
+        self._file_of = _by_tensor(path, weights)
+        self.own = {name: opened.tensors[name] for name, opened in self._file_of.items()}
         self.patches = patches_of(path, self.adapter_config, self.own, base)
         self._drop_copies_of_tied()
         patched = {name: self._info(name, patch) for name, patch in self.patches.items()}
@@ -100,6 +101,10 @@ class AdapterSource(Source):
         """Whether all that the adapter adds is zero: B is, as before training."""
         products = [patch.product for patch in self.patches.values()]
         return all(product is not None and not self.read_own(product.b).any() for product in products)
+
+    def beside(self) -> list[Companion]:
+        """Return what lies in the adapter's folder beside its own files."""
+        return look_beside(self.path, self.files)
 
     def companions(self) -> dict[Path, Path]:
         """Return what the base is shipped with, but for a tokenizer or processor of the adapter's own."""
@@ -184,7 +189,7 @@ class AdapterSource(Source):
 
     def _origin(self, name: str, patch: Patch, start: int, stop: int | None) -> np.ndarray:
         if patch.stored is not None:
-            return self._file.read(patch.stored, start, stop)
+            return self._file_of[patch.stored].read(patch.stored, start, stop)
         if patch.rows is None:
             return self._base.read(name, start, stop)
         return self._with_rows(name, patch.rows, start, stop)
@@ -214,7 +219,7 @@ class AdapterSource(Source):
 
     def read_own(self, name: str) -> np.ndarray:
         """Return one of the adapter's own tensors, by its name in the adapter's file."""
-        return self._file.read(name).reshape(self.own[name].shape)
+        return self._file_of[name].read(name).reshape(self.own[name].shape)
 
     def factors(self, name: str) -> LowRank | None:
         """Return what an adapter adds to a tensor of the base, before DoRA's magnitudes; None if it replaces it."""
@@ -225,6 +230,12 @@ class AdapterSource(Source):
             if name not in self._factors:
                 self._factors[name] = product.factors(self.read_own)
             return self._factors[name]
+
+    def low_rank(self, name: str) -> LowRank | None:
+        """Return what an adapter adds to a tensor, if it adds nothing else to it and replaces nothing of it."""
+        patch = self.patches.get(name)
+        plain = patch is not None and patch == Patch(product=patch.product)
+        return self.factors(name) if plain else None
 
     def _row_scales(self, name: str, patch: Patch, factors: LowRank) -> np.ndarray:
         """Return DoRA's m/‖W + s·B·A‖ of each output, norms summed in float64 over blocks of fixed size."""
@@ -265,7 +276,7 @@ class AdapterSource(Source):
                 self._factors.pop(name, None)
                 self._scales.pop(name, None)
             if patch.stored is not None:
-                self._file.release(patch.stored)
+                self._file_of[patch.stored].release(patch.stored)
             else:
                 self._base.release(name)
 
@@ -279,7 +290,7 @@ class AdapterSource(Source):
         digest = xxhash.xxh3_128((self.path / ADAPTER_CONFIG).read_bytes())
         for name, info in sorted(self.own.items()):
             digest.update(f"{name} {info.dtype} {info.shape}".encode())
-            digest.update(as_bytes(np.ascontiguousarray(self._file.read(name))))
+            digest.update(as_bytes(np.ascontiguousarray(self._file_of[name].read(name))))
         return digest.hexdigest()
 
 
@@ -291,8 +302,22 @@ def _lines(patch: Patch, factors: LowRank, start: int, stop: int) -> np.ndarray:
     return index % columns if patch.product.transposed else index // columns
 
 
-def _weights_of(folder: Path) -> Path:
+def _by_tensor(folder: Path, files: Sequence[Path]) -> dict[str, TensorFile]:
+    """Return the file of each tensor; what was trained beside an adapter is a part of it, whatever file it is in."""
+    found: dict[str, TensorFile] = {}
+    for file in files:
+        opened = open_file(file)
+        for name in opened.tensors:
+            if name in found:
+                raise CheckpointError(
+                    f"`{name}` is in two files of `{folder}`, `{found[name].file.name}` and `{file.name}`"
+                )
+            found[name] = opened
+    return found
+
+
+def _weights_of(folder: Path) -> list[Path]:
     for name in ADAPTER_WEIGHTS:
         if (folder / name).is_file():
-            return folder / name
+            return [folder / name]
     raise CheckpointError(f"`{folder}` holds an `{ADAPTER_CONFIG}` and no `{ADAPTER_WEIGHTS[0]}`")

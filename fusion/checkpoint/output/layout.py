@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from types import MappingProxyType
 
 from ...dtypes import DTYPES
 from ...errors import CheckpointError, MethodError
@@ -79,13 +80,13 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
 
 
-def _shard(file_name: str, tensors: Sequence[OutputTensor]) -> Shard:
+def _shard(file_name: str, tensors: Sequence[OutputTensor], metadata: Mapping[str, str]) -> Shard:
     # Wide dtypes first, so that every tensor is aligned to its element; otherwise in the given order.
     for tensor in tensors:
         if tensor.name == METADATA or not _is_unicode(tensor.name):
             raise CheckpointError(f"no safetensors file can hold a tensor called `{tensor.name}`")
     ordered = sorted(tensors, key=lambda tensor: -DTYPES[tensor.dtype].bits)
-    entries: dict[str, object] = {METADATA: {"format": "pt"}}
+    entries: dict[str, object] = {METADATA: dict(metadata)}
     position, starts = 0, {}
     for tensor in ordered:
         starts[tensor.name] = position
@@ -124,10 +125,15 @@ def _by_size(tensors: Sequence[OutputTensor], max_bytes: int) -> list[list[Outpu
     return groups
 
 
-def make_layout(tensors: Sequence[OutputTensor], base: Source, max_shard_bytes: int | None = None) -> Layout:
+def make_layout(
+    tensors: Sequence[OutputTensor],
+    base: Source,
+    max_shard_bytes: int | None = None,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+) -> Layout:
     """Return the output's files: the base's shards, or shards of at most `max_shard_bytes`.
 
-    Tensors that lie in no file of the base go into its last shard.
+    Tensors that lie in no file of the base go into its last shard. `metadata` is written into each.
     """
     files = list(dict.fromkeys(info.file.name for info in base.tensors.values() if info.file is not None))
     if max_shard_bytes is not None:
@@ -143,7 +149,9 @@ def make_layout(tensors: Sequence[OutputTensor], base: Source, max_shard_bytes: 
         names = [SINGLE_FILE]
     elif max_shard_bytes is None and len(groups) == len(files) and _keeps_names(files):
         names = files
-    shards = tuple(_shard(name, group) for name, group in zip(names, groups, strict=True))
+    # A digest that was written there is of other weights.
+    kept = {"format": "pt", **{key: value for key, value in metadata.items() if "hash" not in key}}
+    shards = tuple(_shard(name, group, kept) for name, group in zip(names, groups, strict=True))
     place = {name: shard for shard in shards for name in shard.offsets}
     return Layout(shards=shards, tensors={tensor.name: tensor for tensor in tensors}, place=place)
 
