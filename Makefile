@@ -20,10 +20,10 @@ demo: .venv/ready  ## Fine-tune a real model, repair it, and compare: about six 
 	$(BIN)/sculpt demo
 
 test: .venv/ready $(MERGEKIT)/ready  ## Run every test, those of agreement with mergekit included
-	$(BIN)/python -m pytest -q -n auto
+	$(BIN)/python -m pytest -q -n auto --dist loadgroup
 
 zoo: .venv/ready  ## Measure every architecture, tiny, against an oracle: about fifteen minutes
-	$(BIN)/python -m pytest -q -n auto -m "zoo or not zoo" tests/hessian/test_zoo.py
+	$(BIN)/python -m pytest -q -n auto --dist loadgroup -m "zoo or not zoo" tests/hessian/test_zoo.py
 
 check: .venv/ready  ## Lint (the release workflow too), check types and the direction of imports
 	$(BIN)/ruff check

@@ -30,7 +30,7 @@ class SampleRun(Options):
         samples: Most samples to run.
         max_length: Longest sample in tokens; longer ones are cut.
         seed: Of the choice among more samples than asked for.
-        batch_size: Samples a batch; 1 has no padding.
+        batch_size: Samples a batch, padded where that changes nothing, else of equal length.
         all_experts: Send every token to every expert, so that none starves; by default to those that its router picks.
         device: auto, cpu, cuda, cuda:1, mps …
         dtype: Of the forward. auto: float32 on a CPU, else the weights' own.

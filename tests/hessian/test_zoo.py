@@ -84,13 +84,13 @@ class Settled:
         return oracle.brute_force(self.whole, [sample.inputs for sample in session.samples], self.model)
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(name, marks=[] if name in zoo_table.QUICK else [pytest.mark.zoo])
-        for name in zoo_table.ARCHITECTURES
-    ],
-)
+def _params() -> Iterator[Any]:
+    for name in zoo_table.ARCHITECTURES:
+        kept = () if name in zoo_table.QUICK else (pytest.mark.zoo,)
+        yield pytest.param(name, marks=[pytest.mark.xdist_group(name), *kept])
+
+
+@pytest.fixture(scope="module", params=_params())
 def settled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Settled:
     return Settled(zoo_table.ARCHITECTURES[request.param], tmp_path_factory.mktemp(request.param))
 

@@ -156,7 +156,7 @@ OTHERS = (
     Animal("XmodForCausalLM", {"default_language": "en_XX"}, tokens),
     Animal("YoutuForCausalLM", {"num_key_value_heads": 4, "pad_token_id": None}, tokens),
     Animal("AlbertForMaskedLM", {}, tokens, quick=True),
-    Animal("BartForConditionalGeneration", {}, tokens, quick=True),
+    Animal("BartForConditionalGeneration", {}, tokens),
     Animal("BigBirdForMaskedLM", {}, tokens),
     Animal("CamembertForMaskedLM", {}, tokens),
     Animal("ConvBertForMaskedLM", {}, tokens, without=("key_conv_attn_layer.bias",)),
@@ -211,11 +211,11 @@ OTHERS = (
     Animal("M2M100ForConditionalGeneration", {}, tokens),
     Animal("MarianMTModel", {"decoder_start_token_id": 0}, tokens),
     Animal("MT5ForConditionalGeneration", {}, tokens),
-    Animal("NllbMoeForConditionalGeneration", {}, tokens, quick=True),
+    Animal("NllbMoeForConditionalGeneration", {}, tokens),
     Animal("PegasusForConditionalGeneration", {}, tokens),
-    Animal("PegasusXForConditionalGeneration", {}, tokens, quick=True),
+    Animal("PegasusXForConditionalGeneration", {}, tokens),
     Animal("PLBartForConditionalGeneration", {}, tokens),
-    Animal("ProphetNetForConditionalGeneration", {}, tokens, quick=True),
+    Animal("ProphetNetForConditionalGeneration", {}, tokens),
     Animal("SeamlessM4TForTextToText", {}, tokens),
     Animal("SeamlessM4Tv2ForTextToText", {}, tokens),
     Animal("SwitchTransformersForConditionalGeneration", {}, tokens, quick=True),
@@ -264,7 +264,6 @@ OTHERS = (
         {"linear_head_dim": 8, "linear_num_heads": 4, "num_hidden_layers": 4, "num_key_value_heads": 4},
         tokens,
         without=("A_log",),
-        quick=True,
     ),
     Animal("Lfm2MoeForCausalLM", {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}, tokens),
     Animal(
@@ -400,7 +399,6 @@ OTHERS = (
             "mlp_ratios": [2, 2],
         },
         pictures,
-        quick=True,
     ),
     Animal(
         "PvtV2ForImageClassification",
@@ -474,7 +472,6 @@ OTHERS = (
         },
         tokens,
         without=("pos_bias_u", "pos_bias_v"),
-        quick=True,
     ),
 )
 ARCHITECTURES = {**NAMED, **{animal.model: animal for animal in OTHERS}}
