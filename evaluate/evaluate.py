@@ -107,6 +107,7 @@ def score_suite(
     """Return the scores of a live model; all files are opened before the first is scored."""
     from .harness import score_by_harness
     from .scorers import SCORERS, Job
+    from .vqa import vqa
 
     size = batch_size or suite.content.batch_size
     tasks = list(suite.tasks())
@@ -133,7 +134,7 @@ def score_suite(
                 max_length=length,
                 advance=_counter(lambda rows, at=number, what=name: progress(at, len(tasks), f"{what}: {rows}")),
             )
-            scored = SCORERS[task.scorer](task, job)
+            scored = {**SCORERS, "vqa": vqa}[task.scorer](task, job)
         found.append(
             TaskScore(
                 name=name,

@@ -80,6 +80,18 @@ class ExactMatch(_OnFile):
     ignore_punctuation: bool = False
 
 
+class Vqa(_OnFile):
+    """VQA accuracy: an answer counts min(people who gave it / 3, 1); generated greedily.
+
+    Attributes:
+        stop: An answer ends where one of these begins.
+    """
+
+    scorer: Literal["vqa"]
+    max_new_tokens: PositiveInt = 16
+    stop: list[str] = ["\n"]
+
+
 class MultipleChoice(_OnFile):
     """The percentage of questions where the right choice is the likeliest.
 
@@ -125,7 +137,7 @@ class Harness(_Schema):
 
 
 Task = Annotated[
-    Perplexity | ExactMatch | MultipleChoice | Classification | Caption | Harness, Field(discriminator="scorer")
+    Perplexity | ExactMatch | Vqa | MultipleChoice | Classification | Caption | Harness, Field(discriminator="scorer")
 ]
 
 

@@ -67,11 +67,15 @@ class WholeParts(LiveParts):
         return torch.stack([torch.sum(gradient * part[at]) for part in self._parts])
 
 
+def _shape(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> tuple[int, int, int]:
+    return lefts[0].shape[0], lefts[0].shape[1], rights[0].shape[2]
+
+
 class SummedProducts(LiveParts):
     """Products of thin matrices, with all of their elements."""
 
     def __init__(self, lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> None:
-        self.shape = (*lefts[0].shape[:2], rights[0].shape[2])
+        self.shape = _shape(lefts, rights)
         self._ranks = [left.shape[2] for left in lefts]
         self._left, self._right = torch.cat(list(lefts), dim=2), torch.cat(list(rights), dim=1)
 
@@ -90,7 +94,7 @@ class CodedProducts(LiveParts):
     """Products of thin matrices, of whose elements a code says which count."""
 
     def __init__(self, lefts: Sequence[Tensor], rights: Sequence[Tensor], code: Tensor, *, divided: bool) -> None:
-        self.shape = (*lefts[0].shape[:2], rights[0].shape[2])
+        self.shape = _shape(lefts, rights)
         self._lefts, self._rights, self._code, self._divided = lefts, rights, code, divided
 
     def _masks(self, at: tuple[int, slice]) -> tuple[list[Tensor], Tensor]:

@@ -1,0 +1,55 @@
+"""VQA accuracy, and the form in which answers are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sculpt.evaluate.evaluate import evaluate
+from sculpt.evaluate.vqa import plain_answer, vqa_accuracy
+from sculpt.fusion.errors import DataError
+from sculpt.live.model import load_model
+
+from .conftest import Pair
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("The Dog.", "dog"),
+        ("two  dogs", "2 dogs"),
+        ("don't know", "dont know"),
+        ("1,000", "1000"),
+        ("3.5 m.", "3.5 m"),
+        ("black/white", "black white"),
+        ("yes, it is!", "yes it is"),
+        ("none", "0"),
+        ("a", ""),
+    ],
+)
+def test_answers_are_compared_in_the_form_of_the_evaluation_code(text: str, plain: str) -> None:
+    assert plain_answer(text) == plain
+
+
+def test_an_answer_counts_by_how_many_people_gave_it() -> None:
+    people = ["net"] * 2 + ["Netting"] * 4 + ["a net", "mesh", "table", "white net"]
+    assert vqa_accuracy("the net", people) == 1  # three people
+    assert vqa_accuracy("netting", people) == 1
+    assert vqa_accuracy("mesh.", people) == pytest.approx(1 / 3)
+    assert vqa_accuracy("dog", people) == 0
+
+
+def test_a_suite_has_vqa_accuracy(
+    pair: Pair, rows_file: Callable[..., Path], suite_file: Callable[[str], Path]
+) -> None:
+    rows = [{"prompt": "x", "answers": ["a", "b", "c"]}, {"prompt": "y", "answers": [{"answer": "q"}] * 10}]
+    rows_file("q.jsonl", *rows)
+    suite = suite_file("target: {qa: {scorer: vqa, file: q.jsonl, max_new_tokens: 4, stop: []}}")
+    with load_model(pair.base, device="cpu", dtype="float32") as model:
+        (found,) = evaluate(model, suite).tasks
+        assert (found.scorer, found.num_rows) == ("vqa", 2)
+        assert 0 <= found.score <= 100
+        rows_file("q.jsonl", {"prompt": "x", "answers": ["a", "b"]})
+        with pytest.raises(DataError, match="must be a list of at least 3 people's answers"):
+            evaluate(model, suite)
