@@ -6,7 +6,7 @@ from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -129,7 +129,7 @@ def sweep(
     from ..api import prepare_fuse
     from ..evaluate.choice import Pick
     from ..evaluate.live_fuse import LiveFuse, held_curvature
-    from ..evaluate.resume import KnownPoints, files_of
+    from ..evaluate.resume import Held, KnownPoints, files_of
     from ..evaluate.strengths import Family, parse_grid
     from ..evaluate.suite import read_suite
     from ..evaluate.sweep import Grid, run_sweep
@@ -158,8 +158,8 @@ def sweep(
         given,
     )
     folder = output or (find_model(tuned).beside("-sweep") if grid.pick else None)
+    given_files = [suite, *files_of(read), *calibration.files()]
     if folder is not None:
-        given_files = [suite, *files_of(read), *calibration.files()]
         refuse_output(folder, [base, tuned, *given_files], SWEEP, overwrite=overwrite)
     methods = [family.at(0.5) for family in wanted.families]
     prepared = prepare_fuse(
@@ -176,25 +176,30 @@ def sweep(
         refuse_idle(calibration, prepared.method)
     with ExitStack() as stack:
         workspace = None if folder is None else stack.enter_context(Workspace(folder, made_by="sweep"))
-        with (
-            progress_bar("calibrating", unit="steps") as report,
-            statistics(
-                prepared, replace(calibration, seed=settings.seed, device=scoring.device), progress=report
-            ) as found,
-        ):
-            held, provenance = held_curvature(found), found.provenance
-        live = LiveFuse(prepared, held, device=scoring.device, dtype=scoring.dtype)
-        scored = None
+        calibration = replace(calibration, seed=settings.seed, device=scoring.device)
+
+        def measure() -> tuple[Held, dict[str, Any] | None]:
+            with (
+                progress_bar("calibrating", unit="steps") as report,
+                statistics(prepared, calibration, progress=report) as found,
+            ):
+                return held_curvature(found), found.provenance
+
+        done = None
         if workspace is not None:
             facts = {
-                "fuse": resume_facts(prepared, provenance),
+                "fuse": resume_facts(prepared, None),
+                "calibration": repr(calibration),
+                "beside": [model.companions_key() for model in (prepared.plan.base, *prepared.plan.tuned)],
                 "suite": read.content.model_dump(mode="json"),
-                "data": {str(file): digest_of_data(file) for file in files_of(read) if file.exists()},
-                "scoring": scoring,
+                "data": {str(file): digest_of_data(file) for file in given_files if file.exists()},
+                "scoring": repr(scoring),
             }
-            scored = stack.enter_context(KnownPoints(workspace, facts))
+            done = stack.enter_context(KnownPoints(workspace, facts))
+        held, provenance = measure() if done is None else done.curvature(measure)
+        live = LiveFuse(prepared, held, device=scoring.device, dtype=scoring.dtype)
         with progress_bar("sweeping", unit="points") as report:
-            swept = run_sweep(live, read, wanted, pick, batch_size=scoring.batch_size, scored=scored, progress=report)
+            swept = run_sweep(live, read, wanted, pick, batch_size=scoring.batch_size, scored=done, progress=report)
         content = {"suite": read.name, "seed": settings.seed, "points": [point.as_json() for point in swept.points]}
         show(swept, read)
         best, failure = None, None

@@ -16,7 +16,6 @@ from ..data.sampling import digest_of, draw_samples, tokens_by_kind
 from ..data.texts import num_positions
 from ..fusion.arithmetic.curvature import Curvature
 from ..fusion.checkpoint import Asked, open_checkpoint
-from ..fusion.checkpoint.identity import identities
 from ..fusion.errors import CurvatureError, ModelError
 from ..fusion.names import block_of
 from ..fusion.progress import Progress, silent
@@ -249,11 +248,10 @@ class Session:
 
     def resume_key(self) -> dict[str, Any]:
         """Return what tells this calibration from any other, beside where its statistics come from."""
-        beside = identities(self.checkpoint.companions().values())
         return {
             "options": repr(self.options),
             "checkpoint": self.checkpoint.resume_key(),
-            "beside": sorted([file.name, *identity.as_json()] for file, identity in beside.items()),
+            "beside": self.checkpoint.companions_key(),
             "wanted": sorted(self.wanted),
         }
 

@@ -45,7 +45,9 @@ def digest_of_curvature(curvatures: Mapping[str, Curvature]) -> str:
     digest = xxhash.xxh3_128()
     for name, curvature in sorted(curvatures.items()):
         arrays = [*curvature.terms, *([] if curvature.gram is None else [curvature.gram])]
-        digest.update(json.dumps([name, curvature.num_tokens, [array.shape for array in arrays]]).encode())
+        digest.update(
+            json.dumps([name, curvature.num_tokens, curvature.is_measured, [array.shape for array in arrays]]).encode()
+        )
         for array in arrays:
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

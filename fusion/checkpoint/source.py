@@ -18,7 +18,7 @@ from ..errors import CheckpointError, cannot_read
 from ..ref import ModelRef
 from .bytes_of import as_bytes
 from .companions import Companion
-from .identity import FileIdentity, refuse_changed
+from .identity import FileIdentity, identities, refuse_changed
 from .json_file import read_json
 from .tensor_info import TensorInfo
 
@@ -80,6 +80,11 @@ class Source(ABC):
         """Return what tells these very files from any others: more than the samples of `fingerprint`."""
         files = {file.name: identity.as_json() for file, identity in self.identities().items()}
         return [self.fingerprint, dict(sorted(files.items()))]
+
+    def companions_key(self) -> list[list[Any]]:
+        """Return what tells the files that it is shipped with from any others: a calibration reads them too."""
+        found = identities(self.companions().values())
+        return sorted([file.name, *identity.as_json()] for file, identity in found.items())
 
     def refuse_changed(self) -> None:
         """Raise CheckpointError where a file has changed since it was opened: what was read is then of two models."""
