@@ -67,7 +67,7 @@ def learn_weights(
     found = [open_checkpoint(adapter, opened) for adapter in adapters]
     merged = MergedModel(opened, thinning, device=_device(device))
     classifies = merged.model.get_output_embeddings() is None
-    encoder = Encoder(opened.folder or base, merged.model, max_length=MAX_LENGTH, keeps_answers=not classifies)
+    encoder = Encoder(opened.folder or base, merged.model, max_length=MAX_LENGTH)
     buffer = read_buffer(options.buffer, encoder, classifies=classifies)
     test = read_buffer(options.test, encoder, classifies=classifies) if options.test else None
     with progress_bar("learning", unit="steps") as report:

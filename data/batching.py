@@ -6,6 +6,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
 import torch
@@ -239,7 +240,7 @@ def _pad(samples: Sequence[Example], sizes: frozenset[int], max_length: int | No
         if key not in samples[0].inputs:
             continue
         longest = max(sample.inputs[key].shape[1] for sample in samples)
-        length = _free_length(longest, len(samples), taken, max_length)
+        length = free_length(longest, len(samples), taken, max_length)
         if length is None:
             return None
         taken |= {length, length * len(samples)}
@@ -247,10 +248,14 @@ def _pad(samples: Sequence[Example], sizes: frozenset[int], max_length: int | No
     return collate(samples, lengths=lengths)
 
 
-def _free_length(longest: int, batch: int, taken: set[int], max_length: int | None) -> int | None:
+def free_length(
+    longest: int, batch: int, taken: set[int], max_length: int | None, *, prime: bool = False
+) -> int | None:
+    """Return the least length from `longest` on that no other size of the model is, nor it times the batch; or None."""
     for length in range(longest, longest + LENGTHS_TO_TRY):
         if max_length is not None and length > max_length:
             return None
-        if length not in taken and length * batch not in taken and length != batch:
+        is_free = length not in taken and length * batch not in taken and length != batch
+        if is_free and not (prime and any(length % k == 0 for k in range(2, isqrt(length) + 1))):
             return length
     return None

@@ -14,8 +14,8 @@ class CalibrationOptions(SampleRun):
     """What to run and what to keep.
 
     Attributes:
-        data: JSONL or Parquet with text, messages, prompt and completion, image, audio or input_ids; .txt; a saved
-            `datasets` folder; a folder of images. Default: a text that ships.
+        data: JSON, CSV, Parquet or text, or a folder, of text, messages, prompt and completion, image, audio or inputs
+            (docs/data.md). Default: a text that ships.
         only_changed: Measure only tensors that differ from this base; stop after the last.
         full: Keep the whole Σx·xᵀ of these tensors too, for Model Tailor and two-sided curvature; repeatable.
     """

@@ -41,7 +41,8 @@ def read_buffer(file: Path, encoder: Encoder, *, classifies: bool) -> list[Buffe
         DataError: A row has nothing to predict.
     """
     found = []
-    for row in open_rows(file):
+    rows = open_rows(file)
+    for row in rows:
         domain = str(row.get("domain")) if "domain" in row else None
         label = row.get("label") if "label" in row and classifies else None
         if classifies and (not isinstance(label, int) or isinstance(label, bool)):
@@ -50,6 +51,7 @@ def read_buffer(file: Path, encoder: Encoder, *, classifies: bool) -> list[Buffe
         if not classifies and not (examples and all(example.num_predicted for example in examples)):
             raise DataError(f"{row.what} has nothing to predict")
         found += [BufferSample(example=example, label=label, domain=domain) for example in examples]
+    encoder.fit.say(rows.name)
     return found
 
 

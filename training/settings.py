@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from ..fusion.arithmetic.per_model import as_tuple
 from ..fusion.errors import MethodError
 from ..fusion.methods.checks import above_zero, at_least, at_least_zero, fraction, one_of
+from ..fusion.rows import RowOptions
 
 AdapterMethodName = Literal["lorasculpt", "lora", "dora", "l2", "orth"]
 
@@ -88,8 +89,8 @@ class AdapterMethod:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """How long and how fast is trained.
+class Schedule(RowOptions):
+    """How long and how fast is trained, and how its data are read.
 
     Attributes:
         epochs: Passes over the data.
@@ -97,7 +98,7 @@ class Schedule:
         learning_rate: At its peak; 3 % warm-up, then a cosine to zero.
         batch_size: Samples that run together.
         gradient_accumulation: Batches an optimiser step.
-        max_length: Longest sample, in tokens; longer ones are cut.
+        max_length: Longest sample, in tokens.
         save_steps: Optimiser steps between the checkpoints that a killed run goes on from; 0 is none.
         seed: Of the order of samples and of the adapter's start.
         dtype: Of the base's weights: float32, bfloat16, float16, or auto: float32 on a CPU, else as stored. The
@@ -117,6 +118,7 @@ class Schedule:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("batch_size", 1), ("gradient_accumulation", 1), ("max_length", 2), ("save_steps", 0)):
             at_least(name, getattr(self, name), least)
         if self.max_steps is not None:

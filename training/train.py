@@ -89,7 +89,7 @@ def train_adapter(
     require_peft()
     refuse_folder(output, [base], overwrite=overwrite)
     process = join(schedule.device)
-    opened, rows = Checkpoint(base), open_rows(data)
+    opened, rows = Checkpoint(base), open_rows(data, schedule.fields)
     device = pick_device(schedule.device)
     if device.index is not None and ":" in schedule.device:
         raise ModelError(
@@ -99,7 +99,7 @@ def train_adapter(
     dtype = compute_dtype(schedule.dtype, opened, device)
     model = load_base(opened, dtype=dtype)
     model.config.use_cache = False
-    encoder = Encoder(opened.folder or base, model, max_length=schedule.max_length)
+    encoder = Encoder(opened.folder or base, model, max_length=schedule.max_length, options=schedule, ends_texts=True)
     examples = TrainingSet(rows, encoder, lambda done, total, _what: progress(done, total, "reading data"))
     transformers.set_seed(schedule.seed)
     tuned = with_adapter(model, method)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..arithmetic.curvature import Curvature
 from ..errors import DataError, MethodError
+from ..rows import RowOptions
 
 PathLike = Path | str
 Given = PathLike | Mapping[str, Curvature]  # a file of statistics, or statistics in memory
@@ -17,14 +18,15 @@ STATISTICS = ".safetensors"  # what a file of statistics ends with; any other is
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleRun:
-    """How samples are run through a model.
+class SampleRun(RowOptions):
+    """How samples are read and run through a model.
 
     Attributes:
         samples: Most samples to run.
-        max_length: Longest sample in tokens; longer ones are cut.
+        max_length: Longest sample in tokens.
         seed: Of the choice among more samples than asked for.
         batch_size: Samples a batch; 1 has no padding.
+        count: all tokens, or completion: only those that are to be predicted, as a loss mask says.
         device: auto, cpu, cuda, cuda:1, mps …
         dtype: Of the forward. auto: float32 on a CPU, else the weights' own.
         auto_class: transformers class to run, such as AutoModelForMaskedLM. Default: the config's.
@@ -37,6 +39,7 @@ class SampleRun:
     max_length: int = 512
     seed: int = 0
     batch_size: int = 1
+    count: Literal["all", "completion"] = "all"
     device: str = "auto"
     dtype: str = "auto"
     auto_class: str | None = None
@@ -44,9 +47,12 @@ class SampleRun:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("samples", "max_length", "batch_size"):
             if getattr(self, name) < 1:
                 raise DataError(f"`{name}` must be at least 1, got {getattr(self, name)}", options=[name])
+        if self.count not in ("all", "completion"):
+            raise DataError(f"`count` must be all or completion, got `{self.count}`", options=["count"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +62,8 @@ class Calibration(SampleRun):
     Attributes:
         hessian: Statistics that `sculpt calibrate` wrote, or statistics in memory; then nothing is calibrated. Several
             tuned models have one each, in their order.
-        data: Samples of the target task to calibrate on first: JSONL, text or token ids. For all tuned models, or one
-            each. Default: a text that ships.
+        data: Samples of the target task to calibrate on first, as `sculpt calibrate` takes them. For all tuned models,
+            or one each. Default: a text that ships.
         enabled: Calibrate; without, H = I: all directions alike.
         of_other_model: Accept statistics that were measured on another model.
         protect: General samples that the base is to stay good on: data as for the target's, `default` for the text

@@ -2,7 +2,8 @@
 
 A batch of several samples is padded, so a row of an activation may be no token. Where it stands follows from its
 shape: models keep (batch, length) leading, or flatten the two. This is unambiguous because `batching` pads to lengths
-that occur nowhere else in the model. A batch of one has no padding and needs none of this.
+that occur nowhere else in the model. A batch of one has no padding and needs none of this, unless only some of its
+tokens are to count.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ class RowWeights:
     """The masks of one batch, (batch, length) each, 1 for a token; encoder and decoder have one each."""
 
     def __init__(self, masks: Sequence[Tensor], num_samples: int) -> None:
-        self.masks = tuple(masks) if num_samples > 1 else ()
+        self.masks = tuple(masks)
         self.num_samples = num_samples
 
     def of_rows(self, count: int) -> Tensor | None:

@@ -215,7 +215,7 @@ def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
 
 def test_rows_become_samples(made, tmp_path):
     base, _ = made["llama"]
-    encoder = Encoder(base.folder, build("llama"), max_length=3, keeps_answers=True)
+    encoder = Encoder(base.folder, build("llama"), max_length=3, for_scores=True)
     (found,) = read_buffer(
         write_rows(tmp_path / "a.jsonl", [{"input_ids": [1, 2, 3], "domain": "x"}]), encoder, classifies=False
     )
@@ -227,7 +227,7 @@ def test_rows_become_samples(made, tmp_path):
     assert found.label == 2
     refused = [
         ({"input_ids": [1]}, False, "nothing to predict"),
-        ({"other": 1}, False, "holds `other`; expected `text`"),
+        ({"other": 1}, False, "holds `other`, which nothing reads"),
         ({"input_ids": [1, 2]}, True, "no integer `label`"),
         ({"text": "a b"}, False, "tokenizer"),
     ]
