@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isqrt
 from typing import Any
@@ -167,10 +168,26 @@ def collate(
     )
 
 
-def class_padding(config: Any) -> dict[str, int]:
-    """Return what `collate` fills tokens with for a classification head, which may seek the last that is no padding."""
-    padding = getattr(config.get_text_config(), "pad_token_id", None)
-    return {} if padding is None else {"input_ids": padding}
+@contextmanager
+def class_padding(config: Any, examples: Iterable[Example]) -> Iterator[dict[str, int]]:
+    """Give what `collate` fills tokens with for a classification head, which may seek the last that is no padding.
+
+    A model that names no padding token refuses a batch; while this is entered it is told of one that is in none of the
+    examples, so that a row's last token is found whatever it is.
+    """
+    text = config.get_text_config()
+    padding, size = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if padding is not None or size is None:
+        yield {} if padding is None else {"input_ids": padding}
+        return
+    given = (example.inputs["input_ids"] for example in examples if "input_ids" in example.inputs)
+    used = {token for ids in given for token in ids.flatten().tolist()}
+    padding = next(token for token in range(size + 1) if token not in used)
+    config.pad_token_id = text.pad_token_id = padding
+    try:
+        yield {"input_ids": padding % size}  # all words are used: the mask hides what then stands there
+    finally:
+        config.pad_token_id = text.pad_token_id = None
 
 
 def _padded(rows: Sequence[Tensor], length: int, fill: int, left: bool) -> Tensor:

@@ -16,7 +16,7 @@ from ..data.sampling import digest_of, draw_samples
 from ..data.texts import num_positions
 from ..fusion.arithmetic.curvature import Curvature
 from ..fusion.checkpoint import Asked, open_checkpoint
-from ..fusion.errors import ModelError
+from ..fusion.errors import DataError, ModelError, Way
 from ..fusion.progress import Progress, silent
 from ..fusion.run.diff import changed_tensors
 from ..live import skeleton
@@ -107,6 +107,11 @@ class Session:
             trust_remote_code=options.trust_remote_code,
         )
         self.data_name, self.max_length = rows.name, encoder.max_length
+        if options.data is None and "input_ids" not in encoder.arguments:
+            raise DataError(
+                f"`{type(self.model).__name__}` takes no text, so the text that ships says nothing of it",
+                ways=[Way(option="data", effect="names samples that the model is for")],
+            )
         self._counts_all = options.count == "all"
         if not self._counts_all and is_mixture(self.model.config):
             raise ModelError(

@@ -6,11 +6,13 @@ experience that it comes from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..data.batching import Batch, collate
+from ..data.batching import Batch, class_padding, collate
 from ..data.encoding import Encoder
 from ..data.example import Example
 from ..data.rows import open_rows
@@ -55,10 +57,14 @@ def read_buffer(file: Path, encoder: Encoder, *, classifies: bool) -> list[Buffe
     return found
 
 
-def batches(
-    samples: Sequence[BufferSample], size: int, fill: Mapping[str, int] | None = None
-) -> Iterator[tuple[Batch, list[int | None]]]:
-    """Yield the samples in order, padded with `fill`, and their classes."""
+def batches(samples: Sequence[BufferSample], size: int, config: Any = None) -> Iterator[tuple[Batch, list[int | None]]]:
+    """Yield the samples in order, and their classes.
+
+    Args:
+        config: Of the model, which is told of the padding while a batch is at hand if it has a classification head.
+    """
     for start in range(0, len(samples), size):
         group = samples[start : start + size]
-        yield collate([sample.example for sample in group], fill=fill), [sample.label for sample in group]
+        examples = [sample.example for sample in group]
+        with nullcontext({}) if config is None else class_padding(config, examples) as fill:
+            yield collate(examples, fill=fill), [sample.label for sample in group]

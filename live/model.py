@@ -18,7 +18,7 @@ import torch
 from ..fusion.checkpoint import Source, open_checkpoint
 from ..fusion.errors import DataError, ModelError, first_line
 from .devices import compute_dtype, pick_device
-from .skeleton import build
+from .skeleton import build, load_config
 
 HEADROOM = 0.9  # of the memory, which weights may fill; the rest is for activations
 
@@ -150,10 +150,10 @@ def load_model(
 
 def _given(checkpoint: Source, folder: Path, trust_remote_code: bool) -> dict[str, Any]:
     """Return the arguments that hand the weights over, where they are not those that the folder holds."""
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     found: dict[str, Any] = {
-        "config": AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code),
+        "config": load_config(checkpoint, folder, trust_remote_code=trust_remote_code),
         "state_dict": {name: read_tensor(checkpoint, name) for name in checkpoint.tensors},
     }
     if (folder / "generation_config.json").is_file():

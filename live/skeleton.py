@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..fusion.checkpoint import Source
-from ..fusion.checkpoint.loading_rules import named_class
+from ..fusion.checkpoint.loading_rules import MISFIT, named_class
 from ..fusion.errors import ModelError, SculptError, first_line
 from . import privates
 from .names import NameMap, map_names
@@ -51,13 +51,23 @@ class Skeleton:
     folder: Path
 
 
-def _load_config(folder: Path, *, trust_remote_code: bool) -> Any:
+def load_config(checkpoint: Source, folder: Path, *, trust_remote_code: bool) -> Any:
+    """Return the configuration of a checkpoint; an adapter's has the vocabulary that it brings.
+
+    Raises:
+        ModelError: transformers cannot read it.
+    """
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        found = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        is_own = checkpoint.base is None or checkpoint.config in (None, checkpoint.base.config)
+        return found if is_own else type(found).from_dict(checkpoint.config)
     except Exception as error:  # transformers raises anything on a damaged config
-        raise ModelError(f"transformers cannot read the config of `{folder}`: {first_line(error)}") from error
+        hint = MISFIT if isinstance(error, ImportError) else None
+        raise ModelError(
+            f"transformers cannot read the config of `{folder}`: {first_line(error)}", hint=hint
+        ) from error
 
 
 def _model_class(config: Any, auto_class: str | None) -> Any:
@@ -114,7 +124,7 @@ def build(
             hint="read that code, then allow it with `trust_remote_code`",
             options=["trust_remote_code"],
         )
-    config = _load_config(folder, trust_remote_code=remote)
+    config = load_config(checkpoint, folder, trust_remote_code=remote)
     cls = _remote_class(folder, config, auto_class) if remote else _model_class(config, auto_class)
     try:
         model = _on_meta(cls, config, dtype)

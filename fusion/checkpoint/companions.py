@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 from ..errors import os_error
+from .json_file import read_json
 from .source import Source
 
 OWN_MARK = "sculpt-manifest.json"  # only a folder that holds it is ever replaced
@@ -45,11 +47,13 @@ def files_of_tokenizer(folder: Path) -> dict[Path, Path]:
 
 
 def copy_companions(source: Source, folder: Path) -> None:
-    """Copy what a model is shipped with, beside its weights."""
+    """Copy what a model is shipped with, beside its weights; its configuration as the source has it."""
     for name, file in source.companions().items():
         target = folder / name
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
+            if name == Path("config.json") and source.config is not None and source.config != read_json(file):
+                target.write_text(json.dumps(source.config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         except OSError as error:
             raise os_error(error, target) from error

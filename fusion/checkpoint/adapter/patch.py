@@ -60,8 +60,12 @@ class Patch:
         stored: The adapter's tensor that takes the place of the base's, or None.
         product: What is added, or None.
         magnitude: DoRA's magnitudes, or None.
+        rows: The adapter's tensor of rows that take the places of some of the base's, or None.
+        places: Which rows those are.
     """
 
     stored: str | None = None
     product: Product | None = None
     magnitude: str | None = None
+    rows: str | None = None
+    places: tuple[int, ...] | None = None

@@ -9,7 +9,7 @@ unit in the last place of the float32 weight.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 
 from ...errors import CheckpointError
-from ...names import tied_source
+from ...names import is_vocabulary, tied_source
 from ...ref import ModelRef
 from ..bytes_of import as_bytes
 from ..companions import files_of_tokenizer
@@ -51,7 +51,7 @@ class AdapterSource(Source):
         self.files = (path / ADAPTER_CONFIG, weights)
         self._file = open_file(weights)
         self.own = self._file.tensors
-        self.patches = patches_of(path, self.adapter_config, self.own, base)
+        self.patches = patches_of(path, self.adapter_config, self.own, base, self.read_own)
         self._drop_copies_of_tied()
         patched = {name: self._info(name, patch) for name, patch in self.patches.items()}
         self.tensors = {**base.tensors, **patched}
@@ -66,8 +66,13 @@ class AdapterSource(Source):
 
     @cached_property
     def config(self) -> dict[str, Any] | None:
-        """The base's `config.json`."""
-        return self._base.config
+        """The base's `config.json`, with the size of the vocabulary where the adapter brings tokens of its own."""
+        config = self._base.config
+        for name, info in self._base.tensors.items():
+            own = self.tensors[name]
+            if config is not None and is_vocabulary(name) and own.shape[1:] == info.shape[1:]:
+                config = _with_vocabulary(config, info.shape[0], own.shape[0])
+        return config
 
     def companions(self) -> dict[Path, Path]:
         """Return what the base is shipped with, but for a tokenizer or processor of the adapter's own."""
@@ -78,7 +83,8 @@ class AdapterSource(Source):
         replaced = self.own[patch.stored] if patch.stored else None
         origin = replaced or base
         assert origin is not None  # a product has a target in the base
-        if patch.product is not None and not origin.kind.fusible:
+        is_wide = patch.product is not None or patch.rows is not None
+        if is_wide and not origin.kind.fusible:
             raise CheckpointError(
                 f"`{name}` is {origin.kind.torch} in the base, to which an adapter cannot be added",
                 hint="fuse into the unquantised base",
@@ -86,7 +92,7 @@ class AdapterSource(Source):
         wide = "F64" if origin.dtype == "F64" else "F32"
         return TensorInfo(
             name=name,
-            dtype=origin.dtype if patch.product is None else wide,
+            dtype=wide if is_wide else origin.dtype,
             # A merge keeps the base's dtype, whatever float the adapter was trained in.
             stored=base.stored if base and base.kind.fusible and origin.kind.fusible else origin.stored,
             shape=origin.shape,
@@ -96,6 +102,8 @@ class AdapterSource(Source):
     def _drop_copies_of_tied(self) -> None:
         """Forget what PEFT saved of an output that the base ties to its embeddings, if it is no more than a copy."""
         shapes = {name: info.shape for name, info in self._base.tensors.items()}
+        grown = {name: self.own[patch.stored].shape for name, patch in self.patches.items() if patch.stored in self.own}
+        shapes |= {name: shape for name, shape in grown.items() if name in shapes}
         for name in [name for name in self.patches if name not in shapes]:
             stored = self.patches[name].stored
             assert stored is not None  # a product has a target in the base
@@ -120,10 +128,14 @@ class AdapterSource(Source):
             return self._base.read(name, start, stop)
         found = self._origin(name, patch, start, stop)
         factors = self.factors(name)
-        if factors is None:
+        if factors is None and patch.rows is None:
             return found
         stop = start + len(found)
         tuned = found.astype(self.tensors[name].kind.numpy)
+        if patch.rows is not None and patch.places is not None:
+            _replace_rows(tuned, start, self.read_own(patch.rows), patch.places)
+        if factors is None:
+            return tuned
         with np.errstate(all="ignore"):
             tuned += factors.delta(start, stop)
             if patch.magnitude is not None:
@@ -220,6 +232,26 @@ def _lines(patch: Patch, factors: LowRank, start: int, stop: int) -> np.ndarray:
     columns = factors.shape[2]
     index = np.arange(start, stop)
     return index % columns if patch.product.transposed else index // columns
+
+
+def _replace_rows(found: np.ndarray, start: int, rows: np.ndarray, places: Sequence[int]) -> None:
+    """Put rows into a stretch of a flat matrix that begins at element `start`."""
+    width = rows.shape[1]
+    for place, row in zip(places, rows, strict=True):
+        first, last = max(start, place * width), min(start + len(found), (place + 1) * width)
+        if first < last:
+            found[first - start : last - start] = row[first - place * width : last - place * width]
+
+
+def _with_vocabulary(config: Mapping[str, Any], before: int, after: int) -> dict[str, Any]:
+    return {
+        key: _with_vocabulary(value, before, after)
+        if isinstance(value, Mapping)
+        else after
+        if key == "vocab_size" and value == before
+        else value
+        for key, value in config.items()
+    }
 
 
 def _weights_of(folder: Path) -> Path:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
+import numpy as np
+
 from ...errors import CheckpointError
 from ...names import config_values
+from ..quantised import format_name, scales_of
 from ..tensor_info import TensorInfo
 from .config import AdapterConfig
 from .module_names import ModelNames, ModelParameter, ParameterPart
 from .patch import Patch, Product
+from .wrapped_names import PREFIX, unwrapped
 
 if TYPE_CHECKING:
     from ..source import Source
 
-PREFIX = "base_model.model."
+logger = logging.getLogger(__name__)
+
+ReadTensor = Callable[[str], np.ndarray]
+TOKENS = ".token_adapter.trainable_tokens_delta"
 FACTOR = re.compile(r"(.+)\.(lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(weight|bias))?")
 # Models of transformers with linear layers that store (d_in, d_out).
 CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"})
@@ -55,8 +63,8 @@ def without_prefix(name: str) -> str:
 class _Resolver:
     """Turns the tensors of an adapter into patches of the base's."""
 
-    def __init__(self, folder: Path, config: AdapterConfig, base: Source) -> None:
-        self._folder, self._config, self._base = folder, config, base
+    def __init__(self, folder: Path, config: AdapterConfig, base: Source, read: ReadTensor) -> None:
+        self._folder, self._config, self._base, self._read = folder, config, base, read
         self._names = ModelNames(base)
         self.patches: dict[str, Patch] = {}
         self._evidence: set[bool] = set()
@@ -85,9 +93,17 @@ class _Resolver:
             raise CheckpointError(f"`{self._folder}` adapts `{tensor}` twice")
         self.patches[tensor] = Patch(**{**vars(known), **changes})
 
-    def stored(self, info: TensorInfo) -> None:
-        """Take a whole tensor: a module that was saved, a trained bias, or an embedding."""
-        name = without_prefix(info.name).replace(".modules_to_save.", ".")
+    def stored(self, name: str, info: TensorInfo) -> None:
+        """Take a whole tensor: a module that was saved, a trained bias, or an embedding.
+
+        PEFT may write one twice, as the module that was saved and as an embedding of the model.
+        """
+        name = without_prefix(name).replace(".modules_to_save.", ".")
+        if ".original_module." in name:
+            return  # what it was before training
+        other = self.patches.get(name)
+        if other is not None and other.stored and np.array_equal(self._read(other.stored), self._read(info.name)):
+            return
         found = self.parameter(name)
         if found is None:
             self.add(name, stored=info.name)  # the plan decides about tensors that the base lacks
@@ -95,6 +111,30 @@ class _Resolver:
             self.add(found.parts[0].tensor, stored=info.name)
         else:
             raise CheckpointError(f"`{self._folder}` holds `{name}`, which the base splits over several tensors")
+
+    def tokens(self, module: str, info: TensorInfo) -> None:
+        """Take rows of an embedding that were trained alone."""
+        places = self._config.places_of(module)
+        found = self.parameter(f"{module}.weight")
+        if found is None:
+            raise self._missing(module, self._tied())
+        rows = (len(places), *found.shape[1:]) if places is not None else None
+        if len(found.parts) != 1 or rows is None or info.shape != rows or max(places or (0,)) >= found.shape[0]:
+            raise CheckpointError(
+                f"`{info.name}` in `{self._folder}` is {list(info.shape)}, and its configuration names "
+                f"{0 if places is None else len(places)} rows of `{module}.weight` {list(found.shape)}"
+            )
+        self.add(found.parts[0].tensor, rows=info.name, places=places)
+
+    def _refuse_quantised(self, names: Sequence[str]) -> None:
+        """Say that a base is quantised, where that is why factors do not fit it."""
+        for codes, scales in scales_of(self._base.tensors):
+            if codes in names:
+                kind = format_name(self._base.config, scales)
+                raise CheckpointError(
+                    f"`{codes}` in `{self._base.ref}` holds {kind} codes, to which an adapter cannot be added",
+                    hint="fuse into the unquantised base",
+                )
 
     def note_evidence(self, parts: _Parts) -> None:
         """Learn from weights that are not square which way round the others lie."""
@@ -149,6 +189,7 @@ class _Resolver:
             if ways and rank * experts == parts.a.shape[0] and parts.b.shape[1] == rank * experts:
                 fitting[name] = (found, experts, ways)
         if len(fitting) != 1:
+            self._refuse_quantised([part.tensor for found in candidates.values() for part in found.parts])
             shapes = ", ".join(f"`{name}` {list(found.shape)}" for name, found in candidates.items())
             raise CheckpointError(
                 f"the factors of `{module}` in `{self._folder}`, {list(parts.b.shape)} and {list(parts.a.shape)}, "
@@ -207,25 +248,35 @@ class _Resolver:
 
 
 def patches_of(
-    folder: Path, config: AdapterConfig, tensors: Mapping[str, TensorInfo], base: Source
+    folder: Path, config: AdapterConfig, tensors: Mapping[str, TensorInfo], base: Source, read: ReadTensor
 ) -> dict[str, Patch]:
     """Return what an adapter makes of the base's tensors, by their names.
+
+    Names that training left wrapped are taken for what PEFT would have saved, which is said.
+
+    Args:
+        read: A tensor of the adapter, by its name there.
 
     Raises:
         CheckpointError: A target is not in the base, a shape does not fit, or a tensor is of an unknown kind.
     """
-    resolver = _Resolver(folder, config, base)
+    resolver = _Resolver(folder, config, base, read)
     modules: dict[str, _Parts] = {}
-    for name, info in tensors.items():
+    for name, info in _by_peft_name(folder, tensors).items():
         matched = FACTOR.fullmatch(name)
+        if name.endswith(TOKENS):
+            resolver.tokens(without_prefix(name.removesuffix(TOKENS)), info)
+            continue
         if matched is None:
             if ".lora_" in name or "token_adapter" in name:
                 raise CheckpointError(f"`{name}` in `{folder}` is of a kind that sculpt does not know")
-            resolver.stored(info)
+            resolver.stored(name, info)
             continue
         key, kind, leaf = matched.groups()
         parts = modules.setdefault(key, _Parts(key=key, module=without_prefix(key)))
         parts.tensors[f"{kind}.bias" if leaf == "bias" else kind] = info
+    if config.token_places and not any(patch.rows for patch in resolver.patches.values()):
+        raise CheckpointError(f"the configuration of `{folder}` names trainable tokens, and its weights hold none")
     for parts in modules.values():
         pair = {"lora_embedding_A", "lora_embedding_B"} if parts.embedding else {"lora_A", "lora_B"}
         unknown = set(parts.tensors) - pair - {"lora_magnitude_vector", "lora_B.bias"}
@@ -235,3 +286,25 @@ def patches_of(
     for parts in modules.values():
         resolver.module(parts)
     return resolver.patches
+
+
+def _by_peft_name(folder: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Return an adapter's tensors by the names that PEFT saves them under."""
+    found: dict[str, TensorInfo] = {}
+    repaired = {}
+    for name, info in tensors.items():
+        if not info.num_elements:
+            raise CheckpointError(
+                f"`{name}` in `{folder}` is empty: {list(info.shape)}",
+                hint="a model whose weights are sharded must be gathered before its adapter is saved",
+            )
+        plain = unwrapped(name)
+        if plain in found:
+            raise CheckpointError(f"`{name}` and `{found[plain].name}` in `{folder}` are both `{plain}`")
+        found[plain] = info
+        if plain != name:
+            repaired[name] = plain
+    if repaired:
+        name, plain = next(iter(repaired.items()))
+        logger.warning("%d names in `%s` are wrapped: `%s` is read as `%s`", len(repaired), folder, name, plain)
+    return found
