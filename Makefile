@@ -20,11 +20,12 @@ demo: .venv/ready  ## Fine-tune a real model, repair it, and compare: about six 
 test: .venv/ready $(MERGEKIT)/ready  ## Run every test, those of agreement with mergekit included
 	$(BIN)/python -m pytest -q -n auto
 
-check: .venv/ready  ## Lint, check types and the direction of imports
+check: .venv/ready  ## Lint (the release workflow too), check types and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+	$(BIN)/actionlint docs/release-workflow.yml
 
 bench: .venv/ready  ## Measure the fuse against the disk and against mergekit
 	$(BIN)/python benchmarks/fuse.py

@@ -1,5 +1,5 @@
 """`python -m sculpt` is the command `sculpt`."""
 
-from .cli.app import main
+from .cli.start import main
 
 main()

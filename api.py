@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .fusion.arithmetic.two_sided import Protection
 from .fusion.checkpoint import find_model
@@ -16,6 +17,9 @@ from .fusion.run.calibration import Calibration, Given, PathLike
 from .fusion.run.fuse import Prepared, execute, prepare
 from .fusion.run.settings import Settings
 from .measuring import statistics
+
+if TYPE_CHECKING:
+    from .live.load_check import LoadReport
 
 # AdaDARE-γ's own options where the base is protected: what is to be held back is held back by the curvature.
 PROTECTED = AdaDare(gamma=1.0, sparsity=0.0)
@@ -41,14 +45,33 @@ def prepare_fuse(
         SculptError: Whatever could be found out before the long part starts.
     """
     many = [Path(tuned)] if isinstance(tuned, (Path, str)) else [Path(path) for path in tuned]
-    return prepare(
-        Path(base),
-        many,
-        output=Path(output) if output is not None else default_output(many[0]),
-        method=method or AdaDare(),
-        settings=settings,
-        overwrite=overwrite,
-    )
+    target = Path(output) if output is not None else default_output(many[0])
+    method = method or AdaDare()
+    if settings is not None and settings.tokenizer is not None:
+        from .fusion.recipe.prepare import prepare_recipe, recipe_of
+
+        recipe = recipe_of(method, base, many)
+        return prepare_recipe(recipe, output=target, near=Path(), settings=settings, overwrite=overwrite)
+    return prepare(Path(base), many, output=target, method=method, settings=settings, overwrite=overwrite)
+
+
+def check_output(prepared: Prepared, *, always: bool = False) -> LoadReport | None:
+    """Return how transformers would load the output; None where the inputs' own word is enough.
+
+    Names, shapes and configuration that are, all together, those of one input folder are looked at only if `always`;
+    that they are costs nothing to find out.
+
+    Raises:
+        ModelError: It would not load as it should.
+    """
+    from .fusion.run.outcome import blocks_of, is_as_an_input, tensors_of
+
+    if not prepared.settings.load_check or (not always and is_as_an_input(prepared)):
+        return None
+    from .live.load_check import check_loads
+
+    inputs = (prepared.plan.base, *prepared.plan.tuned)
+    return check_loads(tensors_of(prepared), prepared.config, blocks=blocks_of(prepared), inputs=inputs)
 
 
 def fuse(
@@ -72,10 +95,11 @@ def fuse(
         output: A folder that does not exist yet; `<tuned>-fused` by default.
         method: By default AdaDARE-γ with the paper's settings; where the base is protected, with γ = 1 and no drop.
         hessian: Statistics from `calibrate`, as a file or in memory.
-        data: Without `hessian`: calibrate on this first; by default on the text that ships with the package.
+        data: Without `hessian`: calibrate on this first; by default on the text that ships with the package, or where
+            the base is protected on nothing: the delta stands in.
         protect: What the base is to stay good at: general data, `default` for the text that ships, or the base's own
             statistics. Two-sided curvature then mixes each delta before the method sees it.
-        protection: How; by default full matrices and λ = 1.
+        protection: How; by default with full matrices, and the λ that serves best what tells the target's inputs.
         calibration: False is H = I; a `Calibration` sets everything.
 
     Raises:
@@ -91,6 +115,7 @@ def fuse(
         settings = replace(settings or Settings(), protection=protection or Protection())
         method = method or PROTECTED
     prepared = prepare_fuse(base, tuned, output=output, method=method, settings=settings, overwrite=overwrite)
+    check_output(prepared)
     with statistics(prepared, calibration, progress=progress) as found:
         return execute(
             prepared,

@@ -9,16 +9,18 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .fusion.arithmetic.curvature import Curvature, Curvatures
+from .fusion.arithmetic.curvature import UNMEASURED, Curvature, Curvatures
 from .fusion.arithmetic.two_sided import counted_together
 from .fusion.checkpoint import ModelRef, Source
 from .fusion.errors import CurvatureError, MethodError, Way
 from .fusion.progress import Progress, silent
-from .fusion.run.calibration import Calibration, SampleRun
+from .fusion.run.calibration import FROM_DELTA, Calibration, SampleRun
 from .fusion.run.diff import changed_outputs
 from .fusion.run.fuse import Prepared
 
 if TYPE_CHECKING:
+    from .fusion.arithmetic.two_sided import Protection
+    from .fusion.methods import Method
     from .hessian.session import Session
 
 
@@ -84,18 +86,31 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
     Raises:
         CurvatureError: The statistics belong to another model.
     """
-    protects = prepared.settings.protection is not None
-    if protects and not calibration.enabled:
+    protection = prepared.settings.protection
+    if protection is not None and not calibration.enabled:
         raise MethodError("a protection wants statistics, so a fuse without calibration has no place for it")
-    if not calibration.enabled or not (protects or prepared.method.uses_curvature):
+    if not calibration.enabled or not (protection is not None or prepared.method.uses_curvature):
+        if calibration.data is not None or calibration.hessian is not None:
+            raise MethodError(
+                f"samples and statistics have no effect on {prepared.method.title} where no base is protected",
+                hint="its deltas do not depend on what a model's inputs are",
+            )
         yield Statistics(curvature=None, provenance=None, why_missing=dict)
         return
     names = _names(prepared)
-    models = _models(prepared, names)
     options = calibration.of_tuned(len(prepared.plan.tuned))
-    if protects:
+    if protection is None:
+        _refuse_idle_delta(options)
+    else:
+        _refuse_useless_target(protection, prepared.method, options, calibration.of_general())
+    places = [
+        place for place, own in enumerate(options, start=1) if protection is None or own.has_samples
+    ]  # without samples the delta stands in
+    options = [options[place - 1] for place in places]
+    if protection is not None:
+        places.append(0)
         options.append(calibration.of_general())
-        _refuse_same_samples(options)
+    models = _models(prepared, names, places)
     shares = _Shares(progress, len(models))
     with ExitStack() as stack:
         found = [
@@ -104,25 +119,56 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
         ]
         yield Statistics(
             curvature=_by_output(prepared, names, models, found),
-            provenance=_provenance(found, len(prepared.plan.tuned)),
+            provenance=_provenance(models, found, len(prepared.plan.tuned)),
             why_missing=found[0].why_missing,
         )
 
 
-def _refuse_same_samples(options: Sequence[Calibration]) -> None:
-    """Refuse a target that is measured on the general samples: both curvatures are then alike, whatever the task is.
+def _refuse_idle_delta(options: Sequence[Calibration]) -> None:
+    if any(not own.has_samples and (own.data is not None or own.hessian is not None) for own in options):
+        raise MethodError(
+            f"`{FROM_DELTA}` stands for the samples of a tuned model only where the base is protected",
+            ways=[Way(option="protect", effect="protects it")],
+        )
+
+
+def _refuse_useless_target(
+    protection: Protection, method: Method, targets: Sequence[Calibration], general: Calibration
+) -> None:
+    """Refuse statistics of the target that are missing, that nothing would use, or that are the general side's own.
 
     Raises:
-        MethodError: The protection would be no more than an interpolation at 1/(1 + λ).
+        MethodError: The last would be no more than an interpolation at 1/(1 + λ), whatever the task is.
     """
-    *targets, general = options
-    for target in targets:
-        measured = target.hessian is None and general.hessian is None
-        if measured and str(target.data) == str(general.data):
-            where = "the text that ships" if general.data is None else f"`{general.data}`"
+    names_samples = Way(option="data", effect="names samples of the target task")
+    by_delta = Way(option="Protection.target", value="delta", effect="lets each delta stand in for them")
+    if not all(target.has_samples for target in targets):
+        if protection.target == "data":
             raise MethodError(
-                f"the target and the base would both be measured on {where}, which protects nothing in particular",
-                ways=[Way(option="data", effect="names samples of the target task")],
+                "the target's curvature is to come from its samples, and there are none", ways=[names_samples]
+            )
+        if method.needs_gram:
+            raise MethodError(f"{method.title} wants samples of the target task", ways=[names_samples])
+        if protection.source(UNMEASURED) == "delta" and not protection.needs_gram:
+            raise MethodError(
+                "without samples of the target task a protection wants matrices: the diagonals of a delta tell nothing",
+                ways=[
+                    names_samples,
+                    Way(option="Protection.curvature", value="full", effect="takes the deltas' matrices"),
+                ],
+            )
+    elif not protection.takes_samples and not method.uses_curvature:
+        raise MethodError(
+            f"samples of the target task have no effect where `target` is {protection.target}",
+            options=["Protection.target"],
+        )
+    for target in targets:
+        measured = target.has_samples and target.hessian is None and general.hessian is None
+        if measured and protection.takes_samples and str(target.data) == str(general.data):
+            raise MethodError(
+                f"the target and the base would both be measured on `{general.data}`, "
+                "which protects nothing in particular",
+                ways=[names_samples, by_delta],
             )
 
 
@@ -139,12 +185,13 @@ def _names(prepared: Prepared) -> dict[str, tuple[str | None, ...]]:
     return {name: own for name, own in names.items() if name in changed}
 
 
-def _models(prepared: Prepared, names: Mapping[str, tuple[str | None, ...]]) -> list[MeasuredModel]:
-    """Return the models to be measured: the tuned ones, then the base where it is protected."""
+def _models(
+    prepared: Prepared, names: Mapping[str, tuple[str | None, ...]], places: Sequence[int]
+) -> list[MeasuredModel]:
+    """Return the models to be measured, of these places in a group."""
     plan, protection, method = prepared.plan, prepared.settings.protection, prepared.method
     protects = protection is not None and protection.needs_gram
-    full = method.needs_gram or protects
-    places = [*range(1, len(plan.tuned) + 1), *([0] if protection is not None else [])]
+    full = method.needs_gram or (protection is not None and protection.needs_gram and protection.takes_samples)
     models = []
     for place in places:
         checkpoint = (plan.base, *plan.tuned)[place]
@@ -216,13 +263,13 @@ def _session(model: MeasuredModel, calibration: Calibration, progress: Progress)
     return Session(model.checkpoint.ref, options, progress=progress, wanted=model.wanted)
 
 
-def _provenance(found: Sequence[Measured], num_tuned: int) -> dict[str, Any]:
+def _provenance(models: Sequence[MeasuredModel], found: Sequence[Measured], num_tuned: int) -> dict[str, Any]:
     """Return where the statistics come from: of one model as it is, of several by their side."""
-    if len(found) == 1:
-        return found[0].provenance
-    targets = [one.provenance for one in found[:num_tuned]]
-    general = {"general": found[num_tuned].provenance} if len(found) > num_tuned else {}
-    return {"target": targets[0] if num_tuned == 1 else targets, **general}
+    by_place = {model.place: one.provenance for model, one in zip(models, found, strict=True)}
+    targets = [by_place.get(place, {"data": FROM_DELTA}) for place in range(1, num_tuned + 1)]
+    if 0 not in by_place:
+        return targets[0] if num_tuned == 1 else {"target": targets}
+    return {"target": targets[0] if num_tuned == 1 else targets, "general": by_place[0]}
 
 
 def _by_output(
@@ -236,11 +283,11 @@ def _by_output(
     Raises:
         MethodError: Every tensor is looked at before any is fused, with matrices that would all be in memory.
     """
-    counted = counted_together if len(found) > 1 else dict
+    protection, scope = prepared.settings.protection, prepared.method.scope
+    counted = counted_together if len(prepared.plan.tuned) > 1 or protection is not None else dict
     if all(isinstance(one.curvature, Mapping) for one in found):
         sides = [counted(one.curvature) for one in found if isinstance(one.curvature, Mapping)]
         return _joined(names, models, sides, len(prepared.plan.tuned) + 1)
-    protection, scope = prepared.settings.protection, prepared.method.scope
     if scope != "tensor" and protection is not None and protection.needs_gram:
         raise MethodError(
             f"a `scope` of {scope} looks at every tensor before any is fused, so the full Hessians of all "
@@ -258,9 +305,10 @@ def _joined(
     num_models: int,
 ) -> dict[str, Curvatures]:
     """Return each tensor's curvature in every model; a tensor that no model has seen has no entry."""
+    measured = {0, *(model.place for model in models)}
     found: dict[str, Curvatures] = {}
     for name, own in names.items():
-        curvatures: list[Curvature | None] = [None] * num_models
+        curvatures = [None if place in measured else UNMEASURED for place in range(num_models)]
         for model, side in zip(models, sides, strict=True):
             curvatures[model.place] = side.get(own[model.place] or "")
         if any(curvature is not None for curvature in curvatures):

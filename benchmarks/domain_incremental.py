@@ -35,10 +35,11 @@ from sculpt.demo.brown import BROWN, parse, read_files, split_files
 from sculpt.demo.fetch import default_cache, fetch
 from sculpt.demo.models import smollm2
 from sculpt.fusion.checkpoint import Checkpoint, open_checkpoint
+from sculpt.fusion.methods import DareTies, Method, TaskArithmetic, Ties
 from sculpt.learn.buffer import BufferSample, batches
 from sculpt.learn.continual import learn_continually
 from sculpt.learn.merged_model import MergedModel
-from sculpt.learn.parts import Thinning
+from sculpt.learn.parts import LinearMerge
 from sculpt.learn.training import Learning, learn, predictions, score
 from torch import Tensor, nn
 
@@ -87,6 +88,15 @@ def draw(files: dict[str, str], names: Sequence[str], genres: str, count: int, s
 def samples_of(tokenizer: Any, examples: Sequence[tuple[str, str]], domain: str) -> list[BufferSample]:
     found = [tokenize(tokenizer, prompt + answer, (len(prompt),)) for prompt, answer in examples]
     return [BufferSample(example=Example.of_tokens(one.ids, one.answers), domain=domain) for one in found]
+
+
+def merge_of(name: str, density: float, seed: int) -> LinearMerge:
+    made: dict[str, Method] = {
+        "task-arithmetic": TaskArithmetic(),
+        "ties": Ties(density=density, election="unweighted"),
+        "dare-ties": DareTies(sparsity=1 - density, election="unweighted"),
+    }
+    return LinearMerge(method=made[name], seed=seed)
 
 
 class Passing(nn.Module):
@@ -199,7 +209,7 @@ def run_seed(args: Any, seed: int, base: Path, data: dict[str, Any], folder: Pat
         print(f"seed {seed} {time.monotonic() - data['start']:6.0f} s  {name:32} {mean:5.1f}", flush=True)
 
     for method in METHODS:
-        merged = MergedModel(opened, Thinning(method=method, density=args.density, seed=seed))  # pyright: ignore[reportArgumentType]
+        merged = MergedModel(opened, merge_of(method, args.density, seed))
         shorten(merged.model, data["known"], data["first"])
         if method == METHODS[0]:
             note("base", merged)

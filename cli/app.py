@@ -5,13 +5,15 @@ Exit codes: 0 done, 1 refused or failed with one sentence, 2 usage, 130 interrup
 
 from __future__ import annotations
 
-import signal
+import os
 import sys
+from contextlib import suppress
 from copy import copy
-from types import FrameType
-from typing import Annotated
+from inspect import signature
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.models import CommandInfo
 
 from . import (
     bound,
@@ -26,9 +28,15 @@ from . import (
     merge,
     report,
     sweep,
+    untie,
     verify,
 )
+from .start import Interrupted, catch_signals
 
+if TYPE_CHECKING:
+    from ..fusion.errors import SculptError
+
+TRACEBACK = "SCULPT_TRACEBACK"  # the environment variable that shows where an unforeseen failure happened
 app = typer.Typer(
     name="sculpt",
     no_args_is_help=True,
@@ -42,10 +50,18 @@ FAMILIES = {
     "Repair": (fuse, calibrate, demo),
     "Choose a strength": (bound, evaluate, sweep),
     "Look and check": (inspect, verify, report),
-    "Merge several": (merge, lora),
+    "Merge several": (merge, lora, untie),
     "Train without forgetting": (lora_train, lora_sparse),
 }
 OTHER_METHODS = "Fuse by another method"
+
+
+def _needs_arguments(command: CommandInfo) -> bool:
+    """Return whether a command alone can only be wrong; its help, with examples, then says what to type."""
+    assert command.callback is not None
+    return any(parameter.default is parameter.empty for parameter in signature(command.callback).parameters.values())
+
+
 for panel, families in FAMILIES.items():
     for family in families:
         before = len(app.registered_commands), len(app.registered_groups)
@@ -53,14 +69,8 @@ for panel, families in FAMILIES.items():
         for command in (*app.registered_commands[before[0] :], *app.registered_groups[before[1] :]):
             other = family is fuse and command.name != "fuse"
             command.rich_help_panel = OTHER_METHODS if other else panel
-
-
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM; not an Exception, so that an unfinished output stays for the next run to resume."""
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise Interrupted
+            if isinstance(command, CommandInfo):
+                command.no_args_is_help = _needs_arguments(command)
 
 
 def _print_version(asked: bool) -> None:
@@ -91,12 +101,15 @@ def _narrowed(word: str) -> typer.Typer:
 def main() -> None:
     """Run the command line; the process ends here."""
     from ..fusion.errors import SculptError
-    from .console import print_error, say
+    from .console import print_error, say, show_warnings
 
-    for name in ("SIGINT", "SIGTERM"):
-        signal.signal(getattr(signal, name), _interrupt)
+    catch_signals()
+    show_warnings()
     try:
-        _narrowed(sys.argv[1] if len(sys.argv) > 1 else "")()
+        try:
+            _narrowed(sys.argv[1] if len(sys.argv) > 1 else "")()
+        finally:
+            sys.stdout.flush()
     except SculptError as error:
         print_error(error, recipe="merge" in sys.argv[1:2])
         sys.exit(1)
@@ -105,4 +118,31 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
+        _leave_stdout()
         sys.exit(1)
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        _leave_stdout()
+        print_error(_unforeseen(error))
+        sys.exit(1)
+
+
+def _unforeseen(error: Exception) -> SculptError:
+    """Return what is told of a failure that nobody foresaw."""
+    from ..fusion.errors import SculptError, first_line
+
+    if isinstance(error, OSError):
+        return SculptError(f"{error.strerror or error}" + (f": `{error.filename}`" if error.filename else ""))
+    if isinstance(error, MemoryError):
+        return SculptError("the memory that this process may have is not enough")
+    return SculptError(
+        f"sculpt failed in a way that it should not, by {type(error).__name__}: {first_line(error)}",
+        hint=f"this is a fault of sculpt: run it with `{TRACEBACK}=1`, and report what that prints",
+    )
+
+
+def _leave_stdout() -> None:
+    """Keep what could not be written to stdout from being tried again at exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

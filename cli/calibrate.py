@@ -16,10 +16,24 @@ if TYPE_CHECKING:
 
 Tuned = Annotated[Path, typer.Argument(help="The fine-tuned model: a folder that transformers can load.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+
+
+def _only_one(given: list[Path] | None) -> Path | None:
+    from ..fusion.errors import DataError
+
+    if given and len(given) > 1:
+        raise DataError(
+            f"a model is measured on one set of samples, and there are {len(given)}",
+            hint="`sculpt hessian merge` adds up statistics of several",
+        )
+    return given[0] if given else None
+
+
 CALIBRATION = FlagGroup(
     of=CalibrationOptions,
+    convert={"data": _only_one},
     options={
-        "data": Annotated[Path | None, typer.Option("--data")],
+        "data": Annotated[list[Path] | None, typer.Option("--data", metavar="PATH")],
         "only_changed": Annotated[Path | None, typer.Option(metavar="BASE")],
         "memory": SIZE,
     },

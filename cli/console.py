@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,17 +30,41 @@ if TYPE_CHECKING:
     from ..fusion.progress import Progress as Report
 
 WIDTH_WITHOUT_TERMINAL = 140  # of tables in a log file
+# Control characters, those that turn the direction of text, and halves of characters.
+_OTHERS = r"\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+UNSHOWN, UNSHOWN_IN_JSON = re.compile(rf"[\x00-\x1f{_OTHERS}]"), re.compile(f"[{_OTHERS}]")
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else WIDTH_WITHOUT_TERMINAL)
 
 
+def shown(text: str) -> str:
+    """Return a text with what a terminal would obey, not show, escaped: names in it are those of others' files."""
+    return UNSHOWN.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
 def say(text: str) -> None:
-    """Print a line for people."""
-    console.print(Text(text))
+    """Print a line for people, or a few."""
+    console.print(Text("\n".join(map(shown, text.split("\n")))))
 
 
 def print_json(content: Any) -> None:
     """Print data for programs, keys sorted."""
-    sys.stdout.write(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    is_utf8 = (sys.stdout.encoding or "").lower().startswith("utf")
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=not is_utf8)
+    sys.stdout.write(UNSHOWN_IN_JSON.sub(lambda found: f"\\u{ord(found.group()):04x}", text) + "\n")
+
+
+class _Warnings(logging.Handler):
+    """Says what the library warns of."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def show_warnings() -> None:
+    """Have the library's warnings said like everything else."""
+    library = logging.getLogger(__package__.partition(".")[0])
+    if not any(isinstance(handler, _Warnings) for handler in library.handlers):
+        library.addHandler(_Warnings(logging.WARNING))
 
 
 def print_error(error: SculptError, *, recipe: bool = False) -> None:
@@ -53,7 +79,7 @@ def print_error(error: SculptError, *, recipe: bool = False) -> None:
         # A method's own options are keys of the recipe: `merge` has no flags for them.
         for option in [option for option in error.options if not recipe or is_shared(option)]:
             text = text.replace(f"`{option.rpartition('.')[2]}`", f"`{flag_named(option)}`")
-        return text
+        return shown(" ".join(text.split("\n")))
 
     console.print(Text.assemble(("error: ", "bold red"), worded(error.message)), soft_wrap=True)
     ways = ", ".join(f"{_way(way, recipe=recipe)} {way.effect}" for way in error.ways)
@@ -63,28 +89,42 @@ def print_error(error: SculptError, *, recipe: bool = False) -> None:
 
 
 def _way(way: Way, *, recipe: bool) -> str:
-    """Return a way out as it is written: a flag, or a recipe's key."""
+    """Return a way out as it is written: a flag, which may be a recipe's key too."""
     from .options import POLICIES, flag_named
 
-    flag = f"`{' '.join(filter(None, (flag_named(way.option), way.value)))}`"
+    name = flag_named(way.option)
+    flag = f"`--no-{name[2:]}`" if way.value == "false" else f"`{' '.join(filter(None, (name, way.value)))}`"
     is_policy = recipe and way.option in {field.name for field, _ in POLICIES.fields}
-    return f"`policies: {{{way.option}: {way.value}}}` (or {flag})" if is_policy else flag
+    return f"{flag} (in sculpt's own YAML `policies: {{{way.option}: {way.value}}}`)" if is_policy else flag
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], *, note: str | None = None) -> None:
     """Print a table; the first column is text, the others are figures."""
-    view = Table(title=title, title_justify="left", title_style="bold", caption=note, caption_justify="left", box=None)
+    view = Table(
+        title=Text(shown(title)),
+        title_justify="left",
+        title_style="bold",
+        caption=note,
+        caption_justify="left",
+        box=None,
+    )
     for i, column in enumerate(columns):
-        view.add_column(column, justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
+        view.add_column(Text(shown(column)), justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
     for row in rows:
-        view.add_row(*map(Text, row))
+        view.add_row(*(Text(shown(cell)) for cell in row))
     console.print(view)
 
 
-def quiet_libraries() -> None:
-    """Set what must be set before torch and transformers are imported: no hub, no bars, no warnings of theirs."""
+def quiet_environment() -> None:
+    """Set what must be set before torch and transformers are imported, if they are: no hub, no warnings of theirs."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def quiet_libraries() -> None:
+    """Import transformers without warnings and bars of its own."""
+    quiet_environment()
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -100,11 +140,11 @@ def progress_bar(what: str, *, unit: str = "bytes", hidden: bool = False) -> Ite
     columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
     columns += [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
     columns += [TimeRemainingColumn(), TextColumn("{task.fields[item]}")]
-    with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as shown:
-        task = shown.add_task(what, total=None, item="")
+    with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None, item="")
 
         def report(done: int, total: int, item: str) -> None:
-            shown.update(task, completed=done, total=total, item=item[-40:])
+            bar.update(task, completed=done, total=total, item=shown(item[-40:]))
 
         yield report
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..fusion.errors import DataError
 from .flags import FlagGroup, with_options
 from .options import AsJson
 
@@ -56,6 +57,10 @@ class ScoringOptions:
     dtype: str = "auto"
     batch_size: int | None = None
     memory: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise DataError(f"`batch_size` must be at least 1, got {self.batch_size}", options=["batch_size"])
 
     def arguments(self) -> dict[str, Any]:
         """Return them as `evaluate` takes them."""

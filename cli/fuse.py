@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ..fusion.methods import METHODS, AdaDare, Method
-from .flags import FlagGroup, given_flags, with_options
+from .flags import FlagGroup, flag_of, given_flags, with_options
 from .options import (
     CALIBRATION,
     POLICIES,
@@ -23,7 +23,6 @@ from .options import (
     BasePath,
     ConfigName,
     Target,
-    TunedPath,
     TunedPaths,
     protection_of,
     refuse_idle,
@@ -42,7 +41,9 @@ EXAMPLES = {
         "sculpt fuse base/ sft/ --hessian hessian.safetensors -o fused/",
         "sculpt fuse base/ sft/ --data train.jsonl --allocation exact",
         "sculpt fuse base/ sft/ --no-calibration --include 'model.layers.*' --dry-run",
+        "sculpt fuse base/ sft/ --protect default",
         "sculpt fuse base/ sft/ --data train.jsonl --protect default --protect-weight 1",
+        "sculpt fuse base/ math/ code/ --protect default",
         "sculpt fuse base/ sft/ --config adadare-lora --gamma 0.6",
     ],
     "dare": ["sculpt dare base/ sft/ --sparsity 0.9 --scale 1.0"],
@@ -108,25 +109,35 @@ def run_fuse(
 
 def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool, overwrite: bool, json: bool) -> None:
     """Calibrate where the method wants it, fuse, and show what was done; or show the plan."""
+    from ..api import check_output
     from ..fusion.run.fuse import execute
     from ..measuring import statistics
     from . import fuse_view
-    from .console import print_json, progress_bar, say
+    from .console import print_json, progress_bar, quiet_environment, say
 
     protects = prepared.settings.protection is not None
     if not (prepared.method.uses_curvature or protects):
         refuse_idle(calibration, prepared.method)
     calibration = replace(calibration, seed=prepared.settings.seed, device=prepared.settings.device)
+    calibration.refuse_missing()
     if dry_run:
         print_json(fuse_view.plan_json(prepared)) if json else fuse_view.show_plan(prepared)
+    else:
+        fuse_view.show_notes(prepared.plan)
+    quiet_environment()
+    loads = check_output(prepared, always=dry_run)
+    if loads is not None:
+        say(loads.told)
+    if dry_run:
         return
-    for note in prepared.plan.notes:
-        say(f"note: {note}")
     measures = (prepared.method.uses_curvature or protects) and calibration.enabled and calibration.hessian is None
     if measures:
         data = calibration.data if isinstance(calibration.data, (list, tuple)) else [calibration.data]
         named = ", ".join(str(path) for path in data if path is not None)
-        say(f"calibrating on {named or 'the text that ships with sculpt (--data names your own)'}")
+        if protects and not named:
+            say("no samples of the target task: the deltas tell what it needs (--data names samples)")
+        else:
+            say(f"calibrating on {named or 'the text that ships with sculpt (--data names your own)'}")
     if protects:
         known = "the text that ships with sculpt" if calibration.protects_shipped else calibration.protect
         say(f"protecting the base on {known}")
@@ -152,10 +163,27 @@ def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool,
 
 
 def command_line() -> str:
-    """Return the command as it was typed, for the manifest."""
+    """Return the command as it was typed, for the manifest: without what changes no bit, and where files lie."""
     import shlex
 
-    return shlex.join(["sculpt", *sys.argv[1:]])
+    from ..fusion.run.settings import FREE
+
+    left_out = {"-o", "--output", "--calibration-memory", *map(flag_of, FREE)}
+    told, words = ["sculpt"], iter(sys.argv[1:])
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if word in left_out:
+            next(words, None)  # its value
+        elif flag not in left_out and word not in ("--overwrite", "--json"):
+            is_set = flag.startswith("--") and equals
+            told.append(f"{flag}={_own_name(value)}" if is_set else _own_name(word))
+    return shlex.join(told)
+
+
+def _own_name(word: str) -> str:
+    """Return the name of a file or folder that a word of the command line is, or the word."""
+    is_place = word.startswith(("/", "~", "./", "../")) or ("/" in word and Path(word).exists())
+    return Path(word).resolve().name if is_place else word.rstrip("/")
 
 
 def help_text(method: type[Method], examples: Sequence[str]) -> str:
@@ -172,7 +200,10 @@ FOR_PROTECTION = replace(CALIBRATION, panel="Protection")
 
 
 def _command(method: type[Method]) -> Callable[..., None]:
-    """Return the command of a method: one tuned model or several, with curvature or without."""
+    """Return the command of a method, with curvature or without.
+
+    One for a single tuned model takes several too: a protection puts them together.
+    """
     groups = {
         "method": FlagGroup(of=method, panel=method.title),
         "calibration": CALIBRATION if method.uses_curvature else FOR_PROTECTION,
@@ -183,21 +214,7 @@ def _command(method: type[Method]) -> Callable[..., None]:
         "settings": SETTINGS,
     }
 
-    if method.max_models == 1:
-
-        def one(
-            ctx: typer.Context,
-            base: BasePath,
-            tuned: TunedPath,
-            config: ConfigName = None,
-            json: AsJson = False,
-            **options: object,
-        ) -> None:
-            run_fuse(base, [tuned], config=config, given=given_flags(ctx), json=json, **options)  # pyright: ignore[reportArgumentType]
-
-        return with_options(**groups)(one)
-
-    def many(
+    def command(
         ctx: typer.Context,
         base: BasePath,
         tuned: TunedPaths,
@@ -207,7 +224,7 @@ def _command(method: type[Method]) -> Callable[..., None]:
     ) -> None:
         run_fuse(base, tuned, config=config, given=given_flags(ctx), json=json, **options)  # pyright: ignore[reportArgumentType]
 
-    return with_options(**groups)(many)
+    return with_options(**groups)(command)
 
 
 def register(app: typer.Typer) -> None:

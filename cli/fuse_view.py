@@ -12,7 +12,7 @@ from ..fusion.run.protector import TARGET_ALONE
 from .console import count, gigabytes, say, table
 
 if TYPE_CHECKING:
-    from ..fusion.plan.plan import Step
+    from ..fusion.plan.plan import Plan, Step
     from ..fusion.record.manifest import Manifest
     from ..fusion.record.records import TensorRecord
     from ..fusion.run.fuse import Prepared
@@ -40,10 +40,7 @@ def show_plan(prepared: Prepared) -> None:
         for (action, kind, why), steps in _groups(plan.steps).items()
     ]
     table(f"{prepared.method.title}: plan", ["tensors", "action", "number", "parameters", "why"], rows)
-    for rule in plan.renamings:
-        say(f"names: `{rule.base_prefix}*` in the base is `{rule.tuned_prefix}*` in the tuned model ({rule.count})")
-    for note in plan.notes:
-        say(f"note: {note}")
+    show_notes(plan)
     say(f"options: {', '.join(f'{key} {value}' for key, value in prepared.options.items())}")
     if prepared.settings.protection is not None:
         protection = asdict(prepared.settings.protection)
@@ -52,6 +49,14 @@ def show_plan(prepared: Prepared) -> None:
     say(f"read {gigabytes(need.bytes_read)}, write {gigabytes(need.bytes_written)} in {need.num_files} file(s)")
     say(f"peak memory about {gigabytes(need.memory)}, beside {gigabytes(need.mapped)} of mapped files")
     say(f"output {prepared.output}, {gigabytes(free_disk(prepared.output))} free there")
+
+
+def show_notes(plan: Plan) -> None:
+    """Print what a plan found on the way."""
+    for rule in plan.renamings:
+        say(f"names: `{rule.base_prefix}*` in the base is `{rule.tuned_prefix}*` in the tuned model ({rule.count})")
+    for note in plan.notes:
+        say(f"note: {note}")
 
 
 def plan_json(prepared: Prepared) -> dict[str, Any]:
@@ -86,8 +91,7 @@ def show_uncovered(manifest: Manifest, found: Statistics) -> None:
     if found.provenance is None:
         return
     reasons, names = found.why_missing(), [record.name for record in manifest.fused if not record.measured]
-    protection = manifest.settings.get("protection")
-    instead = f"an interpolation at {1 / (1 + protection['weight']):.3g}" if protection else "H = I"
+    instead = "an interpolation at 1/(1 + λ)" if manifest.settings.get("protection") else "H = I"
     by_reason: dict[str, list[str]] = {}
     for name in names:
         by_reason.setdefault(reasons.get(name, "not measured"), []).append(name)

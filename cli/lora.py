@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,17 +12,19 @@ import typer
 from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
-from .flags import FlagGroup, parse_numbers, with_options
+from ..fusion.transforms.merge import Election
+from .flags import FlagGroup, flag_of, given_flags, parse_numbers, with_options
 from .lora_learn import ADAPTIVE, LearnOptions, learn_weights
 from .options import POLICIES, SELECTION, SETTINGS, TARGET, AsJson, BasePath, Target, TunedPath
 
 if TYPE_CHECKING:
     from ..fusion.lora.combine import AdapterReport
     from ..fusion.methods import Method
-    from ..learn.parts import Thinning
+    from ..learn.parts import LinearMerge
 
 MergeName = Literal["task-arithmetic", "linear", "ties", "dare-ties", "dare-linear", "cat", "svd"]
 SUMS = ("task-arithmetic", "linear", "cat")  # three names of Σ w·δ
+FUSED_AS = {**dict.fromkeys((*SUMS, "svd"), "task-arithmetic"), "dare-linear": "dare"}
 MAX_ROWS = 40
 
 Adapters = Annotated[list[Path], typer.Argument(help="PEFT adapter folders of that base.")]
@@ -37,6 +40,10 @@ class MergeOptions:
         weights: One for each adapter, or one for all, separated by commas; or `adaptive`, learned on `--buffer`.
         density: Fraction of each delta that is kept. Default: the method's own.
         scale: λ, the strength of the merged delta.
+        election: Of `ties` and `dare-ties`: whether votes are `weighted`, or counted `unweighted` by the deltas alone,
+            as PEFT does and as weights are learned. Default: `unweighted`.
+        normalize: Divide by the sum of the weights that take part; `unweighted`, by the number of adapters that agree.
+            Default: the method's own, as in its command.
         rank: With `--as-adapter`, the most that a module may have; without, the sum stays exact.
         energy: With `--as-adapter`, the part of each ‖δ‖² to keep, by which its rank is chosen.
     """
@@ -45,6 +52,8 @@ class MergeOptions:
     weights: str = "1"
     density: float | None = None
     scale: float = 1.0
+    election: Election | None = None
+    normalize: Annotated[bool | None, typer.Option("--normalize/--no-normalize")] = None
     as_adapter: Annotated[
         bool,
         typer.Option("--as-adapter", help="Write one adapter instead of a whole checkpoint.", rich_help_panel="Merge"),
@@ -53,40 +62,41 @@ class MergeOptions:
     energy: float | None = None
 
 
-def thinning_of(options: MergeOptions, seed: int) -> Thinning:
-    """Return what the learned weights are to be learned for."""
+def method_of(options: MergeOptions) -> Method:
+    """Return the fusion method with its options, for weights that were typed and for learned ones alike."""
     from ..fusion.errors import MethodError
-    from ..learn.parts import Thinning
+    from ..fusion.methods import METHODS
+    from ..fusion.methods.checks import fraction
+
+    method = METHODS[FUSED_AS.get(options.method, options.method)]
+    fields = {field.name for field in dataclasses.fields(method)}
+    values: dict[str, Any] = {"weights": parse_numbers(options.weights, "--weights"), "scale": options.scale}
+    if "election" in fields:  # a weight is the strength of its adapter, and must not cancel out
+        values["election"] = options.election or "unweighted"
+    elif options.election is not None:
+        raise MethodError(f"`--election` has no meaning for {method.title}, which elects no signs")
+    if options.normalize is not None:
+        values["normalize"] = options.normalize
+    if options.density is not None:
+        fraction("density", options.density)
+        if method.name == "task-arithmetic":
+            raise MethodError("`--density` has no meaning for a method that keeps all deltas")
+        values |= {"sparsity": 1 - options.density} if "sparsity" in fields else {"density": options.density}
+    return method(**values)
+
+
+def linear_merge_of(options: MergeOptions, seed: int) -> LinearMerge:
+    """Return what weights are learned for: what `method_of` merges."""
+    from ..fusion.errors import MethodError
+    from ..learn.parts import LinearMerge
 
     if options.scale != 1:
         raise MethodError("`--scale` has no meaning for weights that are learned")
-    method = "task-arithmetic" if options.method in (*SUMS, "svd") else options.method
-    if options.density is None:
-        return Thinning(method=method, seed=seed)
-    return Thinning(method=method, density=options.density, seed=seed)
-
-
-def method_of(options: MergeOptions, **extra: str) -> Method:
-    """Return the fusion method that merges into the base."""
-    from ..fusion.errors import MethodError
-    from ..fusion.methods import METHODS
-
-    name = {"linear": "task-arithmetic", "cat": "task-arithmetic", "dare-linear": "dare"}.get(
-        options.method, options.method
-    )
-    if name not in METHODS:
-        raise MethodError(f"`{name}` is not available here", hint="`--method` takes linear, dare-ties or dare-linear")
-    values: dict[str, Any] = {"weights": parse_numbers(options.weights, "--weights"), "scale": options.scale, **extra}
-    if options.density is not None:
-        if name == "task-arithmetic":
-            raise MethodError("`--density` has no meaning for a method that keeps all deltas")
-        values["sparsity" if name.startswith("dare") else "density"] = (
-            1 - options.density if name.startswith("dare") else options.density
-        )
-    return METHODS[name](**values)
+    return LinearMerge(method=method_of(replace(options, weights="1")), seed=seed)
 
 
 def merge_command(
+    ctx: typer.Context,
     base: BasePath,
     adapters: Adapters,
     merge: MergeOptions,
@@ -105,7 +115,7 @@ def merge_command(
 
         sculpt lora-merge base/ code/ math/ --weights 0.7,0.3 -o merged/
 
-        sculpt lora-merge base/ code/ math/ --method ties --density 0.2
+        sculpt lora-merge base/ code/ math/ --method ties --density 0.2 --weights 1,3
 
         sculpt lora-merge base/ code/ math/ --as-adapter --method cat -o both/
 
@@ -115,24 +125,19 @@ def merge_command(
     """
     from ..fusion.errors import MethodError
 
-    extra = {}
+    if merge.as_adapter:
+        _refuse_as_adapter(merge, given_flags(ctx))
+    elif merge.method in ("cat", "svd") or merge.rank is not None or merge.energy is not None:
+        named = f"`--method {merge.method}`" if merge.method in ("cat", "svd") else "`--rank` and `--energy`"
+        raise MethodError(f"{named} makes an adapter", hint="add `--as-adapter`, or take `--method linear`")
     if merge.weights == ADAPTIVE:
-        thinning = thinning_of(merge, settings.seed)
-        alpha = learn_weights(base, adapters, thinning, learn, device=settings.device)
-        density = None if thinning.method == "task-arithmetic" else thinning.density
-        merge = replace(merge, weights=",".join(repr(weight) for weight in alpha), density=density)
-        # What was learned is a sum of parts that are divided by the number of adapters that agree.
-        extra = {"election": "unweighted"} if merge.method in ("ties", "dare-ties") else {}
+        alpha = learn_weights(base, adapters, linear_merge_of(merge, settings.seed), learn, device=settings.device)
+        merge = replace(merge, weights=",".join(map(repr, alpha)))
     elif learn != LearnOptions():
         raise MethodError("`--buffer` and what goes with it are for `--weights adaptive`")
     if merge.as_adapter:
-        if target.dry_run or selection != type(selection)() or policies != type(policies)():
-            raise MethodError("`--dry-run` and the selection of tensors are for merging into the base")
         _merge_as_adapter(base, adapters, merge, target, json=json)
         return
-    if merge.method in ("cat", "svd") or merge.rank is not None or merge.energy is not None:
-        named = f"`--method {merge.method}`" if merge.method in ("cat", "svd") else "`--rank` and `--energy`"
-        raise MethodError(f"{named} makes an adapter", hint="add `--as-adapter`, or take `--method linear`")
     from .fuse import run_fuse
 
     if target.output is None:
@@ -140,7 +145,7 @@ def merge_command(
     run_fuse(
         base,
         adapters,
-        method=method_of(merge, **extra),
+        method=method_of(merge),
         target=target,
         settings=settings,
         selection=selection,
@@ -156,11 +161,14 @@ def _beside(path: Path, ending: str) -> Path:
     return find_model(path).beside(ending)
 
 
-def _merge_as_adapter(base: Path, adapters: list[Path], merge: MergeOptions, target: Target, *, json: bool) -> None:
-    from ..fusion.arithmetic.per_model import spread
+def _refuse_as_adapter(merge: MergeOptions, given: set[str]) -> None:
+    """Refuse what has no effect on an adapter, or cannot be one."""
     from ..fusion.errors import MethodError
-    from ..fusion.lora.combine import combine_adapters
 
+    idle = {parameter for group in (SETTINGS, SELECTION, POLICIES) for _, parameter in group.fields}
+    learning = {"seed", "device"} if merge.weights == ADAPTIVE else set[str]()
+    for parameter in sorted((idle - learning | {"dry_run", "density", "normalize", "election"}) & given):
+        raise MethodError(f"`{flag_of(parameter)}` is for merging into the base, not into an adapter")
     if merge.method not in (*SUMS, "svd"):
         raise MethodError(
             f"what `--method {merge.method}` makes has full rank, which is no adapter",
@@ -168,6 +176,12 @@ def _merge_as_adapter(base: Path, adapters: list[Path], merge: MergeOptions, tar
         )
     if merge.method == "svd" and merge.rank is None and merge.energy is None:
         raise MethodError("`--method svd` needs `--rank` or `--energy`")
+
+
+def _merge_as_adapter(base: Path, adapters: list[Path], merge: MergeOptions, target: Target, *, json: bool) -> None:
+    from ..fusion.arithmetic.per_model import spread
+    from ..fusion.lora.combine import combine_adapters
+
     weights = spread("weights", parse_numbers(merge.weights, "--weights"), len(adapters))
     report = combine_adapters(
         base,

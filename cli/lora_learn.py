@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from ..learn.continual import Experience
-    from ..learn.parts import Thinning
+    from ..learn.parts import LinearMerge
 
 ADAPTIVE = "adaptive"
 MAX_LENGTH = 512  # tokens of a sample
@@ -48,7 +48,7 @@ class LearnOptions:
 
 
 def learn_weights(
-    base: Path, adapters: Sequence[Path], thinning: Thinning, options: LearnOptions, *, device: str
+    base: Path, adapters: Sequence[Path], merge: LinearMerge, options: LearnOptions, *, device: str
 ) -> tuple[float, ...]:
     """Return the learned α of the adapters, after saying how they came about."""
     from ..data.encoding import Encoder
@@ -65,7 +65,7 @@ def learn_weights(
     learning = Learning(b_max=options.b_max, steps=options.steps, learning_rate=options.learning_rate)
     opened = open_checkpoint(base)
     found = [open_checkpoint(adapter, opened) for adapter in adapters]
-    merged = MergedModel(opened, thinning, device=_device(device))
+    merged = MergedModel(opened, merge, device=_device(device))
     classifies = merged.model.get_output_embeddings() is None
     encoder = Encoder(opened.folder or base, merged.model, max_length=MAX_LENGTH)
     buffer = read_buffer(options.buffer, encoder, classifies=classifies)
@@ -103,6 +103,7 @@ def _say(adapters: Sequence[Path], alpha: Sequence[float], b: float, losses: Seq
 
     weights = ", ".join(f"{adapter.name} {weight:.3f}" for adapter, weight in zip(adapters, alpha, strict=True))
     say(f"learned: {weights}; b {b:.3f}")
+    say(f"the same merge again: --weights {','.join(map(repr, alpha))}")
     if losses:
         say(f"loss of the buffer {losses[0]:.4f} → {losses[-1]:.4f}")
 

@@ -58,7 +58,7 @@ POLICIES = FlagGroup(of=Policies, panel="Selection and disagreements")
 SETTINGS = FlagGroup(
     of=Settings,
     panel="Run",
-    panels=dict.fromkeys(("config_from", "dtype", "max_shard_bytes", "digest"), "Output"),
+    panels=dict.fromkeys(("config_from", "tokenizer", "dtype", "max_shard_bytes", "digest"), "Output"),
     flags={"max_shard_bytes": "max_shard_size"},
     leave_out=("selection", "policies", "protection", "recipe", "tile_elements"),
     options={"max_shard_bytes": SIZE, "memory": SIZE},
@@ -85,7 +85,13 @@ CALIBRATION = FlagGroup(
 PROTECTION = FlagGroup(
     of=Protection,
     panel="Protection",
-    flags={"weight": "protect_weight", "ridge": "protect_ridge", "scores": "protect_scores"},
+    flags={
+        "weight": "protect_weight",
+        "ridge": "protect_ridge",
+        "scores": "protect_scores",
+        "target": "target_curvature",
+        "shares": "protect_shares",
+    },
 )
 
 

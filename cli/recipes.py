@@ -27,7 +27,8 @@ def merged_settings(recipe: Recipe, flags: Settings, given: Collection[str]) -> 
     run = recipe.run
     return replace(
         run,
-        **SETTINGS.chosen(flags, {*given, "device", "threads", "digest", "memory"}),  # no recipe can say the last four
+        # No recipe can say the last five.
+        **SETTINGS.chosen(flags, {*given, "device", "threads", "digest", "memory", "load_check"}),
         selection=replace(run.selection, **SELECTION.chosen(flags.selection, given)),
         policies=replace(run.policies, **POLICIES.chosen(flags.policies, given)),
     )

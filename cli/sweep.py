@@ -184,8 +184,10 @@ def sweep(
 
 def _protected(grid: Grid, weights: str, protection: Protection | None, given: Collection[str]) -> Grid:
     """Return the grid with weights of the protection in place of strengths, if the base is to be protected."""
+    from ..api import PROTECTED
     from ..evaluate.strengths import parse_grid
     from ..fusion.errors import MethodError
+    from ..fusion.methods import AdaDare
 
     if protection is None:
         return grid
@@ -194,8 +196,15 @@ def _protected(grid: Grid, weights: str, protection: Protection | None, given: C
     if "gamma" in given and (grid.strengths is None or len(grid.strengths) != 1):
         raise MethodError("with `--protect` its weight is swept, at one `--gamma`")
     strengths = None if weights == "auto" else parse_grid(weights)
+    # As `fuse` does: AdaDARE-γ drops nothing by itself where the base is protected.
+    families = tuple(
+        replace(family, method=replace(family.method, sparsity=PROTECTED.sparsity))
+        if isinstance(family.method, AdaDare) and "sparsity=" not in family.text
+        else family
+        for family in grid.families
+    )
     gamma = grid.strengths[0] if "gamma" in given and grid.strengths else 1.0
-    return replace(grid, strengths=strengths, protection=protection, gamma=gamma)
+    return replace(grid, families=families, strengths=strengths, protection=protection, gamma=gamma)
 
 
 def _refuse_results(folder: Path, overwrite: bool) -> None:

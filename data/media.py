@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..fusion.checkpoint.companions import lies_inside
 from ..fusion.errors import DataError
 
 
@@ -28,15 +29,27 @@ def _content(source: Any, folder: Path, what: str, kind: str) -> bytes:
             return base64.b64decode(source.partition(",")[2], validate=True)
         except (binascii.Error, ValueError) as error:
             raise DataError(f"the {kind} of {what} is a damaged data URL") from error
+    try:
+        return _inside(source, folder, what, kind).read_bytes()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{what} names the {kind} `{source}`: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _inside(source: str, folder: Path, what: str, kind: str) -> Path:
+    """Return the path of a file that a row names, which must lie in the folder that rows may read from."""
     source = source.removeprefix("file://")
     if "://" in source:
         raise DataError(f"{what} names `{source}`, and sculpt does not use the network", hint="download it first")
-    path = Path(source)
-    try:
-        return (path if path.is_absolute() else folder / path).read_bytes()
-    except (OSError, ValueError) as error:
-        said = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise DataError(f"{what} names the {kind} `{source}`: {said}") from error
+    path = folder / source
+    if not lies_inside(path, folder):
+        raise DataError(
+            f"{what} names the {kind} `{source}`, which lies outside `{folder}`",
+            hint="`media` names the folder that rows may read from",
+            options=["media"],
+        )
+    if path.exists() and not path.is_file():
+        raise DataError(f"{what} names the {kind} `{source}`, which is no regular file")
+    return path
 
 
 def load_image(source: Any, folder: Path, what: str) -> Any:
@@ -103,10 +116,7 @@ def load_video(source: Any, folder: Path, what: str) -> Any:
         return np.stack(frames)
     if not isinstance(source, str) or source.startswith("data:"):
         raise DataError(f"{what} has no video that can be read: expected a path or a list of images")
-    source = source.removeprefix("file://")
-    if "://" in source:
-        raise DataError(f"{what} names `{source}`, and sculpt does not use the network", hint="download it first")
-    path = Path(source) if Path(source).is_absolute() else folder / source
-    if not path.is_file():
+    path = _inside(source, folder, what, "video")
+    if not path.exists():
         raise DataError(f"{what} names the video `{source}`: No such file or directory")
     return str(path)

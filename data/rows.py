@@ -75,10 +75,11 @@ class Rows:
         return self if limit is None else dataclasses.replace(self, count=min(limit, self.count))
 
 
-def open_rows(data: Path | str | None, fields: Mapping[str, str] | None = None) -> Rows:
+def open_rows(data: Path | str | None, media: Path | None = None, fields: Mapping[str, str] | None = None) -> Rows:
     """Return the rows of a data set; those of the text that ships with sculpt where none is given.
 
     Args:
+        media: The folder that holds what rows name, and that their paths are relative to; that of the data by default.
         fields: Where the data name a field otherwise: ours to theirs.
 
     Raises:
@@ -105,7 +106,7 @@ def open_rows(data: Path | str | None, fields: Mapping[str, str] | None = None) 
         rows = _rows(table, name=path.name, folder=path.parent)
     if rows.count == 0:
         raise DataError(f"`{data}` is empty")
-    return dataclasses.replace(rows, fields=fields or {})
+    return dataclasses.replace(rows, fields=fields or {}, folder=media or rows.folder)
 
 
 def chosen(count: int, num_rows: int, seed: int) -> list[int]:

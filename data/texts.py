@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..fusion.errors import DataError, first_line
+from ..fusion.checkpoint.pretrained import load_pretrained
+from ..fusion.errors import DataError, SculptError
 from ..fusion.rows import RowOptions
 from .chats import Template
 from .example import IGNORED
@@ -85,7 +86,7 @@ class Texts:
             return False
         try:
             return hasattr(self.processor, "tokenizer")
-        except DataError:  # rows that need it say so
+        except SculptError:  # rows that need it say so
             return False
 
     @cached_property
@@ -101,15 +102,10 @@ class Texts:
         """Return what a transformers Auto class loads from the model's folder.
 
         Raises:
-            DataError: There is none.
+            ModelError: There is none.
         """
-        try:
-            return auto.from_pretrained(self.folder, local_files_only=True, trust_remote_code=self.trust_remote_code)
-        except Exception as error:  # transformers raises anything on missing or damaged files
-            raise DataError(
-                f"`{self.folder}` has no {what} that transformers can load: {first_line(error)}",
-                hint="rows of `input_ids` need none" if what == "tokenizer" else None,
-            ) from error
+        hint = "rows of `input_ids` need none" if what == "tokenizer" else None
+        return load_pretrained(auto, self.folder, what, trust_remote_code=self.trust_remote_code, hint=hint)
 
     def read(self, row: Row) -> Iterator[tuple[Tokens, Tokens | None]]:
         """Yield the row's tokens, and for an encoder–decoder with prompt and completion those of the completion."""

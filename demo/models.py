@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..fusion.checkpoint.pretrained import load_pretrained
 from ..fusion.errors import DataError
 from .fetch import FetchError, Package, fetch
 
@@ -89,10 +90,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
-    loaded = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
-    )
+    tokenizer = load_pretrained(AutoTokenizer, gguf.parent, "tokenizer", gguf_file=gguf.name)
+    loaded = load_pretrained(AutoModelForCausalLM, gguf.parent, "weights", gguf_file=gguf.name, dtype=torch.float32)
     config = loaded.config
     if hasattr(config, "quantization_config"):
         delattr(config, "quantization_config")

@@ -76,12 +76,13 @@ class _Story:
     def __init__(self, setup: Setup, out: Path, *, seed: int, device: str, narrator: Narrator, clock: _Clock) -> None:
         from transformers import AutoTokenizer
 
+        from ..fusion.checkpoint.pretrained import load_pretrained
         from .task import encode_prose, encode_question
 
         self.setup, self.out, self.seed, self.device = setup, out, seed, device
         self.narrator, self.clock = narrator, clock
         self.rows: list[DemoRow] = []
-        self.tokenizer = AutoTokenizer.from_pretrained(setup.base, local_files_only=True)
+        self.tokenizer = load_pretrained(AutoTokenizer, setup.base, "tokenizer")
         self.test = [encode_question(example, self.tokenizer) for example in setup.task.test]
         self.prose = [encode_prose(text, self.tokenizer, setup.prose_tokens) for text in setup.task.prose]
 

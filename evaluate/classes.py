@@ -12,6 +12,7 @@ from ..data.encoding import Encoder
 from ..data.row import Row
 from ..fusion.errors import DataError
 from ..fusion.rows import RowOptions
+from ..live.failures import plain_failures
 from ..live.model import LiveModel
 
 
@@ -33,7 +34,7 @@ def classify(
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         examples = [encoder.only(row) for row in batch]
-        with class_padding(config, examples) as fill:
+        with class_padding(config, examples) as fill, plain_failures(model.model):
             given = collate(examples, fill=fill).inputs_on(model.device, model.model.dtype)
             found = model.model(**given).logits.argmax(-1).tolist()
         for row, number in zip(batch, found, strict=True):

@@ -111,7 +111,9 @@ def score_suite(
     size = batch_size or suite.content.batch_size
     tasks = list(suite.tasks())
     opened = {
-        name: open_rows(suite.folder / task.file, task.fields).limited(task.limit)
+        name: open_rows(suite.folder / task.file, task.media and suite.folder / task.media, task.fields).limited(
+            task.limit
+        )
         for _, name, task in tasks
         if not isinstance(task, Harness)
     }

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..data.batching import Batch, collate
 from ..data.example import Example
 from ..fusion.errors import ModelError
+from ..live.failures import plain_failures
 from ..live.generation import greedy
 from ..live.model import LiveModel
 
@@ -48,9 +49,10 @@ def generate(
             batch = _padded(model, [prompts[place] for place in places])
             length = batch.inputs["input_ids"].shape[1] if "input_ids" in batch.inputs else 0
             ended = _Ended(tokenizer, stop, 0 if model.is_encoder_decoder else length)
-            written = model.model.generate(
-                **batch.inputs_on(model.device, model.model.dtype), stopping_criteria=[ended] if stop else None
-            )
+            with plain_failures(model.model, "a prompt"):
+                written = model.model.generate(
+                    **batch.inputs_on(model.device, model.model.dtype), stopping_criteria=[ended] if stop else None
+                )
             # Some models of pictures hand out the answer alone.
             if not model.is_encoder_decoder and written.shape[1] > length:
                 written = written[:, length:]
@@ -66,7 +68,10 @@ def _padded(model: LiveModel, prompts: Sequence[Example], lengths: Sequence[int]
 
 
 class _Ended:
-    """Tells which rows of a batch have come to a stop, by the rule that `cut_at` cuts by."""
+    """Tells which rows of a batch have come to a stop; as `cut_at` cuts them, by their text.
+
+    transformers' own criterion looks for tokens that could make up a string, which not every tokenizer has.
+    """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str], num_read: int) -> None:
         self._tokenizer = tokenizer
@@ -108,7 +113,8 @@ def _minds_padding(model: LiveModel, prompt: Example, length: int) -> bool:
     for padded in (prompt.inputs["input_ids"].shape[1], length):
         inputs = _padded(model, [prompt], [padded]).inputs_on(model.device, model.model.dtype)
         given = {"max_new_tokens": STEPS, "return_dict_in_generate": True, "output_logits": True}
-        found.append(torch.stack(model.model.generate(**inputs, **given).logits)[:, 0].float())
+        with plain_failures(model.model, "a prompt"):
+            found.append(torch.stack(model.model.generate(**inputs, **given).logits)[:, 0].float())
     alone, beside = found
     shared = min(len(alone), len(beside))
     first = (alone[:shared].argmax(-1) != beside[:shared].argmax(-1)).nonzero()[:1, 0].tolist()

@@ -54,7 +54,7 @@ def likelihoods(
         logits = logits_at(model, batch.inputs_on(device, model.dtype), wanted.where)
         tokens = wanted.tokens.to(logits.device)
         log_probabilities = logits.float().log_softmax(-1)
-        own = log_probabilities.gather(-1, tokens[:, None])[:, 0].double().cpu()
+        own = log_probabilities.gather(-1, tokens[:, None])[:, 0].cpu().double()
         if not bool(torch.isfinite(own).all()):
             raise ModelError(
                 "the model's outputs are not finite",

@@ -93,13 +93,14 @@ class LiveFuse:
         method = method.for_models(1)
         if protection != self._protection:  # what was remembered is of other deltas
             self.backend, self._protection = RememberingBackend(self._own_backend), protection
+        plan = self.plan_of(method, blocks)
         found = fuse_in_memory(
-            self.plan_of(method, blocks),
+            plan,
             curvature=self.curvature,
             seed=self.prepared.settings.seed,
             backend=self.backend,
             keep_nonfinite=self.prepared.settings.policies.on_nonfinite == "keep",
-            protector=self._with(protection).settings.protector(),
+            protector=self._with(protection).settings.protector(plan),
         )
         self.seconds += time.perf_counter() - start
         return found

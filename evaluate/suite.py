@@ -34,11 +34,13 @@ class _OnFile(_Schema):
 
     Attributes:
         file: Relative to the suite.
+        media: Folder of the images that rows name, relative to the suite. Default: the file's own.
         limit: Score the first rows only.
         fields: Where the file names a field otherwise: ours to theirs, as `{prompt: question}`.
     """
 
     file: Path
+    media: Path | None = None
     limit: PositiveInt | None = None
     fields: dict[str, str] = {}
 

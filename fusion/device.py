@@ -7,25 +7,36 @@ from typing import TYPE_CHECKING
 from .errors import DeviceError, first_line
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+
+WITHOUT_FLOAT64 = ("mps",)  # types of devices
 
 
 def torch_device(name: str) -> torch.device:
     """Return the torch device of a name such as `cuda:1`.
 
     Raises:
-        DeviceError: torch does not know it, or it is not there.
+        DeviceError: torch does not know it, it is not there, or it computes nothing.
     """
     import torch
 
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise DeviceError(f"the device `{name}` cannot be used: {first_line(error)}") from error
+    if device.type == "meta":
+        raise DeviceError("the device `meta` cannot be used: it holds shapes and no values")
+    return device
+
+
+def device_of(device: torch.device, dtype: np.dtype) -> torch.device:
+    """Return where arrays of a dtype are computed for this device."""
+    return float64_device(device) if dtype == "float64" else device
 
 
 def float64_device(device: torch.device) -> torch.device:
     """Return where float64 is computed for this device: there, or on the CPU where the device has no float64."""
     import torch
 
-    return torch.device("cpu") if device.type == "mps" else device
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device

@@ -11,10 +11,12 @@ from typing import Any
 VOCABULARY_MODULES = frozenset(
     {
         "shared", "embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings",
-        "lm_head", "embed_out", "output", "decoder", "predictions",
+        "lm_head", "embed_out", "output", "decoder", "predictions", "proj_out",
     }
 )  # fmt: skip
-OUTPUT_MODULES = frozenset({"lm_head", "embed_out", "output", "decoder", "predictions"})
+OUTPUT_MODULES = frozenset({"lm_head", "embed_out", "output", "decoder", "predictions", "proj_out"})
+# Buffers that a model computes from its configuration; some versions stored them.
+CONSTANT_BUFFERS = frozenset({"inv_freq", "position_ids", "masked_bias", "cos_cached", "sin_cached"})
 
 
 def selects(patterns: Sequence[str], name: str) -> bool:
@@ -138,6 +140,17 @@ def is_vocabulary(name: str) -> bool:
     return len(parts) >= 2 and parts[-2] in VOCABULARY_MODULES
 
 
+def is_constant(name: str, shape: tuple[int, ...]) -> bool:
+    """Return whether a tensor is a buffer that a model computes for itself, such as GPT-2's mask, `attn.bias`."""
+    leaf = name.rpartition(".")[2]
+    return leaf in CONSTANT_BUFFERS or (leaf == "bias" and len(shape) == 4 and shape[:2] == (1, 1))
+
+
+def is_pooler(name: str) -> bool:
+    """Return whether a tensor is of a pooler, which some heads of a model use and others lack."""
+    return "pooler" in name.split(".")
+
+
 def config_values(config: Mapping[str, Any] | None, key: str) -> set[Any]:
     """Return the values that a key has in a config and the configs nested in it."""
     if config is None:
@@ -147,6 +160,14 @@ def config_values(config: Mapping[str, Any] | None, key: str) -> set[Any]:
         if isinstance(value, Mapping):
             found |= config_values(value, key)
     return found
+
+
+def with_vocabulary(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Return a config, and those nested in it, for a vocabulary of so many rows."""
+    return {
+        key: rows if key == "vocab_size" else with_vocabulary(value, rows) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+    }
 
 
 def tied_source(name: str, shapes: Shapes, shape: tuple[int, ...], config: Mapping[str, Any] | None) -> str | None:

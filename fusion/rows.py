@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .errors import DataError
@@ -21,6 +22,7 @@ class RowOptions:
         fields: Where the data name a field otherwise: ours=theirs, such as prompt=question,completion=answer.
         bad_rows: error, or skip: leave out and count rows that cannot be read or do not suit the model.
         unknown_fields: error, or ignore: what to do about a field of a row that nothing reads.
+        media: Folder of the images and sound that rows name; nothing outside it is read. Default: the data's own.
         too_long: What becomes of a sample over the longest length: cut (of a prompt its beginning goes, before any of
             the completion does), drop, or error.
         chat_template: The template of chats: its name among several, or a file. Default: the model's own.
@@ -30,6 +32,7 @@ class RowOptions:
     fields: Mapping[str, str] | None = None
     bad_rows: OrSkip = "error"
     unknown_fields: OrIgnore = "error"
+    media: Path | None = None
     too_long: TooLong = "cut"
     chat_template: str | None = None
     template_arguments: Mapping[str, Any] | None = None

@@ -16,7 +16,7 @@ from ..data.sampling import digest_of, draw_samples
 from ..data.texts import num_positions
 from ..fusion.arithmetic.curvature import Curvature
 from ..fusion.checkpoint import Asked, open_checkpoint
-from ..fusion.errors import DataError, ModelError, Way
+from ..fusion.errors import CurvatureError, DataError, ModelError, Way
 from ..fusion.progress import Progress, silent
 from ..fusion.run.diff import changed_tensors
 from ..live import skeleton
@@ -81,6 +81,9 @@ class Session:
         self.dtype = compute_dtype(options.dtype, self.checkpoint, self.device)
         self._is_partial = wanted is not None or options.only_changed is not None
         self.wanted = frozenset(self.checkpoint.tensors) if wanted is None else wanted
+        for glob in options.full:
+            if not any(fnmatchcase(name, glob) for name in self.checkpoint.tensors):
+                raise CurvatureError(f"`{glob}` matches no tensor of `{self.checkpoint.ref}`", options=["full"])
         if options.only_changed is not None:
             self.wanted &= changed_tensors(self.checkpoint, open_checkpoint(options.only_changed))
         self.skeleton = skeleton.build(
@@ -97,7 +100,7 @@ class Session:
 
     def _draw(self, share: tuple[int, int]) -> None:
         options = self.options
-        rows = open_rows(options.data, options.fields)
+        rows = open_rows(options.data, options.media, options.fields)
         encoder = Encoder(
             self.skeleton.folder,
             self.model,

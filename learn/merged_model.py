@@ -17,7 +17,7 @@ from ..fusion.checkpoint import Source
 from ..fusion.checkpoint.adapter.module_names import ModelNames, ParameterPart
 from ..fusion.errors import ModelError
 from ..live.model import load_model
-from .parts import Thinning, parts_of
+from .parts import LinearMerge, parts_of
 
 
 @final
@@ -30,9 +30,9 @@ class MergedModel:
         gradient: ∂L/∂α, summed over the backwards since `start_gradient`, shape (num_adapters,).
     """
 
-    def __init__(self, base: Source, thinning: Thinning, *, device: str = "cpu") -> None:
+    def __init__(self, base: Source, merge: LinearMerge, *, device: str = "cpu") -> None:
         self.base = base
-        self.thinning = thinning
+        self.merge = merge
         loaded = load_model(base, device=device, dtype=torch.float32, may_stream=False)
         self.model = loaded.model.requires_grad_(False)
         self._device = loaded.device
@@ -84,7 +84,7 @@ class MergedModel:
         """Return P of each adapter for a tensor."""
         found = self._cached.get(name)
         if found is None:
-            arrays = parts_of(name, self.base, self._adapters, self.thinning)
+            arrays = parts_of(name, self.base, self._adapters, self.merge)
             found = [torch.from_numpy(np.ascontiguousarray(array)).to(self._device) for array in arrays]
             if self._caches:
                 self._cached[name] = found

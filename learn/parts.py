@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 
@@ -18,55 +17,63 @@ from ..fusion.arithmetic.random import SEGMENT, tensor_key
 from ..fusion.arithmetic.tile import Tile
 from ..fusion.checkpoint import Source
 from ..fusion.errors import MethodError
-from ..fusion.methods.checks import fraction, one_of
-from ..fusion.transforms.bernoulli import Drawn
+from ..fusion.methods import Method, TaskArithmetic
+from ..fusion.methods.options import Chained
+from ..fusion.transforms.chain import Chain
 from ..fusion.transforms.merge import agreeing
-from ..fusion.transforms.trim import trim
-
-Merge = Literal["task-arithmetic", "ties", "dare-ties", "dare-linear"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Thinning:
-    """How adapters are thinned out before they are weighted.
+class LinearMerge:
+    """A method that is linear in its weights, which are to be learned.
 
     Attributes:
-        method: Which parts they have.
-        density: Fraction of each δ that is kept, by magnitude (TIES) or at random (the DAREs).
-        seed: Of the random choice.
+        method: Task arithmetic, or a chain that sums, or elects signs by the deltas alone.
+        seed: Of a random choice.
     """
 
-    method: Merge = "task-arithmetic"
-    density: float = 0.2
+    method: Method
     seed: int = 0
 
     def __post_init__(self) -> None:
-        one_of("method", self.method, get_args(Merge))
-        fraction("density", self.density)
-        if self.density == 0:
-            raise MethodError("a density of 0 leaves nothing to learn")
+        if self.method.identity == "base":
+            raise MethodError(f"{self.method.title} with these options keeps nothing whose weight could be learned")
+        merging = self.chain.merging if self.chain is not None else None
+        if merging is None:
+            divided = self.method.normalize if isinstance(self.method, TaskArithmetic) else True
+        else:
+            divided = merging.normalize and not merging.by_number
+        if divided or self.method.scope != "tensor" or (merging and merging.election == "weighted"):
+            raise MethodError(
+                f"{self.method.title} with these options is not linear in its weights, so they cannot be learned",
+                hint="an election must be `unweighted`, and nothing divided by the sum of the weights",
+            )
+
+    @property
+    def chain(self) -> Chain | None:
+        """How deltas are selected and merged; None where they are added as they are."""
+        return self.method.chain if isinstance(self.method, Chained) else None
 
 
-def parts_of(name: str, base: Source, adapters: Sequence[Source], thinning: Thinning) -> list[np.ndarray]:
+def parts_of(name: str, base: Source, adapters: Sequence[Source], merge: LinearMerge) -> list[np.ndarray]:
     """Return P of each adapter for one tensor of the base, float32, in its shape."""
     before = base.read(name).astype(np.float32)
     tuned = tuple(adapter.read(name).astype(np.float32) for adapter in adapters)
     for adapter in adapters:
         adapter.release(name)
     shape = base.tensors[name].shape
-    if thinning.method == "task-arithmetic":
+    if merge.chain is None:
         return [(other - before).reshape(shape) for other in tuned]
     if len(before) > SEGMENT:
         raise MethodError(f"`{name}` is too large to thin out")
-    keys = tuple(tensor_key(thinning.seed, name, stream=k) for k in range(len(tuned)))
+    keys = tuple(tensor_key(merge.seed, name, stream=k) for k in range(len(tuned)))
     tile = Tile(start=0, base=before, tuned=tuned, keys=keys, root=None)
-    if thinning.method == "ties":
-        thinned = run_on(tile, trim(thinning.density).settle(len(tuned), len(before))).deltas(tile)
-    else:
-        survivors = Drawn(keeps=(thinning.density,) * len(tuned)).deltas(tile)
-        thinned = [delta / np.float32(thinning.density) for delta in survivors]  # times 1/density would round twice
-    if thinning.method == "dare-linear":
+    kept = run_on(tile, merge.chain.selection.settle(len(tuned), len(before)))
+    factors = kept.factors or (1.0,) * len(tuned)
+    thinned = [np.float32(factor) * delta for factor, delta in zip(factors, kept.deltas(tile), strict=True)]
+    merging = merge.chain.merging
+    if merging.election is None:
         return [delta.reshape(shape) for delta in thinned]
     agree = [part.astype(np.float32) for part in agreeing(thinned, [1.0] * len(thinned), "unweighted")]
-    number = np.maximum(np.sum(agree, axis=0), 1)
+    number = np.maximum(np.sum(agree, axis=0), 1) if merging.normalize else np.float32(1)
     return [(delta * part / number).reshape(shape) for delta, part in zip(thinned, agree, strict=True)]

@@ -14,6 +14,7 @@ from ..data.batching import Batch
 from ..fusion.checkpoint import Source
 from ..fusion.errors import DataError, MethodError
 from ..fusion.progress import Progress, silent
+from ..live.failures import plain_failures
 from ..live.logits import logits_at
 from .buffer import BufferSample, batches
 from .coefficients import Coefficients, Learnable
@@ -77,7 +78,9 @@ def predictions(model: Any, batch: Batch, labels: Sequence[int | None]) -> tuple
     inputs = batch.inputs_on(model.device)
     if None not in labels:
         right = torch.tensor(labels, device=model.device)
-        return model(**inputs).logits, right, torch.arange(len(labels), device=model.device)
+        with plain_failures(model):
+            logits = model(**inputs).logits
+        return logits, right, torch.arange(len(labels), device=model.device)
     wanted = batch.wanted
     logits = logits_at(model, inputs, wanted.where)
     return logits, wanted.tokens.to(logits.device), wanted.rows.to(logits.device)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..fusion.errors import ModelError
+from .failures import plain_failures
 
 
 def logits_at(model: Any, inputs: Mapping[str, Tensor], where: Tensor) -> Tensor:
@@ -28,6 +29,7 @@ def logits_at(model: Any, inputs: Mapping[str, Tensor], where: Tensor) -> Tensor
 
     hook = head.register_forward_pre_hook(select)
     try:
-        return model(**inputs, use_cache=False).logits
+        with plain_failures(model):
+            return model(**inputs, use_cache=False).logits
     finally:
         hook.remove()

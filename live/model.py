@@ -16,9 +16,10 @@ import psutil
 import torch
 
 from ..fusion.checkpoint import Source, open_checkpoint
-from ..fusion.errors import DataError, ModelError, first_line
+from ..fusion.checkpoint.pretrained import load_config, load_pretrained
+from ..fusion.errors import ModelError
 from .devices import compute_dtype, pick_device
-from .skeleton import build, load_config
+from .skeleton import build
 
 HEADROOM = 0.9  # of the memory, which weights may fill; the rest is for activations
 
@@ -31,12 +32,14 @@ class LiveModel:
         path: The checkpoint it was loaded from, with configuration and tokenizer.
         device: Where inputs go.
         streamed: Whether weights come from the disk when they are needed, as they do not fit.
+        trust_remote_code: Whether code in the folder may run.
     """
 
     path: Path
     model: Any
     device: torch.device
     streamed: bool = False
+    trust_remote_code: bool = False
     _offload: Any = field(default=None, repr=False)
 
     def __enter__(self) -> LiveModel:
@@ -56,16 +59,11 @@ class LiveModel:
         """The tokenizer in the checkpoint's folder, with something to pad with.
 
         Raises:
-            DataError: There is none that transformers can load.
+            ModelError: There is none that transformers can load.
         """
         from transformers import AutoTokenizer
 
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
-        except Exception as error:  # transformers raises anything on missing or damaged files
-            raise DataError(
-                f"`{self.path}` has no tokenizer that transformers can load: {first_line(error)}"
-            ) from error
+        tokenizer = load_pretrained(AutoTokenizer, self.path, "tokenizer", trust_remote_code=self.trust_remote_code)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
         return tokenizer
@@ -123,41 +121,42 @@ def load_model(
     )
     needed = sum(info.num_elements for info in checkpoint.tensors.values()) * torch.empty(0, dtype=kind).itemsize
     room = int(HEADROOM * _free_memory(where)) if memory_bytes is None else memory_bytes
-    options: dict[str, Any] = {"dtype": kind, "local_files_only": True, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"dtype": kind, "config": load_config(checkpoint, trust_remote_code=trust_remote_code)}
     folder: Path | None = skeleton.folder
     offload = None
     if may_stream and needed > room:
         offload = tempfile.TemporaryDirectory(prefix="sculpt-offload-")
         limits = {"cpu" if where.type == "cpu" else (where.index or 0): room}
         options |= {"device_map": "auto", "max_memory": limits, "offload_folder": offload.name}
-    if checkpoint.base is not None or checkpoint.folder is None:
+    if checkpoint.base is not None or checkpoint.folder is None or checkpoint.wrappers:
         if offload is not None:
             raise ModelError(
                 f"`{checkpoint.ref}` takes {needed} bytes of the {room} that are free, and can only be run whole",
                 hint="a folder with all the weights in it is read as it is needed",
             )
-        folder, options = None, options | _given(checkpoint, skeleton.folder, trust_remote_code)
-    try:
-        model: Any = type(skeleton.model).from_pretrained(folder, **options)
-    except Exception as error:  # transformers raises anything
-        raise ModelError(f"transformers cannot load `{checkpoint.ref}`: {first_line(error)}") from error
+        folder, options = None, options | _given(checkpoint, skeleton.folder)
+    model: Any = load_pretrained(
+        type(skeleton.model), folder, "weights", trust_remote_code=trust_remote_code, **options
+    )
     if offload is None:
         model = model.to(where)
     return LiveModel(
-        path=skeleton.folder, model=model.eval(), device=where, streamed=offload is not None, _offload=offload
+        path=skeleton.folder,
+        model=model.eval(),
+        device=where,
+        streamed=offload is not None,
+        trust_remote_code=trust_remote_code,
+        _offload=offload,
     )
 
 
-def _given(checkpoint: Source, folder: Path, trust_remote_code: bool) -> dict[str, Any]:
+def _given(checkpoint: Source, folder: Path) -> dict[str, Any]:
     """Return the arguments that hand the weights over, where they are not those that the folder holds."""
     from transformers import GenerationConfig
 
-    found: dict[str, Any] = {
-        "config": load_config(checkpoint, folder, trust_remote_code=trust_remote_code),
-        "state_dict": {name: read_tensor(checkpoint, name) for name in checkpoint.tensors},
-    }
+    found: dict[str, Any] = {"state_dict": {name: read_tensor(checkpoint, name) for name in checkpoint.tensors}}
     if (folder / "generation_config.json").is_file():
-        found["generation_config"] = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        found["generation_config"] = load_pretrained(GenerationConfig, folder, "generation config")
     return found
 
 

@@ -7,11 +7,11 @@ does not fit before a weight is read.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..fusion.checkpoint import Source
+from ..fusion.checkpoint import TensorInfo
 from ..fusion.checkpoint.loading_rules import Converted, LoadingRules
 from ..fusion.errors import ModelError
 from .conversions import Conversion, Values, collapse, pull_back
@@ -108,36 +108,74 @@ class NameMap:
     unexpected: frozenset[str]
 
 
-def _stored_on_meta(checkpoint: Source, name: str) -> torch.Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Misfit:
+    """A tensor that gives a parameter another shape than the model's."""
+
+    tensor: str
+    parameter: str
+    shape: tuple[int, ...]
+    expected: tuple[int, ...]
+
+
+def _on_meta(info: TensorInfo) -> torch.Tensor:
     import torch
 
-    info = checkpoint.tensors[name]
     return torch.empty(info.shape, dtype=getattr(torch, info.kind.torch), device="meta")
 
 
-def map_names(model: Any, checkpoint: Source) -> NameMap:
-    """Return how the checkpoint's tensors make the parameters of a model that is on the meta device, not yet tied.
+def map_names(model: Any, tensors: Mapping[str, TensorInfo]) -> NameMap:
+    """Return how a checkpoint's tensors make the parameters of a model that is on the meta device, not yet tied.
 
     Raises:
         ModelError: A tensor does not fit the model.
     """
+    names = assemble(model, tensors)
+    for misfit in misfits(model, tensors, names):
+        raise ModelError(
+            f"`{misfit.tensor}` gives {list(misfit.shape)}, but `{misfit.parameter}` of "
+            f"`{type(model).__name__}` is {list(misfit.expected)}",
+            hint="does `config.json` belong to these weights?",
+        )
+    return names
+
+
+def assemble(model: Any, tensors: Mapping[str, TensorInfo]) -> NameMap:
+    """Return how a checkpoint's tensors make the parameters of a model, whatever shapes come out.
+
+    Raises:
+        ModelError: An operation of transformers fails on them.
+    """
     rules = LoadingRules(model)
-    names = rules.sort(checkpoint.tensors)
+    names = rules.sort(tensors)
     assemblies = [Assembly(sources={name: (name,)}, targets=(target,)) for target, name in names.plain.items()]
-    assemblies += [_converted(model, checkpoint, converted) for converted in names.converted]
+    assemblies += [_converted(model, tensors, converted) for converted in names.converted]
     made = {target for assembly in assemblies for target in assembly.targets}
-    for assembly in assemblies:
-        _check_shapes(model, checkpoint, assembly, rules.state)
     return NameMap(
         assemblies=tuple(assemblies), missing=frozenset(set(rules.state) - made), unexpected=names.unexpected
     )
 
 
-def _converted(model: Any, checkpoint: Source, converted: Converted) -> Assembly:
+def misfits(model: Any, tensors: Mapping[str, TensorInfo], names: NameMap) -> Iterator[Misfit]:
+    """Yield what has another shape in the model than its tensors give."""
+    state = model.state_dict()
+    for assembly in names.assemblies:
+        shapes = (
+            [made[0] for made in assembly.steps[-1].after.values()]
+            if assembly.steps
+            else [tensors[assembly.source_names[0]].shape]
+        )
+        for target, shape in zip(assembly.targets, shapes, strict=True):
+            expected = tuple(state[target].shape) if target in state else tuple(shape)
+            if expected != tuple(shape):
+                yield Misfit(tensor=assembly.source_names[0], parameter=target, shape=tuple(shape), expected=expected)
+
+
+def _converted(model: Any, tensors: Mapping[str, TensorInfo], converted: Converted) -> Assembly:
     """Return the assembly of a converter, by running it on tensors without data."""
     converter, first, sources = converted.converter, converted.first, converted.sources
     values: dict[str, list[torch.Tensor]] = {
-        pattern: [_stored_on_meta(checkpoint, name) for name in names] for pattern, names in sources.items()
+        pattern: [_on_meta(tensors[name]) for name in names] for pattern, names in sources.items()
     }
     steps = []
     try:
@@ -146,7 +184,7 @@ def _converted(model: Any, checkpoint: Source, converted: Converted) -> Assembly
                 op=op,
                 source_patterns=converter.source_patterns,
                 target_patterns=converter.target_patterns,
-                before={key: [tuple(t.shape) for t in tensors] for key, tensors in values.items()},
+                before={key: [tuple(t.shape) for t in found] for key, found in values.items()},
                 after={},
                 kwargs={
                     "full_layer_name": first,
@@ -156,7 +194,7 @@ def _converted(model: Any, checkpoint: Source, converted: Converted) -> Assembly
                 },
             )
             values = step.run(values)
-            after = {key: [tuple(t.shape) for t in tensors] for key, tensors in values.items()}
+            after = {key: [tuple(t.shape) for t in found] for key, found in values.items()}
             steps.append(dataclasses.replace(step, after=after))
     except Exception as error:  # whatever the operation raises on tensors that do not fit
         names = next(iter(sources.values()))
@@ -171,19 +209,3 @@ def _converted(model: Any, checkpoint: Source, converted: Converted) -> Assembly
         keys=tuple(values),
         steps=tuple(steps),
     )
-
-
-def _check_shapes(model: Any, checkpoint: Source, assembly: Assembly, state: Mapping[str, torch.Tensor]) -> None:
-    shapes = (
-        {key: made[0] for key, made in assembly.steps[-1].after.items()}
-        if assembly.steps
-        else {"": checkpoint.tensors[assembly.source_names[0]].shape}
-    )
-    for target, shape in zip(assembly.targets, shapes.values(), strict=True):
-        expected = tuple(state[target].shape) if target in state else None
-        if expected is not None and expected != tuple(shape):
-            raise ModelError(
-                f"`{assembly.source_names[0]}` gives {list(shape)}, but `{target}` of "
-                f"`{type(model).__name__}` is {list(expected)}",
-                hint="does `config.json` belong to these weights?",
-            )

@@ -118,6 +118,14 @@ def may_be_missing(model: Any) -> list[str]:
     return list(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
 
 
+def may_be_unexpected(model: Any) -> list[str]:
+    """Return patterns of tensors that a checkpoint may hold without any use for them; as `from_pretrained` does."""
+    buffers = [name for name, _ in model.named_buffers()]
+    constant = {"rotary_emb.inv_freq": r"rotary_emb\.inv_freq", "position_ids": r"(^|\.)position_ids$"}
+    found = [pattern for ending, pattern in constant.items() if any(name.endswith(ending) for name in buffers)]
+    return [*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), *found]
+
+
 def undivided(model: Any) -> set[str]:
     """Return the names of classes of modules that are not to be split."""
     return set(getattr(model, "_no_split_modules", None) or ())

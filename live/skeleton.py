@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..fusion.checkpoint import Source
-from ..fusion.checkpoint.loading_rules import MISFIT, named_class
+from ..fusion.checkpoint.loading_rules import named_class
+from ..fusion.checkpoint.pretrained import load_config, needs_code
 from ..fusion.errors import ModelError, SculptError, first_line
 from . import privates
 from .names import NameMap, map_names
@@ -51,26 +52,12 @@ class Skeleton:
     folder: Path
 
 
-def load_config(checkpoint: Source, folder: Path, *, trust_remote_code: bool) -> Any:
-    """Return the configuration of a checkpoint; an adapter's has the vocabulary that it brings.
+def model_class(config: Any, auto_class: str | None) -> Any:
+    """Return the class that a configuration names, or that the Auto classes make of it.
 
     Raises:
-        ModelError: transformers cannot read it.
+        ModelError: transformers has none.
     """
-    from transformers import AutoConfig
-
-    try:
-        found = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-        is_own = checkpoint.base is None or checkpoint.config in (None, checkpoint.base.config)
-        return found if is_own else type(found).from_dict(checkpoint.config)
-    except Exception as error:  # transformers raises anything on a damaged config
-        hint = MISFIT if isinstance(error, ImportError) else None
-        raise ModelError(
-            f"transformers cannot read the config of `{folder}`: {first_line(error)}", hint=hint
-        ) from error
-
-
-def _model_class(config: Any, auto_class: str | None) -> Any:
     import transformers
 
     if auto_class is None and (named := named_class({"architectures": config.architectures})):
@@ -119,16 +106,12 @@ def build(
     # The folder's code runs only where transformers has no class of its own for the model.
     remote = bool((content or {}).get("auto_map")) and named_class(content) is None
     if remote and not trust_remote_code:
-        raise ModelError(
-            f"`{folder}` needs the code that lies in it to run",
-            hint="read that code, then allow it with `trust_remote_code`",
-            options=["trust_remote_code"],
-        )
-    config = load_config(checkpoint, folder, trust_remote_code=remote)
-    cls = _remote_class(folder, config, auto_class) if remote else _model_class(config, auto_class)
+        raise needs_code(folder)
+    config = load_config(checkpoint, trust_remote_code=remote)
+    cls = _remote_class(folder, config, auto_class) if remote else model_class(config, auto_class)
     try:
-        model = _on_meta(cls, config, dtype)
-        names = map_names(model, checkpoint)
+        model = on_meta(cls, config, dtype)
+        names = map_names(model, checkpoint.tensors)
         _fill_the_rest(model, names, device, seed)
     except SculptError:
         raise
@@ -137,7 +120,8 @@ def build(
     return Skeleton(model=model.eval(), names=names, folder=folder)
 
 
-def _on_meta(cls: Any, config: Any, dtype: torch.dtype) -> Any:
+def on_meta(cls: Any, config: Any, dtype: torch.dtype) -> Any:
+    """Return a model without weights, not yet tied."""
     for entry in (config, *(getattr(config, key, None) for key in config.sub_configs)):
         if entry is not None:
             entry.dtype = dtype

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import runpy
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+
+
+@pytest.fixture(scope="session")
+def device_without_float64() -> Callable[[], AbstractContextManager[str]]:
+    """Return a context manager in which there is such a device, as Apple's is; it yields the device's name."""
+    return runpy.run_path(str(Path(__file__).with_name("without_float64.py")))["device_without_float64"]
+
 
 DTYPES = {
     "float32": np.dtype(np.float32),

@@ -89,7 +89,7 @@ def train_adapter(
     require_peft()
     refuse_folder(output, [base], overwrite=overwrite)
     process = join(schedule.device)
-    opened, rows = Checkpoint(base), open_rows(data, schedule.fields)
+    opened, rows = Checkpoint(base), open_rows(data, schedule.media, schedule.fields)
     device = pick_device(schedule.device)
     if device.index is not None and ":" in schedule.device:
         raise ModelError(
@@ -108,7 +108,9 @@ def train_adapter(
         "base": opened.fingerprint,
         "data": digest_of_file(data),
         "method": asdict(method),
-        "schedule": {key: value for key, value in asdict(schedule).items() if key not in ("device", "save_steps")},
+        "schedule": {
+            key: value for key, value in asdict(schedule).items() if key not in ("device", "save_steps", "media")
+        },
     }
     checkpoint = settle(folder, plan, resume=resume, writes=process.is_first)
     trainer = _trainer(tuned, examples, method, schedule, folder, dtype=dtype, device=device)

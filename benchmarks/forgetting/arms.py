@@ -17,6 +17,7 @@ GAMMAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)  # of a tenth of the deltas that was not rescaled
 LAMBDAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 HIGHER_LAMBDAS = (*LAMBDAS, 30.0, 100.0)  # where pictures protect: there the best lies higher
+SMALL_LAMBDAS = (0.001, 0.002, 0.005, 0.01, 0.03, 0.1, 0.3, 1.0)  # where the delta stands in for samples
 SPARSITIES = (0.5, 0.9, 0.99)
 SAMPLES = (8, 32, 128, 512)
 SOME = 128  # samples of either side, unless their number is what is studied
@@ -87,6 +88,13 @@ def _two_sided(protect: str, name: str, grid: tuple[float, ...] = LAMBDAS) -> li
     return [
         Arm(name=name, command=plain, grid=grid, start=1.0, curve=True),
         Arm(name=f"{name} exact 0.9", command=exact, grid=grid, start=1.0),
+        Arm(
+            name=f"{name}, no samples",
+            command=f"fuse --protect {{full-{protect}}} --protect-weight {{s}}",
+            grid=SMALL_LAMBDAS,
+            start=0.1,
+        ),
+        Arm(name=f"{name}, no samples, λ by itself", command=f"fuse --protect {{full-{protect}}}"),
     ]
 
 

@@ -20,11 +20,16 @@ class Curvature:
         num_tokens: Rows of X that were summed (tokens, positions or patches; for an expert, those routed to it).
         gram: Raw Σ x·xᵀ where it was asked for, (d_in, d_in) or for stacked experts (E, d_in, d_in), inputs in the
             order of the tensor's own elements along its input dimensions; else None.
+        is_measured: False of a model that no samples were run through; its delta tells what the task needs.
     """
 
     terms: tuple[np.ndarray, ...]
     num_tokens: int
     gram: np.ndarray | None = None
+    is_measured: bool = True
+
+
+UNMEASURED = Curvature(terms=(), num_tokens=0, is_measured=False)
 
 
 Curvatures = tuple[Curvature | None, ...]  # of one tensor in each model, the base first

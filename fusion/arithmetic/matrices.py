@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -19,6 +20,7 @@ CHUNK = 1 << 22  # elements that are read and multiplied at once: fixed, so that
 
 ReadRange = Callable[[int, int], Sequence[np.ndarray]]  # start, stop -> elements of base and tuned models, as stored
 Models = tuple[Any, ...]  # one array a model, the base first
+Rows = tuple[slice, tuple[np.ndarray, ...]]  # which rows of a matrix, and what every model has there
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,22 +77,28 @@ class Matrices:
             for k in range(layout.stack):
                 yield tuple(self._place(np.ascontiguousarray(model[k])) for model in models)
 
-    def chunks(self, layout: RowLayout) -> Iterator[tuple[int, slice, tuple[np.ndarray, ...]]]:
-        """Yield runs of whole rows: which matrix, which of its rows, and a NumPy array (count, width) of every model.
+    def stacks(self, layout: RowLayout) -> Iterator[tuple[int, Callable[[], Iterator[Rows]]]]:
+        """Yield each of the stacked matrices as what yields runs of its whole rows, as often as it is called.
 
-        Rows that do not lie in the tensor one after the other cannot be read apart: then a matrix comes whole.
+        A run is which of its rows, and a NumPy array (count, width) of every model. Rows that do not lie in the tensor
+        one after the other cannot be read apart: then a matrix comes whole.
         """
         step = max(1, CHUNK // layout.width)
+        models: list[Any] = []
         if not layout.is_in_order:
             models = [layout.split(model) for model in self.flat(0, prod(layout.shape))]
-            for k in range(layout.stack):
-                yield k, slice(0, layout.rows), tuple(model[k] for model in models)
-            return
-        for k in range(layout.stack):
+
+        def runs(k: int) -> Iterator[Rows]:
+            if models:
+                yield slice(0, layout.rows), tuple(model[k] for model in models)
+                return
             for row in range(0, layout.rows, step):
                 last = min(row + step, layout.rows)
                 start, stop = (k * layout.rows + row) * layout.width, (k * layout.rows + last) * layout.width
-                yield k, slice(row, last), tuple(a.reshape(-1, layout.width) for a in self.flat(start, stop))
+                yield slice(row, last), tuple(a.reshape(-1, layout.width) for a in self.flat(start, stop))
+
+        for k in range(layout.stack):
+            yield k, functools.partial(runs, k)
 
 
 def host(array: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from array_api_compat import array_namespace
 
-from .sums import block_sums, exact_total
+from .sums import block_sums, exact_total, wide
 from .tile import Tile
 
 
@@ -109,6 +109,5 @@ def measure(tile: Tile, stored: Any, fused: Fused) -> Any:
         magnitude = magnitude + xp.abs(delta)
     clipped = xp.zeros_like(zero) if fused.clipped is None else fused.clipped
     moved = xp.abs(stored - tile.base)
-    wide = xp.astype(moved, xp.float64)
-    rows = (fused.kept & ~zero, zero, clipped & ~zero, magnitude, moved, wide * wide)
+    rows = (fused.kept & ~zero, zero, clipped & ~zero, magnitude, moved, wide(moved) ** 2)
     return xp.stack([block_sums(row) for row in rows])

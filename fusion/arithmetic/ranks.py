@@ -15,6 +15,7 @@ import numpy as np
 from array_api_compat import array_namespace, is_torch_array
 
 from .passes import Pass
+from .sums import beside, wide
 from .tile import Tile
 
 DIGIT = 11  # bits that one pass finds
@@ -38,9 +39,9 @@ class Cut:
     def selects(self, scores: Any, start: int) -> Any:
         """Return which of the scores of elements `start …` are selected; bool, shape (n,)."""
         xp = array_namespace(scores)
-        scores = xp.astype(scores, xp.float64) if self.wide else scores
-        places = xp.arange(start, start + scores.shape[0], dtype=xp.int64, device=scores.device)
-        return (scores > self.value) | ((scores == self.value) & (places <= self.place))
+        exact = wide(scores) if self.wide else scores
+        places = xp.arange(start, start + exact.shape[0], dtype=xp.int64, device=exact.device)
+        return beside((exact > self.value) | ((exact == self.value) & (places <= self.place)), scores, xp.bool)
 
 
 NOTHING = Cut(value=float("inf"), place=-1)
@@ -69,7 +70,7 @@ def _bits_of(scores: Any, num_bits: int) -> Any:
     """Return non-negative floats as integers of the same order, in int64."""
     xp = array_namespace(scores)
     if num_bits == 64:
-        return xp.astype(scores, xp.float64).view(xp.int64)
+        return wide(scores).view(xp.int64)
     return xp.astype(scores.view(xp.int32), xp.int64)
 
 
@@ -112,8 +113,8 @@ def digit_counts(
             bits = bits[(bits >> rest) == search.prefix]
         digit = min(DIGIT, rest)
         rows.append(_count((bits >> (rest - digit)) & ((1 << digit) - 1)))
-    beside = xp.full((len(rows), 1), stored_bits, dtype=xp.int32, device=rows[0].device)
-    return xp.concat([xp.stack(rows), beside], axis=1)
+    last = xp.full((len(rows), 1), stored_bits, dtype=xp.int32, device=rows[0].device)
+    return xp.concat([xp.stack(rows), last], axis=1)
 
 
 def _joined(pieces: Sequence[np.ndarray]) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from .sums import block_sums, exact_total
+from .sums import block_sums, exact_total, wide
 from .tile import Tile
 
 Vector = np.ndarray  # coefficients over (base, δ_1, …, δ_K)
@@ -24,7 +24,7 @@ Vector = np.ndarray  # coefficients over (base, δ_1, …, δ_K)
 def basis_products(tile: Tile) -> Any:
     """Return block sums of `b_i·b_j`, i <= j, over the basis (base, δ_1, …); shape ((K + 1)(K + 2)/2, num_blocks)."""
     xp = array_namespace(tile.base)
-    basis = [xp.astype(vector, xp.float64) for vector in (tile.base, *tile.deltas)]
+    basis = [wide(vector) for vector in (tile.base, *tile.deltas)]
     return xp.stack([block_sums(one * other) for i, one in enumerate(basis) for other in basis[i:]])
 
 

@@ -11,11 +11,27 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, is_torch_array
+
+from ..device import float64_device
 
 BLOCK = 4096
 MIN_VECTOR = 512  # fewer numbers are added sooner one by one
 MAX_VECTOR = 2.0**900  # larger ones leave no room for a cut above them
+
+
+def wide(values: Any) -> Any:
+    """Return an array in float64, on the CPU where its device has none."""
+    if is_torch_array(values):
+        return values.to(float64_device(values.device)).double()
+    return values.astype(np.float64)
+
+
+def beside(values: Any, other: Any, dtype: Any = None) -> Any:
+    """Return an array where another is, in that one's dtype or in `dtype`: the way back from `wide`."""
+    if is_torch_array(values):
+        return values.to(dtype or other.dtype).to(other.device)  # narrowed first: it may have no float64
+    return values.astype(dtype or other.dtype)
 
 
 def block_sums(values: Any) -> Any:
@@ -25,7 +41,7 @@ def block_sums(values: Any) -> Any:
         values: Shape (n,), any real dtype or bool, NumPy or torch.
     """
     xp = array_namespace(values)
-    x = xp.astype(values, xp.float64)
+    x = wide(values)
     padding = -x.shape[0] % BLOCK
     if padding:
         x = xp.concat([x, xp.zeros(padding, dtype=xp.float64, device=x.device)])

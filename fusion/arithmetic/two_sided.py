@@ -1,32 +1,44 @@
 """Two-sided curvature: a delta stays where the target task needs it and spares what the base's own inputs use.
 
-    min_Θ  ‖(Θ − W_sft)·A^½‖² + λ·‖(Θ − W_pre)·G^½‖²     ⇒     Θ = W_pre + δ·A·(A + λ·G)⁻¹
+    min_Θ  Σ_k w_k·‖(Θ − W_k)·A_k^½‖² + λ·‖(Θ − W_pre)·G^½‖²
+    ⇒      Θ = W_pre + (Σ_k w_k·δ_k·A_k)·(Σ_k w_k·A_k + λ·G)⁻¹
 
-A and G are means of x·xᵀ over the inputs of a layer: A of target samples through the fine-tuned model, G of general
-samples through the base. Each gets a ridge, a fraction of its mean diagonal, so that A + λ·G can always be factorised:
-an input direction that neither side uses is then mixed by 1/(1 + λ·mean G/mean A), one that only general data use goes
-back to the base. λ = 0 gives the fine-tune, λ → ∞ the base, A = G an interpolation at 1/(1 + λ). At λ = 1 it is RegMean
-(Jin et al., ICLR 2023, arXiv:2212.09849, its eq. 2) of two models. With diagonals alone it is a γ for each column,
-A_jj/(A_jj + λ·G_jj), and for each row of an embedding, by token frequencies.
+A and G are means of x·xᵀ over the inputs of a layer: A_k of target samples through tuned model k, G of general
+samples through the base. Each gets a ridge, a fraction of its mean diagonal, so that the sum can always be factorised:
+an input direction that no side uses is then mixed by 1/(1 + λ·mean G/mean A), one that only general data use goes
+back to the base. For one tuned model λ = 0 gives the fine-tune, λ → ∞ the base, A = G an interpolation at 1/(1 + λ). At
+λ = 1 it is RegMean (Jin et al., ICLR 2023, arXiv:2212.09849, its eq. 2) of two models; at λ = 0 it is RegMean of K.
+With diagonals alone it is a γ for each column, A_jj/(A_jj + λ·G_jj), and for each row of an embedding, by token
+frequencies.
+
+Without samples of the target task its delta stands in for A (`from_delta`), or the identity, or the diagonal of G,
+each scaled to G's trace. The λ that serves best differs by what A is of; one that was not given is chosen by that.
+Where models are put together and each has another, an error on each counts by its own: A_k/λ_k against G.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from ..errors import MethodError
-from .curvature import Curvature
+from .curvature import UNMEASURED, Curvature
 from .gram import cholesky
 from .group import Group
+from .per_model import PerModel, as_tuple
 from .tile import sum_of_squares
 
 EXPERT = re.compile(r"\.experts\.\d+\.")
+
+Target = Literal["auto", "data", "delta", "identity", "general"]
+LOW_RANK = "low-rank delta"  # of an adapter, or of one that was merged
+# λ where none is given, by what A is of.
+WEIGHTS = {"data": 1.0, "delta": 0.1, LOW_RANK: 0.002, "identity": 0.03, "general": 0.1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,30 +47,68 @@ class Protection:
 
     Attributes:
         weight: λ, at least 0: how much an error on general inputs weighs against one of the same size on target inputs.
+            Default: 1 for target samples; for the delta in their place 0.1, or 0.002 of an adapter; for `identity`
+            0.03, for `general` 0.1.
         curvature: `full`, matrices over all inputs of a layer; `block:N`, over N neighbouring inputs; or `diagonal`.
         ridge: Added to each side's matrices, as a fraction of their mean diagonal.
         scores: Whose inputs the drop probabilities go by: the `target`'s, or `both` with λ.
+        target: What tells where the target's inputs go: `data`, samples of its task; `delta`, the fine-tuning delta
+            itself; `identity`, all directions alike; `general`, the diagonal of the general side. auto: data where
+            there are any, else the delta.
+        shares: w, where a method for one model is given several, which are then put together under the one base: one
+            number, or one for each model, separated by commas.
     """
 
-    weight: float = 1.0
+    weight: float | None = None
     curvature: str = "full"
     ridge: float = 1e-3
     scores: Literal["target", "both"] = "target"
+    target: Target = "auto"
+    shares: PerModel = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
+        if self.weight is not None and not 0 <= self.weight < float("inf"):
             raise MethodError(f"`weight` must be at least 0, got {self.weight}", options=["Protection.weight"])
         if not 0 <= self.ridge < float("inf"):
             raise MethodError(f"`ridge` must be at least 0, got {self.ridge}", options=["Protection.ridge"])
-        if self.scores not in ("target", "both"):
-            raise MethodError(
-                f"`scores` must be one of target, both, got `{self.scores}`", options=["Protection.scores"]
-            )
+        for field, allowed in (("scores", ("target", "both")), ("target", get_args(Target))):
+            if getattr(self, field) not in allowed:
+                raise MethodError(
+                    f"`{field}` must be one of {', '.join(allowed)}, got `{getattr(self, field)}`",
+                    options=[f"Protection.{field}"],
+                )
         if self.curvature not in ("full", "diagonal") and not re.fullmatch(r"block:[1-9]\d*", self.curvature):
             raise MethodError(
                 f"`curvature` must be full, diagonal or block:N such as block:512, got `{self.curvature}`",
                 options=["Protection.curvature"],
             )
+        if isinstance(self.shares, list):  # as a recipe has them
+            object.__setattr__(self, "shares", tuple(self.shares))
+        if not all(0 < share < float("inf") for share in as_tuple(self.shares)):
+            raise MethodError(f"`shares` must be above 0, got {self.shares}", options=["Protection.shares"])
+        if self.target == "delta" and not self.needs_gram:
+            raise MethodError(
+                "the diagonal of a delta's curvature is the general side's, so a delta wants matrices",
+                options=["Protection.curvature"],
+                hint="full matrices tell its directions",
+            )
+
+    @property
+    def takes_samples(self) -> bool:
+        """Whether A is of samples of the target task, where there are any."""
+        return self.target in ("auto", "data")
+
+    def source(self, curvature: Curvature | None) -> str:
+        """Return what A is of, for a tuned model with these statistics: a key of `WEIGHTS`."""
+        if self.takes_samples:
+            return "data" if curvature is None or curvature.is_measured else "delta"
+        return self.target
+
+    def balance(self, sources: Sequence[str], shares: Sequence[float]) -> tuple[float, list[float]]:
+        """Return λ, and what each tuned model's A counts beside it: w_k, times λ/λ_k where they have different λ."""
+        own = [WEIGHTS[source] if self.weight is None else self.weight for source in sources]
+        most = max(own)
+        return most, [share * most / weight if weight else share for share, weight in zip(shares, own, strict=True)]
 
     @property
     def needs_gram(self) -> bool:
@@ -87,19 +137,38 @@ def counted_together(curvatures: Mapping[str, Curvature]) -> dict[str, Curvature
     }
 
 
-def fractions(group: Group, target: Curvature | None, general: Curvature | None, protection: Protection) -> np.ndarray:
-    """Return which fraction of each delta stays by the diagonals, float64, an array that broadcasts to the shape.
+def fractions(group: Group, which: Sequence[int], protection: Protection, shares: Sequence[float]) -> list[np.ndarray]:
+    """Return which fraction of each delta stays by the diagonals, float64 arrays that broadcast to the shape.
+
+    Args:
+        which: Tuned models that are put together.
+        shares: Of each of them.
 
     Raises:
         CurvatureError: The statistics do not fit the tensor.
     """
-    shape = group.shape
-    a = mean_squares(group, target, protection.ridge)
-    g = mean_squares(group, general, protection.ridge)
-    if not a.any() and not g.any():  # nothing is known of either: alike
-        return np.full((1,) * len(shape), 1 / (1 + protection.weight))
-    both = a + protection.weight * g
-    return np.divide(a, both, out=np.full(both.shape, 1 / (1 + protection.weight)), where=both > 0)
+    general = mean_squares(group, group.base, protection.ridge)
+    sources = [protection.source(group.tuned[k]) for k in which]  # interpolated alike, whatever a delta's rank
+    weight, counts = protection.balance(sources, shares)
+    if "data" not in sources and len(group.shape) > 1 and not (group.base and group.base.num_tokens):
+        weight = 0.0  # no general sample came near
+    parts = []
+    for k, source, count in zip(which, sources, counts, strict=True):
+        if source == "data":
+            own = mean_squares(group, group.tuned[k], protection.ridge)
+        else:  # the diagonal of a delta's is G's
+            own = np.full_like(general, general.mean()) if source == "identity" else general
+        parts.append(own if count == 1 else count * own)
+    parts = np.broadcast_arrays(*parts)
+    alike = [count / (sum(counts) + weight) for count in counts]
+    total = sum(parts)
+    if not np.any(total) and not general.any():  # nothing is known of any
+        return [np.full((1,) * len(group.shape), fraction) for fraction in alike]
+    both = total + weight * general
+    return [
+        np.divide(part, both, out=np.full(both.shape, fraction), where=both > 0)
+        for part, fraction in zip(parts, alike, strict=True)
+    ]
 
 
 def mean_squares(group: Group, curvature: Curvature | None, ridge: float) -> np.ndarray:
@@ -110,46 +179,90 @@ def mean_squares(group: Group, curvature: Curvature | None, ridge: float) -> np.
     return mean + ridge * mean.mean()
 
 
+def put_together(curvatures: Sequence[Curvature | None], shares: Sequence[float]) -> Curvature | None:
+    """Return the curvature of a delta that was made of several: their means, added up by shares."""
+    found = [
+        (curvature, share / curvature.num_tokens)
+        for curvature, share in zip(curvatures, shares, strict=True)
+        if curvature is not None and curvature.num_tokens
+    ]
+    if not found:
+        return UNMEASURED if any(c is not None and not c.is_measured for c in curvatures) else None
+    num_tokens = sum(curvature.num_tokens for curvature, _ in found)
+    terms = tuple(factor * num_tokens * term for curvature, factor in found for term in curvature.terms)
+    grams = [factor * num_tokens * c.gram for c, factor in found if c.gram is not None]
+    whole = sum(grams[1:], grams[0]) if len(grams) == len(found) else None
+    return Curvature(terms=terms, num_tokens=num_tokens, gram=whole)
+
+
 def score_curvature(group: Group, protection: Protection) -> Curvature | None:
-    """Return the curvature that drop probabilities go by: the target's, or `A + λ·G` on the target's scale."""
+    """Return the curvature that drop probabilities go by: the target's, or `A + λ·G` on the target's scale.
+
+    The general side's alone where a delta stands in for target samples, as its diagonal is the general side's.
+    """
     target, general = group.target, group.base
+    if target is not None and not target.is_measured:
+        return general
     if target is None or protection.scores == "target" or general is None:
         return target
     if not general.num_tokens or not target.num_tokens:
         return target
-    factor = protection.weight * target.num_tokens / general.num_tokens
+    weight, _ = protection.balance([protection.source(target)], [1.0])
+    factor = weight * target.num_tokens / general.num_tokens
     return replace(target, terms=(*target.terms, *(factor * term for term in general.terms)))
 
 
-def mixing_blocks(
-    name: str, target: Any, general: Any, protection: Protection, *, mean_target: float, mean_general: float
-) -> list[tuple[slice, Any]]:
-    """Return `M = A·(A + λ·G)⁻¹` as its diagonal blocks: which inputs, and a float64 torch tensor over them.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Moment:
+    """E[x·xᵀ] of one side, not yet ridged.
 
-    `δ' = δ·M`; there is one block of all inputs unless `curvature` says otherwise. By Cholesky in float64; M is not
-    symmetric.
+    Attributes:
+        matrix: Float64 torch tensor, (width, width). It is used up.
+        mean: The mean diagonal that its ridge is a fraction of.
+    """
+
+    matrix: Any
+    mean: float
+
+
+def mixing_blocks(
+    name: str,
+    targets: Sequence[Moment],
+    general: Moment,
+    protection: Protection,
+    weight: float,
+    counts: Sequence[float],
+) -> list[list[tuple[slice, Any]]]:
+    """Return `M_k = w_k·A_k·(Σ_j w_j·A_j + λ·G)⁻¹` of each target as its diagonal blocks.
+
+    A block is which inputs, and a float64 torch tensor over them. `δ' = Σ_k δ_k·M_k`; there is one block of all inputs
+    unless `curvature` says otherwise. By Cholesky in float64; M is not symmetric.
 
     Args:
-        target, general: E[x·xᵀ], float64 torch tensors of shape (width, width), not yet ridged. They are used up.
-        mean_target, mean_general: Mean diagonals that the ridges are fractions of.
+        weight: λ.
+        counts: w, of each target.
 
     Raises:
-        MethodError: A + λ·G is not positive definite, which only a ridge of nearly 0 leaves possible.
+        MethodError: The sum is not positive definite, which only a ridge of nearly 0 leaves possible.
     """
     import torch
 
-    width = target.shape[0]
+    width = general.matrix.shape[0]
     size = protection.block_size or width
-    found = []
+    found: list[list[tuple[slice, Any]]] = [[] for _ in targets]
     for start in range(0, width, size):
         part = slice(start, min(start + size, width))
         # The matrices are large: each is changed in place, and let go of once it has been used.
-        a, both = target[part, part], general[part, part]
-        a.diagonal().add_(protection.ridge * mean_target)
-        both.diagonal().add_(protection.ridge * mean_general)
-        both.mul_(protection.weight).add_(a)
+        both = general.matrix[part, part]
+        both.diagonal().add_(protection.ridge * general.mean)
+        both.mul_(weight)
+        for target, count in zip(targets, counts, strict=True):
+            a = target.matrix[part, part]
+            a.diagonal().add_(protection.ridge * target.mean)
+            both.add_(a if count == 1 else a.mul_(count))
         why, hint = f" with a ridge of {protection.ridge:g}", "a larger ridge makes it positive definite"
         factor = cholesky(name, both, why=why, hint=hint)
         del both
-        found.append((part, torch.cholesky_solve(a, factor).T))
+        for blocks, target in zip(found, targets, strict=True):
+            blocks.append((part, torch.cholesky_solve(target.matrix[part, part], factor).T))
     return found

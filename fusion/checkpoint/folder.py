@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import final
 
@@ -14,6 +15,7 @@ from .companions import files_beside_weights
 from .json_file import read_json
 from .source import Source, Stored
 from .tensor_file import TensorFile, open_file
+from .wrappers import unwrapped
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 # In the order in which transformers looks for them.
@@ -80,29 +82,41 @@ class Checkpoint(Source):
         weight_map, files = _indexed_files(self.index) if self.index else (None, [found])
         self._files = [open_file(file) for file in files]
         self.files = tuple(files)
-        self.tensors = tensors = {}
-        self._file_of: dict[str, TensorFile] = {}
+        places: dict[str, TensorFile] = {}
         for opened in self._files:
-            for name, info in opened.tensors.items():
+            for name in opened.tensors:
                 if weight_map is not None and weight_map.get(name) != opened.file.name:
                     raise CheckpointError(f"`{name}` lies in `{opened.file}`, but `{self.index}` does not say so")
-                tensors[name], self._file_of[name] = info, opened
+                places[name] = opened
         for name, file_name in (weight_map or {}).items():
-            if name not in tensors:
+            if name not in places:
                 raise CheckpointError(f"`{self.index}` names `{name}`, which is not in `{file_name}`")
+        own = unwrapped(places)
+        self.wrappers = own.wrappers
+        self._places = {own.names[name]: (opened, name) for name, opened in places.items()}
+        self.tensors = {
+            name: info if (info := opened.tensors[inside]).name == name else replace(info, name=name)
+            for name, (opened, inside) in self._places.items()
+        }
+
+    def name_in_file(self, name: str) -> str:
+        """Return what a tensor is called in its file: with what wrapped the model when it was saved."""
+        return self._places[name][1]
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return elements `start … stop − 1`; for safetensors a read-only view of the mapped file."""
-        return self._file_of[name].read(name, start, stop)
+        opened, inside = self._places[name]
+        return opened.read(inside, start, stop)
 
     def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
         """Let go of the mapped pages of elements that are not needed soon."""
-        self._file_of[name].release(name, start, stop)
+        opened, inside = self._places[name]
+        opened.release(inside, start, stop)
 
     def stored(self, name: str, start: int = 0, stop: int | None = None) -> Stored | None:
         """Return where elements lie in a mapped file."""
-        opened = self._file_of[name]
-        extent = opened.extent(name, start, stop)
+        opened, inside = self._places[name]
+        extent = opened.extent(inside, start, stop)
         return (opened.file, *extent) if extent else None
 
     def mapped(self) -> dict[Path, np.ndarray]:

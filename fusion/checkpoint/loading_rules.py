@@ -24,7 +24,8 @@ def named_class(config: Mapping[str, Any] | None) -> Any | None:
     """
     import transformers
 
-    for name in (config or {}).get("architectures") or ():
+    names = (config or {}).get("architectures")
+    for name in names if isinstance(names, list) else ():
         try:
             found = getattr(transformers, str(name), None)
         except (ImportError, RuntimeError) as error:  # of a library that it uses, which may not fit the others

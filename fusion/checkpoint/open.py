@@ -22,9 +22,14 @@ def open_checkpoint(asked: Asked, base: Source | Asked | None = None) -> Source:
         CheckpointError: It cannot be read, or an adapter's base is nowhere.
     """
     ref = find_model(asked)
-    if not is_adapter(ref.path) or holds_weights(ref.path):
+    if not needs_base(ref):
         return Checkpoint(ref)
     return AdapterSource(ref, _opened(_named_base(ref) if base is None else base))
+
+
+def needs_base(ref: ModelRef) -> bool:
+    """Return whether a folder holds an adapter and no whole model."""
+    return is_adapter(ref.path) and not holds_weights(ref.path)
 
 
 def open_adapter(asked: Asked, base: Source | Asked) -> AdapterSource:
@@ -34,7 +39,7 @@ def open_adapter(asked: Asked, base: Source | Asked) -> AdapterSource:
         CheckpointError: The folder holds none, or it does not fit the base.
     """
     ref = find_model(asked)
-    if not is_adapter(ref.path) or holds_weights(ref.path):
+    if not needs_base(ref):
         raise CheckpointError(f"`{ref}` is a whole checkpoint, not an adapter")
     return AdapterSource(ref, _opened(base))
 

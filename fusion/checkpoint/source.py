@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class Source(ABC):
         files: Every file that it alone consists of, sorted by name, without the index.
         index: The index file, or None.
         tensors: Name to `TensorInfo`, in file order.
+        wrappers: What was taken out of the names in its files, and of how many: it wrapped the model in training.
     """
 
     ref: ModelRef
@@ -40,6 +42,7 @@ class Source(ABC):
     files: tuple[Path, ...] = ()
     index: Path | None = None
     tensors: Mapping[str, TensorInfo]
+    wrappers: Mapping[str, int] = MappingProxyType({})
 
     @abstractmethod
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:

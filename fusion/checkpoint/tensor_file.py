@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ..errors import CheckpointError
 from .safetensors_file import SafetensorsFile
 from .tensor_info import TensorInfo
 from .torch_file import TorchFile
@@ -46,4 +47,6 @@ def open_file(file: Path) -> TensorFile:
     Raises:
         CheckpointError: The file is unreadable or malformed.
     """
+    if file.exists() and not file.is_file():
+        raise CheckpointError(f"`{file}` is no regular file")
     return SafetensorsFile(file) if file.suffix == ".safetensors" else TorchFile(file)

@@ -18,6 +18,7 @@ from ..arithmetic.matrices import Matrices
 from ..arithmetic.passes import Finding, Reduction
 from ..arithmetic.random import tensor_key
 from ..checkpoint import Source, TensorInfo, open_checkpoint
+from ..checkpoint.relaid import relaid
 from ..errors import CheckpointError, MismatchError, NonFiniteError, Way
 from ..methods import Method
 from ..names import align
@@ -121,7 +122,7 @@ def extract_adapter(
     selection = selection or Selection()
     refuse_folder(output, [base, tuned], overwrite=overwrite)
     opened = open_checkpoint(base)
-    after = open_checkpoint(tuned, opened)
+    after = relaid(open_checkpoint(tuned, opened), opened)
     pairs = _pairs(opened, after, selection)
     layers = layers_of(opened)
     method = Extraction(layers=layers, where=f"`{base}` or `{tuned}`", rank=rank, energy=energy)

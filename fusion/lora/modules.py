@@ -84,13 +84,13 @@ class OpenAdapter:
         """Open an adapter folder.
 
         Raises:
-            CheckpointError: It is no adapter, or one whose factors do not tell all (DoRA).
+            CheckpointError: It is no adapter, or one whose factors do not tell all (DoRA, trained tokens).
         """
         file = open_adapter(path, base)
         products: dict[tuple[str, str], list[tuple[str, Product]]] = {}
         biases, whole = {}, {}
         for tensor, patch in file.patches.items():
-            _refuse_dora(path, tensor, patch)
+            _refuse_more(path, tensor, patch)
             if patch.stored is not None:
                 whole[tensor] = patch.stored
             if patch.product is None:
@@ -131,7 +131,12 @@ class OpenAdapter:
         )
 
 
-def _refuse_dora(path: Path, tensor: str, patch: Patch) -> None:
+def _refuse_more(path: Path, tensor: str, patch: Patch) -> None:
+    if patch.rows is not None:
+        raise CheckpointError(
+            f"`{path}` trains tokens of `{tensor}`, which is no product of two factors",
+            hint="merge it into the base, not into an adapter",
+        )
     if patch.magnitude is not None:
         raise CheckpointError(
             f"`{path}` is a DoRA adapter (`{tensor}` has magnitudes), which is no product of two factors",

@@ -21,7 +21,7 @@ from array_api_compat import array_namespace
 
 from ..arithmetic.budget import Budget, L1Norms, l1_sums
 from ..arithmetic.passes import Fused, Map, Pass, Reduction
-from ..arithmetic.sums import block_sums, exact_total
+from ..arithmetic.sums import block_sums, exact_total, wide
 from ..arithmetic.tile import Tile
 from ..errors import MethodError
 from ..transforms.scale import add_scaled
@@ -43,18 +43,18 @@ def score_sums(tile: Tile) -> Any:
     """Return block sums of s, of s² and of the number of non-zero s, and block maxima of s; shape (4, num_blocks)."""
     xp = array_namespace(tile.base)
     s = scores(tile)
-    wide = xp.astype(s, xp.float64)
-    padding = xp.zeros(-s.shape[0] % 4096, dtype=xp.float64, device=s.device)
-    maxima = xp.max(xp.reshape(xp.concat([wide, padding]), (-1, 4096)), axis=1)
-    return xp.stack([block_sums(wide), block_sums(wide * wide), block_sums(s > 0), maxima])
+    exact = wide(s)
+    padding = xp.zeros(-s.shape[0] % 4096, dtype=xp.float64, device=exact.device)
+    maxima = xp.max(xp.reshape(xp.concat([exact, padding]), (-1, 4096)), axis=1)
+    return xp.stack([block_sums(exact), block_sums(exact * exact), block_sums(s > 0), maxima])
 
 
 def clipped_sums(tile: Tile, c: float) -> Any:
     """Return block sums over `c·s >= 1`: their number, their s and their s²; shape (3, num_blocks)."""
     xp = array_namespace(tile.base)
     s = scores(tile)
-    clipped = xp.astype(c * s >= 1, xp.float64)
-    cut = clipped * xp.astype(s, xp.float64)
+    clipped = wide(c * s >= 1)
+    cut = clipped * wide(s)
     return xp.stack([block_sums(clipped), block_sums(cut), block_sums(cut * cut)])
 
 

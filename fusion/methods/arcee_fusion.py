@@ -19,6 +19,7 @@ from array_api_compat import array_namespace
 from ..arithmetic.group import Group, Region
 from ..arithmetic.passes import Fused, Map, Pass, Reduction
 from ..arithmetic.ranks import find_cuts
+from ..arithmetic.sums import beside, wide
 from ..arithmetic.tile import Tile
 from .method import Method
 
@@ -31,7 +32,7 @@ def _softmax(rows: Any, xp: Any) -> Any:
 
 
 def _rows(tile: Tile, xp: Any) -> tuple[Any, Any]:
-    base, tuned = (xp.reshape(xp.astype(side, xp.float64), (-1, tile.grain)) for side in (tile.base, tile.tuned[0]))
+    base, tuned = (xp.reshape(wide(side), (-1, tile.grain)) for side in (tile.base, tile.tuned[0]))
     return base, tuned
 
 
@@ -52,14 +53,15 @@ def importance(tile: Tile, divergence: np.ndarray) -> list[Any]:
     xp = array_namespace(tile.base)
     base, tuned = _rows(tile, xp)
     first = tile.start // tile.grain
-    own = xp.asarray(divergence[first : first + base.shape[0]], device=tile.base.device)
+    own = xp.asarray(divergence[first : first + base.shape[0]], device=base.device)
     return [xp.reshape(xp.abs(tuned - base) * own[:, None], (-1,))]
 
 
 def take_important(tile: Tile, divergence: np.ndarray, threshold: float) -> Fused:
     """Return the tuned model's bits where the importance reaches the threshold, else the base's."""
     xp = array_namespace(tile.base)
-    kept = (importance(tile, divergence)[0] >= threshold) & (tile.deltas[0] != 0)
+    important = importance(tile, divergence)[0] >= threshold
+    kept = beside(important, tile.base, xp.bool) & (tile.deltas[0] != 0)
     return Fused(values=xp.where(kept, tile.tuned[0], tile.base), kept=kept)
 
 

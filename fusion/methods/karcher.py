@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -64,6 +64,7 @@ class Karcher(Method):
     name: ClassVar[str] = "karcher"
     title: ClassVar[str] = "Karcher mean"
     source: ClassVar[str] = "arXiv:2603.04972"
+    min_models: ClassVar[int] = 0
     max_models: ClassVar[int | None] = None
     per_model: ClassVar[tuple[str, ...]] = ("weights",)
 
@@ -77,6 +78,11 @@ class Karcher(Method):
     def counts_base(self) -> bool:
         """The base is one of the models."""
         return True
+
+    @property
+    def identity(self) -> Literal["base", "tuned"] | None:
+        """A model that is alone."""
+        return "base" if isinstance(self.weights, tuple) and len(self.weights) == 1 else None
 
     def reduce(self, num_elements: int) -> Reduction:  # noqa: ARG002 (the products tell all)
         """Take the inner products; return the combination."""

@@ -54,6 +54,7 @@ class Linear(Method):
     name: ClassVar[str] = "linear"
     title: ClassVar[str] = "weighted average"
     source: ClassVar[str] = "arXiv:2203.05482"
+    min_models: ClassVar[int] = 0
     max_models: ClassVar[int | None] = None
     per_model: ClassVar[tuple[str, ...]] = ("weights",)
 
@@ -69,9 +70,9 @@ class Linear(Method):
 
     @property
     def identity(self) -> Literal["base", "tuned"] | None:
-        """The one model that has a weight, if it is the first or the second."""
+        """The one model that has a weight, if it is the first or the second, as it is where it is alone."""
         weights = as_tuple(self.weights)
-        if len(weights) < 2 or not (self.normalize or sum(weights) == 1):
+        if not isinstance(self.weights, tuple) or not (self.normalize or sum(weights) == 1):
             return None
         parts = [k for k, weight in enumerate(weights) if weight != 0]
         return "base" if parts == [0] else "tuned" if parts == [1] else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +11,7 @@ from ..arithmetic.group import Group, Region
 from ..arithmetic.matrices import Matrices, Whole
 from ..arithmetic.passes import Finding, Reduction
 from ..arithmetic.per_model import spread
-from ..errors import MethodError
+from ..errors import MethodError, Way
 
 Scope = Literal["tensor", "block", "model"]  # what shares one reduction
 
@@ -26,7 +27,7 @@ class Method(ABC):
     needs_gram: ClassVar[bool] = False  # the full Σ x·xᵀ, not the diagonal alone
     loads_torch: ClassVar[bool] = False  # whether it computes with torch, on a CPU too
     random: ClassVar[bool] = False
-    min_models: ClassVar[int] = 1
+    min_models: ClassVar[int] = 1  # 0: there may be the base alone, in recipes, which is then taken as it is
     max_models: ClassVar[int | None] = 1  # None: any number of tuned models
     per_model: ClassVar[tuple[str, ...]] = ()  # options that may have one value for each model
     scope: ClassVar[Scope] = "tensor"  # an option of methods that can reduce over more
@@ -65,12 +66,26 @@ class Method(ABC):
         least, most = self.model_range
         if num_models < least or (most is not None and num_models > most):
             wanted = str(least) if least == most else f"at least {least}" if most is None else f"{least} to {most}"
-            raise MethodError(f"{self.title} takes {wanted} tuned model{'s' * (wanted != '1')}, got {num_models}")
+            ways = [Way(option="protect", effect="puts several together before it")] if most == 1 else []
+            plural = "s" * (wanted != "1")
+            raise MethodError(f"{self.title} takes {wanted} tuned model{plural}, got {num_models}", ways=ways)
         wanted = num_models + self.counts_base
+        if not wanted:
+            return self
         for option in self.per_model:
             spread(option, getattr(self, option), wanted)
         weights = getattr(self, "weights", None)
         return self if weights is None else replace(self, weights=spread("weights", weights, wanted))  # pyright: ignore[reportCallIssue]
+
+    def among(self, places: Sequence[int]) -> Method:
+        """Return these options, spelled out for each model, for some of them: by place, 0 being the base."""
+        first = 0 if self.counts_base else 1
+        own = {
+            option: tuple(value[place - first] for place in places if place >= first)
+            for option in self.per_model
+            if isinstance(value := getattr(self, option), tuple) and len(value) > 1
+        }
+        return replace(self, **own)
 
     def region(self, group: Group) -> Region:  # noqa: ARG002 (for those that ask)
         """Return what one piece of work on a tensor is: any run of elements, whole rows, or all of its matrices."""

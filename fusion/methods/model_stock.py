@@ -18,6 +18,7 @@ from array_api_compat import array_namespace
 from ..arithmetic.group import Group, Region
 from ..arithmetic.passes import Fused, Map, Pass, Reduction
 from ..arithmetic.span import LinearSpan, basis_products
+from ..arithmetic.sums import beside, wide
 from ..arithmetic.tile import Tile
 from .combine import combination
 from .method import Method
@@ -35,7 +36,7 @@ def ratio(cosine: Any, num_models: int, xp: Any) -> Any:
 def stock_rows(tile: Tile) -> Fused:
     """Return the stock of each row of a tile of whole rows."""
     xp = array_namespace(tile.base)
-    deltas = [xp.reshape(xp.astype(delta, xp.float64), (-1, tile.grain)) for delta in tile.deltas]
+    deltas = [xp.reshape(wide(delta), (-1, tile.grain)) for delta in tile.deltas]
     norms = [xp.sqrt(xp.sum(delta * delta, axis=1, keepdims=True)) for delta in deltas]
     cosines = []
     for i, one in enumerate(deltas):
@@ -46,8 +47,8 @@ def stock_rows(tile: Tile) -> Fused:
     cosine = xp.clip(sum(cosines) / len(cosines), -1, 1)
     mean = sum(deltas) / len(deltas)
     moved = xp.reshape(ratio(cosine, len(deltas), xp) * mean, (-1,))
-    values = xp.astype(xp.astype(tile.base, xp.float64) + moved, tile.base.dtype)
-    return Fused(values=xp.where(moved == 0, tile.base, values), kept=moved != 0)
+    values, kept = beside(wide(tile.base) + moved, tile.base), beside(moved != 0, tile.base, xp.bool)
+    return Fused(values=xp.where(kept, values, tile.base), kept=kept)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -73,6 +73,7 @@ class MultiSlerp(Method):
     name: ClassVar[str] = "multislerp"
     title: ClassVar[str] = "Multi-SLERP"
     source: ClassVar[str] = "mergekit 0.1"
+    min_models: ClassVar[int] = 0
     max_models: ClassVar[int | None] = None
     per_model: ClassVar[tuple[str, ...]] = ("weights",)
 
@@ -86,6 +87,12 @@ class MultiSlerp(Method):
     def counts_base(self) -> bool:
         """The base is one of the models where the origin is zero."""
         return self.origin == "zero"
+
+    @property
+    def identity(self) -> Literal["base", "tuned"] | None:
+        """A model that is alone, with a weight of 1 in all."""
+        alone = self.origin == "zero" and isinstance(self.weights, tuple) and len(self.weights) == 1
+        return "base" if alone and (self.normalize or self.weights == (1.0,)) else None
 
     def reduce(self, num_elements: int) -> Reduction:  # noqa: ARG002 (the products tell all)
         """Take the inner products; return the combination."""

@@ -21,6 +21,7 @@ from ..arithmetic.passes import Fused, Map, Pass, Reduction
 from ..arithmetic.per_model import PerModel, as_tuple
 from ..arithmetic.row_layout import plain_layout
 from ..arithmetic.span import LinearSpan, Vector, basis_products
+from ..arithmetic.sums import beside, wide
 from ..arithmetic.tile import Tile
 from ..transforms.scale import scaling
 from .checks import each, finite, one_of
@@ -62,13 +63,13 @@ def slerp_lines(base: Any, tuned: Sequence[Any], t: float, origin: Origin, axis:
     xp = array_namespace(base)
     deltas = [model - base for model in tuned]
     pair = deltas if origin == "base" else (base, tuned[0])
-    one, other = (xp.astype(array, xp.float64) for array in pair)
+    one, other = map(wide, pair)
     moved = slerp_along(one, other, t, axis)
     differs = deltas[0] != 0
     if origin == "base":
         differs = differs | (deltas[1] != 0)
-        moved = xp.astype(base, xp.float64) + moved
-    return xp.where(differs, xp.astype(moved, base.dtype), base), differs
+        moved = wide(base) + moved
+    return xp.where(differs, beside(moved, base), base), differs
 
 
 def slerp_rows(tile: Tile, t: float, origin: Origin) -> Fused:

@@ -76,6 +76,7 @@ class Weighted(Chained):
     scale: float = 1.0
     weights: PerModel = 1.0
 
+    min_models: ClassVar[int] = 0
     max_models: ClassVar[int | None] = None
 
 

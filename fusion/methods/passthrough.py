@@ -43,6 +43,11 @@ class Passthrough(Method):
         finite("scale", self.scale)
 
     @property
+    def counts_base(self) -> bool:
+        """The base is the model that is taken."""
+        return True
+
+    @property
     def identity(self) -> Literal["base", "tuned"] | None:
         """The base at scale 1."""
         return "base" if self.scale == 1 else None

@@ -23,7 +23,7 @@ from ..arithmetic.passes import Map, Reduction
 from ..arithmetic.per_element import per_element
 from ..arithmetic.per_model import PerModel, as_tuple
 from ..arithmetic.row_layout import row_layout
-from ..device import float64_device, torch_device
+from ..device import device_of, float64_device, torch_device
 from .checks import averages, fraction
 from .method import Method
 
@@ -87,24 +87,25 @@ class RegMean(Method):
     def _by_matrix(self, matrices: Matrices) -> Whole:
         import torch
 
-        group, device = matrices.group, torch_device(matrices.device)
+        group = matrices.group
         layout = row_layout(
             group.name, group.shape, next(c for c in group.tuned if c is not None and c.gram is not None)
         )
         values: np.ndarray | None = None
         kept = np.zeros((layout.stack, layout.rows, layout.width), bool)
-        made, mixed = -1, []
-        for stack, rows, (base, *tuned) in matrices.chunks(layout):
-            if stack != made:
-                made, mixed = stack, self._mixings(group, stack, device, base.dtype)
-            if values is None:
-                values = np.empty(kept.shape, base.dtype)
-            moved = sum(
-                torch.from_numpy(np.ascontiguousarray(t - base)).to(device) @ matrix
-                for t, matrix in zip(tuned, mixed, strict=True)
-            )
-            values[stack, rows] = _added(base, moved.cpu().numpy())  # pyright: ignore[reportAttributeAccessIssue]
-            kept[stack, rows] = _differs(base, tuned)
+        for stack, runs in matrices.stacks(layout):
+            mixed: list[Any] = []
+            for rows, (base, *tuned) in runs():
+                device = device_of(torch_device(matrices.device), base.dtype)
+                mixed = mixed or self._mixings(group, stack, device, base.dtype)
+                if values is None:
+                    values = np.empty(kept.shape, base.dtype)
+                moved = sum(
+                    torch.from_numpy(np.ascontiguousarray(t - base)).to(device) @ matrix
+                    for t, matrix in zip(tuned, mixed, strict=True)
+                )
+                values[stack, rows] = _added(base, moved.cpu().numpy())  # pyright: ignore[reportAttributeAccessIssue]
+                kept[stack, rows] = _differs(base, tuned)
         assert values is not None  # a tensor without elements has no spans
         return Whole(values=layout.join(values), kept=layout.join(kept))
 

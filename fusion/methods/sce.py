@@ -18,7 +18,7 @@ from array_api_compat import array_namespace
 
 from ..arithmetic.passes import Map, Pass, Reduction
 from ..arithmetic.ranks import Cut, find_cuts
-from ..arithmetic.sums import block_sums
+from ..arithmetic.sums import block_sums, wide
 from ..arithmetic.tile import Tile
 from ..transforms.chain import Kept, merge_kept
 from ..transforms.merge import Merging
@@ -55,7 +55,7 @@ class Selected(Kept):
 def squares(tile: Tile, kept: Selected) -> Any:
     """Return block sums of δ² of what is selected, a row a model."""
     xp = array_namespace(tile.base)
-    return xp.stack([block_sums(xp.astype(delta, xp.float64) ** 2) for delta in kept.deltas(tile)])
+    return xp.stack([block_sums(wide(delta) ** 2) for delta in kept.deltas(tile)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,7 @@ class Sce(Method):
     name: ClassVar[str] = "sce"
     title: ClassVar[str] = "SCE"
     source: ClassVar[str] = "arXiv:2408.07990"
+    min_models: ClassVar[int] = 0
     max_models: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:

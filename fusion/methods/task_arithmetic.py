@@ -34,6 +34,7 @@ class TaskArithmetic(Method):
     name: ClassVar[str] = "task-arithmetic"
     title: ClassVar[str] = "task arithmetic"
     source: ClassVar[str] = "arXiv:2212.04089"
+    min_models: ClassVar[int] = 0
     max_models: ClassVar[int | None] = None
     per_model: ClassVar[tuple[str, ...]] = ("weights",)
 

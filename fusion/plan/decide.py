@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..checkpoint import Source, TensorInfo
 from ..errors import CheckpointError, MismatchError
 from ..methods import Method
-from ..names import config_values, selects
+from ..names import config_values, is_constant, is_pooler, selects
 from .matching import Match, seen_as
 from .options import Side
 from .step import WAYS, Request, Step
@@ -38,6 +38,7 @@ class _Decision:
     models: Sequence[Source]
     request: Request
     method_of: Callable[[Match], Method]
+    without: frozenset[int] = frozenset()  # models that have no part in the tensor, by a policy
 
     def step(self) -> Step | None:
         """Go through all that can be in the way of fusing, then fuse."""
@@ -45,30 +46,60 @@ class _Decision:
         lead, *others = match.parts
         base, *tuned = match.parts.values()
         _refuse_unreadable(match, self.models)
+        if is_left_to_the_class(match):
+            home = self._home
+            if match.parts[home] is None:
+                return None
+            return self._made("copy", "left to the model's class", "base" if home == lead else "tuned")
         if base is None:
             return self._extra()
-        missing = next((index for index in others if match.parts[index] is None), None)
-        if missing is not None:
-            self._allow(request.policies.on_missing, "on_missing", f"is in the base and missing in {self._at(missing)}")
-            return self._made("copy", f"missing in {self.models[missing].ref}")
+        missing = [index for index in others if match.parts[index] is None]
+        if missing:
+            policy = request.policies.on_missing
+            self._allow(policy, "on_missing", f"is in the base and missing in {self._at(missing[0])}")
+            if policy == "drop" and (self._home in missing or len(missing) == len(others)):
+                return None
+            return self._of_the_others(missing, "missing in")
         if self._is_tied_in_output():
             return None
         found = [info for info in tuned if info is not None]
-        grown = len(found) == 1 and _is_grown(base, found[0], self.models[lead], self.models[others[0]])
-        for index, info in zip(others, found, strict=True):
-            if info.shape != base.shape and not grown:
-                told = f"is {_text(base.shape)} in the base and {_text(info.shape)} in {self._at(index)}"
-                self._allow(request.policies.on_mismatch, "on_mismatch", told)
-                source: Side = "tuned" if request.policies.on_mismatch == "take-tuned" else "base"
-                return self._made("copy", f"shape differs in {self.models[index].ref}", source)
+        differing = [k for k, info in zip(others, found, strict=True) if info.shape != base.shape]
+        resized = bool(differing) and _is_resized(base, found, [self.models[index] for index in match.parts])
+        # Of two models the common rows are fused, as long as none of the other's new ones is lost.
+        lost = resized and self._home == lead and found[0].shape[0] > base.shape[0]
+        if differing and (len(others) > 1 or lost or not resized):
+            first, policy = found[others.index(differing[0])], request.policies.on_mismatch
+            told = f"is {_text(base.shape)} in the base and {_text(first.shape)} in {self._at(differing[0])}"
+            self._allow(policy, "vocabulary" if resized else "on_mismatch", told)
+            if policy == "take-tuned":
+                return self._made("copy", f"shape differs in {self.models[differing[0]].ref}", differing[0])
+            if len(others) > 1 or not resized:
+                return self._of_the_others(differing, "shape differs in")
         for index, info in zip(others, found, strict=True):
             converts = request.policies.on_dtype == "convert" and info.kind.fusible and base.kind.fusible
             if info.stored != base.stored and not converts:
                 told = f"is {base.kind.torch} in the base and {info.kind.torch} in {self._at(index)}"
                 self._allow("error", "on_dtype", told)
-        return self._fused_or_copied(base, found, grown=grown)
+        return self._fused_or_copied(base, found, resized=resized)
 
-    def _fused_or_copied(self, base: TensorInfo, tuned: Sequence[TensorInfo], *, grown: bool) -> Step:
+    def _of_the_others(self, left: Collection[int], why: str) -> Step | None:
+        """Decide for the models whose tensors fit; the base's is kept where there are none, or too few to merge."""
+        told = f"{why} {', '.join(str(self.models[index].ref) for index in left)}"
+        rest = {index: info for index, info in self.match.parts.items() if index not in left}
+        places = [place for place, index in enumerate(self.match.parts) if index in rest]
+        if len(places) == 1 or len(places) <= self.method_of(self.match).model_range[0]:
+            return self._made("copy", told)
+        full, method_of = self.match, self.method_of
+        match = replace(full, parts=rest, tied=full.tied.difference(left))
+        step = replace(
+            self,
+            match=match,
+            method_of=lambda _: method_of(full).among(places),
+            without=self.without.union(left),
+        ).step()
+        return step and replace(step, why=f"{step.why}; {told}")
+
+    def _fused_or_copied(self, base: TensorInfo, tuned: Sequence[TensorInfo], *, resized: bool) -> Step:
         """Decide where the models agree: by selection, rules and method."""
         match, selection = self.match, self.request.selection
         # Deltas of an adapter that leaves the tensor alone are zero; an average of the models may still scale it.
@@ -85,13 +116,15 @@ class _Decision:
             if selects(globs, match.name):
                 return self._made("copy", KEPT, source)
         method = self.method_of(match)
-        if not tuned and method.identity == "base":
+        if not tuned and (not method.counts_base or method.identity == "base"):
             return self._made("copy", "taken as it is", method=method)
-        if grown:
-            rows, more = base.shape[0], tuned[0].shape[0] - base.shape[0]
-            taken = "taken from the tuned model" if self._home != next(iter(match.parts)) else "dropped"
-            why = f"{rows} common rows; {more} new rows {taken}"
-            return self._made("fuse", why, self.request.config_from, base.num_elements, method)
+        if resized:
+            rows, more = sorted((base.shape[0], tuned[0].shape[0]))
+            longer: Side = "base" if rows < base.shape[0] else "tuned"
+            home: Side = "base" if self._home == next(iter(match.parts)) else "tuned"
+            whose = "of the base" if longer == "base" else "of the tuned model"
+            why = f"{rows} common rows; {more - rows} more {whose} {'kept' if home == longer else 'left out'}"
+            return self._made("fuse", why, home, rows * (base.num_elements // base.shape[0]), method)
         why = f"the base ties it to {base.name}" if next(iter(match.parts)) in match.tied else "selected"
         return self._made("fuse", why, method=method)
 
@@ -99,9 +132,15 @@ class _Decision:
         """Decide on a tensor that the base has not."""
         first = next(index for index, info in self.match.parts.items() if info is not None)
         policy = self.request.policies.on_extra
-        self._allow(policy, "on_extra", f"is in {self._at(first)} and missing in the base")
         # Those of further models have no place in the first one's architecture.
-        if policy == "take-tuned" and first == [*self.match.parts][1]:
+        has_place = first == [*self.match.parts][1]
+        self._allow(
+            policy,
+            "on_extra" if has_place else "on_further_extra",
+            f"is in {self._at(first)} and missing in the base",
+            None if has_place else f"named first of the tuned models, {self._at(first)} can have a place for it",
+        )
+        if policy == "take-tuned" and has_place:
             return self._made("copy", "only in the tuned model", "tuned")
         return None
 
@@ -109,7 +148,7 @@ class _Decision:
         self,
         action: Literal["fuse", "copy"],
         why: str,
-        source: Side = "base",
+        source: Side | int = "base",
         num_fused: int | None = None,
         method: Method | None = None,
     ) -> Step:
@@ -118,6 +157,7 @@ class _Decision:
         # Where one side has nothing to copy, the other has.
         others = [index for index, info in parts.items() if index != lead and info is not None]
         origin = others[0] if others and (source == "tuned" or parts[lead] is None) else lead
+        origin = source if isinstance(source, int) else origin
         info, base = parts[origin], parts[lead]
         assert info is not None
         if num_fused is None:
@@ -145,7 +185,7 @@ class _Decision:
     @property
     def _home(self) -> int:
         """The model whose configuration the output has, as far as this tensor is concerned."""
-        lead, *others = self.match.parts
+        lead, *others = sorted({*self.match.parts} | self.without)
         return others[0] if others and self.request.config_from == "tuned" else lead
 
     def _is_tied_in_output(self) -> bool:
@@ -158,13 +198,24 @@ class _Decision:
     def _at(self, index: int) -> str:
         return f"`{self.models[index].ref}`"
 
-    def _allow(self, policy: str, option: str, told: str) -> None:
+    def _allow(self, policy: str, option: str, told: str, hint: str | None = None) -> None:
         """Raise what is wrong, unless a policy allows it."""
         if policy == "error":
             lead, *_ = self.match.parts
             info = next(info for info in self.match.parts.values() if info is not None)
             name = self.match.key if lead in self.match.tied else info.name
-            raise MismatchError(name, f"`{name}` {told}", ways=WAYS[option])
+            raise MismatchError(name, f"`{name}` {told}", hint=hint, ways=WAYS[option])
+
+
+def is_left_to_the_class(match: Match) -> bool:
+    """Return whether the side whose configuration is taken has the last word: whether the tensor is there or not.
+
+    Constant buffers are never fused; poolers are a head's, and may be on one side alone.
+    """
+    info = next(info for info in match.parts.values() if info is not None)
+    if len(match.parts) > 1 and is_constant(info.name, info.shape):
+        return True
+    return is_pooler(info.name) and any(part is None for part in match.parts.values())
 
 
 def _refuse_unreadable(match: Match, models: Sequence[Source]) -> None:
@@ -181,12 +232,13 @@ def _refuse_unreadable(match: Match, models: Sequence[Source]) -> None:
             )
 
 
-def _is_grown(base: TensorInfo, tuned: TensorInfo, before: Source, after: Source) -> bool:
-    """Return whether only the number of vocabulary rows differs, and each side's config confirms its own."""
-    if not base.shape or not tuned.shape or base.shape[1:] != tuned.shape[1:] or tuned.shape[0] <= base.shape[0]:
+def _is_resized(base: TensorInfo, tuned: Sequence[TensorInfo], models: Sequence[Source]) -> bool:
+    """Return whether only the number of vocabulary rows differs, and each model's config confirms its own."""
+    infos = (base, *tuned)
+    if not base.shape or len({info.shape[1:] for info in infos}) > 1 or len({len(info.shape) for info in infos}) > 1:
         return False
-    sizes = [config_values(checkpoint.config, "vocab_size") for checkpoint in (before, after)]
-    return base.shape[0] in sizes[0] and tuned.shape[0] in sizes[1]
+    sizes = [config_values(model.config, "vocab_size") for model in models]
+    return all(info.shape[0] in own for info, own in zip(infos, sizes, strict=True))
 
 
 def _text(shape: tuple[int, ...]) -> str:

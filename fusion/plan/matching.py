@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..checkpoint import Source, TensorInfo
+from ..checkpoint.relaid import relaid
 from ..names import OUTPUT_MODULES, Renaming, align, config_values, is_vocabulary, tied_source
 
 
@@ -61,6 +62,11 @@ def make_match(name: str, key: str, owns: Mapping[int, str | None], models: Sequ
             tied |= {index} if own else set()
         parts[index] = None if own is None else models[index].tensors.get(own)
     return Match(name=name, key=key, parts=parts, tied=frozenset(tied))
+
+
+def laid_alike(models: Sequence[Source], home: Source) -> list[Source]:
+    """Return the models, each in the layout of one of them, as far as transformers' own rules lead there."""
+    return [model if model is home else relaid(model, home) for model in models]
 
 
 def whole_models(models: Sequence[Source], *, names_of_tuned: bool) -> Matching:

@@ -16,14 +16,15 @@ class Policies:
     """What to do where base and tuned disagree. Each is an error unless it is allowed by name.
 
     Attributes:
-        on_missing: A tensor of the base that the tuned model lacks.
-        on_extra: A tensor that only the tuned model has.
-        on_mismatch: Another shape.
+        on_missing: A tensor of the base that a tuned model lacks; `keep-base` merges what the other models have, and
+            `drop` leaves out what the output's configuration has no place for, such as a head.
+        on_extra: A tensor that only a tuned model has; `take-tuned` copies those of the first one.
+        on_mismatch: Another shape; `keep-base` merges the other models, `take-tuned` copies the tensor that differs.
         on_dtype: Another float dtype; `convert` computes in float32 and stores the base's.
         on_nonfinite: NaN or infinity; `keep` writes the tuned model's element there.
     """
 
-    on_missing: Literal["error", "keep-base"] = "error"
+    on_missing: Literal["error", "keep-base", "drop"] = "error"
     on_extra: Literal["error", "drop", "take-tuned"] = "error"
     on_mismatch: Literal["error", "keep-base", "take-tuned"] = "error"
     on_dtype: Literal["error", "convert"] = "error"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..checkpoint import Source
 from ..checkpoint.quantised import format_name, scales_of
-from ..errors import CheckpointError, MethodError
+from ..checkpoint.relaid import Relaid
+from ..errors import CheckpointError, MethodError, MismatchError
 from ..methods import Method
 from ..names import OUTPUT_MODULES, Renaming, config_values, selects, tied_source
-from .decide import KEPT, decide
-from .matching import Match, Matching, whole_models
+from .decide import KEPT, decide, is_left_to_the_class
+from .matching import Match, Matching, laid_alike, whole_models
 from .options import Policies, Selection, Side
 from .step import Request, Step
 
@@ -70,11 +73,14 @@ def make_plan(
     """
     request = request or Request()
     from_tuned = request.config_from == "tuned" and len(models) > 1
-    matching = matching or whole_models(models, names_of_tuned=from_tuned)
+    if matching is None:
+        models = laid_alike(models, models[1] if from_tuned else models[0])
+        matching = whole_models(models, names_of_tuned=from_tuned)
     if any(len(match.parts) > 1 for match in matching.matches):
         for model in models:
             _refuse_quantised(model)
-    steps, notes, selected = [], [], False
+    steps, notes, left_out, selected = [], [note for model in models for note in _forms(model)], {}, False
+    passed_over: list[str] = []
     for match in matching.matches:
         step = decide(match, models, request, method_of)
         if step is not None:
@@ -82,7 +88,19 @@ def make_plan(
             # Copying can be all that is asked for: by a rule, or of a model alone.
             alone = len(match.parts) == 1 and request.selection.covers(match.key)
             selected |= step.action == "fuse" or step.why == KEPT or alone
-        notes += _left_out(match, models, step)
+        if step is None and is_left_to_the_class(match):
+            passed_over += [info.name for info in match.parts.values() if info is not None][:1]
+        else:
+            for name, whose, why in _left_out(match, models, step):
+                left_out.setdefault((whose, why), []).append(name)
+        notes += _rows_left_out(step, models) if step is not None else []
+    _refuse_idle_extra(request, matching, models, steps)
+    if passed_over:
+        more = f" and {len(passed_over) - 1} more" if len(passed_over) > 1 else ""
+        notes.append(f"`{passed_over[0]}`{more} left out: the output's configuration is of a model without")
+    notes += [
+        f"{_told(names)}{whose} {'is' if len(names) == 1 else 'are'} {why}" for (whose, why), names in left_out.items()
+    ]
     notes += [
         f"{option} `{pattern}` matches no tensor"
         for option, patterns in (("include", request.selection.include), ("exclude", request.selection.exclude))
@@ -96,6 +114,8 @@ def make_plan(
             options=["include"],
         )
     methods = [step.method for step in steps if step.method is not None] or [method_of(matching.matches[0])]
+    if len(models) == 1 and not methods[0].counts_base:
+        notes.append(f"`{models[0].ref}` is taken as it is: there is nothing to merge into it")
     if all(method == methods[0] for method in methods):
         steps = [replace(step, method=None) for step in steps]
     config_from = models[1] if from_tuned else models[0]
@@ -106,8 +126,19 @@ def make_plan(
         config_from=config_from,
         steps=tuple(_with_tied_keys(steps, config_from)),
         renamings=matching.renamings,
-        notes=tuple(notes),
+        notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _forms(model: Source) -> Iterable[str]:
+    """Return what is said of a model whose tensors are not taken as its files have them."""
+    own = model.base or model
+    for wrapper, count in own.wrappers.items():
+        yield f"`{wrapper}` is taken out of {count} names of `{own.ref}`: it wrapped the model in training"
+    if isinstance(model, Relaid):
+        first = next(iter(model.made))
+        more = f" and {len(model.made) - 1} more" if len(model.made) > 1 else ""
+        yield f"`{first}`{more} of `{model.ref}` read by transformers' own rules: names or layout there are others"
 
 
 def _refuse_quantised(model: Source) -> None:
@@ -120,18 +151,48 @@ def _refuse_quantised(model: Source) -> None:
         )
 
 
-def _left_out(match: Match, models: Sequence[Source], step: Step | None) -> Iterable[str]:
-    """Return a note on each tensor of the match that has no place in the output."""
+def _left_out(match: Match, models: Sequence[Source], step: Step | None) -> Iterable[tuple[str, str, str]]:
+    """Return each tensor of the match that has no place in the output, whose it is, and what is said of it."""
     (lead, base), *others = match.parts.items()
     if base is not None and step is None and lead not in match.tied:
-        return [f"`{base.name}` is not stored: the tuned model ties it"]
+        missing = [f"`{models[index].ref}`" for index, info in others if info is None]
+        told = f"left out: missing in {', '.join(missing)}" if missing else "not stored: the tuned model ties it"
+        return [(base.name, "", told)]
     if base is not None and step is not None:
         return []
     return [
-        f"`{info.name}` of `{models[index].ref}` is left out"
+        (info.name, f" of `{models[index].ref}`", "left out")
         for index, info in others
         if info is not None and index not in match.tied and (step is None or step.origin != index)
     ]
+
+
+def _rows_left_out(step: Step, models: Sequence[Source]) -> Iterable[str]:
+    """Return a note on each model of which the output has no place for some rows of a vocabulary."""
+    for info, model in zip((step.base, *step.tuned), models, strict=True):
+        if step.action == "fuse" and info is not None and info.num_elements > step.num_elements:
+            more = info.shape[0] - step.shape[0]
+            are = "is" if more == 1 else "are"
+            yield f"{more} row{'s' * (more > 1)} of `{info.name}` of `{model.ref}` {are} left out: the output has fewer"
+
+
+def _told(names: Sequence[str]) -> str:
+    """Return names for a sentence, those that differ in a layer's number once, with how many there are."""
+    kinds = Counter(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in names)
+    return ", ".join(f"`{kind}`" + (f" ({number})" if number > 1 else "") for kind, number in kinds.items())
+
+
+def _refuse_idle_extra(request: Request, matching: Matching, models: Sequence[Source], steps: Sequence[Step]) -> None:
+    """Refuse to take extra tensors where the first of the tuned models has none and another has."""
+    extra = [match for match in matching.matches if next(iter(match.parts.values())) is None]
+    if request.policies.on_extra != "take-tuned" or not extra or any(step.base is None for step in steps):
+        return
+    index, info = next((index, info) for index, info in extra[0].parts.items() if info is not None)
+    raise MismatchError(
+        info.name,
+        f"`{info.name}` is in `{models[index].ref}` alone, and the output has the configuration of `{models[1].ref}`",
+        hint=f"name `{models[index].ref}` first of the tuned models",
+    )
 
 
 def _with_tied_keys(steps: Sequence[Step], config_from: Source) -> list[Step]:

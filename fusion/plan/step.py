@@ -14,14 +14,22 @@ from .options import Policies, Selection, Side
 
 # What allows a disagreement: values of a policy, and what they do.
 WAYS = {
-    "on_missing": (Way(option="on_missing", value="keep-base", effect="copies such tensors from the base"),),
+    "on_missing": (
+        Way(option="on_missing", value="keep-base", effect="keeps the base's where no other model has them"),
+        Way(option="on_missing", value="drop", effect="leaves them out"),
+    ),
     "on_extra": (
         Way(option="on_extra", value="take-tuned", effect="copies such tensors"),
         Way(option="on_extra", value="drop", effect="leaves them out"),
     ),
+    "on_further_extra": (Way(option="on_extra", value="drop", effect="leaves such tensors out"),),
     "on_mismatch": (
-        Way(option="on_mismatch", value="keep-base", effect="copies such tensors from the base"),
+        Way(option="on_mismatch", value="keep-base", effect="leaves the model out where it differs"),
         Way(option="on_mismatch", value="take-tuned", effect="from the tuned model"),
+    ),
+    "vocabulary": (
+        Way(option="tokenizer", value="union", effect="aligns the vocabularies by their tokenizers"),
+        Way(option="on_mismatch", value="keep-base", effect="keeps the base's rows alone"),
     ),
     "on_dtype": (Way(option="on_dtype", value="convert", effect="computes in float32 and stores the base's dtype"),),
 }
@@ -65,7 +73,7 @@ class Step:
         base: The base's tensor, or None.
         tuned: One a tuned model, or None where it has none.
         origin: Which model a copied tensor, or the tail of a grown one, is copied from: 0 the base, k tuned model k.
-        num_fused: How many leading elements are fused; less than all of them for a grown vocabulary.
+        num_fused: How many leading elements are fused; less than all of them for a vocabulary that was resized.
         key: The name that the random numbers are drawn for; tied tensors share one.
         curvatures: What calibration of each model calls it, the base's first; None where a model has no such tensor.
         method: In place of the run's own, where a recipe has a rule for this tensor.

@@ -40,16 +40,17 @@ class Document:
 
     def error(self, place: Sequence[str | int], message: str, *, hint: str | None = None) -> RecipeError:
         """Return the error that something at a place is wrong."""
-        return RecipeError(self.file, self.line(place), f"{_dotted(place)}{message}", hint=hint)
+        told = f"`{dotted(place)}`: {message}" if place else message
+        return RecipeError(self.file, self.line(place), told, hint=hint)
 
     def validated(self, schema: type[Schema]) -> Schema:
-        """Return the content as a pydantic model.
+        """Return the content as a pydantic model, whose validators have the file's folder as their context.
 
         Raises:
             RecipeError: It does not fit; the first misfit is told, with its line.
         """
         try:
-            return schema.model_validate(self.content)
+            return schema.model_validate(self.content, context=self.file.parent)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = self._place(first["loc"])
@@ -60,6 +61,30 @@ class Document:
                 raise self.error(place, f"`{first['loc'][-1]}` is missing") from error
             message = first["msg"].removeprefix("Value error, ")
             raise self.error(place, message[:1].lower() + message[1:]) from error
+
+    def idle_keys(self, found: BaseModel, place: KeyPath = ()) -> list[KeyPath]:
+        """Return the keys that a model whose schema allows others has no field for.
+
+        Raises:
+            RecipeError: One comes near the name of a field, so that it is a slip.
+        """
+        idle = []
+        for key in found.model_extra or {}:
+            self.refuse_slip((*place, key), type(found).model_fields)
+            idle.append((*place, key))
+        for name in type(found).model_fields:
+            value, own = getattr(found, name), (*place, name)
+            value = dict(enumerate(value)) if isinstance(value, list) else value
+            parts = {(*own, key): part for key, part in value.items()} if isinstance(value, Mapping) else {own: value}
+            for where, part in parts.items():
+                if isinstance(part, BaseModel):
+                    idle += self.idle_keys(part, where)
+        return idle
+
+    def refuse_slip(self, place: KeyPath, known: Collection[str]) -> None:
+        """Refuse a key that is unknown here and comes near one that is known."""
+        if difflib.get_close_matches(str(place[-1]), known, n=1):
+            raise self.error(place, "unknown key", hint=did_you_mean(str(place[-1]), known))
 
     def _place(self, location: Sequence[str | int]) -> KeyPath:
         """Return pydantic's location without the names of a union's branches."""
@@ -82,9 +107,9 @@ def did_you_mean(name: str, known: Collection[str]) -> str | None:
     return f"known here: {', '.join(sorted(known))}" if known else None
 
 
-def _dotted(place: Sequence[str | int]) -> str:
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
-    return f"`{text}`: " if text else ""
+def dotted(place: Sequence[str | int]) -> str:
+    """Return a place as text, such as `models[0].parameters`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
 
 
 def _keys_at(schema: type[BaseModel], place: Sequence[str | int]) -> list[str]:

@@ -1,29 +1,39 @@
-"""mergekit's YAML, read as it is. What sculpt does not do is refused by the name of its key."""
+"""mergekit's YAML, read as it is. What sculpt does not do is refused by the name of its key.
+
+Keys and parameters that mergekit has no use for either are without effect there; here they are told, or refused where
+they look like a slip.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 
 from ..run.settings import Settings
-from .document import Document, KeyPath, did_you_mean
+from .document import Document, KeyPath, did_you_mean, dotted
 from .mergekit_methods import DIALECTS, Dialect
 from .recipe import ModelEntry, ModelName, Recipe, Slice, TokenSource, Vocabulary
 from .setting import Case, Gradient, OptionSettings, Setting
 
 REFUSED = {
     "modules": "models of several modules are merged whole: list them under `models`",
-    "residual_weight": None,
-    "chat_template": "the template of the base, or of the tokenizer's source, is kept",
     "override_architecture": None,
 }
 
 
-def _model_name(value: Any) -> Any:
-    """Return `model+lora`, `model@revision` or mergekit's mapping as a `ModelName`."""
+def _model_name(value: Any, folder: Path) -> ModelName:
+    """Return `model+lora`, `model@revision` or mergekit's mapping as a `ModelName`.
+
+    Args:
+        folder: What paths may be relative to: one that exists is taken whole, whatever signs it has.
+
+    Raises:
+        ValueError: It is none of these.
+    """
     if isinstance(value, ModelName):
         return value
     if isinstance(value, Mapping):
@@ -36,7 +46,7 @@ def _model_name(value: Any) -> Any:
             revision = part.get("revision") if isinstance(part, Mapping) else None
             texts.append(f"{path}@{revision}" if revision else str(path))
     elif isinstance(value, str) and value:
-        texts = value.split("+")
+        texts = _split(value, folder)
     else:
         raise ValueError("a model is a path, `path+adapter`, or a mapping of `model` and `lora`")
     if len(texts) > 2:
@@ -44,11 +54,29 @@ def _model_name(value: Any) -> Any:
     return ModelName(path=texts[0], adapter=texts[1] if len(texts) == 2 else None)
 
 
-Model = Annotated[ModelName, BeforeValidator(_model_name)]
+def _split(text: str, folder: Path) -> list[str]:
+    """Return a path, or a path and its adapter's: of all ways to cut the text at one `+` that which is there."""
+
+    def exists(path: str) -> bool:
+        return Path(path).exists() or (folder / path).exists()
+
+    parts = text.split("+")
+    cuts = [("+".join(parts[:k]), "+".join(parts[k:])) for k in range(1, len(parts))]
+    if exists(text):
+        return [text]
+    return next((list(cut) for cut in cuts if all(map(exists, cut))), parts)
+
+
+Model = Annotated[ModelName, BeforeValidator(lambda value, info: _model_name(value, _folder(info)))]
+
+
+def _folder(info: ValidationInfo) -> Path:
+    assert isinstance(info.context, Path)
+    return info.context
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+    model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True, protected_namespaces=())
 
     parameters: dict[str, Any] | None = None
 
@@ -68,14 +96,14 @@ class _Slice(_Part):
 
 
 class _Tokens(BaseModel):
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
 
     source: Any = None
     force: bool = False
 
 
 class _Tokenizer(BaseModel):
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
 
     source: Any = "union"
     tokens: dict[str, _Tokens] | None = None
@@ -94,6 +122,7 @@ class _Configuration(_Part):
     out_dtype: str | None = None
     tokenizer_source: Any = None
     tokenizer: _Tokenizer | None = None
+    chat_template: str | None = None
 
 
 def is_mergekit(document: Document) -> bool:
@@ -134,16 +163,13 @@ def _number(value: bool | float | str) -> bool | float | str:
     return value
 
 
-def _settings(part: _Part, document: Document, place: KeyPath, dialect: Dialect, method: str) -> OptionSettings:
-    found: dict[str, Setting] = {}
-    known = {parameter.name for parameter in dialect.parameters}
-    for name, value in (part.parameters or {}).items():
-        own = (*place, "parameters", name)
-        if name not in known:
-            raise document.error(own, f"`{method}` has no such parameter", hint=did_you_mean(name, known))
-        if value is not None:
-            found[name] = _setting(value, document, own)
-    return found
+def _settings(part: _Part, document: Document, place: KeyPath, dialect: Dialect) -> OptionSettings:
+    known, said = {parameter.name for parameter in dialect.parameters}, part.parameters or {}
+    return {
+        name: _setting(value, document, (*place, "parameters", name))
+        for name, value in said.items()
+        if name in known and value is not None
+    }
 
 
 def _token_source(config: _Tokens, document: Document, place: KeyPath) -> TokenSource:
@@ -160,7 +186,7 @@ def _token_source(config: _Tokens, document: Document, place: KeyPath) -> TokenS
 
 def _named(value: Any, document: Document, place: KeyPath) -> ModelName:
     try:
-        return _model_name(value)
+        return _model_name(value, document.file.parent)
     except ValueError as error:
         raise document.error(place, str(error)) from error
 
@@ -185,6 +211,17 @@ def _vocabulary(found: _Configuration, document: Document) -> Vocabulary | None:
 
 def _policy(value: Any, document: Document, place: KeyPath) -> str | ModelName:
     return value if value in ("union", "base") else _named(value, document, place)
+
+
+def _idle(found: _Configuration, document: Document, dialect: Dialect) -> tuple[str, ...]:
+    """Return a note on each key and parameter that has no effect, there as here."""
+    places = document.idle_keys(found)
+    known = {parameter.name for parameter in dialect.parameters}
+    for place in document.lines:
+        if place[-2:-1] == ("parameters",) and place[-1] not in known:
+            document.refuse_slip(place, known)
+            places.append(place)
+    return tuple(f"`{dotted(place)}` in line {document.line(place)} of the recipe has no effect" for place in places)
 
 
 def _refuse(document: Document) -> None:
@@ -212,7 +249,7 @@ def read_mergekit(document: Document) -> Recipe:
     if dialect.needs_base and not has_base:
         raise document.error(("merge_method",), f"`{method}` needs a `base_model`")
     models = tuple(
-        ModelEntry(model=part.model, settings=_settings(part, document, ("models", index), dialect, method))
+        ModelEntry(model=part.model, settings=_settings(part, document, ("models", index), dialect))
         for index, part in enumerate(found.models or [])
     )
     slices = tuple(
@@ -221,12 +258,12 @@ def read_mergekit(document: Document) -> Recipe:
                 ModelEntry(
                     model=part.model,
                     layers=_range(part.layer_range, document, ("slices", index, "sources", k)),
-                    settings=_settings(part, document, ("slices", index, "sources", k), dialect, method),
+                    settings=_settings(part, document, ("slices", index, "sources", k), dialect),
                 )
                 for k, part in enumerate(piece.sources)
             ),
             base=piece.base_model,
-            settings=_settings(piece, document, ("slices", index), dialect, method),
+            settings=_settings(piece, document, ("slices", index), dialect),
         )
         for index, piece in enumerate(found.slices or [])
     )
@@ -236,11 +273,13 @@ def read_mergekit(document: Document) -> Recipe:
         models=models,
         slices=slices,
         name=found.name,
-        settings=_settings(found, document, (), dialect, method),
+        settings=_settings(found, document, (), dialect),
         parameters=dialect.parameters,
         defaults=dialect.defaults,
         adjust=dialect.adjust,
         vocabulary=_vocabulary(found, document),
+        chat_template=found.chat_template,
+        notes=_idle(found, document, dialect),
         run=replace(Settings(), dtype=found.out_dtype or found.dtype, config_from="base"),
         content=document.content,
     )

@@ -3,39 +3,78 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import ModelRef, Source, find_model, open_checkpoint
-from ..checkpoint.json_file import read_json
+from ..checkpoint import Asked, ModelRef, Source, find_model, open_checkpoint
+from ..checkpoint.open import needs_base
 from ..checkpoint.output.folder_sink import refuse_output
+from ..checkpoint.tokens import other_tokens
 from ..errors import MethodError
 from ..methods import Method
-from ..plan.matching import Match
-from ..plan.plan import make_plan
+from ..names import with_vocabulary
+from ..plan.configuration import Reshape
+from ..plan.matching import Match, laid_alike
+from ..plan.plan import Plan, make_plan
 from ..run.fuse import Prepared, prepare_plan
 from ..run.settings import Settings
+from .chat_template import TOKENIZER_CONFIG, find_template, write_template
 from .layers import fraction_through, stacks, with_layers
-from .recipe import ModelEntry, ModelName, Recipe
+from .recipe import ModelEntry, ModelName, Recipe, Vocabulary
 from .slices import match_slices
 from .tokenizers import Finish, known_tokens, load_tokenizer, taken_from, union
 from .vocabulary import Member, RowMap, align_vocabularies, aligned
 
 
-def open_models(names: Sequence[ModelName], near: Path) -> dict[ModelName, Source]:
-    """Return the models' checkpoints, their adapters on top; models and adapters of one base share it."""
-    bases: dict[ModelRef, Source] = {}
-    opened = {}
-    for name in names:
+def open_models(recipe: Recipe, near: Path) -> dict[ModelName, Source]:
+    """Return the recipe's models, by the names that it has for them; models and adapters of one base share it.
+
+    An adapter's folder in the place of a model is opened over the base that the recipe names, as in a command; without
+    one, over the base that the adapter itself names.
+
+    Raises:
+        CheckpointError: One cannot be read.
+        MethodError: Slices of different bases use one adapter.
+    """
+    whole: dict[ModelRef, Source] = {}
+    opened: dict[ModelName, Source] = {}
+    bases = _bases_of(recipe)
+
+    def plain(ref: ModelRef) -> Source:
+        if ref not in whole:
+            whole[ref] = open_checkpoint(ref)
+        return whole[ref]
+
+    def source(name: ModelName) -> Source:
         ref = find_model(name.path, near)
-        if ref not in bases:
-            bases[ref] = open_checkpoint(ref)
-        base = bases[ref]
-        opened[name] = base if name.adapter is None else open_checkpoint(find_model(name.adapter, near), base)
-    return opened
+        if name.adapter is not None:
+            return open_checkpoint(find_model(name.adapter, near), plain(ref))
+        own = bases.get(name, set())
+        if not own or not needs_base(ref):
+            return plain(ref)
+        if len(own) > 1:
+            told = " and ".join(f"`{base}`" for base in sorted(map(str, own)))
+            raise MethodError(f"`{name}` is an adapter, and the slices that use it have the bases {told}")
+        return open_checkpoint(ref, opened[own.pop()])
+
+    # Bases first: adapters are opened over them.
+    for name in sorted(recipe.named_models(), key=lambda name: name in bases):
+        opened[name] = source(name)
+    return {name: opened[name] for name in recipe.named_models()}
+
+
+def _bases_of(recipe: Recipe) -> dict[ModelName, set[ModelName]]:
+    """Return by model the bases that the recipe has where it uses it; what is a base itself is left out."""
+    used = [(recipe.base, recipe.models), *((piece.base or recipe.base, piece.sources) for piece in recipe.slices)]
+    named = {base for base, _ in used}
+    found: dict[ModelName, set[ModelName]] = {}
+    for base, sources in used:
+        for entry in sources:
+            if base is not None and entry.model not in named:
+                found.setdefault(entry.model, set()).add(base)
+    return found
 
 
 def prepare_recipe(
@@ -52,32 +91,46 @@ def prepare_recipe(
     """
     settings = settings or recipe.run
     names = recipe.named_models()
-    opened = open_models(names, near)
+    opened = open_models(recipe, near)
     refuse_output(output, [checkpoint.ref for checkpoint in opened.values()], overwrite=overwrite)
     facts: dict[str, Any] = {"content": recipe.content}
     write_tokens, rows = None, None
+    if settings.tokenizer is not None:
+        recipe = replace(recipe, vocabulary=_vocabulary(settings.tokenizer, recipe))
     if recipe.vocabulary is not None:
         opened, rows, write_tokens = _with_one_vocabulary(recipe, names, opened)
         digest = hashlib.sha256(rows.own.tobytes() + repr(sorted(rows.donors.items())).encode())
         facts["vocabulary"] = {"rows": rows.num_rows, "digest": digest.hexdigest()}
     settings = replace(settings, recipe=facts)
+    recipe = replace(recipe, run=settings)
     request = settings.request(keep=recipe.keep)
+    layers, matching = (), None
     if recipe.slices:
-        sliced = match_slices(recipe, opened)
-        layers = sliced.layers
-        plan = make_plan(sliced.models, sliced.method_of, request, matching=sliced.matching)
+        alike = laid_alike([opened[name] for name in names], opened[names[0]])
+        sliced = match_slices(recipe, dict(zip(names, alike, strict=True)))
+        models, matching, method_of, layers = sliced.models, sliced.matching, sliced.method_of, sliced.layers
     else:
-        layers = ()
         sources = participants(recipe)
         models = [opened[source.model] for source in sources]
-        plan = make_plan(models, _method_of(recipe, sources, stacks(models[0].tensors)), request)
-    methods = [step.method or plan.method for step in plan.steps if step.action == "fuse"] or [plan.method]
+        method_of = _method_of(recipe, sources, stacks(models[0].tensors))
+    asked: dict[str, Method] = {}  # a model that lacks a tensor has no part in its step's method
+
+    def noted(match: Match) -> Method:
+        asked[match.name] = method_of(match)
+        return asked[match.name]
+
+    plan = make_plan(models, noted, request, matching=matching)
+    template, told = _chat_template(recipe, plan, list(opened.values()))
+    other = other_tokens(models) if recipe.vocabulary is None else ()
+    plan = replace(plan, notes=(*recipe.notes, *told, *plan.notes, *other))
+    methods = [asked[step.name] for step in plan.steps if step.action == "fuse"] or [plan.method]
     return prepare_plan(
         plan,
         output=output,
         settings=settings,
         options=recipe.told_options(methods),
-        finish=_finish(write_tokens, rows, layers),
+        reshape=_reshape(rows, layers),
+        finish=_finish(write_tokens, template),
     )
 
 
@@ -106,9 +159,26 @@ def _method_of(recipe: Recipe, sources: Sequence[ModelEntry], counts: Mapping[st
             names=match.names,
             baseless=recipe.base is None,
         )
-        return found.for_models(len(sources) - 1)
+        return found.for_models(recipe.run.num_seen(found, len(sources) - 1))
 
     return method_of
+
+
+def _vocabulary(asked: str, recipe: Recipe) -> Vocabulary:
+    """Return the vocabulary that the settings ask for, with what the recipe says of it beside."""
+    named = next((name for name in recipe.named_models() if str(name) == asked), ModelName(path=asked))
+    source = asked if asked in ("base", "union") else named
+    return replace(recipe.vocabulary or Vocabulary(), source=source)
+
+
+def recipe_of(method: Method, base: Asked, tuned: Sequence[Asked]) -> Recipe:
+    """Return the recipe that says what a command does."""
+    return Recipe(
+        method=type(method),
+        base=ModelName(path=str(base)),
+        models=tuple(ModelEntry(model=ModelName(path=str(model))) for model in tuned),
+        overrides={field.name: getattr(method, field.name) for field in fields(method)},
+    )
 
 
 def _with_one_vocabulary(
@@ -143,29 +213,37 @@ def _with_one_vocabulary(
     return dict(zip(names, aligned(members, rows), strict=True)), rows, found.write
 
 
-def _finish(write_tokens: Finish | None, rows: RowMap | None, layers: Sequence[int]) -> Finish | None:
-    """Return what brings tokenizer and configuration into line with the weights, or None."""
-    if write_tokens is None and not layers:
+def _reshape(rows: RowMap | None, layers: Sequence[int]) -> Reshape:
+    """Return what brings the configuration into line with layers that were moved and vocabularies that were aligned."""
+
+    def reshape(config: Mapping[str, Any]) -> dict[str, Any]:
+        found = with_layers(config, list(layers)) if layers else dict(config)
+        return found if rows is None else with_vocabulary(found, rows.num_rows)
+
+    return reshape
+
+
+def _chat_template(recipe: Recipe, plan: Plan, models: Sequence[Source]) -> tuple[str | None, list[str]]:
+    """Return the chat template that is to be written, if any, and a note where the recipe's word has no effect."""
+    if recipe.chat_template is None:
+        return None, []
+    template = find_template(recipe.chat_template, models)
+    if template is None:
+        return None, ["no model has a chat template, so the output has none"]
+    if recipe.vocabulary is None and Path(TOKENIZER_CONFIG) not in plan.config_from.companions():
+        return None, [f"`{plan.config_from.ref}` has no tokenizer to give a chat template to"]
+    return template, []
+
+
+def _finish(write_tokens: Finish | None, template: str | None) -> Finish | None:
+    """Return what writes the output's tokenizer and chat template, or None."""
+    if write_tokens is None and template is None:
         return None
 
     def finish(folder: Path) -> None:
         if write_tokens is not None:
             write_tokens(folder)
-        file = folder / "config.json"
-        if not file.is_file():
-            return
-        config = read_json(file)
-        if layers:
-            config = with_layers(config, list(layers))
-        if rows is not None:
-            config = _with_rows(config, rows.num_rows)
-        file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if template is not None:
+            write_template(template, folder)
 
     return finish
-
-
-def _with_rows(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    return {
-        key: rows if key == "vocab_size" else _with_rows(value, rows) if isinstance(value, Mapping) else value
-        for key, value in config.items()
-    }

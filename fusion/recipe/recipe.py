@@ -113,6 +113,8 @@ class Recipe:
         adjust: Makes a method's options of what the parameters gave.
         overrides: Options that win over all others.
         keep: Globs of tensors that are copied, and from where.
+        chat_template: `auto`, a format's name, or the template itself; None leaves what the tokenizer has.
+        notes: What it says without effect.
         calibration: What it says of where the curvature comes from, by the fields of `Calibration`.
         content: The file's own words, for the manifest.
     """
@@ -129,6 +131,8 @@ class Recipe:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     keep: tuple[tuple[tuple[str, ...], Side], ...] = ()
     vocabulary: Vocabulary | None = None
+    chat_template: str | None = None
+    notes: tuple[str, ...] = ()
     run: Settings = field(default_factory=Settings)
     calibration: Mapping[str, Any] = field(default_factory=dict)
     content: Mapping[str, Any] = field(default_factory=dict)
@@ -174,8 +178,8 @@ class Recipe:
                 value = first_of(shared, parameter.name, name, t)
                 if value is not None:
                     options[parameter.option] = parameter.convert(value)
-        counts_base = self.method.max_models == 0 or self._made(options).counts_base
-        if baseless and len(sources) > 1 and not counts_base:
+        counts_base = self._made(options).counts_base
+        if baseless and not counts_base:
             raise MethodError(f"{self.method.title} needs a base")
         if not counts_base:
             sources, names = sources[1:], names[1:]

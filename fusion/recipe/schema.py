@@ -17,6 +17,15 @@
     tokenizer: union
     dtype: bfloat16
 
+In place of `models`, `slices` say what each run of layers is made of:
+
+    slices:
+      - sources:
+          - {model: code/, layers: [0, 16], weights: 0.4}
+          - {model: math/, layers: [0, 16], weights: 0.6}
+        options: {scale: 0.5}
+      - sources: [{model: math/, layers: [8, 24]}]
+
 Options carry the names of the method's own: those of its command, with underscores.
 """
 
@@ -36,7 +45,7 @@ from ..plan.options import Policies, Selection, Side
 from ..run.calibration import Calibration
 from ..run.settings import Settings
 from .document import Document, KeyPath, did_you_mean
-from .recipe import ModelEntry, ModelName, Parameter, Recipe, Vocabulary
+from .recipe import ModelEntry, ModelName, Parameter, Recipe, Slice, Vocabulary
 from .setting import Case, Gradient, Setting
 
 
@@ -51,6 +60,18 @@ class _Model(BaseModel):
 
     model: str
     adapter: str | None = None
+
+
+class _StretchModel(_Model):
+    """A model of a slice: its layers, first and one past the last; by default all."""
+
+    layers: tuple[int, int] | None = None
+
+
+class _Stretch(_Strict):
+    sources: list[_StretchModel]
+    base: str | None = None
+    options: dict[str, Any] | None = None
 
 
 class _Rule(_Strict):
@@ -78,10 +99,11 @@ def _keys_of(options: type, *, leave_out: Collection[str] = (), **types: Any) ->
 PathOrPaths = str | list[str] | None
 _Policies = _keys_of(Policies)
 _Protection = _keys_of(Protection)
-# The fuse's own seed and device hold for calibration too. A recipe from elsewhere must not make a model's code run.
+# The fuse's own seed and device hold for calibration too. A recipe from elsewhere makes
+# no model's code run, and reads no files of its choice.
 _Calibration = _keys_of(
     Calibration,
-    leave_out=("seed", "device", "trust_remote_code"),
+    leave_out=("seed", "device", "trust_remote_code", "media"),
     hessian=PathOrPaths,
     data=PathOrPaths,
     protect=str | None,
@@ -96,6 +118,7 @@ class _Recipe(_Strict):
     name: str | None = None
     base: str | None = None
     models: list[_Model | str] | None = None
+    slices: list[_Stretch] | None = None
     options: dict[str, Any] | None = None
     rules: list[_Rule] | None = None
     include: list[str] | None = None
@@ -103,9 +126,10 @@ class _Recipe(_Strict):
     rest: Side = "base"
     tokenizer: str | None = None
     pad_to_multiple_of: int | None = None
+    chat_template: str | None = None
     dtype: str | None = None
     max_shard_size: str | None = None
-    config_from: Side = "tuned"
+    config_from: Side | None = None
     seed: int = 0
     policies: _Policies | None = None  # pyright: ignore[reportInvalidTypeForm]
     calibration: _Calibration | None = None  # pyright: ignore[reportInvalidTypeForm]
@@ -196,21 +220,33 @@ def _settings(found: _Recipe, known: Mapping[str, Parameter], document: Document
     return {option: tuple(own) for option, own in cases.items()}
 
 
-def _models(found: _Recipe, known: Mapping[str, Parameter], document: Document) -> tuple[ModelEntry, ...]:
-    sources = []
-    for index, entry in enumerate(found.models or []):
-        if isinstance(entry, str):
-            sources.append(ModelEntry(model=ModelName(path=entry)))
-            continue
-        own: dict[str, Setting] = {}
-        for option, value in (entry.model_extra or {}).items():
-            place = ("models", index, option)
-            _checked(option, known, found.method, document, place)
-            if not known[option].per_model:
-                raise document.error(place, f"`{option}` is the same for all models: it belongs under `options`")
-            own[option] = _value(value, document, place)
-        sources.append(ModelEntry(model=ModelName(path=entry.model, adapter=entry.adapter), settings=own))
-    return tuple(sources)
+def _entry(entry: _Model | str, known: Mapping[str, Parameter], document: Document, place: KeyPath) -> ModelEntry:
+    if isinstance(entry, str):
+        return ModelEntry(model=ModelName(path=entry))
+    own: dict[str, Setting] = {}
+    for option, value in (entry.model_extra or {}).items():
+        _checked(option, known, document.content["method"], document, (*place, option))
+        if not known[option].per_model:
+            raise document.error((*place, option), f"`{option}` is the same for all models: it belongs under `options`")
+        own[option] = _value(value, document, (*place, option))
+    layers = entry.layers if isinstance(entry, _StretchModel) else None
+    if layers is not None and not 0 <= layers[0] < layers[1]:
+        raise document.error((*place, "layers"), f"expected a first and a later layer, got {list(layers)}")
+    return ModelEntry(model=ModelName(path=entry.model, adapter=entry.adapter), layers=layers, settings=own)
+
+
+def _slice(piece: _Stretch, known: Mapping[str, Parameter], document: Document, place: KeyPath) -> Slice:
+    options: dict[str, Setting] = {}
+    for option, value in (piece.options or {}).items():
+        _checked(option, known, document.content["method"], document, (*place, "options", option))
+        options[option] = _value(value, document, (*place, "options", option))
+    return Slice(
+        sources=tuple(
+            _entry(entry, known, document, (*place, "sources", index)) for index, entry in enumerate(piece.sources)
+        ),
+        base=None if piece.base is None else ModelName(path=piece.base),
+        settings=options,
+    )
 
 
 def read_own(document: Document) -> Recipe:
@@ -224,6 +260,9 @@ def read_own(document: Document) -> Recipe:
         raise document.error(
             ("method",), f"no method is called `{found.method}`", hint=did_you_mean(found.method, METHODS)
         )
+    if found.slices and (found.models or found.config_from == "tuned"):
+        other = "models" if found.models else "config_from"
+        raise document.error((other,), "slices name their models, and the first of all gives the configuration")
     method = METHODS[found.method]
     parameters = parameters_of(method)
     known = {parameter.name: parameter for parameter in parameters}
@@ -239,7 +278,7 @@ def read_own(document: Document) -> Recipe:
             Settings(),
             seed=found.seed,
             dtype=found.dtype,
-            config_from=found.config_from,
+            config_from=found.config_from or ("base" if found.slices else "tuned"),
             max_shard_bytes=parse_size(found.max_shard_size) if found.max_shard_size else None,
             selection=Selection(
                 include=tuple(found.include or ()), exclude=tuple(found.exclude or ()), rest=found.rest
@@ -252,7 +291,12 @@ def read_own(document: Document) -> Recipe:
     return Recipe(
         method=method,
         base=None if found.base is None else ModelName(path=found.base),
-        models=_models(found, known, document),
+        models=tuple(
+            _entry(entry, known, document, ("models", index)) for index, entry in enumerate(found.models or [])
+        ),
+        slices=tuple(
+            _slice(piece, known, document, ("slices", index)) for index, piece in enumerate(found.slices or [])
+        ),
         name=found.name,
         settings=_settings(found, known, document),
         parameters=parameters,
@@ -263,6 +307,7 @@ def read_own(document: Document) -> Recipe:
             source=tokenizer if tokenizer in ("base", "union") else ModelName(path=tokenizer),
             pad_to_multiple_of=found.pad_to_multiple_of,
         ),
+        chat_template=found.chat_template,
         run=run,
         calibration=calibration,
         content=document.content,

@@ -184,4 +184,4 @@ class _Builder:
             piece=piece.settings,
             baseless=(piece.base or self._recipe.base) is None,
         )
-        return found.for_models(len(seats) - 1)
+        return found.for_models(self._recipe.run.num_seen(found, len(seats) - 1))

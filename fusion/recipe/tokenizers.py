@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.companions import TOKENIZER_STEMS
+from ..checkpoint.companions import TOKENIZER_STEMS, own_files
+from ..checkpoint.pretrained import load_pretrained
 from ..errors import MethodError
 from .vocabulary import Tokens, vocabulary_rows
 
@@ -28,16 +29,14 @@ def load_tokenizer(folder: Path | None, label: str) -> Any:
     """Return the transformers tokenizer of a model's folder, without the network.
 
     Raises:
-        MethodError: There is none, or transformers cannot load it.
+        MethodError: It is a single file.
+        ModelError: There is none that transformers can load.
     """
     if folder is None:
         raise MethodError(f"`{label}` is a single file, so it has no tokenizer", hint="name its folder")
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise MethodError(f"the tokenizer of `{label}` cannot be loaded: {str(error).splitlines()[0]}") from error
+    return load_pretrained(AutoTokenizer, folder, "tokenizer", use_fast=True)
 
 
 def known_tokens(tokenizer: Any, checkpoint: Any) -> dict[str, int]:
@@ -55,9 +54,8 @@ def taken_from(folder: Path, tokenizer: Any, checkpoint: Any, added: Iterable[st
 
     def write(target: Path) -> None:
         _clear(target)
-        for file in sorted(folder.iterdir()):
-            if file.is_file() and _is_tokenizer_file(file):
-                shutil.copyfile(file, target / file.name)
+        for name, file in own_files(folder, filter(_is_tokenizer_file, folder.iterdir())).items():
+            shutil.copyfile(file, target / name)
 
     return OutputTokens(tokens=tokens, write=write)
 
@@ -81,7 +79,7 @@ def _extended(tokenizer: Any, new: Sequence[Any]) -> OutputTokens:
 
     with tempfile.TemporaryDirectory() as folder:  # the given one stays as it is
         tokenizer.save_pretrained(folder)
-        extended = AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True)
+        extended = load_pretrained(AutoTokenizer, Path(folder), "tokenizer", use_fast=True)
     for token in new:
         extended.add_tokens(token)
 

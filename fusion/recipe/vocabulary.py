@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 
 from ..checkpoint import Source
-from ..checkpoint.source import Stored
+from ..checkpoint.view import View
 from ..errors import MethodError
 from ..names import config_values, is_vocabulary
 from .recipe import TokenSource
@@ -147,53 +145,24 @@ def _asked_for(
 
 
 @final
-class AlignedVocabulary(Source):
+class AlignedVocabulary(View):
     """A model with its vocabulary tensors in the output's rows."""
 
     def __init__(self, member: int, members: Sequence[Member], alignment: RowMap) -> None:
+        super().__init__(members[member].checkpoint)
         self._member, self._members, self._alignment = member, members, alignment
-        self._own = own = members[member].checkpoint
-        self.ref, self.folder, self.files, self.index = own.ref, own.folder, own.files, own.index
-        self._counterparts: dict[str, list[str]] = {}  # the vocabulary tensors, as each member calls them
+        own, rows = self._own, vocabulary_rows(self._own)
+        self._counterparts = {  # the vocabulary tensors, as each member calls them
+            name: [_counterpart(name, other) for other in members]
+            for name, info in own.tensors.items()
+            if is_vocabulary(name) and info.shape and info.shape[0] == rows
+        }
+        self.made = self._counterparts
+        self.tensors = {
+            name: replace(info, shape=(alignment.num_rows, *info.shape[1:])) if name in self.made else info
+            for name, info in own.tensors.items()
+        }
         self._means: dict[str, np.ndarray] = {}
-        self.tensors = tensors = dict(own.tensors)
-        rows = vocabulary_rows(own)
-        for name, info in own.tensors.items():
-            if is_vocabulary(name) and info.shape and info.shape[0] == rows:
-                self._counterparts[name] = [_counterpart(name, other) for other in members]
-                tensors[name] = replace(info, shape=(alignment.num_rows, *info.shape[1:]))
-
-    @property
-    def base(self) -> Source | None:
-        """What the model is read through."""
-        return self._own.base
-
-    @property
-    def changed(self) -> frozenset[str] | None:
-        """What the model changes; alignment is no change of its own."""
-        return self._own.changed
-
-    @cached_property
-    def config(self) -> dict[str, Any] | None:
-        """The model's `config.json`, its own vocabulary size in it."""
-        return self._own.config
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """The model's own: alignment follows from recipe and tokenizers."""
-        return self._own.fingerprint
-
-    def companions(self) -> Mapping[Path, Path]:
-        """Return what the model is shipped with."""
-        return self._own.companions()
-
-    def stored(self, name: str, start: int = 0, stop: int | None = None) -> Stored | None:
-        """Return where a tensor lies that is not aligned."""
-        return None if name in self._counterparts else self._own.stored(name, start, stop)
-
-    def mapped(self) -> Mapping[Path, np.ndarray]:
-        """Return the bytes of the model's files."""
-        return self._own.mapped()
 
     def _row(self, member: int, name: str, row: int) -> np.ndarray:
         checkpoint, name = self._members[member].checkpoint, self._counterparts[name][member]
@@ -218,7 +187,7 @@ class AlignedVocabulary(Source):
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return elements `start … stop − 1` of the flat tensor, a vocabulary's in the output's rows."""
-        if name not in self._counterparts:
+        if name not in self.made:
             return self._own.read(name, start, stop)
         info = self.tensors[name]
         stop = info.num_elements if stop is None else stop
@@ -238,7 +207,7 @@ class AlignedVocabulary(Source):
 
     def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
         """Let go of mapped pages; rows from other places are let go of with the whole tensor."""
-        if name not in self._counterparts:
+        if name not in self.made:
             self._own.release(name, start, stop)
         elif start == 0 and stop is None:
             self._own.release(name)

@@ -30,6 +30,7 @@ def model_card(plan: Plan, manifest: Manifest, name: str) -> str:
     options = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     names = "\n".join(f"- {json.dumps(found)}" for found in dict.fromkeys(inputs))
     tuned = ", ".join(f"`{found}`" for found in told[1:])
+    merged = f"`{told[0]}`" + (f" and its fine-tune {tuned}" if tuned else "")
     method = METHODS[manifest.method]
     return f"""---
 base_model:
@@ -41,7 +42,7 @@ tags:
 ---
 # {name}
 
-`{told[0]}` and its fine-tune {tuned}, fused by **{method.title}** ({method.source}) with
+{merged}, fused by **{method.title}** ({method.source}) with
 [sculpt](https://pypi.org/project/checkpoint-sculpt/) {manifest.versions.get("sculpt")}. No training was involved.
 
 | option | value |

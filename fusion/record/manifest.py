@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import blake3
@@ -16,26 +18,24 @@ import xxhash
 
 from ..checkpoint import Source
 from ..checkpoint.companions import OWN_MARK
-from ..checkpoint.json_file import read_json
+from ..checkpoint.json_file import checked, read_json
 from ..errors import CheckpointError
 from ..plan.plan import Plan
 from .records import TensorRecord
 
 MANIFEST = OWN_MARK
-FORMAT = 1
+FORMAT = 2  # 1 had paths, digests of pieces, and the weight files alone
+FILES = ("inputs", "outputs", "companions")
 PIECE = 1 << 24
+# Made of the manifest later, or put there by the hub and by git.
+BESIDE = ("sculpt-sbom.json", "sculpt-provenance.json", "model.sig", ".gitattributes", ".git/*", ".cache/huggingface/*")
 
 # What `xxh128sum`, `b3sum` and `sha256sum` print of the same file.
-DIGESTS: dict[str, Callable[[], Any]] = {}
-
-
-def _sha256() -> Any:
-    import hashlib
-
-    return hashlib.sha256()
-
-
-DIGESTS.update({"xxh3-128": xxhash.xxh3_128, "blake3": blake3.blake3, "sha256": _sha256})
+DIGESTS: dict[str, Callable[[], Any]] = {
+    "xxh3-128": xxhash.xxh3_128,
+    "blake3": blake3.blake3,
+    "sha256": hashlib.sha256,
+}
 
 
 def file_digest(file: Path, algorithm: str) -> str:
@@ -62,19 +62,52 @@ def installed_version(distribution: str) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecord:
-    """One file: its name within its checkpoint, size and digest."""
+    """One file: its name within its checkpoint, with `/` between folders, size and digest."""
 
     name: str
     nbytes: int
     digest: str
 
+    def __post_init__(self) -> None:
+        # A manifest comes along with what it is about: it must not have another file of this machine read.
+        place = PurePosixPath(self.name)
+        if place.is_absolute() or not place.parts or ".." in place.parts:
+            raise ValueError(f"`{self.name}` is no name of a file within the folder")
+        if self.digest.partition(":")[0] not in DIGESTS:
+            raise ValueError(f"`{self.digest}` is no digest")
+        if self.nbytes < 0:
+            raise ValueError(f"`{self.name}` cannot have {self.nbytes} bytes")
+
+    @classmethod
+    def of(cls, file: Path, folder: Path, algorithm: str) -> FileRecord:
+        """Describe a file of a folder."""
+        return cls(
+            name=file.relative_to(folder).as_posix(),
+            nbytes=file.stat().st_size,
+            digest=file_digest(file, algorithm),
+        )
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Return what a manifest accounts for: every file of an output but the manifest and what was made of it later."""
+    found = (file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir())
+    return sorted(file for file in found if not _is_beside(file.relative_to(folder)))
+
+
+def _is_beside(name: Path) -> bool:
+    return any(fnmatchcase(name.as_posix(), pattern) for pattern in (MANIFEST, *BESIDE))
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRecord:
-    """One input checkpoint."""
+    """One input checkpoint.
+
+    Attributes:
+        name: The hub's name with its revision, or the folder's own: not where it lay, which is nobody's business.
+    """
 
     role: str
-    path: str
+    name: str
     fingerprint: str
     files: tuple[FileRecord, ...]
 
@@ -83,7 +116,7 @@ class CheckpointRecord:
         """Describe an opened checkpoint."""
         return cls(
             role=role,
-            path=str(checkpoint.ref),
+            name=_called(checkpoint),
             fingerprint=checkpoint.fingerprint,
             files=tuple(
                 FileRecord(name=file.name, nbytes=file.stat().st_size, digest=digests[file])
@@ -96,11 +129,16 @@ class CheckpointRecord:
 class Manifest:
     """Everything that is needed to make the output again, and to check it.
 
+    The same inputs and options give the same manifest, wherever files lie, whatever the memory, tiles or device. The
+    file also holds a digest of itself, so that a change by hand is noticed; against one by a forger there are
+    signatures.
+
     Attributes:
-        command: The command line, or None when called as a library.
+        command: The command line, or None when called as a library; files and folders by their own names.
         settings: Seed, selection, policies and so on.
         curvature: Where the statistics came from, or None for H = I.
         outputs: The weight files that were written.
+        companions: Every other file of the folder.
     """
 
     method: str
@@ -110,6 +148,7 @@ class Manifest:
     inputs: tuple[CheckpointRecord, ...]
     curvature: Mapping[str, Any] | None
     outputs: tuple[FileRecord, ...]
+    companions: tuple[FileRecord, ...] = ()
     renamings: tuple[str, ...]
     notes: tuple[str, ...]
     versions: Mapping[str, str | None]
@@ -126,15 +165,21 @@ class Manifest:
         return 1 - sum(record.kept or 0 for record in self.fused) / elements if elements else 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """Return the manifest as plain values."""
-        return {
+        """Return the manifest as plain values, with the digest of them."""
+        content = {
             "format": FORMAT,
-            **{key: value for key, value in vars(self).items() if key not in ("tensors", "inputs", "outputs")},
-            "inputs": [asdict(record) for record in self.inputs],
-            "outputs": [asdict(record) for record in self.outputs],
+            **{key: value for key, value in vars(self).items() if key not in ("tensors", *FILES)},
+            **{key: [asdict(record) for record in getattr(self, key)] for key in FILES},
             "realised_sparsity": self.realised_sparsity(),
             "tensors": [record.as_json() for record in self.tensors],
         }
+        return {**content, "digest": _digest_of(content)}
+
+    def of_folder(self, folder: Path, algorithm: str) -> Manifest:
+        """Return the manifest with every other file of the finished folder."""
+        weights = {record.name for record in self.outputs}
+        others = (file for file in files_of(folder) if file.relative_to(folder).as_posix() not in weights)
+        return replace(self, companions=tuple(FileRecord.of(file, folder, algorithm) for file in others))
 
     def write(self, folder: Path) -> None:
         """Write `sculpt-manifest.json`, keys sorted, a line a tensor: the same run gives the same bytes."""
@@ -151,26 +196,41 @@ class Manifest:
         """Return the manifest of a fused checkpoint.
 
         Raises:
-            CheckpointError: There is none, or it is malformed.
+            CheckpointError: There is none, it is malformed, of another format, or was changed.
         """
         file = folder / MANIFEST
         if not file.is_file():
             raise CheckpointError(f"`{folder}` holds no `{MANIFEST}`", hint="only sculpt's own outputs have one")
         content = read_json(file)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            found = content.get("format") if isinstance(content, dict) else None
+            raise CheckpointError(f"`{file}` is of format `{found}`; this version of sculpt reads {FORMAT}")
+        if content.pop("digest", None) != _digest_of(content):
+            raise CheckpointError(f"`{file}` was changed: its content is not that of its own digest")
         try:
-            return cls(
-                **{key: content[key] for key in ("method", "options", "settings", "command", "curvature", "versions")},
-                inputs=tuple(
-                    CheckpointRecord(**{**found, "files": tuple(FileRecord(**f) for f in found["files"])})
-                    for found in content["inputs"]
-                ),
-                outputs=tuple(FileRecord(**found) for found in content["outputs"]),
-                renamings=tuple(content["renamings"]),
-                notes=tuple(content["notes"]),
-                tensors=tuple(TensorRecord.from_json(found) for found in content["tensors"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"`{file}` is malformed: {error}") from error
+            return checked(cls, content)
+        except CheckpointError as error:
+            raise CheckpointError(f"`{file}` is malformed: {error.message}") from error
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    """Return the digest of a manifest's content, whatever its layout."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _called(model: Source) -> str:
+    """Return the hub's name of a model with its revision, or its folder's own."""
+    return str(model.ref) if model.ref.repository else model.ref.name
+
+
+def _without_places(value: Any) -> Any:
+    """Return plain values with files and folders of this machine by their own names."""
+    if isinstance(value, Mapping):
+        return {key: _without_places(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_places(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~", "../")) else value
 
 
 def make_manifest(
@@ -189,14 +249,20 @@ def make_manifest(
         "base",
         *(["tuned"] if len(plan.tuned) == 1 else [f"tuned {i + 1}" for i in range(len(plan.tuned))]),
     ]
+    models = (plan.base, *plan.tuned)
+
+    def nameless(note: str) -> str:
+        for model in models:
+            note = note.replace(f"`{model.ref}`", f"`{_called(model)}`")
+        return note
+
     return Manifest(
         method=plan.method.name,
         options=options,
-        settings=settings,
+        settings=_without_places(settings),
         command=command,
         inputs=tuple(
-            CheckpointRecord.of(role, checkpoint, digests)
-            for role, checkpoint in zip(roles, (plan.base, *plan.tuned), strict=True)
+            CheckpointRecord.of(role, checkpoint, digests) for role, checkpoint in zip(roles, models, strict=True)
         ),
         curvature=curvature,
         outputs=tuple(outputs),
@@ -204,7 +270,7 @@ def make_manifest(
             f"{rule.base_prefix}* in the base is {rule.tuned_prefix}* in the tuned model ({rule.count} tensors)"
             for rule in plan.renamings
         ),
-        notes=plan.notes,
+        notes=tuple(map(nameless, plan.notes)),
         versions={
             "sculpt": installed_version("checkpoint-sculpt"),
             "numpy": installed_version("numpy"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checkpoint.json_file import checked
 from ..plan.plan import Step
 
 
@@ -28,7 +29,8 @@ class TensorRecord:
         protected: How its delta was mixed by two-sided curvature: `full`, `block:N`, `diagonal`; `target alone` or
             `general alone` where only one side reached it, `interpolation` where neither did; None without.
         figures: What the method's reduction learned, such as the expected loss.
-        digest: xxh3-128 over the xxh3-128 of each written piece.
+        digest: `xxh3-128:hex` of the tensor's bytes in its file. While a run is under way, what `TensorTask` makes of
+            the pieces as they are written, to know them again on resuming.
     """
 
     name: str
@@ -100,6 +102,9 @@ class TensorRecord:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TensorRecord:
-        """Return the record that `as_json` wrote."""
-        fields = {key: value for key, value in content.items() if key != "realised_sparsity"}
-        return cls(**{**fields, "shape": tuple(fields["shape"])})
+        """Return the record that `as_json` wrote.
+
+        Raises:
+            CheckpointError: It is none.
+        """
+        return checked(cls, content)

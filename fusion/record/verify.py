@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint import open_checkpoint
+from ..checkpoint.adapter.config import is_adapter
 from ..errors import CheckpointError
-from .manifest import FileRecord, Manifest, file_digest
+from ..ref import find_model
+from .manifest import FileRecord, Manifest, file_digest, files_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,24 +36,28 @@ def _check(folder: Path, records: Sequence[FileRecord]) -> int:
 
 
 def verify(output: Path | str, inputs: Sequence[Path | str] = ()) -> Verified:
-    """Compare a fused checkpoint's weight files, and any of its inputs, with the digests in its manifest.
+    """Compare every file of a fused checkpoint, and any of its inputs, with the digests in its manifest.
+
+    Nothing may be there that the manifest does not name: code, another shard and an adapter are all loaded by somebody.
 
     Args:
-        inputs: Checkpoints that it was made from; each must be one that the manifest names, by fingerprint.
+        inputs: Checkpoints that it was made from; each must be one that the manifest names, by fingerprint. An adapter
+            is read over the base among them.
 
     Raises:
         CheckpointError: The first difference, in one sentence.
     """
     folder = Path(output)
     manifest = Manifest.read(folder)
-    stored = {file.name for file in Checkpoint(folder).files}
-    unknown = sorted(stored - {record.name for record in manifest.outputs})
-    if unknown:
-        raise CheckpointError(f"`{folder / unknown[0]}` is not in the manifest")
-    nbytes = _check(folder, manifest.outputs)
-    num_files = len(manifest.outputs)
+    records = (*manifest.outputs, *manifest.companions)
+    known = {record.name for record in records}
+    unknown = next((file for file in files_of(folder) if file.relative_to(folder).as_posix() not in known), None)
+    if unknown is not None:
+        raise CheckpointError(f"`{unknown}` is not in the manifest")
+    nbytes, num_files = _check(folder, records), len(records)
+    whole = next((path for path in inputs if not is_adapter(find_model(path).path)), None)
     for path in inputs:
-        checkpoint = open_checkpoint(path, manifest.inputs[0].path)
+        checkpoint = open_checkpoint(path, whole)
         record = next((found for found in manifest.inputs if found.fingerprint == checkpoint.fingerprint), None)
         if record is None:
             raise CheckpointError(f"`{path}` is not one of the checkpoints that `{folder}` was made from")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..arithmetic.curvature import Curvature
+from ..arithmetic.curvature import UNMEASURED, Curvature
 from ..checkpoint.memory import MemorySource, like
 from ..errors import MethodError
 from ..methods import Method
@@ -36,7 +36,7 @@ def apply(
     Args:
         tuned: One fine-tune, or several.
         curvature: What was measured of the fine-tune's inputs, by tensor name, or one for each of several fine-tunes.
-            Tensors without are fused with H = I.
+            Tensors without are fused with H = I. Under a protection the delta of a fine-tune without stands in.
         general: What was measured of the base's own inputs, for `settings.protection`.
         settings: Seed, selection, policies, protection, device and threads, as in a fuse.
         name: Of a tensor that is given alone: what its random numbers are drawn for, and what sentences call it.
@@ -55,22 +55,26 @@ def apply(
     sources = [
         MemorySource(_named(model, name), name=label) for model, label in zip((base, *models), labels, strict=True)
     ]
-    method = method.for_models(len(models))
+    method = method.for_models(settings.num_seen(method, len(models)))
     plan = make_plan(sources, lambda _: method, settings.request())
-    known = [_named(found, name) if found is not None else {} for found in (general, *own)]
-    if settings.protection is not None and not any(known):
-        raise MethodError("a protection wants statistics: `curvature` of the fine-tunes and `general` of the base")
+    known = [None if found is None else _named(found, name) for found in (general, *own)]
+    if settings.protection is not None and general is None:
+        raise MethodError("a protection wants statistics of the base's own inputs: `general`")
+    unknown = [None, *([None if settings.protection is None else UNMEASURED] * len(models))]
     fused = fuse_in_memory(
         plan,
         curvature={
-            step.name: tuple(found.get(own_name or "") for found, own_name in zip(known, step.curvatures, strict=True))
+            step.name: tuple(
+                missing if found is None else found.get(own_name or "")
+                for found, missing, own_name in zip(known, unknown, step.curvatures, strict=True)
+            )
             for step in plan.steps
             if step.action == "fuse"
         },
         seed=settings.seed,
         backend=backend or settings.backend(plan),
         keep_nonfinite=settings.policies.on_nonfinite == "keep",
-        protector=settings.protector(),
+        protector=settings.protector(plan),
     ).tensors
     if not isinstance(base, Mapping):
         return like(fused[name], base)

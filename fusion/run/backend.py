@@ -13,9 +13,9 @@ from typing import Any, final
 import numpy as np
 
 from ..arithmetic.passes import Map, Pass, measure
-from ..arithmetic.sums import BLOCK
+from ..arithmetic.sums import BLOCK, beside, wide
 from ..arithmetic.tile import RawTile, Tile
-from ..device import torch_device
+from ..device import device_of, float64_device, torch_device
 
 DEFINITION_TILE = 1 << 14  # elements whose float64 sums stay in the second-level cache
 KERNEL_TILE = 1 << 21
@@ -158,18 +158,18 @@ class TorchBackend(Backend):
         return self.tile_elements
 
     def place(self, array: np.ndarray) -> Any:
-        """Return an array on the device."""
-        return self._torch.from_numpy(array).to(self._device)
+        """Return an array on the device, or where float64 is computed for it: methods of matrices do."""
+        return self._torch.from_numpy(array).to(float64_device(self._device))
 
     def _on_stream(self) -> AbstractContextManager[Any]:
         stream = self._staging.stream
         return nullcontext() if stream is None else self._torch.cuda.stream(stream)
 
-    def _sent(self, name: str, array: np.ndarray) -> Any:
-        """Return an array on the device; the copy may still be under way on this thread's stream."""
+    def _sent(self, name: str, array: np.ndarray, device: Any) -> Any:
+        """Return an array on a device; the copy may still be under way on this thread's stream."""
         slot = self._staging.slot(name, array.nbytes)
         slot.numpy()[:] = array.reshape(-1).view(np.uint8)
-        return slot.view(getattr(self._torch, array.dtype.name)).to(self._device, non_blocking=True)
+        return slot.view(getattr(self._torch, array.dtype.name)).to(device, non_blocking=True)
 
     def _received(self, name: str, tensor: Any) -> np.ndarray:
         """Return the bytes of a tensor, once everything before it on the stream is done."""
@@ -182,17 +182,18 @@ class TorchBackend(Backend):
 
     def _decode(self, tile: RawTile) -> Tile:
         torch = self._torch
-        wide = any(array.dtype == np.float64 for array in (tile.base, *tile.tuned))
-        dtype = torch.float64 if wide else torch.float32
+        is_wide = any(array.dtype == np.float64 for array in (tile.base, *tile.tuned))
+        dtype = torch.float64 if is_wide else torch.float32
+        device = device_of(self._device, np.dtype(np.float64 if is_wide else np.float32))
         root = None
         if tile.root is not None:
-            values, inner = self._sent("root", tile.root.values), tile.root.inner
-            index = torch.arange(tile.start, tile.start + len(tile.base), device=self._device)
+            values, inner = self._sent("root", tile.root.values, device), tile.root.inner
+            index = torch.arange(tile.start, tile.start + len(tile.base), device=device)
             root = values[index // (tile.root.repeat * inner) * inner + index % inner]
         return Tile(
             start=tile.start,
-            base=self._sent("base", tile.base).to(dtype),
-            tuned=tuple(self._sent(f"tuned {k}", array).to(dtype) for k, array in enumerate(tile.tuned)),
+            base=self._sent("base", tile.base, device).to(dtype),
+            tuned=tuple(self._sent(f"tuned {k}", array, device).to(dtype) for k, array in enumerate(tile.tuned)),
             keys=tile.keys,
             root=root,
             grain=tile.grain,
@@ -211,8 +212,9 @@ class TorchBackend(Backend):
         with self._on_stream():
             decoded = self._decode(tile)
             fused = wanted.function(decoded, *wanted.arguments)
-            stored = fused.values.to(getattr(self._torch, out.dtype.name))
-            rows = measure(decoded, stored.to(decoded.base.dtype), fused)
+            values = fused.values if out.dtype != np.float64 else wide(fused.values)
+            stored = values.to(getattr(self._torch, out.dtype.name))
+            rows = measure(decoded, beside(stored, decoded.base), fused)
             out.view(np.uint8)[:] = self._received("out", stored)
             return self._received("rows", rows).view(np.float64).reshape(tuple(rows.shape)).copy()
 

@@ -18,7 +18,7 @@ from ..errors import MemoryBudgetError
 from ..methods import Method
 from ..plan.step import Step
 from .backend import SPARE_BUFFERS, Backend
-from .protector import CHUNK_BYTES, HELD, MIXINGS, PAIR_BYTES
+from .protector import CHUNK_BYTES, HELD, MIXINGS, PAIR_BYTES, joins
 
 PROCESS_BYTES = 120_000_000  # the interpreter with NumPy, measured
 TORCH_BYTES = 230_000_000  # what importing torch adds, measured
@@ -61,8 +61,9 @@ def whole_bytes(step: Step, method: Method, protection: Protection | None) -> in
     num_models, pairs, total = len(step.tuned), min(prod(step.shape[1:]), max(step.shape, default=1)) ** 2, 0
     if protection is not None and protection.needs_gram and is_matrix:
         block = min(pairs, (protection.block_size or pairs) ** 2)
+        together = num_models if joins(method, num_models) else 1  # matrices A that are there at once, beside G
         total += 4 * num_models * step.num_fused + min(CHUNK_BYTES, CHUNK_BYTES * step.num_fused // CHUNK)
-        total += pairs * 16 + block * PAIR_BYTES + 4 * MIXINGS * num_models * pairs
+        total += pairs * 8 * (together + 1) + block * PAIR_BYTES + 4 * MIXINGS * num_models * pairs
     if method.region(group) == "matrix":
         each = method.bytes_per_element + MODEL_BYTES * (num_models - 1) + WHOLE_BYTES
         of_pair = method.bytes_per_input_pair + method.bytes_per_model_pair * num_models

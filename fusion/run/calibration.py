@@ -15,6 +15,7 @@ PathLike = Path | str
 Given = PathLike | Mapping[str, Curvature]  # a file of statistics, or statistics in memory
 SHIPPED = "default"  # the name of the text that ships with the package
 STATISTICS = ".safetensors"  # what a file of statistics ends with; any other is data
+FROM_DELTA = "delta"  # in place of a model's samples or statistics: its delta stands in for them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +62,10 @@ class Calibration(SampleRun):
 
     Attributes:
         hessian: Statistics that `sculpt calibrate` wrote, or statistics in memory; then nothing is calibrated. Several
-            tuned models have one each, in their order.
+            tuned models have one each, in their order, `delta` for one that has none.
         data: Samples of the target task to calibrate on first, as `sculpt calibrate` takes them. For all tuned models,
-            or one each. Default: a text that ships.
+            or one each, `delta` for one that has none. Default: a text that ships; where the base is protected, the
+            delta.
         enabled: Calibrate; without, H = I: all directions alike.
         of_other_model: Accept statistics that were measured on another model.
         protect: General samples that the base is to stay good on: data as for the target's, `default` for the text
@@ -91,10 +93,27 @@ class Calibration(SampleRun):
                 if getattr(self, name) is not None:
                     raise MethodError(f"`{name}` has no use where nothing is calibrated", options=[name])
 
+    def refuse_missing(self) -> None:
+        """Refuse files that are not there, before anything long is begun.
+
+        Raises:
+            DataError: One is not.
+        """
+        for given in (self.hessian, self.data):
+            for path in given if isinstance(given, (list, tuple)) else [given]:
+                if isinstance(path, (Path, str)) and str(path) != FROM_DELTA and not Path(path).exists():
+                    raise DataError(f"`{path}` does not exist")
+
     @property
     def protects_shipped(self) -> bool:
         """Whether the general side is measured on the text that ships."""
         return self.protect is None or (isinstance(self.protect, str) and self.protect == SHIPPED)
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether samples or statistics of the target task were given: this one's own, not those of a list."""
+        given = self.hessian if self.hessian is not None else self.data
+        return given is not None and not (isinstance(given, (Path, str)) and str(given) == FROM_DELTA)
 
     def of_general(self) -> Calibration:
         """Return the same for the general side: what it is measured on, or its statistics."""
@@ -121,5 +140,6 @@ def _one_each(what: str, given: Any, num_models: int, *, shared: bool) -> list[A
     if len(found) == 1 and shared:
         return found * num_models
     if len(found) != num_models:
-        raise MethodError(f"there are {num_models} tuned models, and {what} of {len(found)}")
+        wanted = "one tuned model" if num_models == 1 else f"{num_models} tuned models"
+        raise MethodError(f"there {'is' if num_models == 1 else 'are'} {wanted}, and {what} of {len(found)}")
     return found

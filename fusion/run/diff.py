@@ -14,6 +14,7 @@ from ..arithmetic.passes import Finding, Pass, Reduction
 from ..arithmetic.sums import block_sums, exact_total
 from ..arithmetic.tile import RawTile
 from ..checkpoint import Source, TensorInfo, open_checkpoint
+from ..checkpoint.relaid import relaid
 from ..errors import CurvatureError
 from ..methods import Method
 from ..names import align
@@ -130,13 +131,13 @@ def _backend() -> NumpyBackend:
 
 
 def diff(first: Path | str, second: Path | str, *, progress: Progress = silent) -> CheckpointDiff:
-    """Compare two checkpoints; names that differ by a prefix are matched as a fuse matches them.
+    """Compare two checkpoints; names and layouts that differ are matched as a fuse matches them.
 
     Raises:
         CheckpointError: One of them cannot be read.
     """
     a = open_checkpoint(first)
-    b = open_checkpoint(second, a)
+    b = relaid(open_checkpoint(second, a), a)
     pairs, matched = _pairs(a, b)
     plan = pair_plan(a, b, pairs, Distances())
     found = look(plan, _backend(), progress=progress)

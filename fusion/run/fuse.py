@@ -14,12 +14,13 @@ from typing import Any
 from ..arithmetic.curvature import Curvatures
 from ..checkpoint import open_checkpoint
 from ..checkpoint.companions import copy_companions
-from ..checkpoint.json_file import read_json
 from ..checkpoint.output.folder_sink import FolderSink, refuse_output
 from ..checkpoint.output.layout import Layout, OutputTensor, make_layout
+from ..checkpoint.tokens import other_tokens
 from ..device import torch_device
 from ..errors import MethodError, OutputError
 from ..methods import Method
+from ..plan.configuration import Reshape, configuration
 from ..plan.plan import Plan, make_plan
 from ..progress import Progress, silent
 from ..record.card import model_card
@@ -51,6 +52,7 @@ class Prepared:
 
     Attributes:
         options: Of the method, as the manifest has them: where tensors have their own, as the recipe says it.
+        config: What `config.json` will say; None where there is none.
         finish: Changes what was copied beside the weights, in the folder that it is given; or None.
     """
 
@@ -59,6 +61,7 @@ class Prepared:
     options: Mapping[str, Any]
     settings: Settings
     output: Path
+    config: Mapping[str, Any] | None = None
     finish: Callable[[Path], None] | None = None
 
     @property
@@ -117,11 +120,13 @@ def prepare(
         SculptError: Anything that could be found out before the long part starts.
     """
     settings = settings or Settings()
-    method = method.for_models(len(tuned))
+    method = method.for_models(settings.num_seen(method, len(tuned)))
     refuse_output(output, [base, *tuned], overwrite=overwrite)
     opened = open_checkpoint(base)
     models = [opened, *(open_checkpoint(path, opened) for path in tuned)]
-    return prepare_plan(make_plan(models, lambda _: method, settings.request()), output=output, settings=settings)
+    plan = make_plan(models, lambda _: method, settings.request())
+    plan = replace(plan, notes=(*plan.notes, *other_tokens(models)))
+    return prepare_plan(plan, output=output, settings=settings, options=method.options())
 
 
 def prepare_plan(
@@ -130,12 +135,14 @@ def prepare_plan(
     output: Path,
     settings: Settings,
     options: Mapping[str, Any] | None = None,
+    reshape: Reshape = dict,
     finish: Callable[[Path], None] | None = None,
 ) -> Prepared:
     """Lay out the output of a plan and check the free disk.
 
     Args:
         options: In place of the method's, for the manifest.
+        reshape: Makes the output's configuration of the one that is copied, where layers were moved.
 
     Raises:
         SculptError: The output does not fit.
@@ -144,6 +151,7 @@ def prepare_plan(
         raise MethodError("a base is protected from tuned models, and there are none")
     if settings.device not in ("auto", "cpu"):
         torch_device(settings.device)
+    plan.config_from.companions()  # refuses links out of the folder
     layout = make_layout(output_tensors(plan), plan.base, settings.max_shard_bytes)
     _refuse_full_disk(output, sum(shard.nbytes for shard in layout.shards))
     prepared = Prepared(
@@ -152,6 +160,7 @@ def prepare_plan(
         options=plan.method.options() if options is None else options,
         settings=settings,
         output=output,
+        config=configuration(plan, settings.dtype, reshape),
         finish=finish,
     )
     prepared.needs()  # refuses what does not fit the memory
@@ -230,7 +239,7 @@ def execute(
             sink=sink,
             inputs=inputs,
             keep_nonfinite=settings.policies.on_nonfinite == "keep",
-            protector=settings.protector(),
+            protector=settings.protector(plan),
             whole_bytes=bill.budget,
         )
         if curvature is None or isinstance(curvature, Mapping):
@@ -253,10 +262,11 @@ def execute(
             curvature=provenance,
             digests=inputs.results(backend.threads),
             outputs=outputs,
-            records=records,
+            records={name: replace(records[name], digest=digest) for name, digest in sink.tensor_digests().items()},
         )
-        sink.commit(lambda folder: _add_files(folder, prepared, manifest))
-    return manifest
+        whole: list[Manifest] = []
+        sink.commit(lambda folder: whole.append(_add_files(folder, prepared, manifest)))
+    return whole[0]
 
 
 def _fingerprint(prepared: Prepared, provenance: Mapping[str, Any] | None) -> str:
@@ -271,31 +281,22 @@ def _fingerprint(prepared: Prepared, provenance: Mapping[str, Any] | None) -> st
         "settings": prepared.settings.recorded(),
         "tiles": prepared.settings.tile_elements,
         "curvature": provenance,
+        "config": prepared.config,
         "shards": {shard.file_name: hashlib.sha256(shard.header).hexdigest() for shard in prepared.layout.shards},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> None:
-    """Write the manifest and the card, and copy configuration, tokenizer and code from the chosen side."""
+def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> Manifest:
+    """Copy configuration, tokenizer and code from the chosen side, write the card, then the manifest of all of it."""
     plan = prepared.plan
     copy_companions(plan.config_from, folder)
-    if prepared.settings.dtype is not None:
-        _record_dtype(folder / "config.json", prepared.settings.dtype)
+    if prepared.config is not None and prepared.config != plan.config_from.config:
+        text = json.dumps(prepared.config, indent=2, ensure_ascii=False) + "\n"
+        (folder / "config.json").write_text(text, encoding="utf-8")
     if prepared.finish is not None:
         prepared.finish(folder)
-    manifest.write(folder)
     (folder / "README.md").write_text(model_card(plan, manifest, prepared.output.name), encoding="utf-8")
-
-
-def _record_dtype(config: Path, dtype: str) -> None:
-    """Name the dtype that the weights were cast to wherever a copied config names one: loaders go by it."""
-
-    def renamed(content: Any) -> Any:
-        if isinstance(content, dict):
-            return {k: dtype if k in ("dtype", "torch_dtype") else renamed(v) for k, v in content.items()}
-        return content
-
-    if config.is_file():
-        content = renamed(read_json(config))
-        config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    manifest = manifest.of_folder(folder, prepared.settings.digest)
+    manifest.write(folder)
+    return manifest

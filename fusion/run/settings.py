@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from ..arithmetic.per_model import as_tuple
 from ..arithmetic.two_sided import Protection
 from ..errors import MethodError
 from ..plan.options import Policies, Selection, Side
 
 if TYPE_CHECKING:
+    from ..methods import Method
     from ..plan.plan import Plan
     from ..plan.step import Request
     from .backend import Backend
     from .protector import Protector
 
 Digest = Literal["xxh3-128", "blake3", "sha256"]
+FREE = ("device", "threads", "memory", "load_check", "tile_elements")  # no bit of the output depends on them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +31,14 @@ class Settings:
         dtype: Float dtype to store: float32, float16, bfloat16 or float64. Default: the base's.
         max_shard_bytes: Largest output file, such as 5GB. Default: the base's shards.
         config_from: Whose names, configuration and tokenizer the output takes.
+        tokenizer: Whose vocabulary the output has where the models have others: base, union, or one of the models; the
+            rows are aligned by the tokens. Default: rows are taken as they stand.
         digest: Digest of input and output files in the manifest: xxh3-128 is fast; blake3 and sha256 are cryptographic.
         device: auto, cpu, cuda, cuda:1, mps …; the result is the same.
         threads: CPU threads. Default: all cores.
         memory: Budget for what is worked on at once, such as 64MB; tensors of any size are cut to fit.
+        load_check: Refuse an output that transformers would not load whole, or whose layers would be of another kind
+            than those that they are made of. Nothing is looked at where the output is laid out as an input is.
         tile_elements: Elements that are worked on at once; no bit of the output depends on it.
         recipe: What a recipe says beyond these settings, for the manifest.
         protection: How the base is held where general data go, by two-sided curvature; or None.
@@ -43,10 +50,12 @@ class Settings:
     dtype: str | None = None
     max_shard_bytes: int | None = None
     config_from: Side = "tuned"
+    tokenizer: str | None = None
     digest: Digest = "xxh3-128"
     device: str = "auto"
     threads: int | None = None
     memory: int | None = None
+    load_check: bool = True
     tile_elements: int | None = None
     recipe: Mapping[str, Any] | None = None
     protection: Protection | None = None
@@ -71,13 +80,37 @@ class Settings:
             keep=keep,
         )
 
-    def protector(self) -> Protector | None:
-        """Return what mixes the deltas before the method sees them, if the base is protected."""
-        from .protector import Protector
+    def protector(self, plan: Plan) -> Protector | None:
+        """Return what mixes the deltas of a plan before its method sees them, if the base is protected."""
+        from .low_rank import low_rank_models
+        from .protector import Protector, joins
 
         if self.protection is None:
             return None
-        return Protector(self.protection, device="cpu" if self.device == "auto" else self.device)
+        return Protector(
+            self.protection,
+            joins=joins(plan.method, len(plan.tuned)),
+            low_rank=lambda: low_rank_models(plan),
+            device="cpu" if self.device == "auto" else self.device,
+        )
+
+    def num_seen(self, method: Method, num_tuned: int) -> int:
+        """Return how many tuned models a method sees: one where a protection puts several together before.
+
+        Raises:
+            MethodError: There are shares for another number of models.
+        """
+        from .protector import joins
+
+        if self.protection is None:
+            return num_tuned
+        together, shares = joins(method, num_tuned), as_tuple(self.protection.shares)
+        if len(shares) not in (1, num_tuned if together else 1):
+            raise MethodError(
+                f"`shares` has {len(shares)} values, and {num_tuned if together else 'no'} models are put together",
+                options=["Protection.shares"],
+            )
+        return 1 if together else num_tuned
 
     def backend(self, plan: Plan) -> Backend:
         """Return what computes a plan."""
@@ -93,5 +126,4 @@ class Settings:
 
     def recorded(self) -> dict[str, Any]:
         """Return what the manifest holds: all that can change the output, and the digest."""
-        free = ("device", "threads", "memory", "tile_elements")
-        return {key: value for key, value in asdict(self).items() if key not in free}
+        return {key: value for key, value in asdict(self).items() if key not in FREE}

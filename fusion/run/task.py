@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any, final
 
 import numpy as np
@@ -92,10 +93,12 @@ class TensorTask:
         self.method = step.method or context.plan.method
         self.group = Group(
             name=step.name,
-            shape=self._inputs[0][1].shape if self._inputs else step.shape,
+            shape=_fused_shape(step, self._inputs[0][1].shape if self._inputs else step.shape),
             curvatures=self._curvatures(),
         )
-        self.region = self.method.region(self.group) if step.action == "fuse" else "element"
+        protector = context.protector
+        self.seen = protector.seen(self.group) if protector is not None else self.group  # what the method is told
+        self.region = self.method.region(self.seen) if step.action == "fuse" else "element"
         self.grain = self.group.row_length if self.region == "row" else 1
         self.fused_spans = spans(0, step.num_fused, size, self.grain)
         self.copied_spans = (
@@ -125,7 +128,11 @@ class TensorTask:
     def is_measured(self) -> bool:
         """Whether the tensor is fused with measured curvature, not with H = I."""
         wanted = self.method.uses_curvature or self.context.protector is not None
-        return wanted and self.step.action == "fuse" and any(found is not None for found in self.group.curvatures)
+        return (
+            wanted
+            and self.step.action == "fuse"
+            and any(found is not None and found.is_measured for found in self.group.curvatures)
+        )
 
     @property
     def protected(self) -> str | None:
@@ -138,7 +145,7 @@ class TensorTask:
         if not self.method.uses_curvature:
             return None
         protector = self.context.protector
-        curvature = score_curvature(self.group, protector.protection) if protector is not None else self.group.target
+        curvature = score_curvature(self.seen, protector.protection) if protector is not None else self.group.target
         if curvature is None or not curvature.terms:
             return None
         return root_curvature(self.step.name, curvature, self.group.shape)
@@ -149,11 +156,11 @@ class TensorTask:
             if self._prepared is None:
                 if self.region == "matrix":
                     backend = self.context.backend
-                    matrices = Matrices(self.group, self._entering, place=backend.place, device=backend.device)
+                    matrices = Matrices(self.seen, self._entering, place=backend.place, device=backend.device)
                     with np.errstate(all="ignore"):
                         self._prepared = (self.method.matrix(matrices),)
                 else:
-                    self._prepared = (self.method.prepare(self.group),)
+                    self._prepared = (self.method.prepare(self.seen),)
             return self._prepared[0]
 
     def _stored(self, span: Span) -> list[np.ndarray]:
@@ -320,3 +327,10 @@ class TensorTask:
             data = self.context.sink.read(self.step.name, span.start * size, (span.stop - span.start) * size)
             whole.update(xxhash.xxh3_128_digest(data))
         return whole.hexdigest() == digest
+
+
+def _fused_shape(step: Step, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of what is fused: of a vocabulary that was resized the common rows."""
+    if step.action != "fuse" or step.num_fused == prod(shape):
+        return shape
+    return (step.num_fused // prod(shape[1:]), *shape[1:])

@@ -18,6 +18,7 @@ from array_api_compat import array_namespace
 from ..arithmetic.group import Region
 from ..arithmetic.passes import Pass
 from ..arithmetic.per_model import PerModel, as_tuple, spread
+from ..arithmetic.sums import beside, wide
 from ..arithmetic.tile import Tile
 from ..errors import MethodError
 from .bernoulli import DropRescale
@@ -33,8 +34,8 @@ def keep_probability(magnitude: Any, width: int, density: float, epsilon: float)
     if density == 1:
         return xp.ones(magnitude.shape, dtype=xp.float32, device=magnitude.device)
     ranks = _ranks(xp.reshape(magnitude, (-1, width)), xp)
-    share = xp.astype(ranks, xp.float64) / (width - 1) if width > 1 else xp.full(ranks.shape, 0.5, dtype=xp.float64)
-    return xp.reshape(xp.astype((density - epsilon) + 2 * epsilon * share, xp.float32), (-1,))
+    share = wide(ranks) / (width - 1) if width > 1 else wide(ranks) + 0.5  # a sole one has rank 0
+    return xp.reshape(beside((density - epsilon) + 2 * epsilon * share, magnitude, xp.float32), (-1,))
 
 
 def _ranks(rows: Any, xp: Any) -> Any:

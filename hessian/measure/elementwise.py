@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import moments
-from .rule_parts import counts_of, record_bias
+from .rule_parts import counts_of, record_bias, total_of
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -23,7 +23,7 @@ def _norm(recorder: Recorder, weight: Tensor | None, bias: Tensor | None, normal
     shape = given.shape
     weights = recorder.rows.of_tensor(normalised.shape)
     rows = normalised.numel() // max(1, shape.numel())
-    count = float(rows) if weights is None else float(weights.double().sum()) * (rows / weights.numel())
+    count = float(rows) if weights is None else total_of(weights, rows) * (rows / weights.numel())
     use = recorder.use_of(weight)
     if use is not None:
         sums = moments.elementwise_squares(normalised, shape, weights)
@@ -91,7 +91,7 @@ def mul(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, An
         weights = recorder.rows.of_tensor(inputs.shape)
         sums = moments.elementwise_squares(inputs, weight.shape, weights)
         rows = inputs.numel() // weight.numel()
-        count = float(rows) if weights is None else float(weights.double().sum()) * (rows / weights.numel())
+        count = float(rows) if weights is None else total_of(weights, rows) * (rows / weights.numel())
         use.statistics.add(use.placement, sums, counts_of(count, weight.ndim, sums.device))
     return func(*args, **kwargs)
 
@@ -110,7 +110,7 @@ def add(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, An
             inputs = inputs.expand(torch.broadcast_shapes(inputs.shape, bias.shape))
             weights = recorder.rows.of_tensor(inputs.shape)
             rows = inputs.numel() // bias.numel()
-            count = float(rows) if weights is None else float(weights.double().sum()) * (rows / weights.numel())
+            count = float(rows) if weights is None else total_of(weights, rows) * (rows / weights.numel())
             record_bias(recorder, bias, count)
         else:
             use.statistics.ops.add("add")

@@ -17,12 +17,14 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ...fusion.device import float64_device
+
 CHUNK_ELEMENTS = 1 << 20
 
 
 def wide(tensor: Tensor) -> Tensor:
     """Return the tensor in float64, on the CPU where its device has none."""
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+    return tensor.to(float64_device(tensor.device)).double()
 
 
 def column_squares(rows: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -74,9 +76,8 @@ def _size(x: Tensor, axes: Sequence[int]) -> int:
 
 def row_counts(indices: Tensor, num_rows: int, weights: Tensor | None = None) -> Tensor:
     """Return how often each row of an embedding was looked up, of shape (num_rows, 1)."""
-    flat = indices.reshape(-1)
+    flat = indices.reshape(-1).to(float64_device(indices.device))
     per_index = None if weights is None else wide(weights.expand(indices.shape)).reshape(-1)
-    flat = flat.to(per_index.device) if per_index is not None else flat
     return torch.bincount(flat, per_index, minlength=num_rows).to(torch.float64).unsqueeze(1)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from .moments import wide
+
 
 class RowWeights:
     """The masks of one batch, (batch, length) each, 1 for a token; encoder and decoder have one each."""
@@ -65,7 +67,7 @@ class RowWeights:
                 return mask
             for other in self.masks:
                 if tuple(shape[-2:]) == (mask.shape[1], other.shape[1]):
-                    pairs = mask.double().T @ other.double()
+                    pairs = wide(mask).T @ wide(other)
                     return pairs.reshape(*(1,) * (len(shape) - 2), *pairs.shape)
             if shape and shape[-1] == mask.shape[1] and all(size == 1 for size in shape[:-1]):
                 return mask.sum(0).reshape(tuple(shape))

@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...fusion.device import float64_device
+from .moments import wide
+
 if TYPE_CHECKING:
     from .recorder import Recorder
 
 
 def counts_of(value: float, ndim: int, device: torch.device) -> Tensor:
     """Return a count as a tensor that broadcasts to `ndim` axes."""
-    return torch.full((1,) * ndim, value, dtype=torch.float64, device=device)
+    return torch.full((1,) * ndim, value, dtype=torch.float64, device=float64_device(device))
 
 
 def total_of(weights: Tensor | None, count: int) -> float:
     """Return how many rows count, of `count` rows with these weights."""
-    return float(count) if weights is None else float(weights.double().sum())
+    return float(count) if weights is None else float(wide(weights).sum())
 
 
 def record_bias(recorder: Recorder, bias: Tensor | None, count: float) -> None:

@@ -125,7 +125,7 @@ def _convolution(recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dic
     weights = recorder.rows.of_time(inputs.shape)
     positions = out.numel() / out.shape[1]
     if weights is not None:
-        padded = weights.numel() - float(weights.double().sum())
+        padded = weights.numel() - total_of(weights, weights.numel())
         positions -= padded / stride[0]
         inputs = inputs * weights.to(inputs)
     record_bias(recorder, bias, positions)

@@ -12,7 +12,7 @@ import transformers
 import typer
 from safetensors.numpy import load_file
 from sculpt.cli import calibrate, fuse, merge
-from sculpt.fusion.errors import CurvatureError, DataError, MethodError, OutputError
+from sculpt.fusion.errors import CurvatureError, DataError, MethodError, OutputError, SculptError
 from sculpt.hessian import DiagonalHessian
 from typer.testing import CliRunner, Result
 
@@ -139,11 +139,10 @@ def test_any_method_takes_protected_deltas_of_several_models(model: Path, tmp_pa
 
 def test_a_target_on_the_general_samples_is_refused(model: Path, tmp_path: Path) -> None:
     add_fine_tunes(model, tmp_path)
-    for given in (["--protect", "default"], ["--data", "one.jsonl", "--protect", "one.jsonl"]):
-        refused = run("fuse", "sft", "math", *given, "-o", "out")
-        assert isinstance(refused.exception, MethodError)
-        assert "would both be measured on" in str(refused.exception)
-        assert not (tmp_path / "out").exists()
+    refused = run("fuse", "sft", "math", "--data", "one.jsonl", "--protect", "one.jsonl", "-o", "out")
+    assert isinstance(refused.exception, MethodError)
+    assert "would both be measured on" in str(refused.exception)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("method", ["fisher", "regmean"])
@@ -171,3 +170,20 @@ def test_several_models_each_have_statistics_of_their_own(method: str, model: Pa
         np.testing.assert_allclose(found["file"][name], (one * math + two * code) / (one + two), rtol=1e-4, atol=1e-6)
     refused = run(method, "sft", "math", "code", "--hessian", "code.h", "--hessian", "math.h", "-o", "swapped")
     assert isinstance(refused.exception, CurvatureError)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["calibrate", "sft", "--data", "one.jsonl", "--data", "two.jsonl"], "one set of samples, and there are 2"),
+        (["calibrate", "sft", "--full", "*.nothing"], "`*.nothing` matches no tensor of `sft`"),
+        (["fuse", "sft", "sft", "--data", "nowhere.jsonl", "--dry-run", "-o", "out"], "`nowhere.jsonl` does not exist"),
+        (["fuse", "sft", "sft", "--hessian", "a", "--hessian", "b"], "`a` does not exist"),
+    ],
+)
+def test_what_would_be_ignored_or_is_missing_is_refused(
+    command: list[str], said: str, model: Path, tmp_path: Path
+) -> None:
+    done = run(*command)
+    assert isinstance(done.exception, SculptError)
+    assert said in str(done.exception)

@@ -28,7 +28,7 @@ def test_the_owners_command_writes_beside_the_tuned_folder(make_pair: Pair, tmp_
     assert "realised sparsity" in done.stderr
     assert "AdaDARE-γ fused 10 tensors" in done.stderr.replace("\n", " ")
     manifest = json.loads((tmp_path / "sft-fused/sculpt-manifest.json").read_text())
-    assert manifest["command"] == "sculpt fuse base/ sft/ --gamma 0.5 --sparsity 0.9 --no-calibration"
+    assert manifest["command"] == "sculpt fuse base sft --gamma 0.5 --sparsity 0.9 --no-calibration"
     assert manifest["settings"]["seed"] == 0
     assert sculpt("verify", "sft-fused", "--input", "base", "--input", "sft", cwd=tmp_path).returncode == 0
 
@@ -74,6 +74,10 @@ REFUSALS = {
     "no such device": (
         ["dare", "base", "sft", "--device", "abacus"],
         "error: the device `abacus` cannot be used: ",
+    ),
+    "a device without values": (
+        ["dare", "base", "sft", "--device", "meta"],
+        "error: the device `meta` cannot be used: it holds shapes and no values\n",
     ),
     "two sources": (
         ["fuse", "base", "sft", "--data", "x", "--no-calibration"],
@@ -121,6 +125,14 @@ def test_an_option_of_a_recipe_is_named_as_there(make_pair: Pair, tmp_path: Path
     assert done.stderr.startswith("error: `sparsity` must lie between 0 and 1, got 90\n"), done.stderr
     done = sculpt("lora-prune", "sft", "--density", "7", "-o", "out", cwd=tmp_path)
     assert done.stderr.startswith("error: `--density` must lie between 0 and 1, got 7\n"), done.stderr
+
+
+@pytest.mark.parametrize("command", ["calibrate", "fuse", "lora-train", "gate", "hessian"])
+def test_a_command_alone_says_what_to_type(command: str) -> None:
+    done = sculpt(command)
+    assert done.returncode == 2
+    assert f"sculpt {command} " in done.stdout
+    assert "Missing" not in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["fuse"], ["fuse", "a"], ["nonsense"], ["fuse", "a", "b", "--gamma", "much"]])

@@ -134,7 +134,7 @@ def test_what_is_written_names_what_was_asked_for(command: Sequence[str], folder
         assert '- "org/base"\n- "org/tuned"\n' in texts["README.md"]
         assert "`org/base` and its fine-tune `org/tuned@v1`" in texts["README.md"]
         inputs = json.loads(texts["sculpt-manifest.json"])["inputs"]
-        assert [found["path"] for found in inputs] == ["org/base", "org/tuned@v1"]
+        assert [found["name"] for found in inputs] == ["org/base", "org/tuned@v1"]
         assert run("verify", folder, "--input", "org/base", "--input", "org/tuned@v1").exit_code == 0
     else:
         config = json.loads(texts["adapter_config.json"])

@@ -105,6 +105,8 @@ REFUSALS = {
     "weights": (["--weights", "1,2,3"], "`weights` has 3 values for 2 models"),
     "weights as adapter": (["--weights", "1,2,3", "--as-adapter"], "`weights` has 3 values for 2 models"),
     "density of a sum": (["--density", "0.5"], "no meaning"),
+    "election of a sum": (["--election", "unweighted"], "elects no signs"),
+    "normalised adapter": (["--as-adapter", "--normalize"], "merging into the base"),
     "dry run of an adapter": (["--as-adapter", "--dry-run"], "merging into the base"),
 }
 
@@ -188,14 +190,48 @@ def test_adaptive_weights_are_those_of_the_output(method, runnable, buffer, tmp_
     assert len(learned["losses"]) == 3
     printed = json.loads(result.stdout)
     assert printed["options"]["weights"] == alpha
-    from sculpt.learn.parts import Thinning, parts_of
+    from sculpt.cli.lora import MergeOptions, linear_merge_of
+    from sculpt.learn.parts import parts_of
 
+    merge = linear_merge_of(MergeOptions(method=method), 0)
     before = Checkpoint(base)
     adapters = [open_checkpoint(adapter, before) for adapter in (one, two)]
-    for name in (f"{Q}.weight", f"{UP}.weight"):
-        parts = parts_of(name, before, adapters, Thinning(method=method))
+    for name in (f"{Q}.weight", f"{UP}.weight"):  # of the model that was scored
+        parts = parts_of(name, before, adapters, merge)
         expected = sum(weight * part for weight, part in zip(alpha, parts, strict=True))
         np.testing.assert_allclose(delta(base, tmp_path / "out", name).reshape(expected.shape), expected, atol=1e-6)
+    typed = ",".join(map(repr, alpha))
+    assert f"--weights {typed}" in result.stderr.replace("\n", "")
+    again = sculpt("lora-merge", base, one, two, "--method", method, "--weights", typed, "-o", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    before, learned = Checkpoint(tmp_path / "out"), Checkpoint(tmp_path / "again")
+    assert all(np.array_equal(before.read(name), learned.read(name)) for name in before.tensors)
+
+
+@pytest.mark.parametrize("method", ["ties", "dare-ties"])
+def test_a_fixed_weight_is_the_strength_and_the_election_may_be_weighted(method, inputs, tmp_path):
+    base, one, two = inputs
+
+    def merged(*options: str) -> np.ndarray:
+        out = tmp_path / "-".join(options)
+        result = sculpt("lora-merge", base, one, two, "--method", method, "--dtype", "float32", *options, "-o", out)
+        assert result.exit_code == 0, result.output
+        return delta(base, out, f"{Q}.weight")
+
+    first = merged("--weights", "1")
+    assert np.any(first)
+    for weight in (3, 5):
+        np.testing.assert_allclose(merged("--weights", str(weight)), weight * first, atol=1e-6)
+    np.testing.assert_allclose(merged("--weights", "3", "--election", "weighted"), first, atol=1e-6)
+    summed = merged("--weights", "1", "--no-normalize")
+    assert np.abs(summed).sum() > 1.01 * np.abs(first).sum()
+    command = sculpt(
+        method, base, one, two, "--election", "unweighted", "--weights", "3", "--dtype", "float32", "-o", tmp_path / "c"
+    )
+    assert command.exit_code == 0, command.output
+    assert np.array_equal(
+        delta(base, tmp_path / "c", f"{Q}.weight"), merged("--election", "unweighted", "--weights", "3")
+    )
 
 
 def test_continual_scores_every_domain_so_far(runnable, buffer, tmp_path):
@@ -214,7 +250,9 @@ def test_continual_scores_every_domain_so_far(runnable, buffer, tmp_path):
     [
         (["--weights", "adaptive"], "needs `--buffer`"),
         (["--steps", "5"], "are for `--weights adaptive`"),
-        (["--weights", "adaptive", "--scale", "2"], "`--scale` has no meaning"),
+        (["--weights", "adaptive", "--buffer", "b", "--scale", "2"], "`--scale` has no meaning"),
+        (["--weights", "adaptive", "--method", "ties", "--election", "weighted"], "not linear in its weights"),
+        (["--weights", "adaptive", "--method", "ties", "--as-adapter"], "full rank"),
     ],
 )
 def test_learning_options_that_make_no_sense_are_refused(options, words, runnable):
@@ -222,3 +260,18 @@ def test_learning_options_that_make_no_sense_are_refused(options, words, runnabl
     result = sculpt("lora-merge", base, one, two, *options)
     assert isinstance(result.exception, SculptError)
     assert words in result.exception.message
+
+
+@pytest.mark.parametrize("option", [["--dtype", "float16"], ["--memory", "1GB"], ["--density", "0.5"], ["--dry-run"]])
+def test_options_that_an_adapter_has_no_use_for_are_refused(option, inputs, tmp_path):
+    base, one, two = inputs
+    result = sculpt("lora-merge", base, one, two, "--as-adapter", "-o", tmp_path / "out", *option)
+    assert isinstance(result.exception, SculptError)
+    assert result.exception.message == f"`{option[0]}` is for merging into the base, not into an adapter"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_density_out_of_range_has_its_own_name(inputs, tmp_path):
+    base, one, _ = inputs
+    result = sculpt("lora-merge", base, one, "--method", "dare-ties", "--density", "2", "-o", tmp_path / "out")
+    assert "`density` must lie between 0 and 1, got 2" in str(result.exception)

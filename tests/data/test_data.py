@@ -16,7 +16,7 @@ import transformers
 from PIL import Image
 from sculpt.data.media import load_image
 from sculpt.data.rows import chosen, open_rows
-from sculpt.fusion.errors import DataError
+from sculpt.fusion.errors import DataError, ModelError
 from sculpt.hessian import CalibrationOptions, calibrate
 from sculpt.hessian.session import Session
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -284,7 +284,7 @@ def test_an_image_that_cannot_be_read_is_named(source: str, message: str, tmp_pa
 
 def test_a_model_without_tokenizer_is_told_so(tmp_path: Path) -> None:
     folder, _ = zoo.settle(zoo.TEXT["llama"], tmp_path)
-    with pytest.raises(DataError, match="has no tokenizer that transformers can load"):
+    with pytest.raises(ModelError, match="cannot load the tokenizer"):
         calibrate(folder, data=jsonl(tmp_path / "d.jsonl", {"text": "a"}))
 
 

@@ -137,7 +137,7 @@ def encoder(folder: Path, **options: Any) -> Encoder:
 
 
 def told(found: Encoder, file: Path) -> list[str]:
-    examples = [example for row in open_rows(file, found.options.fields) for example in found.examples(row)]
+    examples = [example for row in open_rows(file, fields=found.options.fields) for example in found.examples(row)]
     return [in_words(example) for example in examples]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -89,11 +90,11 @@ def test_the_page_needs_nothing_else(fused: Callable[..., Path]) -> None:
 
 def test_names_in_a_manifest_cannot_add_to_the_page(fused: Callable[..., Path]) -> None:
     folder = fused(TaskArithmetic(scale=0.5))
-    file = folder / "sculpt-manifest.json"
-    content = json.loads(file.read_text())
-    content["command"] = "<script>alert(1)</script>"
-    content["tensors"][1]["name"] = "model.layers.0.<b>bold</b>.weight"
-    file.write_text(json.dumps(content))
+    manifest = Manifest.read(folder)
+    first, second, *others = manifest.tensors
+    second = dataclasses.replace(second, name="model.layers.0.<b>bold</b>.weight")
+    command = "<script>alert(1)</script>"
+    dataclasses.replace(manifest, command=command, tensors=(first, second, *others)).write(folder)
     text = make_report(folder)
     assert "<script" not in text
     assert "<b>bold" not in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from sculpt.data.example import IGNORED, Example
 from sculpt.demo.tiny import byte_tokenizer
 from sculpt.evaluate.evaluate import evaluate, score_suite
+from sculpt.evaluate.generation import cut_at, generate
 from sculpt.evaluate.likelihood import likelihoods
 from sculpt.evaluate.suite import read_suite
 from sculpt.fusion.errors import DataError, ModelError
@@ -138,16 +140,44 @@ def test_exact_match_compares_what_greedy_decoding_writes(model, rows_file, suit
 
 
 def test_an_answer_ends_where_a_stop_begins() -> None:
-    from sculpt.evaluate.generation import cut_at
-
     assert cut_at("\n yes\nno", ["\n"]) == "yes"
     assert cut_at("yes. no; maybe", [";", "."]) == "yes"
     assert cut_at("yes", []) == "yes"
 
 
-def test_a_chat_goes_through_the_template(pair: Pair, tmp_path: Path, rows_file, suite_file) -> None:
-    import shutil
+def test_answers_stop_where_the_tokens_are_whole_words(pair: Pair, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
 
+    folder = tmp_path / "words"
+    shutil.copytree(pair.base, folder, ignore=shutil.ignore_patterns("tokenizer*", "special*"))
+    with load_model(pair.base) as loaded:
+        size = loaded.model.config.vocab_size
+    words = Tokenizer(WordLevel({"[UNK]": 0, **{f"w{k}": k for k in range(1, size)}}, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[UNK]").save_pretrained(folder)
+    prompts = [Example.of_tokens([3, 4, 5], [IGNORED] * 3), Example.of_tokens([9, 8, 7, 6, 5], [IGNORED] * 5)]
+    with load_model(folder, device="cpu", dtype="float32") as model:
+
+        def write(stop: list[str]) -> list[str]:
+            return generate(model, prompts, max_new_tokens=8, stop=stop, batch_size=2)
+
+        whole = write([])
+        end = whole[0].split()[2]
+        assert write([end]) == [text.split(end)[0] for text in whole]
+        assert write(["\n"]) == whole
+
+
+def test_what_a_model_raises_is_one_sentence(pair: Pair) -> None:
+    with load_model(pair.base, device="cpu", dtype="float32") as model:
+        too_large = [Example.of_tokens([model.model.config.vocab_size + 5], [IGNORED])]
+        with pytest.raises(ModelError, match="`LlamaForCausalLM` fails on a prompt: index out of range in self"):
+            generate(model, too_large, max_new_tokens=2, stop=["\n"], batch_size=1)
+
+
+def test_a_chat_goes_through_the_template(pair: Pair, tmp_path: Path, rows_file, suite_file) -> None:
     from transformers import AutoTokenizer
 
     folder = shutil.copytree(pair.base, tmp_path / "chatty")

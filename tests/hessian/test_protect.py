@@ -267,3 +267,101 @@ def test_what_general_text_does_not_reach_keeps_its_delta_and_that_is_said(
     fused, tuned = tensors_of(tmp_path / "out"), tensors_of(found["tuned"])
     for name in alone:
         np.testing.assert_array_equal(fused[name], tuned[name])
+
+
+def run_fuse(*arguments: str | Path) -> tuple[dict[str, Any], str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "sculpt", "fuse", *arguments, "--json"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+def test_two_folders_are_enough(models: Callable[[str], dict[str, Path]], tmp_path: Path, tensors_of: Read) -> None:
+    found = models("llama-tied")
+    options = [found["base"], found["tuned"], "--protect", found["general"]]
+    manifest, said = run_fuse(*options, "-o", tmp_path / "out")
+    assert "the deltas tell what it needs" in said
+    forms = [record["protected"] for record in manifest["tensors"] if record["protected"]]
+    assert forms.count("delta") > 3
+    assert "full" not in forms
+    assert manifest["curvature"]["target"] == {"data": "delta"}
+    assert manifest["curvature"]["general"]["num_samples"] == 8
+    assert {"gamma": 1.0, "sparsity": 0.0}.items() <= manifest["options"].items()
+    # The same by name, from Python, and with statistics of the base from before.
+    run_fuse(*options, "--target-curvature", "delta", "-o", tmp_path / "named")
+    sculpt.fuse(found["base"], found["tuned"], protect=found["general"], output=tmp_path / "python")
+    sculpt.calibrate(found["base"], data=found["general"], output=tmp_path / "g.safetensors", full=["*"])
+    run_fuse(found["base"], found["tuned"], "--protect", tmp_path / "g.safetensors", "-o", tmp_path / "before")
+    outputs = {weights(tmp_path / name) for name in ("out", "named", "python", "before")}
+    assert len(outputs) == 1
+    base, tuned, fused = (tensors_of(folder) for folder in (found["base"], found["tuned"], tmp_path / "out"))
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert 0 < np.abs(fused[name] - base[name]).sum() < np.abs(tuned[name] - base[name]).sum()
+    assert np.abs(fused[name] - tuned[name]).max() > 1e-4
+
+
+def test_several_fine_tunes_are_put_together_with_samples_or_without(
+    models: Callable[[str], dict[str, Path]], tmp_path: Path, tensors_of: Read
+) -> None:
+    found = models("llama")
+    shutil.copytree(found["tuned"], tmp_path / "other")
+    other = {name: array + np.float32(0.01) for name, array in tensors_of(found["tuned"]).items()}
+    save_file(other, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+    options = [found["base"], found["tuned"], tmp_path / "other", "--protect", found["general"]]
+    mixed, _ = run_fuse(
+        *options, "--data", found["target"], "--data", "delta", "--protect-shares", "1,2", "-o", tmp_path / "mixed"
+    )
+    forms = {record["protected"] for record in mixed["tensors"]}
+    assert "full, delta" in forms
+    assert [side.get("num_samples") for side in mixed["curvature"]["target"]] == [6, None]
+    plain, _ = run_fuse(*options, "-o", tmp_path / "plain")
+    assert "delta" in {record["protected"] for record in plain["tensors"]}
+    sparse, _ = run_fuse(*options, "--sparsity", "0.5", "--allocation", "exact", "-o", tmp_path / "sparse")
+    assert 0.4 < sparse["realised_sparsity"] < 0.6
+    assert weights(tmp_path / "mixed") != weights(tmp_path / "plain")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"method: adadare\noptions: {{gamma: 1.0, sparsity: 0.0}}\nbase: {found['base']}\n"
+        f"models: [{found['tuned']}, {tmp_path / 'other'}]\ncalibration: {{protect: {found['general']}}}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "sculpt", "merge", recipe, "-o", tmp_path / "merged"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert weights(tmp_path / "merged") == weights(tmp_path / "plain")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--data", "{target}", "--target-curvature", "delta", "--curvature", "diagonal"], "wants matrices"),
+        (["--curvature", "diagonal"], "a protection wants matrices"),
+        (["--target-curvature", "data"], "there are none hint: `--data` names samples"),
+        (["--protect-shares", "1,2"], "`--protect-shares` has 2 values, and no models are put together"),
+    ],
+)
+def test_what_a_missing_target_cannot_give_is_refused(
+    options: list[str], said: str, models: Callable[[str], dict[str, Path]], tmp_path: Path
+) -> None:
+    found = models("llama-tied")
+    given = [option.format(target=found["target"]) for option in options]
+    command = [sys.executable, "-m", "sculpt", "fuse", found["base"], found["tuned"], "--protect", found["general"]]
+    done = subprocess.run([*command, *given, "-o", tmp_path / "out"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert said in " ".join(done.stderr.split()), done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_models_without_protection_and_idle_stand_ins_are_refused(
+    models: Callable[[str], dict[str, Path]], tmp_path: Path
+) -> None:
+    found = models("llama-tied")
+    with pytest.raises(MethodError, match="takes 1 tuned model, got 2"):
+        sculpt.fuse(found["base"], [found["tuned"]] * 2, output=tmp_path / "out")
+    with pytest.raises(MethodError, match="only where the base is protected"):
+        sculpt.fuse(found["base"], found["tuned"], data="delta", output=tmp_path / "out")
+    with pytest.raises(MethodError, match="wants samples of the target task"):
+        sculpt.fuse(
+            found["base"], found["tuned"], method=sculpt.Tailor(), protect=found["general"], output=tmp_path / "out"
+        )

@@ -16,17 +16,28 @@ import transformers
 from sculpt.data.encoding import Encoder
 from sculpt.data.example import IGNORED, Example
 from sculpt.fusion.checkpoint import Checkpoint, open_checkpoint
-from sculpt.fusion.errors import DataError, MethodError, ModelError
+from sculpt.fusion.errors import DataError, MethodError, ModelError, SculptError
+from sculpt.fusion.methods import Dare, DareTies, TaskArithmetic, Ties
 from sculpt.learn.buffer import BufferSample, batches, read_buffer
 from sculpt.learn.coefficients import Learnable
 from sculpt.learn.continual import learn_continually
 from sculpt.learn.merged_model import MergedModel
-from sculpt.learn.parts import Thinning, parts_of
+from sculpt.learn.parts import LinearMerge, parts_of
 from sculpt.learn.training import Learning, learn, predictions, score
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 METHODS = ["task-arithmetic", "ties", "dare-ties", "dare-linear"]
+
+
+def merge_of(method: str, density: float = 0.4, seed: int = 0) -> LinearMerge:
+    made = {
+        "task-arithmetic": lambda: TaskArithmetic(),
+        "ties": lambda: Ties(density=density, election="unweighted"),
+        "dare-ties": lambda: DareTies(sparsity=1 - density, election="unweighted"),
+        "dare-linear": lambda: Dare(sparsity=1 - density),
+    }
+    return LinearMerge(method=made[method](), seed=seed)
 
 
 def build(kind: str) -> Any:
@@ -104,7 +115,7 @@ def loss_of(merged: MergedModel, group: list[BufferSample]) -> torch.Tensor:
 )
 def test_the_gradient_of_alpha_is_the_slope_of_the_loss(kind, method, cached, made):
     base, adapters = made[kind]
-    merged = MergedModel(base, Thinning(method=method, density=0.4))
+    merged = MergedModel(base, merge_of(method))
     merged.use(adapters)
     merged._caches = cached
     group = samples(classes=kind == "classifier")
@@ -137,7 +148,7 @@ def test_coefficients_stay_within_their_bounds():
 
 def test_learning_does_at_least_as_well_as_what_made_the_labels(made):
     base, adapters = made["llama"]
-    merged = MergedModel(base, Thinning())
+    merged = MergedModel(base, merge_of("task-arithmetic"))
     merged.use(adapters)
     merged.set([0, 1, 0])
     group = samples(12)
@@ -165,7 +176,7 @@ def test_only_the_coefficients_train_and_equal_runs_agree(made):
     base, adapters = made["llama"]
     runs = []
     for _ in range(2):
-        merged = MergedModel(base, Thinning(method="dare-ties", density=0.5, seed=3))
+        merged = MergedModel(base, merge_of("dare-ties", 0.5, seed=3))
         runs.append(learn(merged, adapters, samples(), Learning(steps=4)).coefficients)
     assert runs[0] == runs[1]
 
@@ -173,7 +184,7 @@ def test_only_the_coefficients_train_and_equal_runs_agree(made):
 def test_coefficients_are_learned_anew_at_each_experience(made):
     base, adapters = made["llama"]
     buffer = [s for k in range(3) for s in samples(2, domain=f"d{k}", seed=k)]
-    merged = MergedModel(base, Thinning(method="ties", density=0.5))
+    merged = MergedModel(base, merge_of("ties", 0.5))
     known = learn_continually(merged, adapters, buffer, Learning(steps=3))
     assert [len(found.coefficients.alpha) for found in known] == [1, 2, 3]
     assert [list(found.scores) for found in known] == [["d0"], ["d0", "d1"], ["d0", "d1", "d2"]]
@@ -196,14 +207,14 @@ def test_parts_add_up_to_the_merge_of_peft(made):
     alpha = torch.tensor([0.5, 2.0, 1.5])
     pruned = torch.stack([magnitude_based_pruning(delta, density=0.25) for delta in deltas])
     expected = disjoint_merge(pruned * alpha[:, None, None], calculate_majority_sign_mask(pruned))
-    parts = parts_of(name, base, adapters, Thinning(method="ties", density=0.25))
+    parts = parts_of(name, base, adapters, merge_of("ties", 0.25))
     found = sum(float(a) * part for a, part in zip(alpha, parts, strict=True))
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
-    dropped = parts_of(name, base, adapters, Thinning(method="dare-linear", density=0.25))
+    dropped = parts_of(name, base, adapters, merge_of("dare-linear", 0.25))
     thinned = torch.stack([torch.from_numpy(part) for part in dropped])
     assert 0.2 < float((thinned != 0).float().mean()) < 0.3
     expected = disjoint_merge(thinned * alpha[:, None, None], calculate_majority_sign_mask(thinned))
-    parts = parts_of(name, base, adapters, Thinning(method="dare-ties", density=0.25))
+    parts = parts_of(name, base, adapters, merge_of("dare-ties", 0.25))
     found = sum(float(a) * part for a, part in zip(alpha, parts, strict=True))
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
 
@@ -232,7 +243,7 @@ def test_rows_become_samples(made, tmp_path):
         ({"text": "a b"}, False, "tokenizer"),
     ]
     for row, classifies, words in refused:
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(SculptError, match=words):
             read_buffer(write_rows(tmp_path / "c.jsonl", [row]), encoder, classifies=classifies)
 
 
@@ -240,4 +251,12 @@ def test_a_model_that_cannot_be_run_is_refused(made, tmp_path):
     base, _ = made["llama"]
     alone = Path(shutil.copy(base.files[0], tmp_path))  # without its configuration
     with pytest.raises(ModelError, match=r"config\.json"):
-        MergedModel(Checkpoint(alone), Thinning())
+        MergedModel(Checkpoint(alone), merge_of("task-arithmetic"))
+
+
+def test_what_is_not_linear_in_its_weights_is_not_learned():
+    for method in (Ties(), DareTies(), Dare(normalize=True), TaskArithmetic(normalize=True), Ties(scope="model")):
+        with pytest.raises(MethodError, match="not linear in its weights"):
+            LinearMerge(method=method)
+    with pytest.raises(MethodError, match="keeps nothing"):
+        merge_of("ties", density=0)

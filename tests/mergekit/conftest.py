@@ -22,10 +22,12 @@ def python() -> Path:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the checkpoints base, a, b and c."""
+    """Return a folder with the checkpoints base, a, b and c, and the adapters lora and more."""
     folder = tmp_path_factory.mktemp("models")
     base = tiny.llama(0)
     tiny.write(folder / "base", base)
     for seed, name in enumerate("abc", 1):
         tiny.write(folder / name, tiny.moved(base, seed))
+    for seed, name in enumerate(("lora", "more")):
+        tiny.write_adapter(folder / name, seed)
     return folder

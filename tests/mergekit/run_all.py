@@ -15,5 +15,13 @@ for recipe, output in json.load(sys.stdin):
     with open(recipe, encoding="utf-8") as file:
         config = MergeConfiguration.model_validate(yaml.safe_load(file))
     run_merge(
-        config, output, options=MergeOptions(copy_tokenizer=False, random_seed=0, write_model_card=False, quiet=True)
+        config,
+        output,
+        options=MergeOptions(
+            copy_tokenizer=False,
+            random_seed=0,
+            write_model_card=False,
+            quiet=True,
+            lora_merge_cache=f"{output}-adapters",
+        ),
     )

@@ -63,6 +63,23 @@ def write(folder: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, 
     return folder
 
 
+def write_adapter(folder: Path, seed: int) -> Path:
+    """Write a LoRA adapter of the queries and values, as PEFT does."""
+    from safetensors.numpy import save_file
+
+    rng, factors = np.random.default_rng(seed), {}
+    for i in range(NUM_LAYERS):
+        for name, width in (("q", 32), ("v", 16)):
+            module = f"base_model.model.model.layers.{i}.self_attn.{name}_proj"
+            factors[f"{module}.lora_A.weight"] = (rng.standard_normal((4, 32)) * 0.1).astype(np.float32)
+            factors[f"{module}.lora_B.weight"] = (rng.standard_normal((width, 4)) * 0.3).astype(np.float32)
+    folder.mkdir()
+    save_file(factors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
 def tensors_of(folder: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
@@ -73,7 +90,9 @@ def with_paths(recipe: Any, folder: Path) -> Any:
     """Return a recipe with the models' short names replaced by their folders."""
     if isinstance(recipe, dict):
         return {
-            key: str(folder / value) if key in ("model", "base_model") else with_paths(value, folder)
+            key: "+".join(str(folder / name) for name in value.split("+"))
+            if key in ("model", "base_model")
+            else with_paths(value, folder)
             for key, value in recipe.items()
         }
     return [with_paths(item, folder) for item in recipe] if isinstance(recipe, list) else recipe

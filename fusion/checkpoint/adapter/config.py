@@ -40,7 +40,7 @@ class AdapterConfig:
         rank_pattern, alpha_pattern: Regular expression to the value of the modules whose name ends in a match.
         fan_in_fan_out: Whether square linear weights are stored (d_in, d_out).
         target_parameters: Names, or ends of names, of parameters that are adapted without their module.
-        token_places: Which rows of an embedding were trained, by the end of its module's name; "" is any.
+        token_rows: Rows of embeddings that were trained, by the name, or its end; `` is the input's embedding.
         base_model: Where the adapter says its base lies: a folder, or a name on the hub with its revision.
     """
 
@@ -51,7 +51,7 @@ class AdapterConfig:
     use_rslora: bool = False
     fan_in_fan_out: bool = False
     target_parameters: tuple[str, ...] = ()
-    token_places: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    token_rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     base_model: str | None = None
 
     def rank_of(self, module: str) -> int:
@@ -63,10 +63,10 @@ class AdapterConfig:
         rank = self.rank_of(module)
         return _by_pattern(self.alpha_pattern, module, self.alpha) / (math.sqrt(rank) if self.use_rslora else rank)
 
-    def places_of(self, module: str) -> tuple[int, ...] | None:
-        """Return which rows of an embedding were trained, None if the configuration does not say."""
-        found = (rows for end, rows in self.token_places.items() if not end or f".{module}".endswith(f".{end}"))
-        return next(found, None)
+    def rows_of(self, module: str) -> tuple[int, ...] | None:
+        """Return the rows of an embedding that were trained, or None."""
+        own = (rows for name, rows in self.token_rows.items() if not name or f".{module}".endswith(f".{name}"))
+        return next(own, None)
 
     def targets(self, parameter: str) -> bool:
         """Return whether a parameter is adapted by name."""
@@ -93,7 +93,7 @@ class AdapterConfig:
                 use_rslora=bool(content.get("use_rslora")),
                 fan_in_fan_out=bool(content.get("fan_in_fan_out")),
                 target_parameters=_names(content.get("target_parameters")),
-                token_places=_places(content.get("trainable_token_indices")),
+                token_rows=_token_rows(content.get("trainable_token_indices")),
                 base_model="@".join(filter(None, map(content.get, ("base_model_name_or_path", "revision")))) or None,
             )
             for pattern in (*found.rank_pattern, *found.alpha_pattern):
@@ -109,9 +109,10 @@ def _names(value: Iterable[str] | None) -> tuple[str, ...]:
     return tuple(str(name) for name in value or ())
 
 
-def _places(value: Any) -> dict[str, tuple[int, ...]]:
-    by_module = value if isinstance(value, Mapping) else {"": value} if value else {}
-    return {str(module): tuple(int(row) for row in rows) for module, rows in by_module.items()}
+def _token_rows(value: Any) -> dict[str, tuple[int, ...]]:
+    """Return the trained rows by module; PEFT takes a list for the input's embedding."""
+    named = value if isinstance(value, Mapping) else {"": value} if value else {}
+    return {str(name): tuple(map(int, rows)) for name, rows in named.items()}
 
 
 def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:

@@ -60,12 +60,10 @@ class Patch:
         stored: The adapter's tensor that takes the place of the base's, or None.
         product: What is added, or None.
         magnitude: DoRA's magnitudes, or None.
-        rows: The adapter's tensor of rows that take the places of some of the base's, or None.
-        places: Which rows those are.
+        rows: Trained tokens: the adapter's tensor that takes the place of some rows, and their numbers; or None.
     """
 
     stored: str | None = None
     product: Product | None = None
     magnitude: str | None = None
-    rows: str | None = None
-    places: tuple[int, ...] | None = None
+    rows: tuple[str, tuple[int, ...]] | None = None

@@ -9,7 +9,7 @@ unit in the last place of the float32 weight.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 
 from ...errors import CheckpointError
-from ...names import is_vocabulary, tied_source
+from ...names import config_values, is_vocabulary, tied_source, with_vocabulary
 from ...ref import ModelRef
 from ..bytes_of import as_bytes
 from ..companions import files_of_tokenizer
@@ -28,7 +28,7 @@ from ..tensor_info import TensorInfo
 from .config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig
 from .low_rank import LowRank
 from .patch import Patch
-from .targets import patches_of
+from .targets import RESIZED, UNTIE, patches_of
 
 NORM_ELEMENTS = 1 << 20  # of W + s·B·A at once, for its norms
 
@@ -55,6 +55,7 @@ class AdapterSource(Source):
         self._drop_copies_of_tied()
         patched = {name: self._info(name, patch) for name, patch in self.patches.items()}
         self.tensors = {**base.tensors, **patched}
+        self._refuse_uneven_vocabulary()
         self._factors: dict[str, LowRank] = {}
         self._scales: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
@@ -66,13 +67,14 @@ class AdapterSource(Source):
 
     @cached_property
     def config(self) -> dict[str, Any] | None:
-        """The base's `config.json`, with the size of the vocabulary where the adapter brings tokens of its own."""
+        """The base's `config.json`, for the adapter's vocabulary where that is larger or smaller."""
         config = self._base.config
-        for name, info in self._base.tensors.items():
-            own = self.tensors[name]
-            if config is not None and is_vocabulary(name) and own.shape[1:] == info.shape[1:]:
-                config = _with_vocabulary(config, info.shape[0], own.shape[0])
-        return config
+        resized = {
+            info.shape[0]
+            for name, info in self.tensors.items()
+            if is_vocabulary(name) and name in self._base.tensors and info.shape != self._base.tensors[name].shape
+        }
+        return with_vocabulary(config, resized.pop()) if config is not None and len(resized) == 1 else config
 
     def companions(self) -> dict[Path, Path]:
         """Return what the base is shipped with, but for a tokenizer or processor of the adapter's own."""
@@ -83,8 +85,10 @@ class AdapterSource(Source):
         replaced = self.own[patch.stored] if patch.stored else None
         origin = replaced or base
         assert origin is not None  # a product has a target in the base
-        is_wide = patch.product is not None or patch.rows is not None
-        if is_wide and not origin.kind.fusible:
+        shape = origin.shape
+        if patch.rows is not None:
+            shape = (max(shape[0], *(row + 1 for row in patch.rows[1])), *shape[1:])
+        if (patch.product is not None or patch.rows is not None) and not origin.kind.fusible:
             raise CheckpointError(
                 f"`{name}` is {origin.kind.torch} in the base, to which an adapter cannot be added",
                 hint="fuse into the unquantised base",
@@ -92,18 +96,17 @@ class AdapterSource(Source):
         wide = "F64" if origin.dtype == "F64" else "F32"
         return TensorInfo(
             name=name,
-            dtype=wide if is_wide else origin.dtype,
+            dtype=origin.dtype if patch.product is None and patch.rows is None else wide,
             # A merge keeps the base's dtype, whatever float the adapter was trained in.
             stored=base.stored if base and base.kind.fusible and origin.kind.fusible else origin.stored,
-            shape=origin.shape,
+            shape=shape,
             file=(base or origin).file,
         )
 
     def _drop_copies_of_tied(self) -> None:
         """Forget what PEFT saved of an output that the base ties to its embeddings, if it is no more than a copy."""
         shapes = {name: info.shape for name, info in self._base.tensors.items()}
-        grown = {name: self.own[patch.stored].shape for name, patch in self.patches.items() if patch.stored in self.own}
-        shapes |= {name: shape for name, shape in grown.items() if name in shapes}
+        shapes |= {name: self.own[p.stored].shape for name, p in self.patches.items() if p.stored and name in shapes}
         for name in [name for name in self.patches if name not in shapes]:
             stored = self.patches[name].stored
             assert stored is not None  # a product has a target in the base
@@ -117,9 +120,25 @@ class AdapterSource(Source):
             if other.product is not None or not np.array_equal(self.read_own(stored), embeddings):
                 raise CheckpointError(
                     f"`{self.path}` holds `{name}`, which the base ties to `{source}`",
-                    hint="untie them in the base first: store both, and set `tie_word_embeddings` to false",
+                    hint=UNTIE,
                 )
             del self.patches[name]
+
+    def _refuse_uneven_vocabulary(self) -> None:
+        """Refuse an adapter that makes one of two vocabulary matrices longer: the other's rows are not in it."""
+        sizes = config_values(self._base.config, "vocab_size")
+        before = {name: info for name, info in self._base.tensors.items() if is_vocabulary(name)}
+        rows = {
+            name: self.tensors[name].shape[0]
+            for name, info in before.items()
+            if info.shape[:1] and info.shape[0] in sizes
+        }
+        if len(set(rows.values())) > 1:
+            told = " and ".join(f"{number} rows of `{name}`" for name, number in rows.items())
+            raise CheckpointError(
+                f"with `{self.path}` there are {told}",
+                hint=RESIZED,
+            )
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return elements `start … stop − 1` of the flat tuned tensor."""
@@ -128,14 +147,10 @@ class AdapterSource(Source):
             return self._base.read(name, start, stop)
         found = self._origin(name, patch, start, stop)
         factors = self.factors(name)
-        if factors is None and patch.rows is None:
+        if factors is None:
             return found
         stop = start + len(found)
         tuned = found.astype(self.tensors[name].kind.numpy)
-        if patch.rows is not None and patch.places is not None:
-            _replace_rows(tuned, start, self.read_own(patch.rows), patch.places)
-        if factors is None:
-            return tuned
         with np.errstate(all="ignore"):
             tuned += factors.delta(start, stop)
             if patch.magnitude is not None:
@@ -145,7 +160,24 @@ class AdapterSource(Source):
     def _origin(self, name: str, patch: Patch, start: int, stop: int | None) -> np.ndarray:
         if patch.stored is not None:
             return self._file.read(patch.stored, start, stop)
-        return self._base.read(name, start, stop)
+        if patch.rows is None:
+            return self._base.read(name, start, stop)
+        return self._with_rows(name, patch.rows, start, stop)
+
+    def _with_rows(self, name: str, trained: tuple[str, tuple[int, ...]], start: int, stop: int | None) -> np.ndarray:
+        """Return elements of a base's embedding with the trained rows in their place."""
+        info, before = self.tensors[name], self._base.tensors[name].num_elements
+        stop = info.num_elements if stop is None else stop
+        width = info.num_elements // info.shape[0]
+        found = np.zeros(stop - start, info.kind.numpy)
+        if start < before:
+            found[: before - start] = self._base.read(name, start, min(stop, before))
+        own = self.read_own(trained[0]).reshape(len(trained[1]), width)
+        for row, values in zip(trained[1], own, strict=True):
+            first, last = max(start, row * width), min(stop, (row + 1) * width)
+            if first < last:
+                found[first - start : last - start] = values[first - row * width : last - row * width]
+        return found
 
     def stored(self, name: str, start: int = 0, stop: int | None = None) -> Stored | None:
         """Return where the base holds a tensor that the adapter leaves alone."""
@@ -232,26 +264,6 @@ def _lines(patch: Patch, factors: LowRank, start: int, stop: int) -> np.ndarray:
     columns = factors.shape[2]
     index = np.arange(start, stop)
     return index % columns if patch.product.transposed else index // columns
-
-
-def _replace_rows(found: np.ndarray, start: int, rows: np.ndarray, places: Sequence[int]) -> None:
-    """Put rows into a stretch of a flat matrix that begins at element `start`."""
-    width = rows.shape[1]
-    for place, row in zip(places, rows, strict=True):
-        first, last = max(start, place * width), min(start + len(found), (place + 1) * width)
-        if first < last:
-            found[first - start : last - start] = row[first - place * width : last - place * width]
-
-
-def _with_vocabulary(config: Mapping[str, Any], before: int, after: int) -> dict[str, Any]:
-    return {
-        key: _with_vocabulary(value, before, after)
-        if isinstance(value, Mapping)
-        else after
-        if key == "vocab_size" and value == before
-        else value
-        for key, value in config.items()
-    }
 
 
 def _weights_of(folder: Path) -> Path:

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 import numpy as np
 
 from ...errors import CheckpointError
-from ...names import config_values
+from ...names import config_values, is_vocabulary
 from ..quantised import format_name, scales_of
 from ..tensor_info import TensorInfo
 from .config import AdapterConfig
 from .module_names import ModelNames, ModelParameter, ParameterPart
 from .patch import Patch, Product
-from .wrapped_names import PREFIX, unwrapped
+from .saved_names import PREFIX, by_saved_name
 
 if TYPE_CHECKING:
     from ..source import Source
 
-logger = logging.getLogger(__name__)
-
 ReadTensor = Callable[[str], np.ndarray]
-TOKENS = ".token_adapter.trainable_tokens_delta"
 FACTOR = re.compile(r"(.+)\.(lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(weight|bias))?")
+RESIZED = "was the base's vocabulary resized before training? Then save that base, and name it here"
+UNTIE = "`sculpt untie` stores both: merge into what it writes"
+TOKENS = ".token_adapter.trainable_tokens_delta"
 # Models of transformers with linear layers that store (d_in, d_out).
 CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"})
 
@@ -55,24 +54,27 @@ class _Parts:
 
 def without_prefix(name: str) -> str:
     """Return a name without what PEFT wraps around it."""
-    parts = name.removeprefix(PREFIX).split(".")
-    return ".".join(part for part in parts if part != "base_layer")
+    return ".".join(part for part in name.removeprefix(PREFIX).split(".") if part != "base_layer")
 
 
 @final
 class _Resolver:
     """Turns the tensors of an adapter into patches of the base's."""
 
-    def __init__(self, folder: Path, config: AdapterConfig, base: Source, read: ReadTensor) -> None:
-        self._folder, self._config, self._base, self._read = folder, config, base, read
+    def __init__(
+        self, folder: Path, config: AdapterConfig, own: Mapping[str, TensorInfo], base: Source, read: ReadTensor
+    ) -> None:
+        self._folder, self._config, self._own, self._base, self._read = folder, config, own, base, read
         self._names = ModelNames(base)
         self.patches: dict[str, Patch] = {}
         self._evidence: set[bool] = set()
 
-    def _missing(self, module: str, reason: str = "") -> CheckpointError:
+    def _missing(self, module: str) -> CheckpointError:
+        tied = True in config_values(self._base.config, "tie_word_embeddings") and is_vocabulary(f"{module}.weight")
         return CheckpointError(
-            f"`{self._folder}` adapts `{module}`, which is not in the base `{self._base.ref}`{reason}",
-            hint="is this the model that the adapter was trained on?",
+            f"`{self._folder}` adapts `{module}`, which is not in the base `{self._base.ref}`"
+            + (": it is tied to the embeddings there, and merging would change both" if tied else ""),
+            hint=UNTIE if tied else "is this the model that the adapter was trained on?",
         )
 
     def parameter(self, name: str) -> ModelParameter | None:
@@ -113,18 +115,18 @@ class _Resolver:
             raise CheckpointError(f"`{self._folder}` holds `{name}`, which the base splits over several tensors")
 
     def tokens(self, module: str, info: TensorInfo) -> None:
-        """Take rows of an embedding that were trained alone."""
-        places = self._config.places_of(module)
-        found = self.parameter(f"{module}.weight")
-        if found is None:
-            raise self._missing(module, self._tied())
-        rows = (len(places), *found.shape[1:]) if places is not None else None
-        if len(found.parts) != 1 or rows is None or info.shape != rows or max(places or (0,)) >= found.shape[0]:
+        """Take rows of an embedding; those after its last make it longer."""
+        rows, found = self._config.rows_of(module), self.parameter(f"{module}.weight")
+        if rows is None or found is None or len(found.parts) != 1:
+            raise self._missing(f"{module}.weight")
+        length = max(found.shape[0], *(row + 1 for row in rows))
+        if info.shape != (len(rows), *found.shape[1:]) or not set(range(found.shape[0], length)) <= set(rows):
             raise CheckpointError(
-                f"`{info.name}` in `{self._folder}` is {list(info.shape)}, and its configuration names "
-                f"{0 if places is None else len(places)} rows of `{module}.weight` {list(found.shape)}"
+                f"`{self._folder}` holds {list(info.shape)} for the tokens {', '.join(map(str, rows))} of `{module}`, "
+                f"which is {list(found.shape)} in the base",
+                hint=RESIZED,
             )
-        self.add(found.parts[0].tensor, rows=info.name, places=places)
+        self.add(found.parts[0].tensor, rows=(info.name, rows))
 
     def _refuse_quantised(self, names: Sequence[str]) -> None:
         """Say that a base is quantised, where that is why factors do not fit it."""
@@ -178,7 +180,7 @@ class _Resolver:
             # PEFT 0.21 adds the δ of its output projection twice, in training as in merging: who can tell the version?
             raise CheckpointError(f"`{self._folder}` adapts the `MultiheadAttention` `{module}`, which is not fused")
         if not candidates:
-            raise self._missing(module, self._tied())
+            raise self._missing(module)
         fitting = {}
         for name, found in candidates.items():
             experts = found.shape[0] if by_name and len(found.shape) == 3 else 1
@@ -232,7 +234,13 @@ class _Resolver:
             self.add(target.parts[0].tensor, product=Product(key=key, a=None, b=bias.name, scale=scale))
 
     def _found(self, names: Sequence[str]) -> dict[str, ModelParameter]:
-        return {name: found for name in names if (found := self.parameter(name)) is not None}
+        found = {name: parameter for name in names if (parameter := self.parameter(name)) is not None}
+        # What was saved whole has its own shape: of an embedding that was resized before training.
+        for name, parameter in found.items():
+            stored = self.patches.get(parameter.parts[0].tensor, Patch()).stored
+            if stored is not None and len(parameter.parts) == 1 and parameter.parts[0].expert is None:
+                found[name] = replace(parameter, shape=self._own[stored].shape)
+        return found
 
     def _targets_of(self, module: str) -> list[str]:
         """Return the parameters of a module that are adapted by name."""
@@ -241,18 +249,11 @@ class _Resolver:
         leaves = {name.rpartition(".")[2] for name in self._config.target_parameters}
         return [name for leaf in sorted(leaves) if self._config.targets(name := f"{module}.{leaf}")]
 
-    def _tied(self) -> str:
-        if True in config_values(self._base.config, "tie_word_embeddings"):
-            return ": if it is tied to the embeddings there, merging would change both"
-        return ""
-
 
 def patches_of(
     folder: Path, config: AdapterConfig, tensors: Mapping[str, TensorInfo], base: Source, read: ReadTensor
 ) -> dict[str, Patch]:
     """Return what an adapter makes of the base's tensors, by their names.
-
-    Names that training left wrapped are taken for what PEFT would have saved, which is said.
 
     Args:
         read: A tensor of the adapter, by its name there.
@@ -260,14 +261,17 @@ def patches_of(
     Raises:
         CheckpointError: A target is not in the base, a shape does not fit, or a tensor is of an unknown kind.
     """
-    resolver = _Resolver(folder, config, base, read)
+    named = by_saved_name(folder, tensors)
+    if config.token_rows and not any(name.endswith(TOKENS) for name in named):
+        raise CheckpointError(f"`{folder}` trains tokens (`trainable_token_indices`), and holds none of them")
+    resolver = _Resolver(folder, config, tensors, base, read)
     modules: dict[str, _Parts] = {}
-    for name, info in _by_peft_name(folder, tensors).items():
+    for name, info in named.items():
         matched = FACTOR.fullmatch(name)
-        if name.endswith(TOKENS):
-            resolver.tokens(without_prefix(name.removesuffix(TOKENS)), info)
-            continue
         if matched is None:
+            if name.endswith(TOKENS):
+                resolver.tokens(without_prefix(name.removesuffix(TOKENS)), info)
+                continue
             if ".lora_" in name or "token_adapter" in name:
                 raise CheckpointError(f"`{name}` in `{folder}` is of a kind that sculpt does not know")
             resolver.stored(name, info)
@@ -275,8 +279,6 @@ def patches_of(
         key, kind, leaf = matched.groups()
         parts = modules.setdefault(key, _Parts(key=key, module=without_prefix(key)))
         parts.tensors[f"{kind}.bias" if leaf == "bias" else kind] = info
-    if config.token_places and not any(patch.rows for patch in resolver.patches.values()):
-        raise CheckpointError(f"the configuration of `{folder}` names trainable tokens, and its weights hold none")
     for parts in modules.values():
         pair = {"lora_embedding_A", "lora_embedding_B"} if parts.embedding else {"lora_A", "lora_B"}
         unknown = set(parts.tensors) - pair - {"lora_magnitude_vector", "lora_B.bias"}
@@ -286,25 +288,3 @@ def patches_of(
     for parts in modules.values():
         resolver.module(parts)
     return resolver.patches
-
-
-def _by_peft_name(folder: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """Return an adapter's tensors by the names that PEFT saves them under."""
-    found: dict[str, TensorInfo] = {}
-    repaired = {}
-    for name, info in tensors.items():
-        if not info.num_elements:
-            raise CheckpointError(
-                f"`{name}` in `{folder}` is empty: {list(info.shape)}",
-                hint="a model whose weights are sharded must be gathered before its adapter is saved",
-            )
-        plain = unwrapped(name)
-        if plain in found:
-            raise CheckpointError(f"`{name}` and `{found[plain].name}` in `{folder}` are both `{plain}`")
-        found[plain] = info
-        if plain != name:
-            repaired[name] = plain
-    if repaired:
-        name, plain = next(iter(repaired.items()))
-        logger.warning("%d names in `%s` are wrapped: `%s` is read as `%s`", len(repaired), folder, name, plain)
-    return found

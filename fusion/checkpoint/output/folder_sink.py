@@ -24,7 +24,7 @@ from ...ref import Asked, find_model
 from ..companions import OWN_MARK
 from .buffers import Buffer, Buffers
 from .claim import Claim
-from .layout import Layout
+from .layout import Layout, Shard
 from .output_file import SEGMENT, OutputFile
 from .sink import Sink
 
@@ -98,7 +98,7 @@ class FolderSink(Sink):
             if not self.finished:  # another run's files, or none whose journal can be believed
                 self._claim.empty()
             for shard in self._layout.shards:
-                self._create(self.partial / shard.file_name, shard.header, shard.nbytes)
+                self._create(shard)
             self._journal = (self.partial / JOURNAL).open("a", encoding="utf-8")
             if not self.finished:
                 self._append({"fingerprint": self._fingerprint})
@@ -119,10 +119,16 @@ class FolderSink(Sink):
         if self._claim is not None:
             self._claim.release()
 
-    def _create(self, file: Path, header: bytes, nbytes: int) -> None:
-        output = OutputFile(file, nbytes, self._new_digest, resumed=bool(self.finished))
-        self._files[file.name] = output
-        output.write(0, np.frombuffer(header, np.uint8))
+    def _create(self, shard: Shard) -> None:
+        output = OutputFile(
+            self.partial / shard.file_name,
+            shard.nbytes,
+            self._new_digest,
+            parts=shard.offsets,
+            resumed=bool(self.finished),
+        )
+        self._files[shard.file_name] = output
+        output.write(0, np.frombuffer(shard.header, np.uint8))
 
     def _close(self, *, keep: bool = False) -> None:
         self._writing.shutdown(cancel_futures=not keep)
@@ -227,20 +233,24 @@ class FolderSink(Sink):
         except OSError as error:
             raise os_error(error, file.file) from error
 
+    def tensor_digests(self) -> dict[str, str]:
+        """Return `xxh3-128:hex` of each tensor's bytes, once `digest` was asked for of every shard."""
+        return {name: digest for file in self._files.values() for name, digest in file.part_digests().items()}
+
     def commit(self, add_files: Callable[[Path], None]) -> None:
         """Let `add_files` write the other files into the folder, then rename it to the output's name."""
         try:
             index = self._layout.index()
             if index is not None:
                 (self.partial / self._layout.index_name).write_bytes(index)
+            (self.partial / JOURNAL).unlink()  # from here on it cannot be resumed, only committed
             add_files(self.partial)
             self._drain()
             for file in self._files.values():
                 file.flush()
                 file.sync()
             self._close()
-            # From here on it cannot be resumed, only committed; weights were synced above, the small files are not yet.
-            (self.partial / JOURNAL).unlink()
+            # Weights were synced above, the small files are not yet.
             for file in self.partial.rglob("*"):
                 if file.suffix != ".safetensors":
                     _sync_path(file)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, final
 
 import numpy as np
+import xxhash
 
 PAGE = 4096  # a multiple of every disk's block
 SEGMENT = 1 << 18
@@ -58,10 +60,19 @@ class OutputFile:
 
     Args:
         new_digest: Makes a hash object; one is fed in file order while the bytes are at hand.
-        resumed: Whether parts were written by an earlier run: the digest is then taken from the file.
+        parts: First byte of what is hashed on its own as well, by name, in file order.
+        resumed: Whether pieces were written by an earlier run: the digests are then taken from the file.
     """
 
-    def __init__(self, file: Path, nbytes: int, new_digest: Callable[[], Any], *, resumed: bool = False) -> None:
+    def __init__(
+        self,
+        file: Path,
+        nbytes: int,
+        new_digest: Callable[[], Any],
+        *,
+        parts: Mapping[str, int] = MappingProxyType({}),
+        resumed: bool = False,
+    ) -> None:
         self.file = file
         self.nbytes = nbytes
         self.written = 0
@@ -69,7 +80,7 @@ class OutputFile:
         self._waiting: dict[int, _Segment] = {}
         self._spare: list[np.ndarray] = []  # memory of segments that have been written
         self._pieced: set[int] = set()  # segments that are written by pieces, through the page cache
-        self._hashed = _InOrder(new_digest, broken=resumed)
+        self._hashed = _InOrder(new_digest, parts, nbytes, broken=resumed)
         cloexec = getattr(os, "O_CLOEXEC", 0)
         self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | cloexec, 0o644)
         os.ftruncate(self._descriptor, nbytes)
@@ -168,7 +179,11 @@ class OutputFile:
     def digest(self) -> str:
         """Return the hexadecimal digest of the whole file, once all of it has been written."""
         self.flush()
-        return self._hashed.finish(self._descriptor, self.nbytes)
+        return self._hashed.finish(self._descriptor)
+
+    def part_digests(self) -> Mapping[str, str]:
+        """Return `xxh3-128:hex` of the bytes of each part, once `digest` was asked for."""
+        return self._hashed.parts
 
     def close(self) -> None:
         """Close; what waits in memory is lost."""
@@ -182,20 +197,31 @@ class _InOrder:
     """Hashes a file's bytes in order while they come in nearly that order.
 
     Args:
+        parts: First byte of each part, in file order; it ends where the next begins.
         broken: Whether bytes are missing from what will come.
+
+    Attributes:
+        parts: Digests of the parts that have been hashed whole.
     """
 
     HELD_BYTES = 1 << 26
     PIECE = 1 << 22
 
-    def __init__(self, new_digest: Callable[[], Any], *, broken: bool) -> None:
+    def __init__(self, new_digest: Callable[[], Any], parts: Mapping[str, int], nbytes: int, *, broken: bool) -> None:
         self._new_digest = new_digest
-        self._digest = new_digest()
         self._lock = threading.Lock()
-        self._next = 0
+        self._nbytes = nbytes
+        self._ends = [*zip(parts, [*list(parts.values())[1:], nbytes], strict=False)]
+        self._first = min(parts.values(), default=nbytes)  # what comes before is the header
+        self._start()
         self._held: dict[int, np.ndarray] = {}
         self._room = self.HELD_BYTES
         self._broken = broken
+
+    def _start(self) -> None:
+        self._digest, self._part = self._new_digest(), xxhash.xxh3_128()
+        self._next = 0
+        self.parts: dict[str, str] = {}
 
     def take(self, position: int, data: np.ndarray) -> None:
         """Hash bytes, or hold a copy until it is their turn; what would be too much to hold is read back at the end."""
@@ -215,16 +241,27 @@ class _InOrder:
 
     def _feed(self, data: np.ndarray | bytes) -> None:
         self._digest.update(data)
-        self._next += len(data)
+        start, self._next = self._next, self._next + len(data)
+        done = max(start, self._first)
+        while len(self.parts) < len(self._ends):
+            name, end = self._ends[len(self.parts)]
+            stop = min(end, self._next)
+            if done < stop:
+                self._part.update(data[done - start : stop - start])
+                done = stop
+            if end > self._next:
+                return
+            self.parts[name] = f"xxh3-128:{self._part.hexdigest()}"
+            self._part = xxhash.xxh3_128()
 
-    def finish(self, descriptor: int, nbytes: int) -> str:
+    def finish(self, descriptor: int) -> str:
         """Return the digest; bytes that were not hashed are read from the file."""
         with self._lock:
             if self._broken:
-                self._digest, self._next = self._new_digest(), 0
+                self._start()
             self._held.clear()
-            while self._next < nbytes:
-                piece = os.pread(descriptor, min(self.PIECE, nbytes - self._next), self._next)
+            while self._next < self._nbytes:
+                piece = os.pread(descriptor, min(self.PIECE, self._nbytes - self._next), self._next)
                 if not piece:
                     break
                 self._feed(piece)

@@ -255,7 +255,7 @@ def editable(pair, tmp_path):
         ({"peft_type": "LOHA"}, "of type LOHA"),
         ({"peft_type": "OFT"}, "of type OFT"),
         ({"kasa_config": {"beta": 1}}, "KaSA"),
-        ({"trainable_token_indices": [1, 2]}, "names trainable tokens, and its weights hold none"),
+        ({"trainable_token_indices": [1, 2]}, "holds none of them"),
         ({"init_lora_weights": "pissa_niter_4"}, "takes a part out of the base"),
         ({"r": "many"}, "malformed"),
         ({"rank_pattern": {"(": 2}}, "malformed"),

@@ -140,7 +140,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], dict[str, Any
     "tokens that are not there": (
         lambda t: t,
         {"trainable_token_indices": [1]},
-        "names trainable tokens, and its weights",
+        "trains tokens .* and holds none of them",
     ),
     "two adapters": (
         lambda t: {**t, **{n.replace(".weight", ".other.weight"): v + 1 for n, v in t.items() if "lora_" in n}},

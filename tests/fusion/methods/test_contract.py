@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import ml_dtypes
 import numpy as np
@@ -36,10 +37,11 @@ from sculpt.fusion.methods import (
     TaskArithmetic,
     Ties,
 )
-from sculpt.fusion.run.backend import Backend
+from sculpt.fusion.run.backend import Backend, TorchBackend
 
 Fuse = Callable[..., np.ndarray]
 Models = Callable[..., list[np.ndarray]]
+Device = Callable[[], AbstractContextManager[str]]
 SHAPE = (24, 96)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -172,6 +174,25 @@ def test_torch_gives_the_bits_of_numpy(
     base, *tuned = models(5, SHAPE, num_tuned, dtype)
     ours = fuse(method, base, *tuned, curvature=curvature())
     assert same(ours, fuse(method, base, *tuned, curvature=curvature(), backend=torch_backend))
+
+
+@every
+@pytest.mark.parametrize("dtype", [BFLOAT16, np.dtype(np.float64)])
+def test_a_device_without_float64_gives_the_bits_of_others(
+    method: Method,
+    num_tuned: int,
+    nothing: Method | None,
+    dtype: np.dtype,
+    fuse: Fuse,
+    models: Models,
+    torch_backend: Backend,
+    device_without_float64: Device,
+) -> None:
+    base, *tuned = models(5, SHAPE, num_tuned, dtype)
+    ours = fuse(method, base, *tuned, curvature=curvature(), backend=torch_backend)
+    with device_without_float64() as device:
+        theirs = fuse(method, base, *tuned, curvature=curvature(), backend=TorchBackend(device))
+    assert same(ours, theirs)
 
 
 @every

@@ -187,8 +187,12 @@ def test_every_door_follows_ties(side: str, config_from: str, make_checkpoint: M
 def test_every_door_fuses_a_grown_vocabulary(make_checkpoint: Make, tmp_path: Path) -> None:
     make_checkpoint("base", tensors(0), config=CONFIG)
     make_checkpoint("a", tensors(1, rows=13), config={**CONFIG, "vocab_size": 13})
-    plans = {door: plan_of(prepare(tmp_path, settings_for(), ["a"])) for door, prepare in DOORS.items()}
-    assert plans["command"]["lm_head.weight"][1] == "11 common rows; 2 new rows dropped"
+    for prepare in DOORS.values():
+        with pytest.raises(MismatchError, match=r"is \[11, 8\] in the base and \[13, 8\] in"):
+            prepare(tmp_path, settings_for(), ["a"])  # the output has the base's vocabulary
+    kept = settings_for(policies=Policies(on_mismatch="keep-base"))
+    plans = {door: plan_of(prepare(tmp_path, kept, ["a"])) for door, prepare in DOORS.items()}
+    assert plans["command"]["lm_head.weight"][1] == "11 common rows; 2 more of the tuned model left out"
     for door, plan in plans.items():
         assert plan == plans["command"], door
 
@@ -291,7 +295,7 @@ def test_the_record_of_a_gradient_is_what_the_recipe_says(make_checkpoint: Make,
     ("recipe", "told"),
     [
         (False, "`--on-extra take-tuned` copies"),
-        (True, "`policies: {on_extra: take-tuned}` (or `--on-extra take-tuned`)"),
+        (True, "`--on-extra take-tuned` (in sculpt's own YAML `policies: {on_extra: take-tuned}`)"),
     ],
 )
 def test_the_command_line_names_what_its_user_can_write(

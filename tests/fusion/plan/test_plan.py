@@ -126,8 +126,14 @@ def test_a_grown_vocabulary_is_fused_where_common_and_taken_where_new(
     out = tensors_of(tmp_path / "out")["model.embed_tokens.weight"]
     np.testing.assert_allclose(out[:6], (old + new[:6]) / 2, rtol=1e-5, atol=1e-7)
     assert out[6:].tobytes() == new[6:].tobytes()
-    assert manifest.tensors[0].why == "6 common rows; 2 new rows taken from the tuned model"
-    fuse(*paths, tmp_path / "as-base", config_from="base")
+    assert manifest.tensors[0].why == "6 common rows; 2 more of the tuned model kept"
+    # New rows are not dropped unsaid.
+    with pytest.raises(MismatchError, match=r"is \[6, 4\] in the base and \[8, 4\]"):
+        fuse(*paths, tmp_path / "as-base", config_from="base")
+    policies = sculpt.Policies(on_mismatch="keep-base")
+    manifest = fuse(*paths, tmp_path / "as-base", config_from="base", policies=policies)
+    left_out = f"2 rows of `model.embed_tokens.weight` of `{paths[1].name}` are left out: the output has fewer"
+    assert manifest.notes == (left_out,)
     assert tensors_of(tmp_path / "as-base")["model.embed_tokens.weight"].tobytes() == out[:6].tobytes()
 
 

@@ -33,6 +33,8 @@ CASES: dict[str, tuple[str, int, dict[str, object], dict[str, object] | None]] =
     "protected in blocks": ("task-arithmetic", 1, {"scale": 1.0}, {"curvature": "block:500"}),
     "protected from two": ("task-arithmetic", 2, {"scale": 1.0}, {"weight": 1.0}),
     "protected, then DARE": ("dare", 1, {}, {"weight": 1.0}),
+    "protected by its delta": ("task-arithmetic", 1, {"scale": 1.0}, {"target": "delta"}),
+    "three put together": ("adadare", 3, {"gamma": 1.0, "sparsity": 0.0}, {"weight": 1.0}),
 }
 
 

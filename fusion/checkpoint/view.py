@@ -1,0 +1,67 @@
+"""A model seen another way: some of its tensors under other names or in another form, the rest as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .source import Source, Stored
+
+
+class View(Source):
+    """A source over another; a class of this kind says what becomes of the tensors in `made`.
+
+    Attributes:
+        made: Names of the tensors that are not the other's own; `read` gives them.
+    """
+
+    made: Collection[str] = ()
+
+    def __init__(self, own: Source) -> None:
+        self._own = own
+        self.ref, self.folder, self.files, self.index = own.ref, own.folder, own.files, own.index
+        self.wrappers, self.tensors = own.wrappers, own.tensors
+
+    @property
+    def base(self) -> Source | None:
+        """What the model is read through."""
+        return self._own.base
+
+    @property
+    def changed(self) -> frozenset[str] | None:
+        """What the model changes; to be seen another way is no change."""
+        return self._own.changed
+
+    @cached_property
+    def config(self) -> dict[str, Any] | None:
+        """The model's `config.json`."""
+        return self._own.config
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The model's own: the view follows from what the other models are."""
+        return self._own.fingerprint
+
+    def companions(self) -> Mapping[Path, Path]:
+        """Return what the model is shipped with."""
+        return self._own.companions()
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return elements `start … stop − 1` of a tensor of the model's own."""
+        return self._own.read(name, start, stop)
+
+    def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
+        """Let go of memory held for a tensor of the model's own."""
+        self._own.release(name, start, stop)
+
+    def stored(self, name: str, start: int = 0, stop: int | None = None) -> Stored | None:
+        """Return where a tensor lies that is the model's own."""
+        return None if name in self.made else self._own.stored(name, start, stop)
+
+    def mapped(self) -> Mapping[Path, np.ndarray]:
+        """Return the bytes of the model's files."""
+        return self._own.mapped()

@@ -1,0 +1,41 @@
+"""A tied model in, the same model with its output vocabulary stored beside its embeddings out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..checkpoint import Asked, Checkpoint, find_model
+from ..checkpoint.json_file import read_json
+from ..checkpoint.output.folder_sink import refuse_output
+from ..checkpoint.untied import UntiedSource, untied
+from ..methods import Passthrough
+from ..plan.plan import make_plan
+from ..progress import Progress, silent
+from ..record.manifest import Manifest
+from .fuse import execute, prepare_plan
+from .settings import Settings
+
+
+def untie(
+    model: Asked, *, output: Path, command: str | None = None, overwrite: bool = False, progress: Progress = silent
+) -> Manifest:
+    """Write a tied model with both of its vocabulary matrices, for adapters that train them apart.
+
+    Raises:
+        CheckpointError: The model is not tied.
+        OutputError: The output exists, lies inside the model, or cannot be written.
+    """
+    ref = find_model(model)
+    refuse_output(output, [ref], overwrite=overwrite)
+    settings = Settings(config_from="base")
+    method = Passthrough()
+    plan = make_plan([UntiedSource(Checkpoint(ref))], lambda _: method, settings.request())
+    prepared = prepare_plan(plan, output=output, settings=settings, finish=_write_config)
+    return execute(prepared, command=command, overwrite=overwrite, progress=progress)
+
+
+def _write_config(folder: Path) -> None:
+    file = folder / "config.json"
+    text = json.dumps(untied(read_json(file)), indent=2, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,87 @@
+"""`docs/release-workflow.yml` runs as it stands: each step's own shell lines, on tiny folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from sculpt.demo.tiny import byte_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+WORKFLOW = Path(__file__).parents[1] / "docs/release-workflow.yml"
+# `hf download ID --local-dir FOLDER` and `hf upload ID FOLDER .`, of a hub that is a folder.
+HUB = """import shutil, sys
+verb, name, first, second = sys.argv[1:]
+shutil.copytree(f"{HUB}/{name}", second) if verb == "download" else shutil.copytree(first, f"{HUB}/{name}")
+"""
+
+
+def script(folder: Path, name: str, body: str) -> None:
+    (folder / name).write_text(f"#!{sys.executable}\n{body}")
+    (folder / name).chmod(0o755)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository with a folder `release/` and no other file; model ids are folders of a hub beside it."""
+    hub, here = tmp_path / "hub", tmp_path / "repository"
+    tokenizer = byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )  # fmt: skip
+    for seed, name in enumerate(("org/base", "org/tuned")):
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(hub / name)
+        tokenizer.save_pretrained(hub / name)
+    release = here / "release"
+    release.mkdir(parents=True)
+    rows = {
+        "train": [{"prompt": "one", "completion": " two"}] * 3,
+        "sure": [{"prompt": "x", "choices": [" y"], "answer": 0}] * 2,  # no strength falls short of its limits
+    }
+    for name, content in rows.items():
+        (release / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    task = "{scorer: multiple-choice, file: sure.jsonl}"
+    for name in ("suite", "held-out"):
+        (release / f"{name}.yaml").write_text(f"pretrained: {{known: {task}}}\ntarget: {{learned: {task}}}\n")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    script(programs, "sculpt", "from sculpt.cli.app import main\nmain()\n")
+    script(programs, "hf", HUB.replace("{HUB}", str(hub)))
+    script(programs, "pip", f"import sys\nopen({str(tmp_path / 'pip')!r}, 'a').write(' '.join(sys.argv[1:]) + '\\n')\n")
+    return here
+
+
+def test_every_step_runs_in_a_repository_that_holds_the_suites_alone(repository: Path) -> None:
+    job: dict[str, Any] = yaml.safe_load(WORKFLOW.read_text())["jobs"]["fuse"]
+    python = next(step for step in job["steps"] if "setup-python" in step.get("uses", ""))
+    assert "cache" not in python["with"]  # wants a file of requirements
+    environment = {
+        **os.environ,
+        "PATH": f"{repository.parent / 'programs'}:{os.environ['PATH']}",
+        "BASE": "org/base",
+        "TUNED": "org/tuned",
+    }
+    for step in [step for step in job["steps"] if "run" in step]:
+        done = subprocess.run(
+            ["bash", "-e", "-o", "pipefail", "-c", step["run"]],
+            cwd=repository, env=environment, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, (step["name"], done.stderr)
+    evidence = next(step for step in job["steps"] if "upload-artifact" in step.get("uses", ""))["with"]["path"]
+    assert all(list(repository.glob(pattern)) for pattern in evidence.split())
+    assert json.loads((repository / "gate.json").read_text())["passed"] is True
+    assert (repository.parent / "hub/org/tuned-fused/sculpt-manifest.json").is_file()
+    torch_first, sculpt_then = (repository.parent / "pip").read_text().splitlines()
+    assert "whl/cpu" in torch_first
+    checked_out = next(step["with"]["path"] for step in job["steps"] if "path" in step.get("with", {}))
+    assert sculpt_then == f"install ./{checked_out}[plots]"
