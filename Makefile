@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MERGEKIT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sculpt/mergekit
 
-.PHONY: demo test check bench mergekit-venv clean help
+.PHONY: demo test check torture bench mergekit-venv clean help
 
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -26,6 +26,9 @@ check: .venv/ready  ## Lint (the release workflow too), check types and the dire
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 	$(BIN)/actionlint docs/release-workflow.yml
+
+torture: .venv/ready  ## Attack every reader for ten minutes; counts are in docs/guarantees.md
+	$(BIN)/python tests/attacks/fuzz.py --seconds 600
 
 bench: .venv/ready  ## Measure the fuse against the disk and against mergekit
 	$(BIN)/python benchmarks/fuse.py

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _PLACES = {  # of public names that are no methods
     "Calibration": ".fusion.run.calibration",
+    "GeneralSide": ".fusion.run.calibration",
     "Checkpoint": ".fusion.checkpoint",
     "Curvature": ".fusion.arithmetic.curvature",
     "DiagonalHessian": ".hessian.store.diagonal",

@@ -13,7 +13,7 @@ from .fusion.errors import MethodError
 from .fusion.methods import AdaDare, Method
 from .fusion.progress import Progress, silent
 from .fusion.record.manifest import Manifest
-from .fusion.run.calibration import Calibration, Given, PathLike
+from .fusion.run.calibration import Calibration, GeneralSide, Given, PathLike
 from .fusion.run.fuse import Prepared, execute, prepare
 from .fusion.run.settings import Settings
 from .measuring import statistics
@@ -64,14 +64,15 @@ def check_output(prepared: Prepared, *, always: bool = False) -> LoadReport | No
     Raises:
         ModelError: It would not load as it should.
     """
-    from .fusion.run.outcome import blocks_of, is_as_an_input, tensors_of
+    from .fusion.plan.configuration import tensors_of
+    from .fusion.run.outcome import blocks_of, is_as_an_input
 
     if not prepared.settings.load_check or (not always and is_as_an_input(prepared)):
         return None
     from .live.load_check import check_loads
 
-    inputs = (prepared.plan.base, *prepared.plan.tuned)
-    return check_loads(tensors_of(prepared), prepared.config, blocks=blocks_of(prepared), inputs=inputs)
+    plan = prepared.plan
+    return check_loads(tensors_of(plan), prepared.config, blocks=blocks_of(plan), inputs=(plan.base, *plan.tuned))
 
 
 def fuse(
@@ -82,7 +83,7 @@ def fuse(
     method: Method | None = None,
     hessian: Given | None = None,
     data: PathLike | None = None,
-    protect: Given | None = None,
+    protect: Given | GeneralSide | Sequence[Given | GeneralSide] | None = None,
     protection: Protection | None = None,
     calibration: Calibration | bool = True,
     settings: Settings | None = None,
@@ -97,8 +98,9 @@ def fuse(
         hessian: Statistics from `calibrate`, as a file or in memory.
         data: Without `hessian`: calibrate on this first; by default on the text that ships with the package, or where
             the base is protected on nothing: the delta stands in.
-        protect: What the base is to stay good at: general data, `default` for the text that ships, or the base's own
-            statistics. Two-sided curvature then mixes each delta before the method sees it.
+        protect: What the base is to stay good at: general data, `default` for the general set that ships, or the
+            base's own statistics; or several of these, as `GeneralSide`s with a weight or names such as
+            `images.jsonl:3`. Two-sided curvature then mixes each delta before the method sees it.
         protection: How; by default with full matrices, and the λ that serves best what tells the target's inputs.
         calibration: False is H = I; a `Calibration` sets everything.
 

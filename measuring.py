@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
-from itertools import zip_longest
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .fusion.arithmetic.curvature import UNMEASURED, Curvature, Curvatures
+from .fusion.arithmetic.general_sides import weighted_sum
 from .fusion.arithmetic.two_sided import counted_together
 from .fusion.checkpoint import ModelRef, Source
 from .fusion.errors import CurvatureError, MethodError, Way
 from .fusion.progress import Progress, silent
-from .fusion.run.calibration import FROM_DELTA, Calibration, SampleRun
+from .fusion.run.calibration import FROM_DELTA, GENERAL, Calibration, SampleRun
 from .fusion.run.diff import changed_outputs
 from .fusion.run.fuse import Prepared
 
@@ -51,6 +54,7 @@ class MeasuredModel:
         wanted: Names of the tensors to measure, or None for all.
         full: Whether Σ x·xᵀ is wanted, not the diagonal alone.
         purpose: What wants it.
+        weight: Of its means, where those of several sides are added up.
     """
 
     checkpoint: Source
@@ -59,6 +63,7 @@ class MeasuredModel:
     wanted: frozenset[str] | None
     full: bool
     purpose: str
+    weight: float = 1.0
 
     @property
     def role(self) -> str:
@@ -99,23 +104,20 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
         return
     names = _names(prepared)
     options = calibration.of_tuned(len(prepared.plan.tuned))
+    general = calibration.of_general() if protection is not None else []
     if protection is None:
         _refuse_idle_delta(options)
     else:
-        _refuse_useless_target(protection, prepared.method, options, calibration.of_general())
-    places = [
-        place for place, own in enumerate(options, start=1) if protection is None or own.has_samples
-    ]  # without samples the delta stands in
-    options = [options[place - 1] for place in places]
-    if protection is not None:
-        places.append(0)
-        options.append(calibration.of_general())
-    models = _models(prepared, names, places)
+        _refuse_useless_target(protection, prepared.method, options, general)
+    # Without samples the delta stands in for a tuned model's.
+    measured = [(k, 1.0, own) for k, own in enumerate(options, start=1) if protection is None or own.has_samples]
+    measured += [(0, side.weight, own) for side, own in zip(calibration.sides, general, strict=False)]
+    models = _models(prepared, names, [(place, weight) for place, weight, _ in measured])
     shares = _Shares(progress, len(models))
     with ExitStack() as stack:
         found = [
             _measured(model, own, shares.of(k), stack)
-            for k, (model, own) in enumerate(zip(models, options, strict=True))
+            for k, (model, (_, _, own)) in enumerate(zip(models, measured, strict=True))
         ]
         yield Statistics(
             curvature=_by_output(prepared, names, models, found),
@@ -133,9 +135,9 @@ def _refuse_idle_delta(options: Sequence[Calibration]) -> None:
 
 
 def _refuse_useless_target(
-    protection: Protection, method: Method, targets: Sequence[Calibration], general: Calibration
+    protection: Protection, method: Method, targets: Sequence[Calibration], general: Sequence[Calibration]
 ) -> None:
-    """Refuse statistics of the target that are missing, that nothing would use, or that are the general side's own.
+    """Refuse statistics of the target that are missing, that nothing would use, or that are a general side's own.
 
     Raises:
         MethodError: The last would be no more than an interpolation at 1/(1 + λ), whatever the task is.
@@ -162,12 +164,12 @@ def _refuse_useless_target(
             f"samples of the target task have no effect where `target` is {protection.target}",
             options=["Protection.target"],
         )
-    for target in targets:
-        measured = target.has_samples and target.hessian is None and general.hessian is None
-        if measured and protection.takes_samples and str(target.data) == str(general.data):
+    for target, side in product(targets, general):
+        measured = target.has_samples and target.hessian is None and side.hessian is None
+        if measured and protection.takes_samples and str(target.data) == str(side.data):
+            where = "the general set that ships" if side.data == GENERAL else f"`{side.data}`"
             raise MethodError(
-                f"the target and the base would both be measured on `{general.data}`, "
-                "which protects nothing in particular",
+                f"the target and the base would both be measured on {where}, which protects nothing in particular",
                 ways=[names_samples, by_delta],
             )
 
@@ -186,14 +188,14 @@ def _names(prepared: Prepared) -> dict[str, tuple[str | None, ...]]:
 
 
 def _models(
-    prepared: Prepared, names: Mapping[str, tuple[str | None, ...]], places: Sequence[int]
+    prepared: Prepared, names: Mapping[str, tuple[str | None, ...]], places: Sequence[tuple[int, float]]
 ) -> list[MeasuredModel]:
-    """Return the models to be measured, of these places in a group."""
+    """Return the models to be measured: by their place in a group, with a weight."""
     plan, protection, method = prepared.plan, prepared.settings.protection, prepared.method
     protects = protection is not None and protection.needs_gram
     full = method.needs_gram or (protection is not None and protection.needs_gram and protection.takes_samples)
     models = []
-    for place in places:
+    for place, weight in places:
         checkpoint = (plan.base, *plan.tuned)[place]
         wanted = frozenset(own[place] for own in names.values() if own[place] is not None)
         models.append(
@@ -204,6 +206,7 @@ def _models(
                 wanted=None if protection is None else wanted,  # pyright: ignore[reportArgumentType]
                 full=full if place else protects,
                 purpose="two-sided curvature" if protects else method.title,
+                weight=weight,
             )
         )
     return models
@@ -256,6 +259,7 @@ def _session(model: MeasuredModel, calibration: Calibration, progress: Progress)
 
     options = CalibrationOptions(
         data=calibration.data,  # pyright: ignore[reportArgumentType] (`of_tuned` made it one)
+        kinds=calibration.protect_kinds if calibration.data == GENERAL else (),
         full=("*",) if model.full else (),
         only_changed=model.base,
         **{field.name: getattr(calibration, field.name) for field in fields(SampleRun)},
@@ -267,9 +271,15 @@ def _provenance(models: Sequence[MeasuredModel], found: Sequence[Measured], num_
     """Return where the statistics come from: of one model as it is, of several by their side."""
     by_place = {model.place: one.provenance for model, one in zip(models, found, strict=True)}
     targets = [by_place.get(place, {"data": FROM_DELTA}) for place in range(1, num_tuned + 1)]
-    if 0 not in by_place:
+    general = [
+        {"weight": model.weight, **one.provenance} for model, one in zip(models, found, strict=True) if not model.place
+    ]
+    if not general:
         return targets[0] if num_tuned == 1 else {"target": targets}
-    return {"target": targets[0] if num_tuned == 1 else targets, "general": by_place[0]}
+    return {
+        "target": targets[0] if num_tuned == 1 else targets,
+        "general": general[0] if len(general) == 1 else general,
+    }
 
 
 def _by_output(
@@ -285,17 +295,25 @@ def _by_output(
     """
     protection, scope = prepared.settings.protection, prepared.method.scope
     counted = counted_together if len(prepared.plan.tuned) > 1 or protection is not None else dict
-    if all(isinstance(one.curvature, Mapping) for one in found):
-        sides = [counted(one.curvature) for one in found if isinstance(one.curvature, Mapping)]
-        return _joined(names, models, sides, len(prepared.plan.tuned) + 1)
+    num_models = len(prepared.plan.tuned) + 1
+    # What is added up is in memory, unlike what is mapped from a file.
+    adds_up = [model.weight for model in models if not model.place] not in ([], [1.0])
+    known = [counted(one.curvature) for one in found if isinstance(one.curvature, Mapping)]
+    if len(known) == len(found) and not adds_up:
+        return _joined(names, models, known, num_models)
     if scope != "tensor" and protection is not None and protection.needs_gram:
         raise MethodError(
             f"a `scope` of {scope} looks at every tensor before any is fused, so the full Hessians of all "
             "would be held in memory",
-            hint="`sculpt calibrate --full '*'` writes both sides' to files; give these as statistics",
+            hint="`sculpt calibrate --full '*'` writes both sides' to files; give one of each as statistics",
         )
-    blocks = [iter([one.curvature]) if isinstance(one.curvature, Mapping) else one.curvature for one in found]
-    return _joined_blocks(names, models, blocks, len(prepared.plan.tuned) + 1, counted)
+    if len(known) == len(found):
+        from .hessian.store.gram_store import by_block
+
+        blocks = ({name: names[name] for name in block} for block in by_block(names))
+        return (_joined(block, models, known, num_models) for block in blocks)
+    parts = [iter([one.curvature]) if isinstance(one.curvature, Mapping) else one.curvature for one in found]
+    return _joined_blocks(names, models, parts, num_models, counted)
 
 
 def _joined(
@@ -307,12 +325,19 @@ def _joined(
     """Return each tensor's curvature in every model; a tensor that no model has seen has no entry."""
     measured = {0, *(model.place for model in models)}
     found: dict[str, Curvatures] = {}
+    grams: dict[Hashable, np.ndarray] = {}
     for name, own in names.items():
-        curvatures = [None if place in measured else UNMEASURED for place in range(num_models)]
+        seen: list[list[tuple[float, Curvature]]] = [[] for _ in range(num_models)]
         for model, side in zip(models, sides, strict=True):
-            curvatures[model.place] = side.get(own[model.place] or "")
+            curvature = side.get(own[model.place] or "")
+            if curvature is not None:
+                seen[model.place].append((model.weight, curvature))
+        curvatures = tuple(
+            weighted_sum(parts, grams) if parts else None if place in measured else UNMEASURED
+            for place, parts in enumerate(seen)
+        )
         if any(curvature is not None for curvature in curvatures):
-            found[name] = tuple(curvatures)
+            found[name] = curvatures
     return found
 
 

@@ -98,7 +98,12 @@ class Experiment:
     def train(self, name: str, rank: int, seed: int) -> tuple[Path, dict[str, float]]:
         args = self.args
         options: dict[str, Any] = {
-            "lorasculpt": {"density": args.density, "warmup_steps": args.warmup_steps, "alpha": args.alpha},
+            "lorasculpt": {
+                "density": args.density,
+                "warmup_steps": args.warmup_steps,
+                "alpha": args.alpha,
+                "cmr": args.cmr,
+            },
             "l2": {"strength": args.l2},
         }.get(name, {})
         output = self.folder / f"{name}-{rank}-{seed}"
@@ -236,6 +241,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--density", type=float, default=0.1)
     parser.add_argument("--alpha", type=float, default=1e-3)
+    parser.add_argument("--cmr", choices=["sum", "mean"], default="sum", help="the regulariser over the layers")
     parser.add_argument("--l2", type=float, default=1e-3)
     parser.add_argument("--words", type=int, default=9, help="longest sentence")
     parser.add_argument("--test", type=int, default=60, help="sentences")

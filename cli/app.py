@@ -18,6 +18,7 @@ from typer.models import CommandInfo
 from . import (
     bound,
     calibrate,
+    compare,
     demo,
     evaluate,
     fuse,
@@ -48,7 +49,7 @@ app = typer.Typer(
 )
 FAMILIES = {
     "Repair": (fuse, calibrate, demo),
-    "Choose a strength": (bound, evaluate, sweep),
+    "Choose a strength": (bound, evaluate, sweep, compare),
     "Look and check": (inspect, verify, report),
     "Merge several": (merge, lora, untie),
     "Train without forgetting": (lora_train, lora_sparse),

@@ -9,7 +9,7 @@ import typer
 
 from ..hessian.options import CalibrationOptions
 from .flags import FlagGroup, with_options
-from .options import SIZE, AsJson
+from .options import KINDS, SIZE, AsJson, named_kinds
 
 if TYPE_CHECKING:
     from ..hessian import DiagonalHessian
@@ -31,9 +31,10 @@ def _only_one(given: list[Path] | None) -> Path | None:
 
 CALIBRATION = FlagGroup(
     of=CalibrationOptions,
-    convert={"data": _only_one},
+    convert={"data": _only_one, "kinds": named_kinds},
     options={
         "data": Annotated[list[Path] | None, typer.Option("--data", metavar="PATH")],
+        "kinds": KINDS,
         "only_changed": Annotated[Path | None, typer.Option(metavar="BASE")],
         "memory": SIZE,
     },
@@ -61,6 +62,8 @@ def calibrate_command(
         sculpt calibrate sft/
 
         sculpt calibrate sft/ --data train.jsonl -o hessian.safetensors --report
+
+        sculpt calibrate base/ --data general --full '*' -o general.safetensors
 
         sculpt calibrate sft/ --data train.jsonl --only-changed base/ --samples 256
 

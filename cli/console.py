@@ -62,7 +62,7 @@ class _Warnings(logging.Handler):
 
 def show_warnings() -> None:
     """Have the library's warnings said like everything else."""
-    library = logging.getLogger(__package__.partition(".")[0])
+    library = logging.getLogger(__name__.partition(".")[0])
     if not any(isinstance(handler, _Warnings) for handler in library.handlers):
         library.addHandler(_Warnings(logging.WARNING))
 

@@ -134,12 +134,12 @@ def _built(group: FlagGroup, values: Mapping[str, Any]) -> Any:
         value, hint = values[parameter], hints[field.name]
         if isinstance(value, str) and takes_numbers(hint):
             value = parse_numbers(value, flag_of(parameter))
+        elif field.name in group.convert:
+            value = group.convert[field.name](value)
         elif _takes_texts(hint):
             value = tuple(value or ())
         elif isinstance(value, str) and (kind := _takes_pairs(hint)) is not None:
             value = parse_pairs(value, flag_of(parameter), kind)
-        elif field.name in group.convert:
-            value = group.convert[field.name](value)
         made[field.name] = value
     return group.of(**made)
 

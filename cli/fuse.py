@@ -139,9 +139,8 @@ def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool,
         else:
             say(f"calibrating on {named or 'the text that ships with sculpt (--data names your own)'}")
     if protects:
-        known = "the text that ships with sculpt" if calibration.protects_shipped else calibration.protect
-        say(f"protecting the base on {known}")
-        measures = measures or calibration.of_general().hessian is None
+        say(f"protecting the base on {' and '.join(map(str, calibration.sides))}")
+        measures = measures or not all(side.is_statistics for side in calibration.sides)
     with (
         progress_bar("calibrating and fusing", unit="steps", hidden=not measures) as report_blocks,
         statistics(prepared, calibration, progress=report_blocks) as found,

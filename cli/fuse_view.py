@@ -26,7 +26,8 @@ def _groups(steps: Iterable[Step]) -> dict[tuple[str, str, str], list[Step]]:
     found: dict[tuple[str, str, str], list[Step]] = {}
     for step in steps:
         action = step.action if step.action == "fuse" else f"copy {step.source}"
-        found.setdefault((action, kind_of(step.name), step.why), []).append(step)
+        why = step.why if step.differs is None else f"{step.why}; {'different' if step.differs else 'equal'}"
+        found.setdefault((action, kind_of(step.name), why), []).append(step)
     return found
 
 
@@ -40,6 +41,7 @@ def show_plan(prepared: Prepared) -> None:
         for (action, kind, why), steps in _groups(plan.steps).items()
     ]
     table(f"{prepared.method.title}: plan", ["tensors", "action", "number", "parameters", "why"], rows)
+    say(f"copied: {_copied(plan.steps)}")
     show_notes(plan)
     say(f"options: {', '.join(f'{key} {value}' for key, value in prepared.options.items())}")
     if prepared.settings.protection is not None:
@@ -77,6 +79,7 @@ def plan_json(prepared: Prepared) -> dict[str, Any]:
                 "action": step.action,
                 "source": step.source if step.action == "copy" else None,
                 "why": step.why,
+                "differs": step.differs,
                 "dtype": step.dtype,
                 "shape": list(step.shape),
                 "num_fused": step.num_fused,
@@ -133,14 +136,33 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
     elements = sum(record.num_fused for record in manifest.fused)
     target = manifest.options.get("sparsity")
     asked = f" (asked for {target:.2%})" if isinstance(target, float) else ""
-    copied = len(manifest.tensors) - len(manifest.fused)
+    told = f"{manifest.told_sparsity(asked)}. " if elements else ""
     say(
         f"{prepared.method.title} fused {len(manifest.fused)} tensors, {count(elements)} parameters, and copied "
-        f"{copied}. "
-        f"{manifest.realised_sparsity():.2%} of the deltas are zero{asked}. {_losses(manifest)}{_budget(manifest)}"
+        f"{_copied(prepared.plan.steps)}. {told}{_losses(manifest)}{_budget(manifest)}{_conversions(prepared.plan)}"
         f"The manifest holds each tensor's figures and the digests of all inputs: `sculpt verify {prepared.output}`."
     )
     say(f"wrote {prepared.output}")
+
+
+def _conversions(plan: Plan) -> str:
+    from ..fusion.plan.plan import conversions
+
+    return "".join(f"{told[0].upper()}{told[1:]}. " for told in conversions(plan.steps, (plan.base, *plan.tuned)))
+
+
+def _copied(steps: Iterable[Step]) -> str:
+    """Return how many tensors are copied, and in how many of them the models differ, by where they are from."""
+    copied = [step for step in steps if step.action == "copy"]
+    parts = []
+    for source, text in (
+        ("tuned", "from a tuned model and different from the base"),
+        ("base", "from the base, and different in a tuned model"),
+    ):
+        found = [step for step in copied if step.differs and step.source == source]
+        if found:
+            parts.append(f"{len(found)} {text}, {count(sum(step.num_elements for step in found))} parameters")
+    return f"{len(copied)}" + (f" ({'; '.join(parts)})" if parts else "")
 
 
 def _losses(manifest: Manifest) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -15,6 +15,8 @@ from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
 from .flags import FlagGroup, flag_of
+
+T = TypeVar("T")
 
 BasePath = Annotated[
     Path,
@@ -47,10 +49,16 @@ def parse_bytes(text: str) -> int:
     return parse_size(text)
 
 
-def _one_or_several(given: list[Path] | None) -> Path | tuple[Path, ...] | None:
+def _one_or_several(given: list[T] | None) -> T | tuple[T, ...] | None:
     return given[0] if given and len(given) == 1 else tuple(given or ()) or None
 
 
+def named_kinds(given: list[str] | None) -> tuple[str, ...]:
+    """Return the names in `novels,csv`, or in several such texts."""
+    return tuple(name.strip() for text in given or () for name in text.split(",") if name.strip())
+
+
+KINDS = Annotated[list[str] | None, typer.Option(metavar="KIND[,KIND…]")]
 SIZE = Annotated[int | None, typer.Option(parser=parse_bytes, metavar="SIZE")]
 TARGET = FlagGroup(of=Target, panel="Output")
 SELECTION = FlagGroup(of=Selection, panel="Selection and disagreements")
@@ -66,7 +74,7 @@ SETTINGS = FlagGroup(
 CALIBRATION = FlagGroup(
     of=Calibration,
     panel="Curvature",
-    panels=dict.fromkeys(("protect", "protect_samples"), "Protection"),
+    panels=dict.fromkeys(("protect", "protect_samples", "protect_kinds"), "Protection"),
     flags={
         "enabled": "calibration",
         "of_other_model": "hessian_of_other_model",
@@ -77,10 +85,11 @@ CALIBRATION = FlagGroup(
     options={
         "hessian": Annotated[list[Path] | None, typer.Option(metavar="FILE")],
         "data": Annotated[list[Path] | None, typer.Option(metavar="PATH")],
-        "protect": Annotated[str | None, typer.Option(metavar="PATH|default")],
+        "protect": Annotated[list[str] | None, typer.Option(metavar="PATH[:WEIGHT]|default")],
+        "protect_kinds": KINDS,
         "memory": SIZE,
     },
-    convert={"hessian": _one_or_several, "data": _one_or_several},
+    convert=dict.fromkeys(("hessian", "data", "protect"), _one_or_several) | {"protect_kinds": named_kinds},
 )
 PROTECTION = FlagGroup(
     of=Protection,
@@ -140,10 +149,14 @@ def protection_of(
         return replace(recipe, **chosen)
     if calibration.protect is not None:
         return replace(protection, **chosen)
-    idle = sorted({parameter for _, parameter in PROTECTION.fields}.union({"protect_samples"}).intersection(given))
+    idle = sorted(
+        {parameter for _, parameter in PROTECTION.fields}.union({"protect_samples", "protect_kinds"}).intersection(
+            given
+        )
+    )
     if idle:
         raise MethodError(
             f"`{flag_of(idle[0])}` has no effect without `--protect`",
-            hint="`--protect default` protects the base on the text that ships",
+            hint="`--protect default` protects the base on the general set that ships",
         )
     return None

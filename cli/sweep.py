@@ -44,7 +44,9 @@ scored has the bits that `sculpt fuse` would write. Any method's strength can be
 
     sculpt sweep base/ sft/ --suite suite.yaml --gamma 0.3:1.0:0.1
 
-    sculpt sweep base/ sft/ --suite suite.yaml --sparsity 0.8,0.9,0.95 --method adadare --method dare
+    sculpt sweep base/ sft/ --suite suite.yaml --sparsity 0.8,0.9,0.95 --method adadare --method dare --seeds 3
+
+    sculpt sweep base/ sft/ --suite suite.yaml --sparsity 0.5,0.8,0.9 --method tailor --data train.jsonl
 
     sculpt sweep base/ sft/ --suite suite.yaml --gamma auto --pick h-score -o sweep/
 
@@ -62,6 +64,7 @@ class GridOptions:
 
     Attributes:
         sparsity: Drop rates, such as 0.8,0.9,0.95, for methods that drop. Default: the method's own.
+        seeds: How often what is random is drawn and scored, with seeds from --seed on; charts and picks are of means.
         per_block: Try a γ for each block beside one for all, at the same expected distance to the base (AdaDARE-γ).
         pick: Choose and write a model, by h-score, avg or a task; or target>=0.97*tuned, the best `pretrained` within.
     """
@@ -83,6 +86,7 @@ class GridOptions:
             rich_help_panel="What is tried",
         ),
     ] = None
+    seeds: int = 1
     per_block: bool = False
     pick: str | None = None
     protect_weight: Annotated[
@@ -140,6 +144,7 @@ def sweep(
             strengths=None if grid.gamma == "auto" else parse_grid(grid.gamma),
             sparsities=parse_grid(grid.sparsity) if grid.sparsity else (),
             per_block=grid.per_block,
+            seeds=tuple(range(settings.seed, settings.seed + max(1, grid.seeds))),
         ),
         grid.protect_weight,
         protection_of(protection, calibration, set(given) - {"protect_weight"} if calibration.protect else given),
@@ -252,14 +257,20 @@ def _write_model(live: LiveFuse, best: Point, provenance: dict[str, object] | No
 
 def show(swept: Sweep, suite: Suite) -> None:
     """Print every point, and the curves as a chart."""
-    from ..evaluate.charts import TITLES, by_strength, shown_measures, terminal_chart
+    from ..evaluate.charts import TITLES, by_strength, pairs_of, shown_measures, terminal_chart
+    from ..evaluate.points import Spot
+    from ..evaluate.tables import with_deviation
     from .console import console, say, table
 
     measures = [name for name in ("target", "pretrained", "avg", "h-score") if name in swept.points[0].scores.measures]
-    rows = [[*_point(point), *(f"{point.scores.measures[name]:.2f}" for name in measures)] for point in swept.points]
+    references = [Spot(points=(point,)) for point in swept.points if point.is_reference]  # of one seed alone
+    rows = [
+        [*_point(spot.first), *(with_deviation(spot.measures[name], spot.deviation(name)) for name in measures)]
+        for spot in (*references, *swept.spots)
+    ]
     table(f"sweep: {suite.name}", ["model", "strength", "dropped", "L1 distance", *measures], rows)
     for measure in shown_measures(swept):
-        chart = terminal_chart(by_strength(swept, measure), x="strength")
+        chart = terminal_chart(pairs_of(by_strength(swept, measure)), x="strength")
         say("")
         say(f"{TITLES[measure]} against strength")
         console.print(chart, markup=False, highlight=False, soft_wrap=True)

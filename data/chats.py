@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +14,11 @@ from typing import Any
 from ..fusion.errors import DataError, first_line
 from ..fusion.rows import RowOptions
 from .parts import MEDIA, parts_of
-from .row import Row, as_text
+from .row import MAX_ROW_BYTES, Row, as_text
 from .tokens import common_length
+
+TEMPLATE_SECONDS = 10  # for one chat; templates take a thousandth of a second
+HUGE_NUMBER = re.compile(r"\d{9,}")  # such as `'x'.center(3000000000)`, one step that nothing can interrupt
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,8 +71,11 @@ class Template:
     def render(self, row: Row, messages: Sequence[Any], **options: Any) -> str:
         """Return what the template makes of messages.
 
+        The template came along with the model: transformers has it run in a sandbox, and here it gets no more time and
+        room than a chat can need.
+
         Raises:
-            DataError: It refuses them, or has no place for the row's tools.
+            DataError: It refuses them, takes too long or too much, or has no place for the row's tools.
         """
         text = self._rendered(row, without_sources(messages), self.options(row) | options)
         if row.tools is not None:
@@ -75,10 +85,22 @@ class Template:
         return as_text(text, "messages", row.what)
 
     def _rendered(self, row: Row, messages: Sequence[Any], options: Mapping[str, Any]) -> str:
+        template = self.renderer.chat_template if self.name is None else self.name
+        huge = HUGE_NUMBER.search(template) if isinstance(template, str) else None
+        if huge:
+            raise DataError(
+                f"the chat template for {row.what} has the number {huge[0]} in it, and would fill the memory"
+            )
         try:
-            return self.renderer.apply_chat_template(list(messages), tokenize=False, **options)
+            with _limited(TEMPLATE_SECONDS):
+                text = self.renderer.apply_chat_template(list(messages), tokenize=False, **options)
+        except TimeoutError as error:
+            raise DataError(f"the chat template takes more than {TEMPLATE_SECONDS} s for {row.what}") from error
         except Exception as error:  # templates raise what they like
             raise DataError(f"the chat template refuses {row.what}: {first_line(error)}") from error
+        if len(text) > MAX_ROW_BYTES:
+            raise DataError(f"the chat template makes more than {MAX_ROW_BYTES >> 20} MiB of {row.what}")
+        return text
 
     def render_marked(self, row: Row, messages: Sequence[Any], first: int) -> tuple[str, tuple[int, ...]]:
         """Return the text of a chat, and at which character the answer begins that message number `first` opens.
@@ -113,6 +135,25 @@ class Template:
         return (
             as_parts if sum(words in spelled for words in said) > sum(words in text for words in said) else [*messages]
         )
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError where the block takes longer; in the main thread alone, the one that Python can interrupt."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _other(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,12 +35,14 @@ class Example:
         answers: (1, length), the number of the answer that each token is part of, `IGNORED` where it is only read. A
             row with one answer numbers it 0. The first token has nothing before it and is never predicted.
         what: Names the example in messages.
+        kind: The kind of data that it is of, where there are several.
     """
 
     inputs: Mapping[str, Tensor]
     tokens: Tensor
     answers: Tensor
     what: str = ""
+    kind: str | None = None
 
     @classmethod
     def of_tokens(cls, ids: Sequence[int], answers: Sequence[int], what: str = "") -> Example:
@@ -77,3 +80,13 @@ class Example:
     def num_answers(self) -> int:
         """How many answers there are."""
         return int(self.answers.max()) + 1 if self.num_predicted else 0
+
+    def cut(self, num_tokens: int) -> Example:
+        """Return the beginning of an example of text, of so many tokens: in encoder and decoder half of them each."""
+        if self.num_tokens <= num_tokens:
+            return self
+        length = max(1, num_tokens // (2 if "decoder_input_ids" in self.inputs else 1))
+        inputs = {key: value[:, :length] if key in PADDED else value for key, value in self.inputs.items()}
+        return dataclasses.replace(
+            self, inputs=inputs, tokens=self.tokens[:, :length], answers=self.answers[:, :length]
+        )

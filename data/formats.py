@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, final
 
 from ..fusion.errors import DataError, first_line
+from .row import MAX_ROW_BYTES
 
 DOCUMENT_BREAK = "%%"
 CHUNK = 1 << 20  # characters
@@ -87,13 +88,23 @@ def text_of(path: Path, named: Path) -> str:
         raise _reading(named, error) from error
 
 
-def documents(text: str) -> Table:
+def too_long(what: str) -> DataError:
+    """Return the refusal of a row that would have to be held in memory whole."""
+    return DataError(
+        f"{what} is longer than {MAX_ROW_BYTES >> 20} MiB, and a row is held in memory whole",
+        hint=f"cut it into several rows; in a text `{DOCUMENT_BREAK}` on a line of its own begins a new document",
+    )
+
+
+def documents(text: str, name: str) -> Table:
     """Return the documents of a text, which lines of `%%` part."""
     found: list[str] = []
     lines: list[str] = []
     for line in [*text.splitlines(), DOCUMENT_BREAK]:
         if line.strip() == DOCUMENT_BREAK:
             document = "\n".join(lines).strip()
+            if len(document) > MAX_ROW_BYTES:
+                raise too_long(f"document {len(found) + 1} of `{name}`")
             if document:
                 found.append(document)
             lines = []
@@ -103,12 +114,14 @@ def documents(text: str) -> Table:
 
 
 def _text(path: Path, named: Path) -> Table:
-    return documents(text_of(path, named))
+    return documents(text_of(path, named), named.name)
 
 
-def _json_row(line: bytes | str, number: int, named: Path) -> Content:
+def _json_row(line: bytes, number: int, named: Path) -> Content:
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8-sig"))
+        if b"\\ud" in line.lower():
+            json.dumps(row, ensure_ascii=False).encode()  # no tokenizer takes half a character
     except (ValueError, RecursionError) as error:
         raise DataError(f"row {number + 1} of `{named}` is not JSON: {error}") from error
     if not isinstance(row, dict):
@@ -121,7 +134,10 @@ def _jsonl(path: Path, named: Path) -> Table:
     try:
         with path.open("rb") as stream:
             start = 0
-            for line in stream:
+            # One line at most is in memory, however large the file is.
+            while line := stream.readline(MAX_ROW_BYTES + 1):
+                if len(line) > MAX_ROW_BYTES:
+                    raise too_long(f"row {len(starts) + 1} of `{named}`")
                 if line.strip():
                     starts.append(start)
                 start += len(line)
@@ -129,9 +145,13 @@ def _jsonl(path: Path, named: Path) -> Table:
         raise _reading(named, error) from error
 
     def read(number: int) -> Content:
-        with path.open("rb") as stream:
-            stream.seek(starts[number])
-            return _json_row(stream.readline(), number, named)
+        try:
+            with path.open("rb") as stream:
+                stream.seek(starts[number])
+                line = stream.readline(MAX_ROW_BYTES + 1)
+        except OSError as error:
+            raise _reading(named, error) from error
+        return _json_row(line, number, named)
 
     return Table(count=len(starts), read=read)
 
@@ -179,6 +199,8 @@ def _elements(path: Path, named: Path) -> Iterator[tuple[int, int]]:
                 yield at, at + size
                 at, place, number = at + size, end, number + 1
                 continue
+            if len(ahead) - place > MAX_ROW_BYTES:
+                raise too_long(f"row {number + 1} of `{named}`")
             more = stream.read(max(CHUNK, len(ahead) - place))  # it may have been cut
             if not more:
                 raise DataError(f"row {number + 1} of `{named}` is not JSON, or the array does not end")

@@ -47,8 +47,15 @@ class Processed:
 
     @property
     def processor(self) -> Any:
-        """The processor in the model's folder."""
-        return self.texts.processor
+        """The processor in the model's folder.
+
+        Raises:
+            DataError: There is no more than a tokenizer.
+        """
+        found = self.texts.processor
+        if not any(hasattr(found, part) for part in ("image_processor", "feature_extractor", "audio_processor")):
+            raise DataError(f"`{self.texts.folder}` has no processor of images, and its rows hold some")
+        return found
 
     def encode(self, row: Row) -> tuple[Inputs, Tokens]:
         """Return the inputs of a row with media, and its tokens."""

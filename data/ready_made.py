@@ -81,8 +81,12 @@ def _tensor(row: Row, key: str) -> Tensor:
         if key.endswith(("_ids", "_mask")) and array.dtype.kind == "f" and np.array_equal(array, np.trunc(array)):
             array = array.astype(np.int64)
         kinds = {"b": torch.bool, "i": torch.int64, "u": torch.int64, "f": torch.float32}
+        if not array.ndim and key != "labels":
+            raise TypeError
+        if key.endswith("_ids") and array.size and array.dtype.kind not in "iu":
+            raise DataError(f"`{key}` of {row.what} is no array of whole numbers")
         return torch.tensor(array, dtype=kinds[array.dtype.kind])
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError, RuntimeError) as error:
         if isinstance(row.get(key), list) and not row.get(key):
             return torch.zeros(0, dtype=torch.int64)
         raise DataError(f"`{key}` of {row.what} is no array of numbers") from error

@@ -10,6 +10,8 @@ from ..fusion.errors import DataError
 from .layouts import UNTEMPLATED
 from .parts import MEDIA, in_order, with_parts
 
+MAX_ROW_BYTES = 1 << 26  # pictures within a row included; a tokenizer takes a hundred times as much for what it makes
+
 
 @final
 class Row:
@@ -91,8 +93,11 @@ class Row:
 
     def _messages(self, key: str) -> list[Any]:
         value = self._content[key]
-        if not isinstance(value, list) or not value or not all(isinstance(message, Mapping) for message in value):
-            raise DataError(f"`{key}` of {self.what} is no list of messages")
+        if not isinstance(value, list) or not value or not all(map(_is_message, value)):
+            raise DataError(
+                f"`{key}` of {self.what} is no list of messages",
+                hint="each has a `role`, and `content` that is text or parts such as `{type: text, text: …}`",
+            )
         return value
 
     def _with_media(self, messages: list[Any]) -> list[dict[str, Any]]:
@@ -153,6 +158,16 @@ def as_text(value: Any, key: str, what: str) -> str:
     if lone is not None:
         raise DataError(f"`{key}` of {what} holds U+{ord(lone):04X}, half of a character")
     return value
+
+
+def _is_message(message: Any) -> bool:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        return False
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [part for part in content if not isinstance(part, str)]
+        return all(isinstance(part, Mapping) and isinstance(part.get("text") or "", str) for part in parts)
+    return content is None or isinstance(content, str)
 
 
 def _is_signal(value: list[Any]) -> bool:

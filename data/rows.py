@@ -19,7 +19,9 @@ from typing import Any
 
 import xxhash
 
-from ..fusion.errors import DataError
+from ..fusion.errors import DataError, first_line
+from ..fusion.run.calibration import GENERAL
+from . import general
 from .formats import COMPRESSED, READERS, Table, arrow, documents, open_table, text_of
 from .layouts import IMAGE_SUFFIXES, in_our_words
 from .row import Row
@@ -37,8 +39,9 @@ class Rows:
         count: How many there are.
         read: Row number to row.
         folder: What paths in rows are relative to.
-        documents: Whether rows are running text, which is cut to samples, rather than samples.
+        documents: Whether rows are running text, which is cut to samples, rather than samples; that of `kinds` always is.
         fields: Where the file names a field otherwise: ours to theirs.
+        kinds: Where rows are of several kinds, all of which are to be shared alike: the rows of each.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Rows:
     folder: Path
     documents: bool = False
     fields: Mapping[str, str] = field(default_factory=dict)
+    kinds: Mapping[str, range] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.count
@@ -68,18 +72,26 @@ class Rows:
         renamed = {ours: content[theirs] for ours, theirs in self.fields.items()}
         kept = {key: value for key, value in content.items() if key not in self.fields.values()} | renamed
         kept = in_our_words({key: value for key, value in kept.items() if value is not None}, what)
-        return Row(kept, what, self.folder, is_document=self.documents)
+        return Row(kept, what, self.folder, is_document=self.documents or bool(self.kinds))
 
     def limited(self, limit: int | None) -> Rows:
         """Return the first rows only."""
         return self if limit is None else dataclasses.replace(self, count=min(limit, self.count))
 
 
-def open_rows(data: Path | str | None, media: Path | None = None, fields: Mapping[str, str] | None = None) -> Rows:
+def open_rows(
+    data: Path | str | None,
+    media: Path | None = None,
+    kinds: Sequence[str] = (),
+    *,
+    fields: Mapping[str, str] | None = None,
+) -> Rows:
     """Return the rows of a data set; those of the text that ships with sculpt where none is given.
 
     Args:
+        data: A path, or `general` for the general set that ships.
         media: The folder that holds what rows name, and that their paths are relative to; that of the data by default.
+        kinds: Which kinds of the general set; all of them where none is named.
         fields: Where the data name a field otherwise: ours to theirs.
 
     Raises:
@@ -87,8 +99,15 @@ def open_rows(data: Path | str | None, media: Path | None = None, fields: Mappin
     """
     if data is None:
         text = (resources.files("sculpt.configs") / SHIPPED).read_text(encoding="utf-8")
-        return _rows(documents(text), name=SHIPPED, folder=Path())
+        return _rows(documents(text, SHIPPED), name=SHIPPED, folder=Path())
     path = Path(data)
+    if str(data) == GENERAL:
+        if path.exists():
+            raise DataError(
+                f"`{GENERAL}` is the general set that ships, and here a folder too",
+                hint=f"`{path.absolute()}` names the folder",
+            )
+        return _general(general.chosen_kinds(kinds))
     if not path.exists():
         shards = _shards_of(path)
         if not shards:
@@ -97,6 +116,8 @@ def open_rows(data: Path | str | None, media: Path | None = None, fields: Mappin
     elif path.is_dir():
         rows = _folder(path)
     else:
+        if not path.is_file() and path.suffix.lower() in READERS:
+            raise DataError(f"`{data}` is no regular file")
         table = open_table(path)
         if table is None:
             known = ", ".join(sorted(READERS))
@@ -123,6 +144,20 @@ def chosen(count: int, num_rows: int, seed: int) -> list[int]:
     return heapq.nsmallest(count, range(num_rows), key=draw)
 
 
+def _general(kinds: Sequence[str]) -> Rows:
+    texts, ranges = [], {}
+    for kind in kinds:
+        ranges[kind] = range(len(texts), len(texts) + len(general.texts(kind)))
+        texts += general.texts(kind)
+    return Rows(
+        name=GENERAL,
+        count=len(texts),
+        read=lambda number: {"text": texts[number]},
+        folder=Path(),
+        kinds=ranges,
+    )
+
+
 def _rows(table: Table, *, name: str, folder: Path) -> Rows:
     return Rows(name=name, count=table.count, read=table.read, folder=folder, documents=table.documents)
 
@@ -142,8 +177,8 @@ def _saved_dataset(path: Path) -> Rows:
     try:
         state = json.loads(text_of(path / "state.json", path / "state.json"))
         named = [path / Path(str(entry["filename"])).name for entry in state.get("_data_files") or ()]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"`{path / 'state.json'}` is not what `datasets` writes") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DataError(f"`{path / 'state.json'}` is not what `datasets` writes: {first_line(error)}") from error
     if not named:
         raise DataError(f"`{path}` is a saved data set without data files")
     if state.get("_indices_files"):

@@ -1,9 +1,10 @@
-"""The samples of a calibration: drawn from the data, encoded, digested."""
+"""The samples of a calibration: drawn from the data, encoded, counted, digested."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -54,13 +55,16 @@ def draw_samples(
 ) -> list[Example]:
     """Return up to `count` samples, in the order of the data.
 
+    Where rows are of several kinds, as many tokens as `count` samples of full length have, the same number of each
+    kind.
+
     Args:
         usable: Samples for which it is false count as rows that hold nothing.
 
     Raises:
         DataError: There are no rows, or one does not suit the model.
     """
-    draw = _windows if rows.documents else _one_a_row
+    draw = _kind_by_kind if rows.kinds else _windows if rows.documents else _one_a_row
     samples = draw(rows, encoder, count, seed, usable)
     encoder.fit.say(rows.name)
     if not samples:
@@ -104,6 +108,37 @@ def _one_a_row(rows: Rows, encoder: Encoder, count: int, seed: int, usable: Call
     if empty > 0:
         logger.warning("%d rows of `%s` hold nothing and were left out", empty, rows.name)
     return [found[number] for number in sorted(found)]
+
+
+def _kind_by_kind(
+    rows: Rows, encoder: Encoder, count: int, seed: int, _usable: Callable[[Example], bool]
+) -> list[Example]:
+    """Return samples of each kind until its share of the tokens is full; the last of each is cut to fit.
+
+    Long rows would otherwise count for many short ones, and what is measured is a mean over tokens.
+    """
+    share = max(1, count * encoder.max_length // len(rows.kinds))
+    found: list[Example] = []
+    for kind, numbers in rows.kinds.items():
+        left = share
+        for number in chosen(len(numbers), len(numbers), seed):
+            if left <= 0:
+                break
+            for sample in encoder.examples(rows.row(numbers[number]))[:1]:
+                found.append(replace(sample.cut(left), kind=kind))
+                left -= found[-1].num_tokens
+        if left > 0:
+            logger.warning("`%s` of the set `%s` has %d tokens, its share is %d", kind, rows.name, share - left, share)
+    return found
+
+
+def tokens_by_kind(samples: Sequence[Example]) -> dict[str, int]:
+    """Return how many tokens the samples of each kind have; nothing of samples without a kind."""
+    found: dict[str, int] = {}
+    for sample in samples:
+        if sample.kind is not None:
+            found[sample.kind] = found.get(sample.kind, 0) + sample.num_tokens
+    return found
 
 
 def digest_of(samples: Sequence[Example]) -> str:

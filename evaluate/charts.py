@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..fusion.errors import ModelError
-from .points import Point, Sweep
+from .points import Spot, Sweep
 
-Series = Mapping[str, Sequence[tuple[float, float]]]
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """One place of a curve.
+
+    Attributes:
+        at: Strength, or the drop rate that was asked for.
+        value: Mean over the seeds.
+        deviation: Over the seeds; 0 of one.
+        realised: The share of deltas that was dropped.
+    """
+
+    at: float
+    value: float
+    deviation: float = 0.0
+    realised: float = 0.0
+
+
+Series = Mapping[str, Sequence[Mark]]
+Pairs = Mapping[str, Sequence[tuple[float, float]]]
 WIDTH, HEIGHT = 64, 14
 MARKS = "●○◆◇■□▲△*+x"
+POINTS = "osD^vPX<>*hp"
+DASHES = ("-", "--", "-.", ":")
+STRENGTH, DROP_RATE = "strength γ or λ", "drop rate p, best strength"
+VISIBLE = 0.005  # of a drop rate, from where what was realised is drawn beside what was asked for
 TITLES = {"target": "target", "pretrained": "general (pre-trained)", "h-score": "H-score", "avg": "Avg"}
 
 
-def terminal_chart(series: Series, *, x: str, width: int = WIDTH, height: int = HEIGHT) -> str:
+def terminal_chart(series: Pairs, *, x: str, width: int = WIDTH, height: int = HEIGHT) -> str:
     """Return points as marks on a grid of letters, with a legend; later series lie on top."""
     points = [point for line in series.values() for point in line]
     if not points:
@@ -40,71 +64,107 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def by_strength(sweep: Sweep, measure: str) -> dict[str, list[tuple[float, float]]]:
+def pairs_of(series: Series) -> dict[str, list[tuple[float, float]]]:
+    """Return the places alone, as a terminal shows them."""
+    return {label: [(mark.at, mark.value) for mark in line] for label, line in series.items()}
+
+
+def _mark(at: float, spot: Spot, measure: str) -> Mark:
+    return Mark(at=at, value=spot.measures[measure], deviation=spot.deviation(measure), realised=spot.realised_sparsity)
+
+
+def by_strength(sweep: Sweep, measure: str) -> dict[str, list[Mark]]:
     """Return a measure against the strength, one series a curve."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for point in sweep.tried:
-        found.setdefault(point.label, []).append((point.strength, point.scores.measures[measure]))
-    return {label: sorted(line) for label, line in found.items()}
+    found: dict[str, list[Mark]] = {}
+    for spot in sweep.spots:
+        found.setdefault(spot.first.label, []).append(_mark(spot.first.strength, spot, measure))
+    return {label: sorted(line, key=lambda mark: mark.at) for label, line in found.items()}
 
 
-def by_sparsity(sweep: Sweep, measure: str) -> dict[str, list[tuple[float, float]]]:
-    """Return a measure against the drop rate: of each family the best strength at each sparsity."""
-    best: dict[tuple[str, float], Point] = {}
-    for point in sweep.tried:
+def by_sparsity(sweep: Sweep, measure: str, chosen_by: str | None = None) -> dict[str, list[Mark]]:
+    """Return a measure against the drop rate: of each family the best strength at each sparsity.
+
+    Args:
+        chosen_by: The measure that says which is best. Default: the one that is shown.
+    """
+    best: dict[tuple[str, float], Spot] = {}
+    for spot in sweep.spots:
+        point, by = spot.first, chosen_by or measure
         if point.sparsity is None or point.blocks is not None:
             continue
         key = point.family, point.sparsity
-        if key not in best or best[key].scores.measures[measure] < point.scores.measures[measure]:
-            best[key] = point
-    found: dict[str, list[tuple[float, float]]] = {}
-    for (family, sparsity), point in sorted(best.items()):
-        found.setdefault(family, []).append((sparsity, point.scores.measures[measure]))
+        if key not in best or best[key].measures[by] < spot.measures[by]:
+            best[key] = spot
+    found: dict[str, list[Mark]] = {}
+    for (family, sparsity), spot in sorted(best.items()):
+        found.setdefault(family, []).append(_mark(sparsity, spot, measure))
     return {family: line for family, line in found.items() if len(line) > 1}
 
 
 def shown_measures(sweep: Sweep) -> list[str]:
-    """Return the measures that the charts show: target, general and H-score, as far as the suite has them."""
-    return [name for name in ("target", "pretrained", "h-score") if name in sweep.points[0].scores.measures]
+    """Return what is worth a panel: the two sides and the H-score, or the one side that there is."""
+    known = sweep.points[0].scores.measures
+    return [name for name in ("target", "pretrained", "h-score") if name in known]
 
 
 def draw(sweep: Sweep, files: Sequence[Path]) -> None:
-    """Write the charts; the suffix of each file says its format.
+    """Write the charts as PNG, SVG or PDF: each measure against the strength, and against the drop rate.
+
+    A row of panels whose curves would be single points is left out.
 
     Raises:
         ModelError: matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise ModelError(
             "charts as files need matplotlib", hint="`pip install 'checkpoint-sculpt[plots]'`; the CSV has the figures"
         ) from error
     measures = shown_measures(sweep)
-    drop_rates = by_sparsity(sweep, measures[-1])
-    columns = len(measures) + bool(drop_rates)
-    lines = len(by_strength(sweep, measures[0])) + 2
-    figure: Any = Figure(figsize=(4.2 * columns, 3.4 + 0.2 * -(-lines // columns)), layout="constrained")
-    for place, measure in enumerate(measures):
-        axes = figure.add_subplot(1, columns, place + 1)
-        _lines(axes, by_strength(sweep, measure), "strength γ or λ", TITLES[measure])
-        for name, style in (("base", ":"), ("tuned", "--")):
-            axes.axhline(sweep.references[name][measure], color="0.5", linestyle=style, linewidth=1, label=name)
-        if place == 0:
-            figure.legend(
-                *axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize="small"
-            )
-    if drop_rates:
-        axes = figure.add_subplot(1, columns, columns)
-        _lines(axes, drop_rates, "drop rate p, best strength", TITLES[measures[-1]])
-        axes.legend(fontsize="x-small")
+    rows: list[tuple[str, dict[str, dict[str, list[Mark]]]]] = []
+    strengths = {name: by_strength(sweep, name) for name in measures}
+    if any(len(line) > 1 for line in strengths[measures[0]].values()):
+        rows.append((STRENGTH, strengths))
+    rates = {name: by_sparsity(sweep, name, measures[-1]) for name in measures}
+    if rates[measures[0]]:
+        rows.append((DROP_RATE, rates))
+    rows = rows or [(STRENGTH, strengths)]  # one point alone
+    legend = max(len(series) for _, panels in rows for series in panels.values()) + 4
+    height = 3.2 * len(rows) + 0.2 * -(-legend // len(measures))
+    figure: Any = Figure(figsize=(4.2 * len(measures), height), layout="constrained")
+    handles: dict[str, Any] = {}
+    for row, (x, panels) in enumerate(rows):
+        for column, (measure, series) in enumerate(panels.items()):
+            axes = figure.add_subplot(len(rows), len(measures), row * len(measures) + column + 1)
+            _lines(axes, series, x)
+            for name, style in (("base", ":"), ("tuned", "--")):
+                axes.axhline(sweep.references[name][measure], color="0.5", linestyle=style, linewidth=1, label=name)
+            axes.set_title(TITLES[measure])
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+                handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(measures), fontsize="small")
     for file in files:
         figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 
-def _lines(axes: Any, series: Series, x: str, title: str) -> None:
-    for label, line in series.items():
-        axes.plot([at for at, _ in line], [value for _, value in line], marker="o", markersize=3, label=label)
+def _lines(axes: Any, series: Series, x: str) -> None:
+    """Draw curves that differ in colour, mark and dashes, so that any number of them can be told apart."""
+    for number, (label, line) in enumerate(series.items()):
+        kind = {"marker": POINTS[number % len(POINTS)], "color": f"C{number % 10}", "markersize": 4}
+        at, values = [mark.at for mark in line], [mark.value for mark in line]
+        dashes = DASHES[number // 10 % len(DASHES)]
+        spread = [mark.deviation for mark in line] if any(mark.deviation for mark in line) else None
+        axes.errorbar(at, values, yerr=spread, linestyle=dashes, capsize=2, label=label, **kind)
+        if x == DROP_RATE and any(abs(mark.realised - mark.at) > VISIBLE for mark in line):
+            realised = [mark.realised for mark in line]
+            axes.plot(realised, values, linestyle="", mfc="none", label=f"{label}, realised rate", **kind)
+    marks = [mark for line in series.values() for mark in line]
+    rates = [rate for mark in marks for rate in (mark.at, mark.realised)]
+    if x == DROP_RATE and max(rates) >= 0.9 and min(rates) > 0 and max(rates) < 1:
+        axes.set_xscale("logit")
+        axes.set_xticks(sorted({mark.at for mark in marks}))
+        axes.set_xticks([], minor=True)
+        axes.xaxis.set_major_formatter(lambda rate, _place: f"{rate:g}")
     axes.set_xlabel(x)
-    axes.set_title(title)
     axes.grid(alpha=0.3)

@@ -111,7 +111,7 @@ def score_suite(
     size = batch_size or suite.content.batch_size
     tasks = list(suite.tasks())
     opened = {
-        name: open_rows(suite.folder / task.file, task.media and suite.folder / task.media, task.fields).limited(
+        name: open_rows(suite.folder / task.file, task.media and suite.folder / task.media, fields=task.fields).limited(
             task.limit
         )
         for _, name, task in tasks

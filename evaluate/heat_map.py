@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..fusion.names import block_of, kind_of, natural_key
+from ..fusion.names import block_of, is_number, kind_of, natural_key
 from ..fusion.record.records import TensorRecord
 
 
@@ -84,7 +84,7 @@ def heat_maps(records: Sequence[TensorRecord]) -> list[HeatMap]:
     for record in records:
         block = block_of(record.name)
         stack, _, number = block.rpartition(".")
-        if number.isdigit() and record.num_fused:
+        if is_number(number) and record.num_fused:
             stacks.setdefault(stack, {})[number, kind_of(record.name)] = record
     return [
         _heat_map(stack, stacks[stack], measure) for stack in sorted(stacks, key=natural_key) for measure in MEASURES

@@ -79,6 +79,10 @@ class LiveFuse:
         )
         return skeleton.names.assemblies
 
+    def reseed(self, seed: int) -> None:
+        """Draw with this seed from now on; what was remembered of the elements holds."""
+        self.prepared = replace(self.prepared, settings=replace(self.prepared.settings, seed=seed))
+
     def plan_of(self, method: Method, blocks: BlockStrengths | None = None) -> Plan:
         """Return the plan of a fuse by this method, with a γ for each block where that is given."""
         plan = self.prepared.plan

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
 from typing import Any
 
 from ..fusion.arithmetic.two_sided import Protection
@@ -26,6 +27,7 @@ class Point:
         blocks: A γ for each block, or None.
         method: What fuses it; of `base` and `tuned` as well.
         protection: How the base is protected, or None.
+        seed: Of what is random.
         fuse_seconds, score_seconds: What it took.
     """
 
@@ -39,6 +41,7 @@ class Point:
     fuse_seconds: float
     score_seconds: float
     protection: Protection | None = None
+    seed: int = 0
 
     @property
     def label(self) -> str:
@@ -58,6 +61,7 @@ class Point:
             "family": self.family,
             "strength": self.strength,
             "sparsity": self.sparsity,
+            "seed": self.seed,
             "blocks": None if self.blocks is None else dict(self.blocks),
             "method": self.method.name,
             "options": self.method.options(),
@@ -68,6 +72,36 @@ class Point:
             "score_seconds": self.score_seconds,
             **self.scores.as_json(),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spot:
+    """One place of a curve: the points of all seeds there."""
+
+    points: tuple[Point, ...]
+
+    @property
+    def first(self) -> Point:
+        """The point of the first seed."""
+        return self.points[0]
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """Means over the seeds."""
+        return {name: fmean(self._values(name)) for name in self.first.scores.measures}
+
+    def deviation(self, measure: str) -> float:
+        """Return the standard deviation over the seeds; 0 of one."""
+        values = self._values(measure)
+        return stdev(values) if len(values) > 1 else 0.0
+
+    @property
+    def realised_sparsity(self) -> float:
+        """The share of deltas that was dropped, mean over the seeds."""
+        return fmean(point.distance.sparsity for point in self.points)
+
+    def _values(self, measure: str) -> list[float]:
+        return [point.scores.measures[measure] for point in self.points]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,26 +120,37 @@ class Sweep:
         """Measures of the base and of the tuned model."""
         return {point.family: point.scores.measures for point in self.points if point.is_reference}
 
+    @property
+    def spots(self) -> tuple[Spot, ...]:
+        """The fused ones, those that differ in their seed alone as one."""
+        groups: dict[tuple[str, float, float | None], list[Point]] = {}
+        for point in self.tried:
+            groups.setdefault((point.label, point.strength, point.sparsity), []).append(point)
+        return tuple(Spot(points=tuple(group)) for group in groups.values())
+
     def best(self, pick: Pick) -> Point:
-        """Return the point that is chosen.
+        """Return the point that is chosen, by means over the seeds; of its seeds the first.
 
         Raises:
             MethodError: None keeps the limit.
         """
-        return pick.best(self.tried, lambda point: point.scores.measures, self.references)
+        return pick.best(self.spots, lambda spot: spot.measures, self.references).first
 
     def as_csv(self) -> str:
         """Return a table with one line a point."""
         measures = list(self.points[0].scores.measures)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["method", "strength", "sparsity", "per_block", "realised_sparsity", "distance_l1", *measures])
+        writer.writerow(
+            ["method", "strength", "sparsity", "seed", "per_block", "realised_sparsity", "distance_l1", *measures]
+        )
         for point in self.points:
             writer.writerow(
                 [
                     point.family,
                     point.strength,
                     "" if point.sparsity is None else point.sparsity,
+                    point.seed,
                     int(point.blocks is not None),
                     f"{point.distance.sparsity:.6g}",
                     f"{point.distance.l1:.6g}",

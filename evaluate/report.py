@@ -54,7 +54,7 @@ def _block_row(name: str, records: Sequence[TensorRecord]) -> BlockRow:
         sparsity=1 - sum(record.kept or 0 for record in records) / elements,
         delta_l1=sum(record.delta_l1 or 0.0 for record in records),
         distance_l1=sum(record.distance_l1 or 0.0 for record in records),
-        distance_l2=math.sqrt(sum((record.distance_l2 or 0.0) ** 2 for record in records)),
+        distance_l2=math.hypot(*(record.distance_l2 or 0.0 for record in records)),
         gamma=(min(gammas), max(gammas)) if gammas else None,
         gamma_bound=min(bounds) if bounds else None,
     )
@@ -134,6 +134,7 @@ def _totals(manifest: Manifest) -> list[tuple[str, str]]:
         ("tensors fused", f"{len(fused)} of {len(manifest.tensors)}"),
         ("parameters fused", f"{sum(record.num_fused for record in fused):,}"),
         ("deltas that are zero", f"{manifest.realised_sparsity():.2%}"),
+        ("… as fine-tuning never changed them", f"{manifest.unchanged():.2%}"),
         ("L1 norm of the fine-tune", _figure(sum(record.delta_l1 or 0.0 for record in fused))),
         ("L1 distance to the base", _figure(sum(record.distance_l1 or 0.0 for record in fused))),
     ]

@@ -15,7 +15,7 @@ MAX_GRID = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A method whose strength can be swept: everything but strength and sparsity is set.
+    """A method whose strength or sparsity can be swept: everything but these is set.
 
     Attributes:
         text: As it was typed, `adadare:allocation=exact`.
@@ -29,13 +29,13 @@ class Family:
         """Return the family of `dare` or `adadare:allocation=exact,scope=block`.
 
         Raises:
-            MethodError: No such method or option, or a method that has no strength.
+            MethodError: No such method or option, or a method of one model that has nothing to sweep.
         """
         name, _, options = text.partition(":")
         method = METHODS.get(name)
-        if method is None or _strength_field(method) is None:
-            known = ", ".join(name for name, found in METHODS.items() if _strength_field(found))
-            raise MethodError(f"`{name}` has no strength to sweep", hint=f"those that have: {known}")
+        if method is None or not _can_be_swept(method):
+            known = ", ".join(name for name, found in METHODS.items() if _can_be_swept(found))
+            raise MethodError(f"`{name}` has neither strength nor sparsity to sweep", hint=f"those that have: {known}")
         hints = get_type_hints(method)
         fields = {field.name: hints[field.name] for field in dataclasses.fields(method)}
         values: dict[str, Any] = {}
@@ -48,13 +48,19 @@ class Family:
         return cls(text=text, method=method(**values))
 
     @property
+    def takes_strength(self) -> bool:
+        """Whether the method has a strength: Model Tailor has a sparsity alone."""
+        return _strength_field(type(self.method)) is not None
+
+    @property
     def takes_sparsity(self) -> bool:
         """Whether the method drops a fraction that can be chosen."""
         return _sparsity_field(type(self.method)) is not None
 
     def at(self, strength: float, sparsity: float | None = None) -> Method:
         """Return the method with a strength, and a sparsity where it takes one."""
-        values: dict[str, Any] = {str(_strength_field(type(self.method))): strength}
+        own = _strength_field(type(self.method))
+        values: dict[str, Any] = {} if own is None else {own: strength}
         field = _sparsity_field(type(self.method))
         if sparsity is not None and field is not None:
             values[field] = sparsity if field == "sparsity" else float(1 - Decimal(str(sparsity)))
@@ -66,6 +72,11 @@ def _strength_field(method: type[Method]) -> str | None:
     if issubclass(method, AdaDare):
         return "gamma"
     return "scale" if "scale" in fields and method.min_models <= 1 else None
+
+
+def _can_be_swept(method: type[Method]) -> bool:
+    alone = method.min_models <= 1 and method.max_models != 0
+    return _strength_field(method) is not None or (alone and _sparsity_field(method) is not None)
 
 
 def _sparsity_field(method: type[Method]) -> str | None:

@@ -13,7 +13,7 @@ from .choice import Pick, golden_section, least_that_holds
 from .evaluate import score_suite
 from .live_fuse import LiveFuse
 from .per_block import BlockLoss, block_losses, block_strengths
-from .points import Point, Sweep
+from .points import Point, Spot, Sweep
 from .strengths import Family
 from .suite import Suite
 
@@ -29,6 +29,7 @@ class Grid:
         strengths: None searches for the best one.
         sparsities: For the methods that take one; empty for their own default.
         per_block: Try a γ for each block too, beside one for all, where the method is AdaDARE-γ.
+        seeds: Of what is random; empty for the one of the settings. Other methods are tried once.
         protection: How the base is protected; then `strengths` are weights of that, and γ is `gamma`.
     """
 
@@ -36,6 +37,7 @@ class Grid:
     strengths: tuple[float, ...] | None
     sparsities: tuple[float, ...] = ()
     per_block: bool = False
+    seeds: tuple[int, ...] = ()
     protection: Protection | None = None
     gamma: float = 1.0
     low: float = 0.0
@@ -95,12 +97,18 @@ class _Sweeper:
         self.points: list[Point] = []
         self.losses: dict[Method, dict[str, BlockLoss]] = {}
         curves = grid.curves()
-        self.total = 2 + len(curves) * len(grid.strengths or (0,))
+        self.total = 2 + sum(
+            len(grid.strengths or (0,)) * (max(1, len(grid.seeds)) if family.method.random else 1)
+            for family, *_ in curves
+        )
 
     def run(self) -> Sweep:
         for name, scale in (("base", 0.0), ("tuned", 1.0)):
             self._score(name, scale, None, TaskArithmetic(scale=scale), None)
         for family, sparsity, per_block in self.grid.curves():
+            if not family.takes_strength and self.grid.protection is None:
+                self._try(family, 1.0, sparsity, per_block)
+                continue
             if self.grid.strengths is None:
                 self._search(family, sparsity, per_block)
             for strength in self.grid.strengths or ():
@@ -117,7 +125,7 @@ class _Sweeper:
         def measures(place: float) -> Mapping[str, float]:
             self.total = max(self.total, len(self.points) + 1)
             strength = 10.0**-place if protects else place  # from near the base to the fine-tune, as γ goes
-            return self._try(family, strength, sparsity, per_block).scores.measures
+            return self._try(family, strength, sparsity, per_block).measures
 
         low, high = (-DECADES, DECADES) if protects else (self.grid.low, self.grid.high)
         if self.pick.limit is None:
@@ -125,14 +133,22 @@ class _Sweeper:
         else:
             least_that_holds(lambda at: self.pick.holds(measures(at), references), low, high, self.tolerance)
 
-    def _try(self, family: Family, strength: float, sparsity: float | None, per_block: bool) -> Point:
-        if self.grid.protection is not None:
+    def _try(self, family: Family, strength: float, sparsity: float | None, per_block: bool) -> Spot:
+        protection, blocks = self.grid.protection, None
+        if protection is not None:
             method = family.at(self.grid.gamma, sparsity).for_models(1)
-            protection = replace(self.grid.protection, weight=strength)
-            return self._score(family.text, strength, sparsity, method, None, protection)
-        method = family.at(strength, sparsity).for_models(1)
-        blocks = block_strengths(self._losses(method), strength) if per_block else None
-        return self._score(family.text, strength, sparsity, method, blocks)
+            protection = replace(protection, weight=strength)
+        else:
+            method = family.at(strength, sparsity).for_models(1)
+            blocks = block_strengths(self._losses(method), strength) if per_block else None
+        own = self.live.prepared.settings.seed
+        seeds = self.grid.seeds or (own,)
+        found = []
+        for seed in seeds if method.random else seeds[:1]:
+            self.live.reseed(seed)
+            found.append(self._score(family.text, strength, sparsity, method, blocks, protection))
+        self.live.reseed(own)
+        return Spot(points=tuple(found))
 
     def _losses(self, method: Method) -> dict[str, BlockLoss]:
         assert isinstance(method, AdaDare)
@@ -167,6 +183,7 @@ class _Sweeper:
             fuse_seconds=self.live.seconds - before,
             score_seconds=time.perf_counter() - start,
             protection=protection,
+            seed=self.live.prepared.settings.seed,
         )
         self.points.append(point)
         return point

@@ -24,6 +24,11 @@ def selects(patterns: Sequence[str], name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def is_number(part: str) -> bool:
+    """Return whether a part of a name is a number, as those of layers are: `²` and `٣` are digits too, but none."""
+    return part.isascii() and part.isdigit() and len(part) < 10
+
+
 def block_of(name: str) -> str:
     """Return the block that a tensor belongs to: its name up to the first number, else its module.
 
@@ -31,7 +36,7 @@ def block_of(name: str) -> str:
     """
     parts = name.split(".")
     for i, part in enumerate(parts):
-        if part.isdigit():
+        if is_number(part):
             return ".".join(parts[: i + 1])
     return ".".join(parts[:-1]) or name
 
@@ -39,12 +44,12 @@ def block_of(name: str) -> str:
 def kind_of(name: str) -> str:
     """Return what a tensor is within a numbered block, such as `mlp.up_proj.weight`; elsewhere its whole name."""
     block = block_of(name)
-    return name[len(block) + 1 :] if block.rsplit(".", 1)[-1].isdigit() else name
+    return name[len(block) + 1 :] if is_number(block.rsplit(".", 1)[-1]) else name
 
 
 def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
     """Return a sort key that puts layer 10 after layer 9."""
-    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in name.split("."))
+    return tuple((0, int(part)) if is_number(part) else (1, part) for part in name.split("."))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,7 @@ def _prefix_pairs(base_name: str, tuned_names: Iterable[str]) -> set[tuple[str, 
         while common < min(len(base_parts), len(tuned_parts)) and base_parts[-1 - common] == tuned_parts[-1 - common]:
             common += 1
         before = base_parts[: len(base_parts) - common], tuned_parts[: len(tuned_parts) - common]
-        if common and not any(part.isdigit() for parts in before for part in parts):
+        if common and not any(is_number(part) for parts in before for part in parts):
             found.add(tuple("".join(part + "." for part in parts) for parts in before))
     return found
 

@@ -59,7 +59,7 @@ def find_model(asked: Asked, near: Path | None = None) -> ModelRef:
     if isinstance(asked, ModelRef):
         return asked
     for path in (Path(asked), *([near / asked] if near else [])):
-        if path.exists():
+        if _exists(path):
             return ModelRef(asked=str(path), path=path)
     found = HUB_ID.fullmatch(str(asked))
     repository, revision = (found["repository"], found["revision"]) if found else (None, None)
@@ -68,6 +68,13 @@ def find_model(asked: Asked, near: Path | None = None) -> ModelRef:
         hint = "nothing is fetched from the hub: download the model first" if found else None
         raise CheckpointError(f"`{asked}` does not exist", hint=hint)
     return ModelRef(asked=str(asked), path=folder, repository=repository, revision=revision)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # such as a name that is too long to be one
+        return False
 
 
 def _cached(repository: str, revision: str | None) -> Path | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from .errors import DataError
+from .typed import Options
 
 OrSkip = Literal["error", "skip"]
 OrIgnore = Literal["error", "ignore"]
@@ -15,7 +15,7 @@ TooLong = Literal["cut", "drop", "error"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowOptions:
+class RowOptions(Options):
     """How rows of data are read.
 
     Attributes:
@@ -36,9 +36,3 @@ class RowOptions:
     too_long: TooLong = "cut"
     chat_template: str | None = None
     template_arguments: Mapping[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        for name, choices in (("bad_rows", OrSkip), ("unknown_fields", OrIgnore), ("too_long", TooLong)):
-            if getattr(self, name) not in get_args(choices):
-                known = ", ".join(get_args(choices))
-                raise DataError(f"`{name}` must be one of {known}, got `{getattr(self, name)}`", options=[name])

@@ -12,7 +12,7 @@ from ..data.batching import Batch, make_batches, sizes_in
 from ..data.counting import batches_of_answers
 from ..data.encoding import Encoder
 from ..data.rows import open_rows
-from ..data.sampling import digest_of, draw_samples
+from ..data.sampling import digest_of, draw_samples, tokens_by_kind
 from ..data.texts import num_positions
 from ..fusion.arithmetic.curvature import Curvature
 from ..fusion.checkpoint import Asked, open_checkpoint
@@ -100,7 +100,7 @@ class Session:
 
     def _draw(self, share: tuple[int, int]) -> None:
         options = self.options
-        rows = open_rows(options.data, options.media, options.fields)
+        rows = open_rows(options.data, options.media, options.kinds, fields=options.fields)
         encoder = Encoder(
             self.skeleton.folder,
             self.model,
@@ -279,6 +279,7 @@ class Session:
             max_length=self.max_length,
             seed=self.options.seed,
             dtype=str(self.dtype).removeprefix("torch."),
+            kinds=tuple(sorted(tokens_by_kind(self.samples).items())),
             versions=_versions(),
         )
 

@@ -26,7 +26,9 @@ class _Stack:
     def _tells(self, name: str) -> bool:
         values = {number: facts.get(name, ABSENT) for number, facts in self.layers.items()}
         first = next(iter(values.values()))
-        counts = all(value == number and not isinstance(value, bool) for number, value in values.items())
+        counts = all(
+            value in (number, ABSENT) and not isinstance(value, bool) for number, value in values.items()
+        )  # a part of some layers may know the layer's number
         return not counts and any(value != first for value in values.values())
 
 

@@ -27,6 +27,9 @@ class TrainingSet(torch.utils.data.Dataset[Example]):
 
     Text is encoded at once, so that what is wrong with it shows before training; rows with images when they are needed.
 
+    Args:
+        numbers: Of the rows to take. Default: all.
+
     Attributes:
         left_out: How many samples had nothing to predict within the longest length.
 
@@ -34,12 +37,14 @@ class TrainingSet(torch.utils.data.Dataset[Example]):
         DataError: A row does not suit the model, or no row is left.
     """
 
-    def __init__(self, rows: Rows, encoder: Encoder, report: Progress = silent) -> None:
+    def __init__(
+        self, rows: Rows, encoder: Encoder, report: Progress = silent, numbers: Sequence[int] | None = None
+    ) -> None:
         self._rows, self._encoder = rows, encoder
         self._found: list[Example | int] = []
         empty = 0
-
         options, skip = encoder.options, encoder.options.bad_rows == "skip"
+        numbers = range(rows.count) if numbers is None else numbers
 
         def read(row: Row) -> list[Example] | None:
             if row.media and not skip and options.too_long != "drop":
@@ -47,8 +52,8 @@ class TrainingSet(torch.utils.data.Dataset[Example]):
             found = self._examples(row)
             return None if row.media and found else found
 
-        for number, every in read_rows(rows, range(rows.count), read, skip=skip):
-            report(number, rows.count, "")
+        for done, (number, every) in enumerate(read_rows(rows, numbers, read, skip=skip)):
+            report(done, len(numbers), "")
             if every is None:
                 self._found.append(number)
                 continue

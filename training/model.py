@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from ..fusion.checkpoint import Source
 from ..fusion.errors import MethodError, ModelError
 from ..live.model import load_model
 from ..live.privates import transposed_linear
-from .layers import matches
+from .layers import adapted_layers, matches
 from .settings import AdapterMethod, split
 
 
@@ -68,7 +69,18 @@ def target_names(model: Any, method: AdapterMethod) -> list[str]:
     connector = [name for name in linear if matches(name, method.connectors)]
     if method.connector is not None and not connector:
         raise MethodError(f"no linear layer matches the connector `{method.connector}`")
+    if method.connector_full:
+        return [name for name in chosen if name not in connector]
     return list(dict.fromkeys([*chosen, *connector]))
+
+
+def outermost(model: Any, patterns: Sequence[str]) -> list[str]:
+    """Return the names of the modules that match and lie in no other that does."""
+    found: list[str] = []
+    for name, _ in model.named_modules():  # a module comes before what lies in it
+        if matches(name, patterns) and not any(name.startswith(f"{other}.") for other in found):
+            found.append(name)
+    return found
 
 
 def shortest(names: list[str], linear: Mapping[str, nn.Module]) -> list[str]:
@@ -81,8 +93,10 @@ def shortest(names: list[str], linear: Mapping[str, nn.Module]) -> list[str]:
 def with_adapter(model: Any, method: AdapterMethod) -> Any:
     """Return the model wrapped by PEFT; the adapter is float32 and starts at zero (A random, B zero)."""
     from peft import LoraConfig, get_peft_model
+    from peft.utils import ModulesToSaveWrapper
 
     names = target_names(model, method)
+    whole = outermost(model, method.connectors) if method.connector_full else []
     config = LoraConfig(
         r=method.rank,
         lora_alpha=method.scale_alpha,  # pyright: ignore[reportArgumentType]  (PEFT takes any number)
@@ -91,6 +105,42 @@ def with_adapter(model: Any, method: AdapterMethod) -> Any:
         bias="none",
         use_dora=method.method == "dora",
         task_type="CAUSAL_LM",
+        modules_to_save=whole or None,
     )
     with their_deprecations():
-        return get_peft_model(model, config)
+        tuned = get_peft_model(model, config)
+    for module in tuned.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            _train_in_float32(module.modules_to_save["default"], model.dtype)
+    return tuned
+
+
+def _train_in_float32(module: nn.Module, dtype: torch.dtype) -> None:
+    """Make a module float32 between others of a narrower dtype, in which small steps would be rounded away."""
+
+    def cast(values: Any, wanted: torch.dtype) -> Any:
+        return tree_map(
+            lambda value: value.to(wanted) if isinstance(value, torch.Tensor) and value.is_floating_point() else value,
+            values,
+        )
+
+    if dtype != torch.float32:
+        module.float()
+        module.register_forward_pre_hook(lambda _module, arguments: cast(arguments, torch.float32))
+        module.register_forward_hook(lambda _module, _arguments, output: cast(output, dtype))
+
+
+def optimizer_of(tuned: Any, method: AdapterMethod, learning_rate: float) -> torch.optim.Optimizer | None:
+    """Return AdamW with a rate of its own for the connector; None where one rate is all that is wanted."""
+    if method.connector_learning_rate is None:
+        return None
+    connector = {id(p) for name, p in tuned.named_parameters() if ".modules_to_save." in name}
+    for layer in adapted_layers(tuned):
+        if matches(layer.name, method.connectors):
+            connector |= {id(layer.a), id(layer.b)}
+    trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if id(p) not in connector], "lr": learning_rate},
+        {"params": [p for p in trained if id(p) in connector], "lr": method.connector_learning_rate},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)

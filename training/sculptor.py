@@ -157,6 +157,14 @@ class Sculptor:
             count = num_kept(density_a if key.endswith(".A") else density_b, magnitude.numel(), key)
             dropped = ~largest(magnitude, count)
             self._dropped[key], self._encoded[key] = _like(parameter, dropped), _encode(dropped)
+        if all(key in untrained for key, _ in self._parameters() if key.endswith(".B")):
+            self._dropped, self._encoded = {}, {}
+            raise MethodError(
+                f"every B is still zero after the warm-up of {self.masking.warmup_steps} steps, so there is nothing to "
+                "choose masks by",
+                hint="a longer warm-up, or a learning rate that is above 0 from the first step",
+                options=["warmup_steps"],
+            )
         if untrained:
             logger.warning(
                 "%d factors, such as `%s`, were still zero after the warm-up of %d steps: their masks are arbitrary",

@@ -9,12 +9,14 @@ from ..fusion.arithmetic.per_model import as_tuple
 from ..fusion.errors import MethodError
 from ..fusion.methods.checks import above_zero, at_least, at_least_zero, fraction, one_of
 from ..fusion.rows import RowOptions
+from ..fusion.typed import Options
 
+Layers = Literal["sum", "mean"]
 AdapterMethodName = Literal["lorasculpt", "lora", "dora", "l2", "orth"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdapterMethod:
+class AdapterMethod(Options):
     """Which adapter is trained, and what keeps it from forgetting.
 
     Attributes:
@@ -28,9 +30,14 @@ class AdapterMethod:
         warmup_steps: Optimiser steps before LoRASculpt's masks are chosen.
         alpha: Strength of LoRASculpt's regulariser in the language model.
         beta: Strength of LoRASculpt's regulariser in the connector.
+        cmr: Whether the regulariser is the `sum` over layers, as in the paper's Algorithm 1, or their `mean`, as in its
+            released code: the same α and β are weaker by the number of layers then.
         omega: How soon the regulariser's importance of a weight saturates.
         guard: Modules that the regulariser is for, by globs or last parts of names. Default: those of q, k and v.
-        connector: Glob of a multimodal model's connector: adapted too, without masks, regularised by its L1 form.
+        connector: Glob of a multimodal model's connector, which is frozen else: adapted too, without masks, regularised
+            by its L1 form.
+        connector_full: Train the connector whole in place of adapting it; nothing of it is regularised.
+        connector_learning_rate: At its peak, of the connector. Default: that of all.
         strength: λ of l2 and orth. Default: 0.001.
     """
 
@@ -43,37 +50,64 @@ class AdapterMethod:
     alpha: float = 1e-3
     beta: float = 1e-5
     omega: float = 1.0
+    cmr: Layers = "sum"
     guard: str | None = None
     connector: str | None = None
+    connector_full: bool = False
+    connector_learning_rate: float | None = None
     strength: float | None = None
 
     def __post_init__(self) -> None:
         one_of("method", self.method, get_args(AdapterMethodName))
         at_least("rank", self.rank, 1)
-        at_least("warmup_steps", self.warmup_steps, 1)
+        one_of("cmr", self.cmr, get_args(Layers))
+        if self.warmup_steps < 2:
+            raise MethodError(
+                f"`warmup_steps` must be at least 2, got {self.warmup_steps}",
+                hint="the learning rate of the first step is 0, so that there is nothing to choose masks by after it",
+                options=["warmup_steps"],
+            )
         for density in as_tuple(self.density):
             fraction("density", density)
         for name in ("alpha", "beta", "strength"):
             if getattr(self, name) is not None:
                 at_least_zero(name, getattr(self, name))
-        for name in ("lora_alpha", "omega"):
+        for name in ("lora_alpha", "omega", "connector_learning_rate"):
             if getattr(self, name) is not None:
                 above_zero(name, getattr(self, name))
         self._refuse_idle()
 
     def _refuse_idle(self) -> None:
         """Raise MethodError for a setting that the method has no use for."""
-        default = {"density": 0.1, "warmup_steps": 100, "alpha": 1e-3, "beta": 1e-5, "omega": 1.0, "guard": None}
+        default = {
+            "density": 0.1,
+            "warmup_steps": 100,
+            "alpha": 1e-3,
+            "beta": 1e-5,
+            "omega": 1.0,
+            "cmr": "sum",
+            "guard": None,
+        }
+        idle = []
         if self.method != "lorasculpt":
             idle = [name for name, value in default.items() if getattr(self, name) not in (value, (value,))]
-        else:
-            idle = ["beta"] if self.connector is None and self.beta != 1e-5 else []
         if self.strength is not None and self.method not in ("l2", "orth"):
             idle.append("strength")
         if idle:
-            needs = " without `connector`" if idle == ["beta"] and self.method == "lorasculpt" else ""
             raise MethodError(
-                f"{' and '.join(f'`{name}`' for name in idle)} would have no effect on {self.method}{needs}",
+                f"{' and '.join(f'`{name}`' for name in idle)} would have no effect on {self.method}", options=idle
+            )
+        if self.connector is None:
+            idle = ["beta"] if self.beta != default["beta"] else []
+            idle += ["connector_full"] if self.connector_full else []
+            idle += ["connector_learning_rate"] if self.connector_learning_rate is not None else []
+        elif self.connector_full and self.beta != default["beta"]:
+            raise MethodError(
+                "`beta` would have no effect on a connector that is trained whole", options=["beta", "connector_full"]
+            )
+        if idle:
+            raise MethodError(
+                f"{' and '.join(f'`{name}`' for name in idle)} would have no effect without `connector`",
                 options=[*idle, "connector"],
             )
 
@@ -87,6 +121,11 @@ class AdapterMethod:
         """Globs of the connector."""
         return split(self.connector)
 
+    @property
+    def adapted_connectors(self) -> tuple[str, ...]:
+        """Globs of the connector, where it gets a LoRA."""
+        return () if self.connector_full else self.connectors
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule(RowOptions):
@@ -99,6 +138,8 @@ class Schedule(RowOptions):
         batch_size: Samples that run together.
         gradient_accumulation: Batches an optimiser step.
         max_length: Longest sample, in tokens.
+        samples: Rows of the data to draw at random, by the seed. Default: all.
+        keep_epochs: Write the adapter of every epoch too, beside the output: `OUTPUT-epoch-1` and so on.
         save_steps: Optimiser steps between the checkpoints that a killed run goes on from; 0 is none.
         seed: Of the order of samples and of the adapter's start.
         dtype: Of the base's weights: float32, bfloat16, float16, or auto: float32 on a CPU, else as stored. The
@@ -112,17 +153,19 @@ class Schedule(RowOptions):
     batch_size: int = 16
     gradient_accumulation: int = 1
     max_length: int = 1024
+    samples: int | None = None
+    keep_epochs: bool = False
     save_steps: int = 100
     seed: int = 0
     dtype: str = "auto"
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name, least in (("batch_size", 1), ("gradient_accumulation", 1), ("max_length", 2), ("save_steps", 0)):
             at_least(name, getattr(self, name), least)
-        if self.max_steps is not None:
-            at_least("max_steps", self.max_steps, 1)
+        for name in ("max_steps", "samples"):
+            if getattr(self, name) is not None:
+                at_least(name, getattr(self, name), 1)
         above_zero("epochs", self.epochs)
         above_zero("learning_rate", self.learning_rate)
 

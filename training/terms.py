@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any, final, get_args
 
 import torch
 from torch import Tensor
 
 from ..fusion.errors import MethodError
-from ..fusion.methods.checks import at_least_zero
+from ..fusion.methods.checks import at_least_zero, one_of
 from .layers import AdaptedLayer, adapted_layers, matches, whole
 from .regulariser import conflict
+from .settings import Layers
 
 # Where attention asks, answers and gives: the names that models have for q, k and v, apart or in one.
 QKV = (
@@ -52,12 +53,14 @@ class Term(ABC):
 
 @final
 class ConflictTerm(Term):
-    """α·mean ‖M∘BA‖_F over the layers of q, k and v, and β·mean ‖M∘BA‖_1 over the connector's: see `conflict`.
+    """α·Σ ‖M∘BA‖_F over the layers of q, k and v, and β·Σ ‖M∘BA‖_1 over the connector's: see `conflict`.
 
     Args:
         alpha: α.
         beta: β.
         omega: ω.
+        layers: `sum`, as in the paper's Algorithm 1, or `mean` over the layers of each kind. The released code divides
+            by the number of all of them together.
         modules: Which layers the first is of, by globs of their names or by the names' last part.
         connector: Which layers the second is of; they are left out of the first.
     """
@@ -68,6 +71,7 @@ class ConflictTerm(Term):
         alpha: float = 1e-3,
         beta: float = 1e-5,
         omega: float = 1.0,
+        layers: Layers = "sum",
         modules: Sequence[str] = QKV,
         connector: Sequence[str] = (),
     ) -> None:
@@ -79,7 +83,8 @@ class ConflictTerm(Term):
             raise MethodError(
                 "an omega of 0 protects nothing", hint="an alpha and a beta of 0 switch the regulariser off"
             )
-        self.alpha, self.beta, self.omega = alpha, beta, omega
+        one_of("layers", layers, get_args(Layers))
+        self.alpha, self.beta, self.omega, self.layers = alpha, beta, omega, layers
         self.modules, self.connector = tuple(modules), tuple(connector)
         self._groups: dict[str, list[AdaptedLayer]] = {}
 
@@ -107,7 +112,8 @@ class ConflictTerm(Term):
                 for layer in group
             ]
             if norms:
-                parts[name] = strength * torch.stack(norms).mean()
+                stacked = torch.stack(norms)
+                parts[name] = strength * (stacked.sum() if self.layers == "sum" else stacked.mean())
         return parts
 
 

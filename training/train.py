@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from ..data.encoding import Encoder
-from ..data.rows import open_rows
+from ..data.rows import chosen, open_rows
 from ..fusion.checkpoint import Checkpoint, Source
 from ..fusion.errors import ModelError
 from ..fusion.lora.write import entries_of_base, refuse_folder, write_adapter
@@ -24,11 +24,11 @@ from ..live.devices import compute_dtype, pick_device
 from ..live.privates import use_one_gpu
 from .callback import LoRASculptCallback
 from .data import TrainingSet, collate_labelled
-from .model import load_base, their_deprecations, with_adapter
+from .model import load_base, optimizer_of, their_deprecations, with_adapter
 from .settings import AdapterMethod, Schedule, split
 from .terms import QKV, ConflictTerm, L2Term, OrthogonalTerm, Term
 from .trainer import add_term
-from .watcher import Watcher
+from .watcher import EachEpoch, Watcher
 from .work import digest_of_file, settle
 
 LR_WARMUP = 0.03
@@ -88,8 +88,11 @@ def train_adapter(
     method, schedule = method or AdapterMethod(), schedule or Schedule()
     require_peft()
     refuse_folder(output, [base], overwrite=overwrite)
+    if schedule.keep_epochs:  # those of a run that was killed are written again
+        for epoch in range(1, math.ceil(schedule.epochs) + 1):
+            refuse_folder(output_of(output, epoch), [base], overwrite=resume or overwrite)
     process = join(schedule.device)
-    opened, rows = Checkpoint(base), open_rows(data, schedule.media, schedule.fields)
+    opened, rows = Checkpoint(base), open_rows(data, schedule.media, fields=schedule.fields)
     device = pick_device(schedule.device)
     if device.index is not None and ":" in schedule.device:
         raise ModelError(
@@ -100,7 +103,8 @@ def train_adapter(
     model = load_base(opened, dtype=dtype)
     model.config.use_cache = False
     encoder = Encoder(opened.folder or base, model, max_length=schedule.max_length, options=schedule, ends_texts=True)
-    examples = TrainingSet(rows, encoder, lambda done, total, _what: progress(done, total, "reading data"))
+    numbers = None if schedule.samples is None else sorted(chosen(schedule.samples, rows.count, schedule.seed))
+    examples = TrainingSet(rows, encoder, lambda done, total, _what: progress(done, total, "reading data"), numbers)
     transformers.set_seed(schedule.seed)
     tuned = with_adapter(model, method)
     folder = output.with_name(output.name + ".training")
@@ -116,6 +120,9 @@ def train_adapter(
     trainer = _trainer(tuned, examples, method, schedule, folder, dtype=dtype, device=device)
     watcher = Watcher(progress)
     trainer.add_callback(watcher)
+    record = {"made by": "sculpt lora-train", "settings": plan}
+    if schedule.keep_epochs and process.is_first:
+        trainer.add_callback(EachEpoch(lambda epoch: _write(tuned, opened, output_of(output, epoch), record)))
     start = time.monotonic()
     with their_deprecations():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -134,9 +141,14 @@ def train_adapter(
         log=tuple(entry for entry in trainer.state.log_history if "loss" in entry),
     )
     if process.is_first:
-        _write(tuned, opened, output, {"made by": "sculpt lora-train", "settings": plan, **trained.as_json()})
+        _write(tuned, opened, output, {**record, **trained.as_json()})
         shutil.rmtree(folder, ignore_errors=True)
     return trained
+
+
+def output_of(output: Path, epoch: int) -> Path:
+    """Return the folder of an epoch's adapter."""
+    return output.with_name(f"{output.name}-epoch-{epoch}")
 
 
 def require_peft() -> None:
@@ -149,13 +161,14 @@ def require_peft() -> None:
 
 def term_of(method: AdapterMethod) -> Term | None:
     """Return what a method adds to the loss."""
-    if method.method == "lorasculpt" and (method.alpha or (method.beta and method.connector)):
+    if method.method == "lorasculpt" and (method.alpha or (method.beta and method.adapted_connectors)):
         return ConflictTerm(
             alpha=method.alpha,
             beta=method.beta,
             omega=method.omega,
+            layers=method.cmr,
             modules=split(method.guard) or QKV,
-            connector=method.connectors,
+            connector=method.adapted_connectors,
         )
     strength = 1e-3 if method.strength is None else method.strength
     return {"l2": L2Term, "orth": OrthogonalTerm}[method.method](strength) if method.method in ("l2", "orth") else None
@@ -204,11 +217,15 @@ def _trainer(
     )
     use_one_gpu(arguments)  # several are for `accelerate launch`
     trainer: Any = transformers.Trainer(
-        model=model, args=arguments, train_dataset=examples, data_collator=collate_labelled
+        model=model,
+        args=arguments,
+        train_dataset=examples,
+        data_collator=collate_labelled,
+        optimizers=(optimizer_of(model, method, schedule.learning_rate), None),
     )
     trainer.remove_callback(transformers.PrinterCallback)
     if method.method == "lorasculpt":
-        trainer.add_callback(LoRASculptCallback(method.density, method.warmup_steps, method.connectors))
+        trainer.add_callback(LoRASculptCallback(method.density, method.warmup_steps, method.adapted_connectors))
     term = term_of(method)
     if term is not None:
         add_term(trainer, term)

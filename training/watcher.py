@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,18 @@ from transformers import TrainerCallback
 from ..fusion.errors import ModelError
 from ..fusion.progress import Progress
 from .work import WHOLE
+
+
+class EachEpoch(TrainerCallback):
+    """Calls a function with the number of each epoch, from 1, at its end."""
+
+    def __init__(self, function: Callable[[int], None]) -> None:
+        self._function = function
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Call it."""
+        del args, control, kwargs
+        self._function(math.ceil(round(state.epoch, 3)))
 
 
 class Watcher(TrainerCallback):

@@ -7,7 +7,7 @@
 | `prose` | Brown corpus, informative genres a–j of the files that no tagging example comes from | scored |
 | `docs` | Python's reference as `help()` shows it | scored |
 | `facts` | English questions and answers of chatterbot-corpus; the answers count | scored |
-| `default` | the text that ships with sculpt: speeches, novels, reference prose | protects |
+| `default` | the default calibration text: speeches, novels, reference prose | protects |
 | `fiction` | Brown corpus, imaginative genres k–r of the same files: none of them is scored | protects |
 | `software` | docstrings of NumPy | protects |
 """

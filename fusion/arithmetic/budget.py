@@ -7,6 +7,7 @@ It holds for every keep probability, clipped or not, as `E[M_i/q_i] = 1`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in (("eta", self.eta), ("eta_relative", self.eta_relative)):
-            if value is not None and not (np.isfinite(value) and value >= 0):
+            if value is not None and not (math.isfinite(value) and value >= 0):
                 raise MethodError(f"`{name}` must be at least 0, got {value:g}", options=[name])
         if self.eta is not None and self.eta_relative is not None:
             raise MethodError("`eta` and `eta_relative` exclude each other", options=["eta", "eta_relative"])

@@ -27,6 +27,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ..errors import MethodError
+from ..typed import Options
 from .curvature import UNMEASURED, Curvature
 from .gram import cholesky
 from .group import Group
@@ -42,7 +43,7 @@ WEIGHTS = {"data": 1.0, "delta": 0.1, LOW_RANK: 0.002, "identity": 0.03, "genera
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protection:
+class Protection(Options):
     """How the base is held where general data go.
 
     Attributes:

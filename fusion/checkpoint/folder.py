@@ -12,6 +12,7 @@ from ..errors import CheckpointError
 from ..ref import Asked, find_model
 from .adapter.config import is_adapter
 from .companions import files_beside_weights
+from .foreign import GATHER, refuse_foreign_folder
 from .json_file import read_json
 from .source import Source, Stored
 from .tensor_file import TensorFile, open_file
@@ -19,6 +20,7 @@ from .wrappers import unwrapped
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 # In the order in which transformers looks for them.
+MAX_NAME = 200  # characters of a file's name; file systems end at 255 bytes
 LAYOUTS = ("model.safetensors", SAFETENSORS_INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -28,7 +30,7 @@ def _indexed_files(index: Path) -> tuple[dict[str, str], list[Path]]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"`{index}` has no `weight_map`")
     for name, file_name in weight_map.items():
-        if not isinstance(file_name, str) or Path(file_name).name != file_name:
+        if not isinstance(file_name, str) or Path(file_name).name != file_name or len(file_name) > MAX_NAME:
             raise CheckpointError(f"`{index}` places `{name}` outside its folder, in `{file_name}`")
     files = [index.parent / file_name for file_name in sorted(set(weight_map.values()))]
     for file in files:
@@ -58,6 +60,7 @@ def _find_weights(folder: Path) -> Path:
             f"`{folder}` holds {len(others)} safetensors files and no `{SAFETENSORS_INDEX}`",
             hint="is the download whole?",
         )
+    refuse_foreign_folder(folder)
     raise CheckpointError(f"`{folder}` holds no `model.safetensors`, no shards and no `pytorch_model.bin`")
 
 
@@ -98,6 +101,10 @@ class Checkpoint(Source):
             name: info if (info := opened.tensors[inside]).name == name else replace(info, name=name)
             for name, (opened, inside) in self._places.items()
         }
+        if self.tensors and not any(info.num_elements for info in self.tensors.values()):
+            raise CheckpointError(
+                f"all tensors of `{self.ref}` are empty: ZeRO-3 saves what it did not gather", hint=GATHER
+            )
 
     def name_in_file(self, name: str) -> str:
         """Return what a tensor is called in its file: with what wrapped the model when it was saved."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import CheckpointError
+from .foreign import refuse_foreign_file
 
 Plain = TypeVar("Plain")
 
@@ -19,6 +20,7 @@ def read_json(file: Path) -> Any:
     Raises:
         CheckpointError: The file is unreadable or not JSON.
     """
+    refuse_foreign_file(file)
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

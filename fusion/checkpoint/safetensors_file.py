@@ -1,8 +1,8 @@
 """One safetensors file: a header that is checked before anything is believed, and a memory map.
 
-Format: https://github.com/huggingface/safetensors#format. The checks are those of the reference
-implementation: a header under 100 MB, no duplicate name, and tensors that cover the data without holes
-or overlap.
+Format: https://github.com/huggingface/safetensors#format. What is wrong is told by the tensor's name; what passes is
+shown to the reference implementation too, whose word is the last, so that nothing is fused that others cannot open. One
+thing it accepts is refused: a name that appears twice, since nobody can say which of the two is meant.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import final
 
 import numpy as np
+from safetensors import safe_open
 
 from ..dtypes import DTYPES
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 from .pages import drop
 from .tensor_info import TensorInfo
 
 MAX_HEADER_BYTES = 100_000_000
+FIELDS = ("dtype", "shape", "data_offsets")  # in the order in which an entry may list their values
 MIN_RELEASED = 1 << 20  # the pages of smaller tensors are left to the system
 
 
@@ -39,6 +41,8 @@ def _is_count(value: object) -> bool:
 
 def _parse_entry(file: Path, name: str, entry: object) -> tuple[TensorInfo, int]:
     """Return a tensor and the first of its bytes, counted from the end of the header."""
+    if isinstance(entry, list) and len(entry) == len(FIELDS):
+        entry = dict(zip(FIELDS, entry, strict=True))
     if not isinstance(entry, dict):
         raise CheckpointError(f"`{file}` describes `{name}` by something that is not an object")
     code, shape, span = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
@@ -80,7 +84,7 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, int], dict
         raise CheckpointError(f"`{file}` has a malformed header: {error}") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"`{file}` has a malformed header: not a JSON object")
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"`{file}` has malformed metadata: not a map of strings")
 
@@ -95,7 +99,16 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, int], dict
     if end != size:
         state = "is truncated" if size < end else "has trailing bytes"
         raise CheckpointError(f"`{file}` {state}: the header promises {end} bytes, the file has {size}")
+    _ask_reference(file)
     return {info.name: info for info, _ in found}, offsets, metadata
+
+
+def _ask_reference(file: Path) -> None:
+    try:
+        with safe_open(file, framework="np"):
+            pass
+    except Exception as error:  # of its own, or of the file system
+        raise CheckpointError(f"`{file}` is refused by the safetensors library: {first_line(error)}") from error
 
 
 @final

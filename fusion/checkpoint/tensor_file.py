@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import CheckpointError
+from .foreign import refuse_foreign_file
 from .safetensors_file import SafetensorsFile
 from .tensor_info import TensorInfo
 from .torch_file import TorchFile
@@ -49,4 +50,5 @@ def open_file(file: Path) -> TensorFile:
     """
     if file.exists() and not file.is_file():
         raise CheckpointError(f"`{file}` is no regular file")
+    refuse_foreign_file(file)
     return SafetensorsFile(file) if file.suffix == ".safetensors" else TorchFile(file)

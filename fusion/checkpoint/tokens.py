@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import CheckpointError
 from .json_file import read_json
 from .source import Source
 
@@ -33,7 +34,11 @@ def other_tokens(models: Sequence[Source]) -> Iterator[str]:
         first, own = known[0][1], file
         if first == own or first.read_bytes() == own.read_bytes():
             continue
-        before, after = tokens_of(read_json(first)), tokens_of(read_json(own))
+        try:
+            before, after = tokens_of(read_json(first)), tokens_of(read_json(own))
+        except CheckpointError as error:
+            yield f"tokens are not compared: {error.message}"
+            continue
         rows = [row for row, token in sorted(after.items()) if before.get(row, token) != token]
         if rows:
             more = f", and so on in {len(rows)} rows" if len(rows) > 1 else ""

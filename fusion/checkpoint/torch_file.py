@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, final
@@ -10,16 +11,31 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 
 from ..dtypes import BY_TORCH_NAME
-from ..errors import CheckpointError, first_line
+from ..errors import CheckpointError
+from .foreign import torch_error
 from .tensor_info import TensorInfo
 
 if TYPE_CHECKING:
     import torch
 
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+
+
+def _refuse_inflated(file: Path) -> None:
+    """Refuse an archive that would take more memory than it has bytes: `torch.save` compresses nothing."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            packed = next((entry for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED), None)
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return  # no archive, or a damaged one, of which torch has its own to say
+    if packed is not None:
+        raise CheckpointError(f"`{file}` is compressed (`{packed.filename}`), which no file of torch's own is")
+
 
 def _load(file: Path) -> Mapping[str, torch.Tensor]:
     import torch
 
+    _refuse_inflated(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -28,17 +44,16 @@ def _load(file: Path) -> Mapping[str, torch.Tensor]:
             except RuntimeError:  # files older than torch 1.6 are not zip archives and cannot be mapped
                 loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle fails in any way it likes
-        raise CheckpointError(
-            f"cannot read `{file}` as a torch file of tensors: {first_line(error)}",
-            hint="files that need arbitrary code to unpickle are refused; save the model as safetensors",
-        ) from error
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
+        raise torch_error(file, error) from error
+    if isinstance(loaded, Mapping):  # trainers put the model beside the optimiser
+        loaded = next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"`{file}` holds a {type(loaded).__name__}, not a state dict")
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise CheckpointError(f"`{file}` is not a state dict: `{name}` is a {type(value).__name__}")
+        if value.layout is not torch.strided or value.is_meta:
+            raise CheckpointError(f"`{name}` in `{file}` is stored as {value.layout}, which sculpt cannot read")
     return loaded
 
 

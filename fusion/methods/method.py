@@ -12,12 +12,13 @@ from ..arithmetic.matrices import Matrices, Whole
 from ..arithmetic.passes import Finding, Reduction
 from ..arithmetic.per_model import spread
 from ..errors import MethodError, Way
+from ..typed import Options
 
 Scope = Literal["tensor", "block", "model"]  # what shares one reduction
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(ABC):
+class Method(Options, ABC):
     """One way to fuse. Its fields are its options, in a recipe and on the command line."""
 
     name: ClassVar[str]

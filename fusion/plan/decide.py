@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..checkpoint import Source, TensorInfo
+from ..checkpoint.foreign import GATHER
 from ..errors import CheckpointError, MismatchError
 from ..methods import Method
 from ..names import config_values, is_constant, is_pooler, selects
@@ -68,6 +69,7 @@ class _Decision:
         # Of two models the common rows are fused, as long as none of the other's new ones is lost.
         lost = resized and self._home == lead and found[0].shape[0] > base.shape[0]
         if differing and (len(others) > 1 or lost or not resized):
+            self._refuse_empty(found)
             first, policy = found[others.index(differing[0])], request.policies.on_mismatch
             told = f"is {_text(base.shape)} in the base and {_text(first.shape)} in {self._at(differing[0])}"
             self._allow(policy, "vocabulary" if resized else "on_mismatch", told)
@@ -76,11 +78,19 @@ class _Decision:
             if len(others) > 1 or not resized:
                 return self._of_the_others(differing, "shape differs in")
         for index, info in zip(others, found, strict=True):
-            converts = request.policies.on_dtype == "convert" and info.kind.fusible and base.kind.fusible
-            if info.stored != base.stored and not converts:
+            if info.stored != base.stored:
                 told = f"is {base.kind.torch} in the base and {info.kind.torch} in {self._at(index)}"
-                self._allow("error", "on_dtype", told)
+                if not (info.kind.fusible and base.kind.fusible):
+                    raise MismatchError(match.key, f"`{base.name}` {told}", hint="only float dtypes are converted")
+                self._allow(request.policies.on_dtype, "on_dtype", told)
         return self._fused_or_copied(base, found, resized=resized)
+
+    def _refuse_empty(self, found: Sequence[TensorInfo]) -> None:
+        """Refuse placeholders: no policy makes a tensor of one."""
+        for index, info in zip([*self.match.parts][1:], found, strict=True):
+            if not info.num_elements:
+                told = f"`{info.name}` is empty in {self._at(index)}: ZeRO-3 saves what it did not gather"
+                raise MismatchError(info.name, told, hint=GATHER)
 
     def _of_the_others(self, left: Collection[int], why: str) -> Step | None:
         """Decide for the models whose tensors fit; the base's is kept where there are none, or too few to merge."""
@@ -162,7 +172,9 @@ class _Decision:
         assert info is not None
         if num_fused is None:
             num_fused = info.num_elements if action == "fuse" else 0
-        kept = base if base is not None and action == "fuse" else info
+        # Of two floats the base's is stored, whichever side is copied.
+        floats = base is not None and base.kind.fusible and info.kind.fusible
+        kept = base if base is not None and (floats or action == "fuse") else info
         infos = [parts.get(index) for index in range(len(self.models))]
         return Step(
             name=self.match.name,

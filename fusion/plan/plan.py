@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..checkpoint import Source
+from ..checkpoint.foreign import lora_names
 from ..checkpoint.quantised import format_name, scales_of
 from ..checkpoint.relaid import Relaid
+from ..dtypes import DTYPES
 from ..errors import CheckpointError, MethodError, MismatchError
 from ..methods import Method
 from ..names import OUTPUT_MODULES, Renaming, config_values, selects, tied_source
@@ -78,13 +80,14 @@ def make_plan(
         matching = whole_models(models, names_of_tuned=from_tuned)
     if any(len(match.parts) > 1 for match in matching.matches):
         for model in models:
+            _refuse_lora(model)
             _refuse_quantised(model)
     steps, notes, left_out, selected = [], [note for model in models for note in _forms(model)], {}, False
     passed_over: list[str] = []
     for match in matching.matches:
         step = decide(match, models, request, method_of)
         if step is not None:
-            steps.append(step)
+            steps.append(replace(step, differs=_differs(step, models)))
             # Copying can be all that is asked for: by a rule, or of a model alone.
             alone = len(match.parts) == 1 and request.selection.covers(match.key)
             selected |= step.action == "fuse" or step.why == KEPT or alone
@@ -118,6 +121,7 @@ def make_plan(
         notes.append(f"`{models[0].ref}` is taken as it is: there is nothing to merge into it")
     if all(method == methods[0] for method in methods):
         steps = [replace(step, method=None) for step in steps]
+    notes += conversions(steps, models)
     config_from = models[1] if from_tuned else models[0]
     return Plan(
         base=models[0],
@@ -130,6 +134,18 @@ def make_plan(
     )
 
 
+def _refuse_lora(model: Source) -> None:
+    """Refuse factors that stand among a checkpoint's tensors, or in the place of one."""
+    found = lora_names(model.tensors)
+    if found is not None:
+        name, layout = found
+        raise CheckpointError(
+            f"`{model.ref}` holds the factors of a LoRA in {layout} layout (`{name}`), not the weights of a model",
+            hint="a PEFT folder with its `adapter_config.json` is read as an adapter; others are to be merged or "
+            "converted first",
+        )
+
+
 def _forms(model: Source) -> Iterable[str]:
     """Return what is said of a model whose tensors are not taken as its files have them."""
     own = model.base or model
@@ -139,6 +155,21 @@ def _forms(model: Source) -> Iterable[str]:
         first = next(iter(model.made))
         more = f" and {len(model.made) - 1} more" if len(model.made) > 1 else ""
         yield f"`{first}`{more} of `{model.ref}` read by transformers' own rules: names or layout there are others"
+
+
+def conversions(steps: Sequence[Step], models: Sequence[Source]) -> list[str]:
+    """Return, for each model, in which floats it was stored where the output has others."""
+    found: dict[tuple[int, str, str], int] = {}
+    for step in steps:
+        for index, info in enumerate((step.base, *step.tuned)):
+            if info is not None and info.stored != step.dtype and step.num_fused:
+                key = index, DTYPES[info.stored].torch, DTYPES[step.dtype].torch
+                found[key] = found.get(key, 0) + 1
+    return [
+        f"{count} tensor{'s' if count > 1 else ''} of `{models[index].ref}` in {own}: "
+        f"computed in float32, stored in {stored}"
+        for (index, own, stored), count in found.items()
+    ]
 
 
 def _refuse_quantised(model: Source) -> None:
@@ -180,6 +211,25 @@ def _told(names: Sequence[str]) -> str:
     """Return names for a sentence, those that differ in a layer's number once, with how many there are."""
     kinds = Counter(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in names)
     return ", ".join(f"`{kind}`" + (f" ({number})" if number > 1 else "") for kind, number in kinds.items())
+
+
+def _differs(step: Step, models: Sequence[Source]) -> bool | None:
+    """Return whether a tuned model has other elements than the base in a tensor that is copied."""
+    base, tuned = step.base, [(info, model) for info, model in zip(step.tuned, models[1:], strict=True) if info]
+    if step.action == "fuse" or base is None or not tuned:
+        return None
+    return not all(model.seems_equal(info.name, models[0], base.name) for info, model in tuned)
+
+
+def idle_models(models: Sequence[Source]) -> Iterable[str]:
+    """Yield a note on each tuned model that is the base, or another tuned model, once more."""
+    seen = {models[0].fingerprint: models[0]}
+    for model in models[1:]:
+        if model.changes_nothing:
+            yield f"`{model.ref}` changes nothing: every B of the adapter is zero, as before training"
+        elif model.fingerprint in seen:
+            yield f"`{model.ref}` is the same model as `{seen[model.fingerprint].ref}`, as far as samples of it tell"
+        seen.setdefault(model.fingerprint, model)
 
 
 def _refuse_idle_extra(request: Request, matching: Matching, models: Sequence[Source], steps: Sequence[Step]) -> None:

@@ -76,6 +76,7 @@ class Step:
         num_fused: How many leading elements are fused; less than all of them for a vocabulary that was resized.
         key: The name that the random numbers are drawn for; tied tensors share one.
         curvatures: What calibration of each model calls it, the base's first; None where a model has no such tensor.
+        differs: Whether a tuned model's tensor is not the base's, where a copied one was looked at; None without both.
         method: In place of the run's own, where a recipe has a rule for this tensor.
     """
 
@@ -90,6 +91,7 @@ class Step:
     num_fused: int
     key: str
     curvatures: tuple[str | None, ...]
+    differs: bool | None = None
     method: Method | None = None
 
     @property

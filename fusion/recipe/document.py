@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ..errors import RecipeError
+from ..errors import RecipeError, first_line
 
 KeyPath = tuple[str | int, ...]  # keys and indices from the top
 Schema = TypeVar("Schema", bound=BaseModel)
+# Of one file; the longest recipes that people write have a few hundred items.
+MAX_CHARACTERS, MAX_ITEMS, MAX_DEPTH = 1 << 21, 50_000, 50
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,17 +136,16 @@ def read_documents(file: Path) -> list[Document]:
     Raises:
         RecipeError: It cannot be read, is not YAML, or a document is not a mapping.
     """
+    found = []
+    loader = None
     try:
         text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(file, None, f"cannot be read: {error}") from error
-    found = []
-    loader = yaml.SafeLoader(text)
-    try:
+        if len(text) > MAX_CHARACTERS:
+            raise RecipeError(file, None, f"has {len(text)} characters, and {MAX_CHARACTERS} may be read")
+        loader = yaml.SafeLoader(text)
         while loader.check_node():
             node: Any = loader.get_node()
-            lines: dict[KeyPath, int] = {}
-            _note_lines(node, (), lines)
+            lines = _lines_of(node)
             content = loader.construct_document(node)
             if content is None:
                 continue
@@ -154,23 +155,54 @@ def read_documents(file: Path) -> list[Document]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise RecipeError(file, mark.line + 1 if mark else None, f"not YAML: {error.problem}") from error
+    except RecursionError as error:
+        raise RecipeError(file, None, "is nested too deeply") from error
+    except (
+        OSError,
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        # All but the first two are PyYAML's on `2001-13-45`, `!!int x`, `!!timestamp x`.
+        raise RecipeError(file, None, f"cannot be read: {first_line(error)}") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     if not found:
         raise RecipeError(file, None, "the recipe is empty")
     return found
 
 
-def _note_lines(node: Any, place: KeyPath, lines: dict[KeyPath, int]) -> None:
-    lines.setdefault(place, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"`{key.value}` is given twice", key.start_mark)
-            seen.add(key.value)
-            lines[(*place, key.value)] = key.start_mark.line + 1
-            _note_lines(value, (*place, key.value), lines)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            _note_lines(item, (*place, index), lines)
+def _lines_of(node: Any) -> dict[KeyPath, int]:
+    """Return the line of each key and list item.
+
+    An alias is looked at wherever it stands, as everything will be that reads the content: a few lines of aliases of
+    aliases are a billion items.
+
+    Raises:
+        MarkedYAMLError: A key is given twice or is no scalar, or there are too many items or levels of them.
+    """
+    lines: dict[KeyPath, int] = {}
+
+    def note(node: Any, place: KeyPath) -> None:
+        if len(lines) > MAX_ITEMS or len(place) > MAX_DEPTH:
+            problem = f"more than {MAX_ITEMS} items, or {MAX_DEPTH} levels of them"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        lines.setdefault(place, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            seen = set()
+            for key, value in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    raise yaml.constructor.ConstructorError(None, None, "a key is no single word", key.start_mark)
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"`{key.value}` is given twice", key.start_mark)
+                seen.add(key.value)
+                lines[(*place, key.value)] = key.start_mark.line + 1
+                note(value, (*place, key.value))
+        elif isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                note(item, (*place, index))
+
+    note(node, ())
+    return lines

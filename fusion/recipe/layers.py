@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..names import OUTPUT_MODULES, config_values
+from ..names import OUTPUT_MODULES, config_values, is_number
 
 COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
+PREDICTOR_KEYS = ("num_nextn_predict_layers", "num_mtp_layers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ def place_of(name: str) -> LayerTensor | None:
     """Return the layer of a tensor, by the first number in its name; None for one outside all layers."""
     parts = name.split(".")
     for i, part in enumerate(parts):
-        if part.isdigit() and i:
+        if is_number(part) and i:
             rest = "." + ".".join(parts[i + 1 :]) if parts[i + 1 :] else ""
             return LayerTensor(prefix=".".join(parts[:i]) + ".", layer=int(part), rest=rest)
     return None
@@ -49,8 +50,11 @@ def stack_of(names: Iterable[str], config: Mapping[str, Any] | None) -> tuple[st
 
     It is the stack whose number of layers the configuration confirms; without one, the only stack there is.
     """
-    found = stacks(names)
-    confirmed = {prefix: n for prefix, n in found.items() if any(n in config_values(config, k) for k in COUNT_KEYS)}
+    # What predicts further tokens lies behind the layers, under their names, and is none of them.
+    more = max((n for key in PREDICTOR_KEYS for n in config_values(config, key)), default=0)
+    counts = set().union(*(config_values(config, key) for key in COUNT_KEYS))
+    found = {prefix: n - more if more and n - more in counts else n for prefix, n in stacks(names).items()}
+    confirmed = {prefix: n for prefix, n in found.items() if n in counts}
     for candidates in (confirmed, found):
         if len(candidates) == 1:
             return next(iter(candidates.items()))
@@ -70,22 +74,3 @@ def comes_after(name: str) -> bool:
     """Return whether a tensor outside the layers comes after them: the output's vocabulary, or a last norm."""
     module = name.split(".")[-2:-1]
     return bool(module) and (module[0] in OUTPUT_MODULES or "norm" in module[0] or module[0] in ("ln_f", "score"))
-
-
-def with_layers(config: Mapping[str, Any], taken: list[int]) -> dict[str, Any]:
-    """Return a configuration for the layers that were taken, in their order, from the model that it describes.
-
-    Lists with one entry a layer (such as `layer_types`) are taken along.
-    """
-    counts = {config[key] for key in COUNT_KEYS if isinstance(config.get(key), int)}
-    changed: dict[str, Any] = {}
-    for key, value in config.items():
-        if key in COUNT_KEYS and isinstance(value, int):
-            changed[key] = len(taken)
-        elif isinstance(value, list) and len(value) in counts and len(value) > max(taken):
-            changed[key] = [value[layer] for layer in taken]
-        elif isinstance(value, Mapping):
-            changed[key] = with_layers(value, taken)
-        else:
-            changed[key] = value
-    return changed

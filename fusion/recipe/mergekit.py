@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 
+from ..errors import MethodError
 from ..run.settings import Settings
 from .document import Document, KeyPath, did_you_mean, dotted
 from .mergekit_methods import DIALECTS, Dialect
@@ -267,6 +268,11 @@ def read_mergekit(document: Document) -> Recipe:
         )
         for index, piece in enumerate(found.slices or [])
     )
+    dtype = "out_dtype" if found.out_dtype else "dtype"
+    try:
+        run = replace(Settings(), dtype=found.out_dtype or found.dtype, config_from="base")
+    except MethodError as error:
+        raise document.error((dtype,), error.message, hint=error.hint) from error
     return Recipe(
         method=dialect.method,
         base=found.base_model,
@@ -280,7 +286,7 @@ def read_mergekit(document: Document) -> Recipe:
         vocabulary=_vocabulary(found, document),
         chat_template=found.chat_template,
         notes=_idle(found, document, dialect),
-        run=replace(Settings(), dtype=found.out_dtype or found.dtype, config_from="base"),
+        run=run,
         content=document.content,
     )
 

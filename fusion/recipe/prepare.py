@@ -17,14 +17,15 @@ from ..methods import Method
 from ..names import with_vocabulary
 from ..plan.configuration import Reshape
 from ..plan.matching import Match, laid_alike
-from ..plan.plan import Plan, make_plan
+from ..plan.plan import Plan, idle_models, make_plan
 from ..run.fuse import Prepared, prepare_plan
 from ..run.settings import Settings
 from .chat_template import TOKENIZER_CONFIG, find_template, write_template
-from .layers import fraction_through, stacks, with_layers
+from .layer_rules import config_of_layers
+from .layers import fraction_through, stack_of, stacks
 from .recipe import ModelEntry, ModelName, Recipe, Vocabulary
 from .slices import match_slices
-from .tokenizers import Finish, known_tokens, load_tokenizer, taken_from, union
+from .tokenizers import Finish, OutputTokens, known_tokens, load_tokenizer, taken_from, union
 from .vocabulary import Member, RowMap, align_vocabularies, aligned
 
 
@@ -94,11 +95,11 @@ def prepare_recipe(
     opened = open_models(recipe, near)
     refuse_output(output, [checkpoint.ref for checkpoint in opened.values()], overwrite=overwrite)
     facts: dict[str, Any] = {"content": recipe.content}
-    write_tokens, rows = None, None
+    written, rows = None, None
     if settings.tokenizer is not None:
         recipe = replace(recipe, vocabulary=_vocabulary(settings.tokenizer, recipe))
     if recipe.vocabulary is not None:
-        opened, rows, write_tokens = _with_one_vocabulary(recipe, names, opened)
+        opened, rows, written = _with_one_vocabulary(recipe, names, opened)
         digest = hashlib.sha256(rows.own.tobytes() + repr(sorted(rows.donors.items())).encode())
         facts["vocabulary"] = {"rows": rows.num_rows, "digest": digest.hexdigest()}
     settings = replace(settings, recipe=facts)
@@ -122,15 +123,18 @@ def prepare_recipe(
     plan = make_plan(models, noted, request, matching=matching)
     template, told = _chat_template(recipe, plan, list(opened.values()))
     other = other_tokens(models) if recipe.vocabulary is None else ()
-    plan = replace(plan, notes=(*recipe.notes, *told, *plan.notes, *other))
+    plan = replace(
+        plan, notes=(*recipe.notes, *told, *_predictors(models[0], layers), *idle_models(models), *plan.notes, *other)
+    )
     methods = [asked[step.name] for step in plan.steps if step.action == "fuse"] or [plan.method]
     return prepare_plan(
         plan,
         output=output,
         settings=settings,
         options=recipe.told_options(methods),
-        reshape=_reshape(rows, layers),
-        finish=_finish(write_tokens, template),
+        reshape=_reshape(rows, layers, models[0]),
+        tokens=None if written is None else written.ids_for(plan.config_from.folder),
+        finish=_finish(None if written is None else written.write, template),
     )
 
 
@@ -183,8 +187,8 @@ def recipe_of(method: Method, base: Asked, tuned: Sequence[Asked]) -> Recipe:
 
 def _with_one_vocabulary(
     recipe: Recipe, names: Sequence[ModelName], opened: Mapping[ModelName, Source]
-) -> tuple[dict[ModelName, Source], RowMap, Finish]:
-    """Return the models with their vocabularies aligned, how, and what writes the output's tokenizer."""
+) -> tuple[dict[ModelName, Source], RowMap, OutputTokens]:
+    """Return the models with their vocabularies aligned, how, and the output's tokenizer."""
     vocabulary = recipe.vocabulary
     assert vocabulary is not None
     tokenizers = {name: load_tokenizer(opened[name].folder, str(name)) for name in names}
@@ -210,14 +214,22 @@ def _with_one_vocabulary(
         pad_to_multiple_of=vocabulary.pad_to_multiple_of,
         like=like,
     )
-    return dict(zip(names, aligned(members, rows), strict=True)), rows, found.write
+    return dict(zip(names, aligned(members, rows), strict=True)), rows, found
 
 
-def _reshape(rows: RowMap | None, layers: Sequence[int]) -> Reshape:
+def _predictors(model: Source, layers: Sequence[int]) -> list[str]:
+    """Return a note where a model has what predicts further tokens, and its layers are moved."""
+    found = stack_of(model.tensors, model.config) if layers else None
+    if found is None or stacks(model.tensors)[found[0]] == found[1]:
+        return []
+    return [f"`{found[0]}{found[1]}` of `{model.ref}`, which predicts further tokens, is left out: it is no layer"]
+
+
+def _reshape(rows: RowMap | None, layers: Sequence[int], model: Source) -> Reshape:
     """Return what brings the configuration into line with layers that were moved and vocabularies that were aligned."""
 
     def reshape(config: Mapping[str, Any]) -> dict[str, Any]:
-        found = with_layers(config, list(layers)) if layers else dict(config)
+        found = config_of_layers(model, layers) if layers else dict(config)
         return found if rows is None else with_vocabulary(found, rows.num_rows)
 
     return reshape

@@ -69,6 +69,17 @@ class Parameter:
     required: bool = False
     convert: Callable[[Any], Any] = lambda value: value
 
+    def value(self, given: Any) -> Any:
+        """Return the option's value of the recipe's.
+
+        Raises:
+            MethodError: It can be none.
+        """
+        try:
+            return self.convert(given)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise MethodError(f"`{self.name}` cannot be `{given}`") from error
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSource:
@@ -177,7 +188,7 @@ class Recipe:
             if parameter.option is not None and not parameter.per_model:
                 value = first_of(shared, parameter.name, name, t)
                 if value is not None:
-                    options[parameter.option] = parameter.convert(value)
+                    options[parameter.option] = parameter.value(value)
         counts_base = self._made(options).counts_base
         if baseless and not counts_base:
             raise MethodError(f"{self.method.title} needs a base")
@@ -193,13 +204,13 @@ class Recipe:
             if all(value is None for value in values):
                 continue
             if len(values) == 1 or any(isinstance(value, tuple) for value in values):
-                options[parameter.option] = parameter.convert(values[0])
+                options[parameter.option] = parameter.value(values[0])
                 continue
             missing = [str(source.model) for source, value in zip(sources, values, strict=True) if value is None]
             if missing and parameter.required:
                 raise MethodError(f"`{name}`: `{missing[0]}` has no `{parameter.name}`, and other models have")
             default = options.get(parameter.option, self._default(parameter.option))
-            spelled = tuple(default if v is None else parameter.convert(v) for v in values)
+            spelled = tuple(default if v is None else parameter.value(v) for v in values)
             # One number for all, as a flag gives it: the same options are then recorded alike.
             options[parameter.option] = spelled[0] if len(set(spelled)) == 1 else spelled
         return self._made(options)
@@ -227,7 +238,7 @@ class Recipe:
         parts = [self.models] if not self.slices else [piece.sources for piece in self.slices]
         pieces: list[OptionSettings] = [piece.settings for piece in self.slices] or [{}]
         found = [
-            [told(settings[parameter.name], parameter.convert) if parameter.name in settings else None
+            [told(settings[parameter.name], parameter.value) if parameter.name in settings else None
              for settings in ({**self.settings, **piece, **source.settings} for source in sources)]
             for piece, sources in zip(pieces, parts, strict=True)
         ]  # fmt: skip

@@ -106,7 +106,7 @@ _Calibration = _keys_of(
     leave_out=("seed", "device", "trust_remote_code", "media"),
     hessian=PathOrPaths,
     data=PathOrPaths,
-    protect=str | None,
+    protect=PathOrPaths,
     memory=str | None,
 )
 

@@ -22,7 +22,10 @@ class Gradient:
         scaled = t * (len(self.values) - 1)
         low = int(scaled)
         first, second = self.values[low], self.values[min(low + 1, len(self.values) - 1)]
-        if isinstance(first, (bool, str)) or isinstance(second, (bool, str)):
+        # What is no number at all may come from a file, too: the method's option has its own to say about it.
+        if isinstance(first, bool) or not isinstance(first, (int, float)):
+            return first
+        if isinstance(second, bool) or not isinstance(second, (int, float)):
             return first
         part = scaled - low
         return (1 - part) * first + part * second

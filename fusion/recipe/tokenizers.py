@@ -11,6 +11,7 @@ from typing import Any
 
 from ..checkpoint.companions import TOKENIZER_STEMS, own_files
 from ..checkpoint.pretrained import load_pretrained
+from ..checkpoint.special_tokens import NAMES, TokenIds
 from ..errors import MethodError
 from .vocabulary import Tokens, vocabulary_rows
 
@@ -23,6 +24,19 @@ class OutputTokens:
 
     tokens: Tokens
     write: Finish
+    tokenizer: Any
+
+    def ids_for(self, folder: Path | None) -> TokenIds | None:
+        """Return what becomes of the ids that a configuration beside a tokenizer speaks of; None where all stay."""
+        if folder is None:
+            return None
+        before = load_tokenizer(folder, str(folder))
+        moved = {row: self.tokens[token] for token, row in before.get_vocab().items() if token in self.tokens}
+        special, old = (
+            {f"{name}_id": getattr(found, f"{name}_id", None) for name in NAMES} for found in (self.tokenizer, before)
+        )
+        stays = special == old and all(row == new for row, new in moved.items())
+        return None if stays else TokenIds(special=special, moved=moved)
 
 
 def load_tokenizer(folder: Path | None, label: str) -> Any:
@@ -57,7 +71,7 @@ def taken_from(folder: Path, tokenizer: Any, checkpoint: Any, added: Iterable[st
         for name, file in own_files(folder, filter(_is_tokenizer_file, folder.iterdir())).items():
             shutil.copyfile(file, target / name)
 
-    return OutputTokens(tokens=tokens, write=write)
+    return OutputTokens(tokens=tokens, write=write, tokenizer=tokenizer)
 
 
 def union(tokenizers: Sequence[Any], vocabularies: Sequence[Mapping[str, int]], added: Iterable[str]) -> OutputTokens:
@@ -87,7 +101,7 @@ def _extended(tokenizer: Any, new: Sequence[Any]) -> OutputTokens:
         _clear(target)
         extended.save_pretrained(target)
 
-    return OutputTokens(tokens=dict(extended.get_vocab()), write=write)
+    return OutputTokens(tokens=dict(extended.get_vocab()), write=write, tokenizer=extended)
 
 
 def _is_tokenizer_file(file: Path) -> bool:

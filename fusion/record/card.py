@@ -50,6 +50,7 @@ tags:
 {options}
 | seed | {manifest.settings.get("seed")} |
 
-{len(manifest.fused)} of {len(manifest.tensors)} tensors were fused; {manifest.realised_sparsity():.2%} of their
-deltas are zero. What was done to each tensor, with digests of every input file, is in `{MANIFEST}`.
+{len(manifest.fused)} of {len(manifest.tensors)} tensors were fused. {manifest.told_sparsity()}.
+
+What was done to each tensor, with digests of every input file, is in `{MANIFEST}`.
 """

@@ -71,7 +71,8 @@ class FileRecord:
     def __post_init__(self) -> None:
         # A manifest comes along with what it is about: it must not have another file of this machine read.
         place = PurePosixPath(self.name)
-        if place.is_absolute() or not place.parts or ".." in place.parts:
+        is_long = any(len(part.encode("utf-8", "surrogatepass")) > 255 for part in place.parts)
+        if place.is_absolute() or not place.parts or ".." in place.parts or is_long or "\0" in self.name:
             raise ValueError(f"`{self.name}` is no name of a file within the folder")
         if self.digest.partition(":")[0] not in DIGESTS:
             raise ValueError(f"`{self.digest}` is no digest")
@@ -164,6 +165,35 @@ class Manifest:
         elements = sum(record.num_fused for record in self.fused)
         return 1 - sum(record.kept or 0 for record in self.fused) / elements if elements else 0.0
 
+    def unchanged(self) -> float:
+        """Return the fraction of all fused elements in which no tuned model differs from the base."""
+        elements = sum(record.num_fused for record in self.fused)
+        return sum(record.zero_deltas or 0 for record in self.fused) / elements if elements else 0.0
+
+    def dropped(self) -> float:
+        """Return the fraction of the elements in which a tuned model differs from the base that kept no delta."""
+        changed = sum(record.num_fused - (record.zero_deltas or 0) for record in self.fused)
+        return 1 - sum(record.kept or 0 for record in self.fused) / changed if changed else 0.0
+
+    def told_sparsity(self, asked: str = "") -> str:
+        """Return a sentence on what was dropped, told apart from what never changed.
+
+        Args:
+            asked: What was asked for, in parentheses behind the figure.
+        """
+        unchanged = self.unchanged()
+        if unchanged == 1:
+            return "No tuned model differs from the base in any of them"
+        never = f"; {unchanged:.2%} of all elements never changed" if unchanged else ""
+        num_tuned = len(self.inputs) - 1
+        if num_tuned > 1:
+            asked = asked and f"{asked[:-1]} of each model's deltas)"
+            return (
+                f"In {self.dropped():.2%} of the union of {num_tuned} models' changes no delta was kept{asked}{never}"
+            )
+        what = "the deltas that are not zero" if unchanged else "the deltas"
+        return f"{self.dropped():.2%} of {what} were dropped{asked}{never}"
+
     def as_json(self) -> dict[str, Any]:
         """Return the manifest as plain values, with the digest of them."""
         content = {
@@ -171,6 +201,8 @@ class Manifest:
             **{key: value for key, value in vars(self).items() if key not in ("tensors", *FILES)},
             **{key: [asdict(record) for record in getattr(self, key)] for key in FILES},
             "realised_sparsity": self.realised_sparsity(),
+            "unchanged": self.unchanged(),
+            "dropped": self.dropped(),
             "tensors": [record.as_json() for record in self.tensors],
         }
         return {**content, "digest": _digest_of(content)}

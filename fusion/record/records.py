@@ -25,6 +25,7 @@ class TensorRecord:
         delta_l1: Σ|δ|, over all tuned models.
         distance_l1, distance_l2: Norms of the stored result minus the base.
         options: Of the method, where a recipe gave the tensor its own; else None, and the run's hold.
+        differs: Of a copied tensor, whether a tuned model's is not the base's, as samples tell; None without both.
         measured: Whether it was fused with measured curvature, not with H = I.
         protected: How its delta was mixed by two-sided curvature: `full`, `block:N`, `diagonal`; `target alone` or
             `general alone` where only one side reached it, `interpolation` where neither did; None without.
@@ -46,6 +47,7 @@ class TensorRecord:
     distance_l1: float | None
     distance_l2: float | None
     figures: Mapping[str, float] = field(default_factory=dict)
+    differs: bool | None = None
     measured: bool = False
     protected: str | None = None
     options: Mapping[str, Any] | None = None
@@ -88,6 +90,7 @@ class TensorRecord:
             shape=step.shape,
             num_fused=step.num_fused,
             figures=dict(figures),
+            differs=step.differs,
             measured=measured,
             protected=protected,
             options=step.method.options() if step.method is not None and totals is not None else None,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +15,9 @@ from ..rows import RowOptions
 
 PathLike = Path | str
 Given = PathLike | Mapping[str, Curvature]  # a file of statistics, or statistics in memory
-SHIPPED = "default"  # the name of the text that ships with the package
+SHIPPED = "default"  # the name of what ships to protect a base on
+GENERAL = "general"  # the name of the same as data: text of many kinds
+WEIGHTED = re.compile(r"(.+):([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", re.DOTALL)
 STATISTICS = ".safetensors"  # what a file of statistics ends with; any other is data
 FROM_DELTA = "delta"  # in place of a model's samples or statistics: its delta stands in for them
 
@@ -48,12 +52,52 @@ class SampleRun(RowOptions):
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name in ("samples", "max_length", "batch_size"):
             if getattr(self, name) < 1:
                 raise DataError(f"`{name}` must be at least 1, got {getattr(self, name)}", options=[name])
-        if self.count not in ("all", "completion"):
-            raise DataError(f"`count` must be all or completion, got `{self.count}`", options=["count"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneralSide:
+    """One of the sides that a base is protected on: `G = Σ w·G_k`, each G_k a mean over its own tokens.
+
+    Attributes:
+        source: Data, `default` for the general set that ships, or the base's statistics.
+        weight: w, above 0.
+    """
+
+    source: Given
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.weight > 0 and isfinite(self.weight)):
+            raise DataError(f"the weight of `{self.source}` must be above 0, got {self.weight:g}", options=["protect"])
+
+    @classmethod
+    def of(cls, given: Given | GeneralSide) -> GeneralSide:
+        """Return the side that is given; a name such as `text.jsonl:3` has its weight after the last colon.
+
+        A path that exists is taken as it is, whatever is after its colon.
+        """
+        if isinstance(given, GeneralSide):
+            return given
+        found = WEIGHTED.fullmatch(given) if isinstance(given, str) and not Path(given).exists() else None
+        return cls(source=given) if found is None else cls(source=found[1], weight=float(found[2]))
+
+    @property
+    def is_shipped(self) -> bool:
+        """Whether it is the general set that ships."""
+        return isinstance(self.source, str) and self.source == SHIPPED
+
+    @property
+    def is_statistics(self) -> bool:
+        """Whether nothing has to be measured."""
+        return not isinstance(self.source, (Path, str)) or Path(self.source).suffix == STATISTICS
+
+    def __str__(self) -> str:
+        named = isinstance(self.source, (Path, str))
+        source = "the general set that ships" if self.is_shipped else self.source if named else "statistics in memory"
+        return f"{source}" if self.weight == 1 else f"{source} (weight {self.weight:g})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,23 +112,33 @@ class Calibration(SampleRun):
             delta.
         enabled: Calibrate; without, H = I: all directions alike.
         of_other_model: Accept statistics that were measured on another model.
-        protect: General samples that the base is to stay good on: data as for the target's, `default` for the text
-            that ships, or the base's statistics from `sculpt calibrate BASE --full '*'`.
-        protect_samples: How many general samples.
+        protect: General samples that the base is to stay good on: data as for the target's, `default` for the general
+            set that ships, or the base's statistics from `sculpt calibrate BASE --full '*'`. Several are added up,
+            each with a weight if one is given: `text.jsonl:1`, `images.jsonl:3`.
+        protect_samples: How many general samples, of each that is given; of the general set as many tokens as these
+            have at full length, the same number of each kind.
+        protect_kinds: Kinds of the general set, such as `novels,csv`. Default: all.
     """
 
     hessian: Given | Sequence[Given] | None = None
     data: PathLike | Sequence[PathLike] | None = None
     enabled: bool = True
     of_other_model: bool = False
-    protect: Given | None = None
+    protect: Given | GeneralSide | Sequence[Given | GeneralSide] | None = None
     protect_samples: int = 128
+    protect_kinds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.protect_samples < 1:
             raise DataError(
                 f"`protect_samples` must be at least 1, got {self.protect_samples}", options=["protect_samples"]
+            )
+        object.__setattr__(self, "protect_kinds", tuple(self.protect_kinds))
+        if self.protect_kinds and not any(side.is_shipped for side in self.sides):
+            raise MethodError(
+                f"`protect_kinds` are of the general set that ships, `{SHIPPED}`, which is not among what protects",
+                options=["protect_kinds"],
             )
         if self.hessian is not None and self.data is not None:
             raise MethodError("`hessian` and `data` exclude each other", options=["hessian", "data"])
@@ -99,15 +153,20 @@ class Calibration(SampleRun):
         Raises:
             DataError: One is not.
         """
-        for given in (self.hessian, self.data):
+        general = None if self.protect is None else [side.source for side in self.sides if not side.is_shipped]
+        for given in (self.hessian, self.data, general):
             for path in given if isinstance(given, (list, tuple)) else [given]:
-                if isinstance(path, (Path, str)) and str(path) != FROM_DELTA and not Path(path).exists():
+                if not isinstance(path, (Path, str)) or str(path) in (FROM_DELTA, GENERAL):
+                    continue
+                if not Path(path).exists():
                     raise DataError(f"`{path}` does not exist")
 
     @property
-    def protects_shipped(self) -> bool:
-        """Whether the general side is measured on the text that ships."""
-        return self.protect is None or (isinstance(self.protect, str) and self.protect == SHIPPED)
+    def sides(self) -> tuple[GeneralSide, ...]:
+        """What a base is protected on: what is given, else the general set that ships."""
+        given = SHIPPED if self.protect is None else self.protect
+        several: list[Any] = [*given] if isinstance(given, (list, tuple)) else [given]
+        return tuple(map(GeneralSide.of, several))
 
     @property
     def has_samples(self) -> bool:
@@ -115,12 +174,17 @@ class Calibration(SampleRun):
         given = self.hessian if self.hessian is not None else self.data
         return given is not None and not (isinstance(given, (Path, str)) and str(given) == FROM_DELTA)
 
-    def of_general(self) -> Calibration:
-        """Return the same for the general side: what it is measured on, or its statistics."""
-        protect = None if self.protects_shipped else self.protect
-        data = protect if isinstance(protect, (Path, str)) and Path(protect).suffix != STATISTICS else None
-        known = protect if data is None else None
-        return replace(self, hessian=known, data=data, samples=self.protect_samples, protect=None)
+    def of_general(self) -> list[Calibration]:
+        """Return the same for each general side: what it is measured on, or its statistics."""
+        unset = replace(self, hessian=None, data=None, protect=None, protect_kinds=(), samples=self.protect_samples)
+        return [
+            replace(unset, hessian=side.source)
+            if side.is_statistics
+            else replace(unset, data=GENERAL, protect=SHIPPED, protect_kinds=self.protect_kinds)
+            if side.is_shipped
+            else replace(unset, data=side.source)
+            for side in self.sides
+        ]
 
     def of_tuned(self, num_models: int) -> list[Calibration]:
         """Return the same for each tuned model.

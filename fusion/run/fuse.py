@@ -16,12 +16,13 @@ from ..checkpoint import open_checkpoint
 from ..checkpoint.companions import copy_companions
 from ..checkpoint.output.folder_sink import FolderSink, refuse_output
 from ..checkpoint.output.layout import Layout, OutputTensor, make_layout
+from ..checkpoint.special_tokens import TokenIds
 from ..checkpoint.tokens import other_tokens
 from ..device import torch_device
 from ..errors import MethodError, OutputError
 from ..methods import Method
-from ..plan.configuration import Reshape, configuration
-from ..plan.plan import Plan, make_plan
+from ..plan.configuration import CONFIG, Configuration, Reshape, configuration
+from ..plan.plan import Plan, idle_models, make_plan
 from ..progress import Progress, silent
 from ..record.card import model_card
 from ..record.input_digests import InputDigests
@@ -52,7 +53,7 @@ class Prepared:
 
     Attributes:
         options: Of the method, as the manifest has them: where tensors have their own, as the recipe says it.
-        config: What `config.json` will say; None where there is none.
+        configuration: What `config.json` and `generation_config.json` will say.
         finish: Changes what was copied beside the weights, in the folder that it is given; or None.
     """
 
@@ -61,8 +62,13 @@ class Prepared:
     options: Mapping[str, Any]
     settings: Settings
     output: Path
-    config: Mapping[str, Any] | None = None
+    configuration: Configuration
     finish: Callable[[Path], None] | None = None
+
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        """What `config.json` will say; None where there is none."""
+        return self.configuration.files.get(CONFIG)
 
     @property
     def method(self) -> Method:
@@ -125,7 +131,7 @@ def prepare(
     opened = open_checkpoint(base)
     models = [opened, *(open_checkpoint(path, opened) for path in tuned)]
     plan = make_plan(models, lambda _: method, settings.request())
-    plan = replace(plan, notes=(*plan.notes, *other_tokens(models)))
+    plan = replace(plan, notes=(*idle_models(models), *plan.notes, *other_tokens(models)))
     return prepare_plan(plan, output=output, settings=settings, options=method.options())
 
 
@@ -136,6 +142,7 @@ def prepare_plan(
     settings: Settings,
     options: Mapping[str, Any] | None = None,
     reshape: Reshape = dict,
+    tokens: TokenIds | None = None,
     finish: Callable[[Path], None] | None = None,
 ) -> Prepared:
     """Lay out the output of a plan and check the free disk.
@@ -143,6 +150,7 @@ def prepare_plan(
     Args:
         options: In place of the method's, for the manifest.
         reshape: Makes the output's configuration of the one that is copied, where layers were moved.
+        tokens: What ids of special tokens become, where `finish` writes another tokenizer.
 
     Raises:
         SculptError: The output does not fit.
@@ -152,6 +160,8 @@ def prepare_plan(
     if settings.device not in ("auto", "cpu"):
         torch_device(settings.device)
     plan.config_from.companions()  # refuses links out of the folder
+    written = configuration(plan, dtype=settings.dtype, reshape=reshape, tokens=tokens)
+    plan = replace(plan, notes=(*plan.notes, *written.notes))
     layout = make_layout(output_tensors(plan), plan.base, settings.max_shard_bytes)
     _refuse_full_disk(output, sum(shard.nbytes for shard in layout.shards))
     prepared = Prepared(
@@ -160,7 +170,7 @@ def prepare_plan(
         options=plan.method.options() if options is None else options,
         settings=settings,
         output=output,
-        config=configuration(plan, settings.dtype, reshape),
+        configuration=written,
         finish=finish,
     )
     prepared.needs()  # refuses what does not fit the memory
@@ -281,7 +291,7 @@ def _fingerprint(prepared: Prepared, provenance: Mapping[str, Any] | None) -> st
         "settings": prepared.settings.recorded(),
         "tiles": prepared.settings.tile_elements,
         "curvature": provenance,
-        "config": prepared.config,
+        "configuration": prepared.configuration.files,
         "shards": {shard.file_name: hashlib.sha256(shard.header).hexdigest() for shard in prepared.layout.shards},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
@@ -291,9 +301,9 @@ def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> Manifest
     """Copy configuration, tokenizer and code from the chosen side, write the card, then the manifest of all of it."""
     plan = prepared.plan
     copy_companions(plan.config_from, folder)
-    if prepared.config is not None and prepared.config != plan.config_from.config:
-        text = json.dumps(prepared.config, indent=2, ensure_ascii=False) + "\n"
-        (folder / "config.json").write_text(text, encoding="utf-8")
+    for name in prepared.configuration.rewritten:
+        text = json.dumps(prepared.configuration.files[name], indent=2, ensure_ascii=False) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
     if prepared.finish is not None:
         prepared.finish(folder)
     (folder / "README.md").write_text(model_card(plan, manifest, prepared.output.name), encoding="utf-8")

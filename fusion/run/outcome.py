@@ -7,6 +7,7 @@ from typing import Any
 
 from ..checkpoint import Source, TensorInfo
 from ..names import block_of
+from ..plan.plan import Plan
 from ..plan.step import Step
 from .fuse import Prepared
 
@@ -14,19 +15,11 @@ from .fuse import Prepared
 IDLE_KEYS = frozenset({"dtype", "torch_dtype", "transformers_version", "_name_or_path", "_commit_hash", "use_cache"})
 
 
-def tensors_of(prepared: Prepared) -> dict[str, TensorInfo]:
-    """Return the tensors that will be written."""
-    return {
-        step.name: TensorInfo(name=step.name, dtype=step.dtype, stored=step.dtype, shape=step.shape, file=None)
-        for step in prepared.plan.steps
-    }
-
-
-def blocks_of(prepared: Prepared) -> dict[str, tuple[Source, str]]:
+def blocks_of(plan: Plan) -> dict[str, tuple[Source, str]]:
     """Return, for each block of the output, the model and the block there that it is made of."""
-    models = (prepared.plan.base, *prepared.plan.tuned)
+    models = (plan.base, *plan.tuned)
     found: dict[str, tuple[Source, str]] = {}
-    for step in prepared.plan.steps:
+    for step in plan.steps:
         index, own = _lead(step)
         found.setdefault(block_of(step.name), (models[index], block_of(own.name)))
     return found
@@ -45,7 +38,7 @@ def is_as_an_input(prepared: Prepared) -> bool:
     """Return whether names, shapes, order of layers and configuration are, all together, those of one input folder."""
     plan = prepared.plan
     written = {step.name: step.shape for step in plan.steps}
-    if any(block != origin for block, (_, origin) in blocks_of(prepared).items()):
+    if any(block != origin for block, (_, origin) in blocks_of(plan).items()):
         return False
     for model in (plan.base, *plan.tuned):
         own = model.base or model  # an adapter has its base's configuration

@@ -10,6 +10,7 @@ from ..arithmetic.per_model import as_tuple
 from ..arithmetic.two_sided import Protection
 from ..errors import MethodError
 from ..plan.options import Policies, Selection, Side
+from ..typed import Options
 
 if TYPE_CHECKING:
     from ..methods import Method
@@ -23,7 +24,7 @@ FREE = ("device", "threads", "memory", "load_check", "tile_elements")  # no bit 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Options):
     """How a fuse is run, whatever the method.
 
     Attributes:
@@ -63,6 +64,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise MethodError(f"`threads` must be at least 1, got {self.threads}", options=["threads"])
+        if self.dtype is not None:
+            # As recipes and configurations write it, too.
+            object.__setattr__(self, "dtype", self.dtype.removeprefix("torch."))
+            self.request()  # refuses what is no float dtype
         if self.digest not in get_args(Digest):
             raise MethodError(
                 f"`digest` must be one of {', '.join(get_args(Digest))}, got `{self.digest}`", options=["digest"]

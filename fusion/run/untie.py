@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ..checkpoint import Asked, Checkpoint, find_model
-from ..checkpoint.json_file import read_json
 from ..checkpoint.output.folder_sink import refuse_output
 from ..checkpoint.untied import UntiedSource, untied
 from ..methods import Passthrough
@@ -31,11 +29,5 @@ def untie(
     settings = Settings(config_from="base")
     method = Passthrough()
     plan = make_plan([UntiedSource(Checkpoint(ref))], lambda _: method, settings.request())
-    prepared = prepare_plan(plan, output=output, settings=settings, finish=_write_config)
+    prepared = prepare_plan(plan, output=output, settings=settings, reshape=untied)
     return execute(prepared, command=command, overwrite=overwrite, progress=progress)
-
-
-def _write_config(folder: Path) -> None:
-    file = folder / "config.json"
-    text = json.dumps(untied(read_json(file)), indent=2, ensure_ascii=False)
-    file.write_text(text + "\n", encoding="utf-8")

@@ -36,7 +36,7 @@ def add_scaled(tile: Tile, scale: float) -> Fused:
         values = tile.base
     else:
         values = xp.where(delta == 0, tile.base, tile.base + scale * delta)
-    return Fused(values=values, kept=delta != 0)
+    return Fused(values=values, kept=(delta != 0) & (scale != 0))
 
 
 def add_weighted(tile: Tile, coefficients: tuple[float, ...]) -> Fused:

@@ -15,6 +15,8 @@ from . import file_format
 from .gram_store import GramStore, by_block, with_summed_grams
 from .provenance import Provenance
 
+Counts = tuple[tuple[str, int], ...]
+
 
 def add_curvature(first: Curvature, second: Curvature) -> Curvature:
     """Return the curvature of both sets of inputs: Σx² adds up.
@@ -120,6 +122,13 @@ def _joined(first: str, second: str) -> str:
     return first if first == second else f"{first} + {second}"
 
 
+def _added(first: Counts, second: Counts) -> Counts:
+    total = dict(first)
+    for kind, count in second:
+        total[kind] = total.get(kind, 0) + count
+    return tuple(sorted(total.items()))
+
+
 def _merge_two(first: DiagonalHessian, second: DiagonalHessian) -> DiagonalHessian:
     ours, theirs = first.provenance, second.provenance
     if ours.model_fingerprint != theirs.model_fingerprint:
@@ -144,6 +153,7 @@ def _merge_two(first: DiagonalHessian, second: DiagonalHessian) -> DiagonalHessi
         num_tokens=ours.num_tokens + theirs.num_tokens,
         max_length=max(ours.max_length, theirs.max_length),
         dtype=_joined(ours.dtype, theirs.dtype),
+        kinds=_added(ours.kinds, theirs.kinds),
     )
     missing = {**first.why_missing, **second.why_missing}
     return DiagonalHessian(

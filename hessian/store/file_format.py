@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 
 from ...fusion.arithmetic.curvature import Curvature
+from ...fusion.checkpoint.json_file import checked
 from ...fusion.checkpoint.safetensors_file import SafetensorsFile
 from ...fusion.errors import CheckpointError, CurvatureError, OutputError
+from ...fusion.names import is_number
 from .provenance import Provenance
 
 FORMAT = 2  # 1 had Σx·xᵀ in float64, once a tensor
@@ -90,21 +92,30 @@ def write(
         beside.unlink(missing_ok=True)
 
 
-def _about(path: Path, opened: SafetensorsFile) -> tuple[Provenance, dict[str, int], dict[str, str], dict[str, str]]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _About:
+    """What the header says beside the arrays: counts by tensor, whose Σx·xᵀ a tensor shares, why others have none."""
+
+    provenance: Provenance
+    num_tokens: Mapping[str, int]
+    shared: Mapping[str, str]
+    why_missing: Mapping[str, str]
+
+
+def _about(path: Path, opened: SafetensorsFile) -> _About:
     refusal = CurvatureError(f"`{path}` holds no statistics of sculpt", hint="`sculpt calibrate` writes such files")
-    if KEY not in opened.metadata:
-        raise refusal
     try:
-        about = json.loads(opened.metadata[KEY])
-        if about["format"] != FORMAT:
-            raise CurvatureError(f"`{path}` is of format {about['format']}; this version of sculpt reads {FORMAT}")
-        fields = dict(about["provenance"])
-        fields["versions"] = tuple((str(name), str(version)) for name, version in fields["versions"])
-        counts = {str(name): int(count) for name, count in about["num_tokens"].items()}
-        shared, missing = ({str(k): str(v) for k, v in about[key].items()} for key in ("shared", "why_missing"))
-        return Provenance(**fields), counts, shared, missing
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        about = json.loads(opened.metadata.get(KEY, ""))
+    except (ValueError, RecursionError) as error:
         raise refusal from error
+    if not isinstance(about, dict):
+        raise refusal
+    if about.get("format") != FORMAT:
+        raise CurvatureError(f"`{path}` is of format {about.get('format')}; this version of sculpt reads {FORMAT}")
+    try:
+        return checked(_About, about)
+    except CheckpointError as error:
+        raise CurvatureError(f"`{path}` is malformed: {error.message}") from error
 
 
 def _check(path: Path, key: str, array: np.ndarray) -> None:
@@ -122,7 +133,7 @@ def read(path: Path) -> tuple[dict[str, Curvature], Provenance, dict[str, str]]:
         opened = SafetensorsFile(path)
     except CheckpointError as error:
         raise CurvatureError(error.message) from error
-    provenance, counts, shared, why_missing = _about(path, opened)
+    about = _about(path, opened)
     terms: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
     grams: dict[str, np.ndarray] = {}
     for key, info in opened.tensors.items():
@@ -135,19 +146,21 @@ def read(path: Path) -> tuple[dict[str, Curvature], Provenance, dict[str, str]]:
             _check(path, key, array)
         if suffix == GRAM:
             grams[name] = array
-        elif suffix == "" or suffix.isdigit():
+        elif suffix == "" or is_number(suffix):
             terms[name][int(suffix or 0)] = array
         else:
             raise CurvatureError(f"`{key}` in `{path}` is no name of a statistic")
-    for name, owner in shared.items():
+    for name, owner in about.shared.items():
         if owner not in grams:
             raise CurvatureError(f"`{name}` in `{path}` shares a full Hessian that is not there")
         grams[name] = grams[owner]
     for name in terms:
-        if sorted(terms[name]) != list(range(len(terms[name]))) or name not in counts:
+        if sorted(terms[name]) != list(range(len(terms[name]))) or name not in about.num_tokens:
             raise CurvatureError(f"`{name}` in `{path}` lacks a term or its token count")
     curvatures = {
-        name: Curvature(terms=tuple(found[k] for k in sorted(found)), num_tokens=counts[name], gram=grams.get(name))
+        name: Curvature(
+            terms=tuple(found[k] for k in sorted(found)), num_tokens=about.num_tokens[name], gram=grams.get(name)
+        )
         for name, found in terms.items()
     }
-    return curvatures, provenance, why_missing
+    return curvatures, about.provenance, dict(about.why_missing)

@@ -20,6 +20,7 @@ class Provenance:
         max_length: Longest sample in tokens.
         seed: What the choice of samples was made with.
         dtype: What the forward ran in; sums are always float64.
+        kinds: (kind, tokens of it), sorted, where the data are of several kinds.
         versions: (package, version), sorted.
     """
 
@@ -33,4 +34,5 @@ class Provenance:
     max_length: int
     seed: int
     dtype: str
+    kinds: tuple[tuple[str, int], ...] = ()
     versions: tuple[tuple[str, str], ...] = ()

@@ -176,6 +176,18 @@ def test_a_sweep_of_protections_writes_the_one_that_is_picked(sculpt: Sculpt, ho
     assert refused.stderr.startswith("error: `--protect-weight` has no effect without `--protect`")
 
 
+def test_a_comparison_is_a_table_in_every_form(sculpt: Sculpt, home: Path, tuned: Path) -> None:
+    arguments = ("compare", "base", "sft", "--suite", "suite.yaml", "--device", "cpu", "--no-calibration")
+    done = sculpt(*arguments, "--methods", "adadare,dare", "-o", "t.md", "-o", "t.tex", "--json", cwd=home)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["name"] for row in rows] == ["zero-shot", "fine-tune", "adadare", "dare"]
+    assert (home / "t.md").read_text().startswith("| method | strength | ")
+    assert "bottomrule" in (home / "t.tex").read_text()
+    refused = sculpt(*arguments, "--pick", "avg", cwd=home)
+    assert refused.stderr.startswith("error: `--pick` has no effect without `--choose-on`")
+
+
 def test_a_pick_that_no_point_reaches_writes_no_model(sculpt: Sculpt, home: Path, tuned: Path) -> None:
     done = sculpt(
         *("sweep", "base", "sft", "--suite", "suite.yaml", "--device", "cpu", "--method", "task-arithmetic"),
@@ -196,7 +208,7 @@ def test_help_imports_nothing_heavy() -> None:
         "heavy = {'torch', 'transformers', 'numba', 'matplotlib', 'jinja2'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    for command in ("eval", "gate", "sweep", "bound"):
+    for command in ("eval", "gate", "sweep", "compare", "scores", "bound"):
         done = subprocess.run([sys.executable, "-c", script, command, "--help"], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert f"sculpt {command}" in done.stdout

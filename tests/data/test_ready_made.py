@@ -70,7 +70,7 @@ def test_each_input_of_one_number_a_token_loses_its_padding(bert: Any) -> None:
         ({"input_ids": IDS, "attention_mask": [1]}, "has 6 `input_ids` and an `attention_mask` of 1"),
         ({"input_ids": IDS, "labels": [1, 2]}, "has 6 `input_ids` and 2 `labels`"),
         ({"input_ids": [IDS, IDS]}, "is a batch of 2; a row is one sample"),
-        ({"input_ids": ["a"]}, "`input_ids` of row 1 is no array of numbers"),
+        ({"input_ids": ["a"]}, "`input_ids` of row 1 is no array of whole numbers"),
         ({"input_ids": [5, -3, 99]}, "holds the token -3, but the model knows 99"),
         ({"pixel_values": [[[0.0]]]}, "holds `pixel_values`, which nothing reads|none of which"),
     ],

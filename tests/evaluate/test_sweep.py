@@ -7,12 +7,13 @@ import dataclasses
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sculpt.api import prepare_fuse
-from sculpt.evaluate.charts import by_sparsity, by_strength, draw, terminal_chart
+from sculpt.evaluate.charts import by_sparsity, by_strength, draw, pairs_of, terminal_chart
 from sculpt.evaluate.choice import Pick, golden_section, least_that_holds
 from sculpt.evaluate.evaluate import SuiteScores, TaskScore, evaluate
 from sculpt.evaluate.live_fuse import Distance, LiveFuse
@@ -24,7 +25,7 @@ from sculpt.evaluate.sweep import Grid, run_sweep
 from sculpt.fusion.arithmetic.curvature import Curvature, Curvatures
 from sculpt.fusion.arithmetic.two_sided import Protection
 from sculpt.fusion.errors import MethodError, ModelError
-from sculpt.fusion.methods import AdaDare, Dare, Magnitude, Method, TaskArithmetic
+from sculpt.fusion.methods import AdaDare, Dare, Magnitude, Method, Tailor, TaskArithmetic
 from sculpt.fusion.record.manifest import Manifest
 from sculpt.fusion.run.settings import Settings
 from sculpt.live.model import load_model
@@ -280,7 +281,10 @@ def test_families_have_the_options_that_were_typed() -> None:
     assert family.at(0.4, 0.8) == AdaDare(gamma=0.4, sparsity=0.8, allocation="exact", scope="block")
     assert Family.parse("magnitude").at(0.5, 0.9) == Magnitude(scale=0.5, density=0.1)
     assert Family.parse("task-arithmetic").at(0.5, 0.9) == TaskArithmetic(scale=0.5)
-    for text, message in (("slerp", "`slerp` has no strength"), ("dare:colour=red", "`colour=red` is no option")):
+    for text, message in (
+        ("slerp", "`slerp` has neither strength nor sparsity"),
+        ("dare:colour=red", "`colour=red` is no option"),
+    ):
         with pytest.raises(MethodError, match=message):
             Family.parse(text)
 
@@ -354,7 +358,7 @@ def test_a_limit_that_no_point_keeps_is_refused() -> None:
 
 
 def test_a_chart_for_the_terminal_has_the_ends_of_its_axes() -> None:
-    chart = terminal_chart(by_strength(SWEPT, "target"), x="strength")
+    chart = terminal_chart(pairs_of(by_strength(SWEPT, "target")), x="strength")
     assert "79.0" in chart
     assert "60.0" in chart
     assert chart.count("●") == 3 + 1  # the legend
@@ -370,6 +374,56 @@ def test_charts_are_files_or_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     draw(SWEPT, [tmp_path / "x.png", tmp_path / "x.svg"])
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     assert "H-score" in (tmp_path / "x.svg").read_text() or "<svg" in (tmp_path / "x.svg").read_text()
+
+
+def test_what_is_random_is_drawn_for_each_seed_and_what_is_not_once(live: LiveFuse, suite) -> None:
+    families = tuple(map(Family.parse, ("dare", "magnitude")))
+    grid = Grid(families=families, strengths=(0.5, 1.0), sparsities=(0.5,), seeds=(3, 4, 5))
+    swept = run_sweep(live, suite, grid, PICK)
+    assert live.prepared.settings.seed == 3
+    assert [(p.family, p.seed) for p in swept.tried][::3] == [("dare", 3), ("dare", 3), ("magnitude", 3)]
+    assert [len(spot.points) for spot in swept.spots] == [3, 3, 1, 1]
+    first = swept.spots[0]
+    values = [point.scores.measures["prose"] for point in first.points]
+    assert len(set(values)) == 3
+    assert first.measures["prose"] == pytest.approx(np.mean(values))
+    assert first.deviation("prose") == pytest.approx(np.std(values, ddof=1))
+    alone = run_sweep(live, suite, dataclasses.replace(grid, seeds=()), PICK)
+    assert alone.tried[0].scores == first.first.scores
+    assert alone.tried[0].distance == first.first.distance
+
+
+def test_model_tailor_is_swept_over_its_sparsity(protecting: LiveFuse, suite) -> None:
+    grid = Grid(families=(Family.parse("tailor"),), strengths=(0.3, 0.6), sparsities=(0.5, 0.9))
+    swept = run_sweep(protecting, suite, grid, PICK)
+    assert [(point.sparsity, point.method) for point in swept.tried] == [(p, Tailor(sparsity=p)) for p in (0.5, 0.9)]
+    assert [[mark.at for mark in line] for line in by_sparsity(swept, "target").values()] == [[0.5, 0.9]]
+
+
+def test_a_chart_has_a_row_for_whatever_was_varied(tmp_path: Path) -> None:
+    figure = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure.Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+
+        def axes_of(*points: Point) -> list[Any]:
+            draw(Sweep(points=(*SWEPT.points[:2], *points)), [tmp_path / "x.png"])
+            return drawn.pop().axes
+
+        rates = [
+            dataclasses.replace(point("dare", 1.0, t, 50), sparsity=p, distance=Distance(l1=1, sparsity=p - 0.1))
+            for p, t in ((0.5, 40), (0.9, 50), (0.99, 60))
+        ]
+        strengths = SWEPT.points[2:]
+        assert [axes.get_title() for axes in axes_of(*strengths)] == ["target", "general (pre-trained)", "H-score"]
+        by_rate = axes_of(*rates)
+        assert [(axes.get_xlabel()[:9], axes.get_xscale()) for axes in by_rate] == [("drop rate", "logit")] * 3
+        assert [len(axes.lines) for axes in by_rate] == [len(axes_of(*strengths)[0].lines) + 1] * 3  # realised rates
+        assert len(axes_of(*strengths, *rates)) == 6
+        many = [dataclasses.replace(one, family=f"m{k}") for k in range(30) for one in strengths]
+        lines = [line for line in axes_of(*many)[0].lines if line.get_label().startswith("_")]
+        looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}
+        assert len(looks) >= 30
 
 
 def test_the_written_model_has_a_manifest_that_names_the_strength(live: LiveFuse) -> None:

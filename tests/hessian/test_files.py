@@ -120,7 +120,7 @@ def _about(header: dict[str, dict[str, str]], **change: object) -> None:
 DAMAGE = {
     "no metadata": (lambda h: h.pop("__metadata__"), "holds no statistics of sculpt"),
     "another format": (lambda h: _about(h, format=7), "is of format 7; this version of sculpt reads 2"),
-    "no provenance": (lambda h: _about(h, provenance={}), "holds no statistics of sculpt"),
+    "no provenance": (lambda h: _about(h, provenance={}), "is malformed: `provenance.model`: field required"),
     "a lost count": (lambda h: _about(h, num_tokens={}), "lacks a term or its token count"),
     "a lost term": (lambda h: h.__setitem__("a.embed#2", h.pop("a.embed#1")), "lacks a term"),
     "an odd name": (lambda h: h.__setitem__("a.embed#x", h.pop("a.embed#1")), "is no name of a statistic"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,11 @@ def test_what_no_input_has_either_is_told_and_not_held_against_the_output(tmp_pa
     assert "is filled as far as by the inputs: no tensor makes `model.layers.1.mlp.up_proj.weight`" in report.told
 
 
+def with_layers(prepared: Prepared, number: int) -> Prepared:
+    """Return an output whose configuration says of its layers no more than the number."""
+    return replace(prepared, config={**(prepared.plan.base.config or {}), "num_hidden_layers": number})
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "left_out", "what"),
     [
@@ -88,9 +94,9 @@ def test_a_layer_that_would_be_of_another_kind_in_its_new_place_is_refused(
     kind: str, options: dict[str, object], left_out: dict[str, object], what: str, tmp_path: Path
 ) -> None:
     source = saved(model(kind, **options), tmp_path / "source", **left_out)
-    check_output(stacked(tmp_path, source, (0, 2), (2, 4), (2, 4)))  # moved by a whole pattern
+    check_output(with_layers(stacked(tmp_path, source, (0, 2), (2, 4), (2, 4)), 6))  # moved by a whole pattern
     with pytest.raises(ModelError, match=r"^`model.layers.3` would have .*`model.layers.2` of ") as refused:
-        check_output(stacked(tmp_path, source, (0, 3), (2, 4)))
+        check_output(with_layers(stacked(tmp_path, source, (0, 3), (2, 4)), 5))
     assert what in refused.value.message
 
 
@@ -98,7 +104,7 @@ def test_a_layer_of_experts_is_no_dense_layer(tmp_path: Path) -> None:
     options = {"moe_intermediate_size": 8, "num_experts": 2, "num_experts_per_tok": 1, "mlp_only_layers": [1]}
     source = saved(model("Qwen3Moe", **options), tmp_path / "source")
     with pytest.raises(ModelError, match=r"`model.layers.2` would have .* `Qwen3MoeSparseMoeBlock`"):
-        check_output(stacked(tmp_path, source, (0, 2), (1, 3)))
+        check_output(with_layers(stacked(tmp_path, source, (0, 2), (1, 3)), 4))
 
 
 def test_a_configuration_that_no_class_belongs_to_is_not_checked(tmp_path: Path) -> None:

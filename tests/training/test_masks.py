@@ -41,13 +41,24 @@ def test_of_equal_entries_the_first_are_kept(caplog):
     model = tiny.adapted(tiny.llama(), target_modules=["q_proj"])
     with torch.no_grad():
         for name, parameter in factors(model).items():
-            parameter.fill_(1.0 if "lora_A" in name else 0.0)
+            parameter.fill_(1.0 if "lora_A" in name or ".0." in name else 0.0)
     sculptor = Sculptor(model, Masking(density=0.1, warmup_steps=1))
     sculptor.after_step(1)
     for name, parameter in factors(model).items():
         if "lora_A" in name:
             assert parameter.flatten().nonzero().flatten().tolist() == list(range(12))
     assert "were still zero after the warm-up" in caplog.text
+
+
+def test_nothing_is_chosen_of_an_adapter_that_has_not_moved():
+    model = tiny.adapted(tiny.llama(), target_modules=["q_proj"])
+    with torch.no_grad():
+        for name, parameter in factors(model).items():
+            parameter.mul_("lora_A" in name)
+    sculptor = Sculptor(model, Masking(density=0.1, warmup_steps=1))
+    with pytest.raises(MethodError, match="every B is still zero after the warm-up of 1 steps"):
+        sculptor.after_step(1)
+    assert not sculptor.masked
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

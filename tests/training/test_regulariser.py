@@ -130,15 +130,17 @@ def test_memory_does_not_grow_with_the_number_of_modules():
     assert many[1] == 2 * 32  # what the backward keeps is no larger than a factor
 
 
-def test_the_mean_over_modules_and_the_connector_apart():
+@pytest.mark.parametrize("over", ["sum", "mean"])
+def test_the_layers_together_and_the_connector_apart(over):
     model = tiny.adapted(tiny.llama())
     layers = {layer.name: layer for layer in adapted_layers(model)}
-    term = ConflictTerm(alpha=0.5, beta=0.25, omega=2.0, connector=("*.up_proj",))
+    term = ConflictTerm(alpha=0.5, beta=0.25, omega=2.0, layers=over, connector=("*.up_proj",))
     parts = term(model)
 
     def mean(ending: tuple[str, ...], form: str) -> Tensor:
         chosen = [layer for name, layer in layers.items() if name.endswith(ending)]
-        return torch.stack([naive(layer.weight(), layer.a, layer.b, 2.0, form) for layer in chosen]).mean()
+        norms = torch.stack([naive(layer.weight(), layer.a, layer.b, 2.0, form) for layer in chosen])
+        return norms.sum() if over == "sum" else norms.mean()
 
     torch.testing.assert_close(parts["cmr"], 0.5 * mean(("q_proj", "v_proj"), "frobenius"))
     torch.testing.assert_close(parts["connector"], 0.25 * mean(("up_proj",), "l1"))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from sculpt.cli.app import app
+from sculpt.fusion.checkpoint import open_checkpoint
 from sculpt.fusion.errors import SculptError
 from sculpt.training import AdapterMethod, Schedule, train_adapter
 from typer.testing import CliRunner, Result
@@ -122,10 +123,45 @@ def test_images_with_text_and_a_connector(tmp_path):
         assert (np.count_nonzero(tensor) < tensor.size / 2) != ("multi_modal_projector" in name)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_connector_is_trained_whole_at_its_own_rate(dtype, tmp_path):
+    base = tiny.llava_folder(tmp_path / "llava")
+    rows = [{"image": tiny.picture(k), "prompt": "a b", "completion": " c"} for k in range(6)]
+    data = tiny.write_rows(tmp_path / "d.jsonl", *rows)
+    options = ["--connector", "*multi_modal_projector*", "--connector-full", "--connector-learning-rate", "1e-5"]
+    out = tmp_path / "out"
+    result = sculpt("lora-train", base, "--data", data, "-o", out, *FEW, *options, "--dtype", dtype, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["num_modules"] == 14
+    assert "connector" not in json.loads(result.stdout)["log"][-1]
+    before = open_checkpoint(base)
+    tuned = open_checkpoint(out, before)
+    whole = [name for name in tuned.changed or () if "multi_modal_projector" in name]
+    assert len(whole) == 4
+    for name in whole:  # Adam moves a weight by no more than the rate in a step, or little more
+        moved = np.abs(tuned.read(name).astype(np.float32) - before.read(name).astype(np.float32)).max()
+        assert (0 < moved < 8e-5) or dtype == "bfloat16"
+    tensors = load_file(out / "adapter_model.safetensors")
+    assert all(tensor.dtype == np.float32 for tensor in tensors.values())
+    assert max(np.abs(tensor).max() for name, tensor in tensors.items() if "lora_B" in name) > 1e-2
+
+
+def test_adapters_of_every_epoch_are_kept_and_rows_may_be_drawn(base, data, tmp_path):
+    out = tmp_path / "out"
+    options = [*FEW[:4], "--batch-size", "4", "--epochs", "2", "--samples", "12", "--keep-epochs", "--json"]
+    result = sculpt("lora-train", base, "--data", data, "-o", out, *options)
+    assert result.exit_code == 0, result.output
+    assert (json.loads(result.stdout)["num_samples"], json.loads(result.stdout)["steps"]) == (12, 6)
+    folders = sorted(path.name for path in tmp_path.glob("out*"))
+    assert folders == ["out", "out-epoch-1", "out-epoch-2"]
+    first, second, last = ((tmp_path / n / "adapter_model.safetensors").read_bytes() for n in (*folders[1:], "out"))
+    assert first != second == last
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_bases(dtype, base, data, tmp_path):
     schedule = Schedule(max_steps=3, batch_size=4, dtype=dtype)
-    method = AdapterMethod(rank=4, warmup_steps=1)
+    method = AdapterMethod(rank=4, warmup_steps=2)
     train_adapter(base, data=data, output=tmp_path / "out", method=method, schedule=schedule)
     for tensor in load_file(tmp_path / "out/adapter_model.safetensors").values():
         assert tensor.dtype == np.float32
@@ -136,6 +172,9 @@ REFUSALS = {
     "density of lora": (["--method", "lora", "--density", "0.2"], "`density` would have no effect"),
     "strength of lorasculpt": (["--strength", "0.1"], "`strength` would have no effect"),
     "beta alone": (["--beta", "0.1"], "without `connector`"),
+    "warm-up of one step": (["--warmup-steps", "1"], "`warmup_steps` must be at least 2"),
+    "whole connector of none": (["--connector-full"], "`connector_full` would have no effect without `connector`"),
+    "beta of a whole": (["--connector", "*p*", "--connector-full", "--beta", "1"], "trained whole"),
     "rank": (["--rank", "0"], "`rank` must be at least 1"),
     "density": (["--density", "10"], "must lie between 0 and 1"),
     "warm-up": (["--warmup-steps", "6", "--max-steps", "6"], "leaves none of the 6"),

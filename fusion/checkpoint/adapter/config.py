@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import regex
 
 from ...errors import CheckpointError
 from ..json_file import read_json
@@ -28,6 +29,7 @@ VARIANTS = {
     "velora_config": "VeLoRA",
 }
 # Ways to start that take something out of the base's weights, so the base is no longer what was trained on.
+MATCH_SECONDS = 0.5  # a pattern that backtracks for longer than this was made to
 CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
@@ -40,6 +42,7 @@ class AdapterConfig:
         rank_pattern, alpha_pattern: Regular expression to the value of the modules whose name ends in a match.
         fan_in_fan_out: Whether square linear weights are stored (d_in, d_out).
         target_parameters: Names, or ends of names, of parameters that are adapted without their module.
+        task: Kind of head that it was trained with, such as `SEQ_CLS`; None where it does not say.
         token_rows: Rows of embeddings that were trained, by the name, or its end; `` is the input's embedding.
         base_model: Where the adapter says its base lies: a folder, or a name on the hub with its revision.
     """
@@ -51,6 +54,7 @@ class AdapterConfig:
     use_rslora: bool = False
     fan_in_fan_out: bool = False
     target_parameters: tuple[str, ...] = ()
+    task: str | None = None
     token_rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     base_model: str | None = None
 
@@ -93,12 +97,13 @@ class AdapterConfig:
                 use_rslora=bool(content.get("use_rslora")),
                 fan_in_fan_out=bool(content.get("fan_in_fan_out")),
                 target_parameters=_names(content.get("target_parameters")),
+                task=content.get("task_type"),
                 token_rows=_token_rows(content.get("trainable_token_indices")),
                 base_model="@".join(filter(None, map(content.get, ("base_model_name_or_path", "revision")))) or None,
             )
             for pattern in (*found.rank_pattern, *found.alpha_pattern):
-                re.compile(pattern)
-        except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
+                regex.compile(rf"(.*\.)?({pattern})$")
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError, regex.error) as error:
             raise CheckpointError(f"`{file}` is malformed: {type(error).__name__} {error}") from error
         if min((found.rank, *found.rank_pattern.values())) < 1:
             raise CheckpointError(f"`{file}` has a rank below 1")
@@ -118,8 +123,13 @@ def _token_rows(value: Any) -> dict[str, tuple[int, ...]]:
 def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     # As `peft.utils.other.get_pattern_key`: the first pattern that matches the end of the name, whole parts only.
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
+        try:
+            if regex.match(rf"(.*\.)?({pattern})$", module, timeout=MATCH_SECONDS):
+                return value
+        except TimeoutError as error:
+            raise CheckpointError(
+                f"the pattern `{pattern}` of an adapter takes too long to match `{module}`"
+            ) from error
     return default
 
 

@@ -8,6 +8,7 @@ unit in the last place of the float32 weight.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
 from functools import cached_property
@@ -18,7 +19,7 @@ import numpy as np
 import xxhash
 
 from ...errors import CheckpointError
-from ...names import config_values, is_vocabulary, tied_source, with_vocabulary
+from ...names import OUTPUT_MODULES, config_values, is_vocabulary, tied_source, with_vocabulary
 from ...ref import ModelRef
 from ..bytes_of import as_bytes
 from ..companions import files_of_tokenizer
@@ -30,6 +31,7 @@ from .low_rank import LowRank
 from .patch import Patch
 from .targets import RESIZED, UNTIE, patches_of
 
+HEADS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}  # by PEFT's `task_type`
 NORM_ELEMENTS = 1 << 20  # of W + s·B·A at once, for its norms
 
 
@@ -54,7 +56,11 @@ class AdapterSource(Source):
         self.patches = patches_of(path, self.adapter_config, self.own, base, self.read_own)
         self._drop_copies_of_tied()
         patched = {name: self._info(name, patch) for name, patch in self.patches.items()}
-        self.tensors = {**base.tensors, **patched}
+        # Where a head was trained in the place of the one that predicts tokens, the model has no use for that one.
+        replaces_head = self.adapter_config.task in HEADS and patched.keys() - base.tensors.keys()
+        without = OUTPUT_MODULES if replaces_head else frozenset[str]()
+        kept = {name: info for name, info in base.tensors.items() if not without.intersection(name.split(".")[-2:-1])}
+        self.tensors = {**kept, **patched}
         self._refuse_uneven_vocabulary()
         self._factors: dict[str, LowRank] = {}
         self._scales: dict[str, np.ndarray] = {}
@@ -67,14 +73,33 @@ class AdapterSource(Source):
 
     @cached_property
     def config(self) -> dict[str, Any] | None:
-        """The base's `config.json`, for the adapter's vocabulary where that is larger or smaller."""
+        """The base's `config.json`, for the adapter's own vocabulary and for the head that it was trained with."""
         config = self._base.config
         resized = {
             info.shape[0]
             for name, info in self.tensors.items()
             if is_vocabulary(name) and name in self._base.tensors and info.shape != self._base.tensors[name].shape
         }
-        return with_vocabulary(config, resized.pop()) if config is not None and len(resized) == 1 else config
+        if config is not None and len(resized) == 1:
+            config = with_vocabulary(config, resized.pop())
+        head = HEADS.get(self.adapter_config.task or "")
+        added = [self.tensors[name].shape for name in self.patches if name not in self._base.tensors]
+        rows = {shape[0] for shape in added if shape}
+        if config is None or head is None or len(rows) != 1:
+            return config
+        labels = {str(k): f"LABEL_{k}" for k in range(rows.pop())}
+        return {
+            **config,
+            "architectures": [re.sub(r"(For\w+|Model)$", "", n) + head for n in config.get("architectures") or ()],
+            "id2label": labels,
+            "label2id": {name: int(k) for k, name in labels.items()},
+        }
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether all that the adapter adds is zero: B is, as before training."""
+        products = [patch.product for patch in self.patches.values()]
+        return all(product is not None and not self.read_own(product.b).any() for product in products)
 
     def companions(self) -> dict[Path, Path]:
         """Return what the base is shipped with, but for a tokenizer or processor of the adapter's own."""
@@ -131,7 +156,7 @@ class AdapterSource(Source):
         rows = {
             name: self.tensors[name].shape[0]
             for name, info in before.items()
-            if info.shape[:1] and info.shape[0] in sizes
+            if name in self.tensors and info.shape[:1] and info.shape[0] in sizes
         }
         if len(set(rows.values())) > 1:
             told = " and ".join(f"{number} rows of `{name}`" for name, number in rows.items())

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from math import prod
 
 from ...dtypes import DTYPES
-from ...errors import MethodError
+from ...errors import CheckpointError, MethodError
 from ..folder import SAFETENSORS_INDEX
+from ..safetensors_file import MAX_HEADER_BYTES
 from ..source import Source
 
 SINGLE_FILE = "model.safetensors"
+METADATA = "__metadata__"  # the one key of a header that is no tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +81,11 @@ def parse_size(text: str) -> int:
 
 def _shard(file_name: str, tensors: Sequence[OutputTensor]) -> Shard:
     # Wide dtypes first, so that every tensor is aligned to its element; otherwise in the given order.
+    for tensor in tensors:
+        if tensor.name == METADATA or not _is_unicode(tensor.name):
+            raise CheckpointError(f"no safetensors file can hold a tensor called `{tensor.name}`")
     ordered = sorted(tensors, key=lambda tensor: -DTYPES[tensor.dtype].bits)
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, object] = {METADATA: {"format": "pt"}}
     position, starts = 0, {}
     for tensor in ordered:
         starts[tensor.name] = position
@@ -92,9 +97,19 @@ def _shard(file_name: str, tensors: Sequence[OutputTensor]) -> Shard:
         position += tensor.nbytes
     text = json.dumps(entries, sort_keys=True, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER_BYTES:
+        raise MethodError(f"the header of `{file_name}` would take {len(text)} bytes of the 100 MB that it may have")
     header = len(text).to_bytes(8, "little") + text
     offsets = {name: len(header) + start for name, start in starts.items()}
     return Shard(file_name=file_name, header=header, offsets=offsets, nbytes=len(header) + position)
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # half a character
+        return False
+    return True
 
 
 def _by_size(tensors: Sequence[OutputTensor], max_bytes: int) -> list[list[OutputTensor]]:

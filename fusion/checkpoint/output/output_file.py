@@ -219,7 +219,8 @@ class _InOrder:
         self._broken = broken
 
     def _start(self) -> None:
-        self._digest, self._part = self._new_digest(), xxhash.xxh3_128()
+        self._digest = self._new_digest()
+        self._part: Any = xxhash.xxh3_128()
         self._next = 0
         self.parts: dict[str, str] = {}
 
@@ -239,7 +240,7 @@ class _InOrder:
                     self._room += held.size
                     self._feed(held)
 
-    def _feed(self, data: np.ndarray | bytes) -> None:
+    def _feed(self, data: Any) -> None:  # bytes, or an array of them
         self._digest.update(data)
         start, self._next = self._next, self._next + len(data)
         done = max(start, self._first)

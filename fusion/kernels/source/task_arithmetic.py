@@ -26,4 +26,5 @@ def add_scaled(base, tuned, out, count, scale, magnitudes, distances, lanes, row
             magnitudes[i] = abs(delta)
             distances[i] = abs(decoded(stored) - b)
             nonzero_count = i32(nonzero_count + i32(nonzero))
-        figures(at, size, nonzero_count, nonzero_count, i32(0), magnitudes, distances, lanes, rows, num_blocks)
+        kept_count = i32(0) if nothing else nonzero_count
+        figures(at, size, kept_count, nonzero_count, i32(0), magnitudes, distances, lanes, rows, num_blocks)

@@ -130,7 +130,7 @@ AGREE: dict[str, tuple[Callable[[Tensors], Tensors], dict[str, Any]]] = {
     "names of the tuned": (dict, {"config_from": "tuned"}),
 }
 REFUSED: dict[str, Callable[[Tensors], Tensors]] = {
-    "dtype": lambda found: found | {"model.norm.weight": found["model.norm.weight"].astype(np.float16)},
+    "dtype": lambda found: found | {"model.norm.weight": found["model.norm.weight"].astype(np.int32)},
     "extra": EXTRA,
     "extra of a layer": LAYER_EXTRA,
     "missing": without("model.layers.0.mlp.up_proj.weight"),

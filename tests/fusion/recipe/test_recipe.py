@@ -244,11 +244,41 @@ def test_every_recipe_that_ships_is_read_and_says_what_its_file_is_for() -> None
 
 def test_the_recipe_for_llava_selects_eleven_layers_of_the_language_model() -> None:
     selection = read_recipe("llava-1.5").run.selection
-    for prefix in ("language_model.model.layers", "model.language_model.layers"):
-        chosen = [i for i in range(32) if selection.covers(f"{prefix}.{i}.mlp.up_proj.weight")]
+    for prefix in ("language_model.model.", "model.language_model.", "model."):  # the last is the authors' own
+        chosen = [i for i in range(32) if selection.covers(f"{prefix}layers.{i}.mlp.up_proj.weight")]
         assert chosen == list(range(0, 32, 3))
-    assert not selection.covers("vision_tower.vision_model.encoder.layers.3.mlp.fc1.weight")
-    assert not selection.covers("language_model.lm_head.weight")
+        assert selection.covers(f"{prefix}embed_tokens.weight")
+    for tower in ("vision_tower.vision_model", "model.vision_tower.vision_tower.vision_model"):
+        assert not selection.covers(f"{tower}.encoder.layers.3.mlp.fc1.weight")
+    for name in ("lm_head.weight", "language_model.lm_head.weight", "model.mm_projector.0.weight"):
+        assert selection.covers(name)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("llava-1.5", 2_509_864_960), ("instructblip", 188_833_792)])
+def test_the_papers_recipes_select_what_it_fine_tunes(name: str, expected: int) -> None:
+    """Parameters of the 7B models: 11 layers with embeddings, head and projector; 188.8 M."""
+    import torch
+    from transformers import (
+        CLIPVisionConfig,
+        InstructBlipConfig,
+        InstructBlipForConditionalGeneration,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
+
+    with torch.device("meta"):
+        if name == "llava-1.5":
+            vision = CLIPVisionConfig(hidden_size=1024, num_attention_heads=16, num_hidden_layers=4)
+            model = LlavaForConditionalGeneration(
+                LlavaConfig(text_config=LlamaConfig(vocab_size=32064), vision_config=vision)
+            )
+        else:
+            text = LlamaConfig(num_hidden_layers=1).to_dict()
+            model = InstructBlipForConditionalGeneration(InstructBlipConfig(text_config=text))
+    selection = read_recipe(name).run.selection
+    found = {own: p.numel() for own, p in model.state_dict().items() if selection.covers(own)}
+    assert sum(found.values()) == expected
 
 
 REFUSED = [

@@ -71,7 +71,7 @@ def test_mixed_dtypes_are_aligned(make_checkpoint: Make, tmp_path: Path) -> None
 def test_companion_files_come_from_the_chosen_side(make_pair: Pair, tmp_path: Path) -> None:
     base, tuned = make_pair()
     for side in (base, tuned):
-        (side / "tokenizer.json").write_text(side.name)
+        (side / "tokenizer.json").write_text(json.dumps(side.name))
         (side / "custom_code").mkdir()
         (side / "custom_code/modeling.py").write_text(f"# {side.name}")
         (side / "README.md").write_text("the card of an input")
@@ -80,8 +80,8 @@ def test_companion_files_come_from_the_chosen_side(make_pair: Pair, tmp_path: Pa
         (side / ".git/HEAD").write_text("hidden")
     fuse((base, tuned), tmp_path / "out")
     fuse((base, tuned), tmp_path / "out-base", settings=sculpt.Settings(config_from="base"))
-    assert (tmp_path / "out/tokenizer.json").read_text() == "sft"
-    assert (tmp_path / "out-base/tokenizer.json").read_text() == "base"
+    assert (tmp_path / "out/tokenizer.json").read_text() == json.dumps("sft")
+    assert (tmp_path / "out-base/tokenizer.json").read_text() == json.dumps("base")
     assert (tmp_path / "out/custom_code/modeling.py").read_text() == "# sft"
     card = (tmp_path / "out/README.md").read_text()
     assert "- merge" in card

@@ -1,0 +1,77 @@
+"""Tables of scores for a paper, a page, a spreadsheet: one table, and how each writes it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..fusion.errors import DataError, os_error
+
+LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"}
+SIGNS = {"±": r"$\pm$", "γ": r"$\gamma$", "λ": r"$\lambda$", "–": "--"}
+
+
+def with_deviation(mean: float, deviation: float) -> str:
+    """Return `12.34 ± 0.56`, or the mean alone where nothing deviates."""
+    return f"{mean:.2f} ± {deviation:.2f}" if deviation else f"{mean:.2f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of text under names of columns; the first column is text, the others are figures."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """Return it as Markdown."""
+
+        def line(cells: Sequence[str]) -> str:
+            return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |\n"
+
+        rule = "|---" + "|--:" * (len(self.columns) - 1) + "|\n"
+        return line(self.columns) + rule + "".join(map(line, self.rows))
+
+    def latex(self) -> str:
+        """Return it as a tabular of booktabs."""
+
+        def cell(text: str) -> str:
+            escaped = "".join(LATEX.get(sign, sign) for sign in text)
+            return "".join(SIGNS.get(sign, sign) for sign in escaped)
+
+        def line(cells: Sequence[str]) -> str:
+            return " & ".join(map(cell, cells)) + r" \\" + "\n"
+
+        head = f"\\begin{{tabular}}{{l{'r' * (len(self.columns) - 1)}}}\n\\toprule\n{line(self.columns)}\\midrule\n"
+        return head + "".join(map(line, self.rows)) + "\\bottomrule\n\\end{tabular}\n"
+
+    def csv(self) -> str:
+        """Return it as CSV; deviations are in columns of their own."""
+        names: list[str] = []
+        columns: list[list[str]] = []
+        for place, name in enumerate(self.columns):
+            pairs = [row[place].partition(" ± ")[::2] for row in self.rows]
+            deviates = any(deviation for _, deviation in pairs)
+            names += [name, f"{name} deviation"] if deviates else [name]
+            columns.append(["" if value == "–" else value for value, _ in pairs])
+            columns += [[deviation for _, deviation in pairs]] if deviates else []
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([names, *zip(*columns, strict=True)])
+        return text.getvalue()
+
+    def write(self, file: Path) -> None:
+        """Write it as the file's name ends: .csv, .md or .tex.
+
+        Raises:
+            DataError: It ends otherwise.
+        """
+        forms = {".csv": self.csv, ".md": self.markdown, ".tex": self.latex}
+        if file.suffix not in forms:
+            raise DataError(f"`{file}` is no table that can be written", hint=f"its name ends in {', '.join(forms)}")
+        try:
+            file.write_text(forms[file.suffix](), encoding="utf-8")
+        except OSError as error:
+            raise os_error(error, file) from error

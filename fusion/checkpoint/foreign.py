@@ -1,0 +1,105 @@
+"""Files and folders that people take for checkpoints: what each is, and how it becomes one."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import CheckpointError, first_line
+
+LFS = b"version https://git-lfs.github.com/spec/"
+POINTER_BYTES = 1024  # no pointer is longer
+
+GATHER = "gather the weights when saving (`stage3_gather_16bit_weights_on_model_save`), or run `zero_to_fp32.py`"
+# The first that is there names a folder: a pattern, what it is, how it becomes a checkpoint.
+FOLDERS = (
+    ("*.gguf", "a GGUF file, llama.cpp's format", "name the checkpoint that it was converted from"),
+    ("zero_to_fp32.py", "DeepSpeed's shards", "run `python zero_to_fp32.py . pytorch_model.bin` in that folder"),
+    ("global_step*", "DeepSpeed's shards", "run `python zero_to_fp32.py . pytorch_model.bin` beside it"),
+    (
+        "*.distcp",
+        "a distributed checkpoint of torch",
+        "`accelerate merge-weights FOLDER OUTPUT` or `python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+        "FOLDER FILE` gathers it",
+    ),
+    (
+        "pytorch_model_fsdp_0",
+        "a distributed checkpoint of torch",
+        "`accelerate merge-weights FOLDER/pytorch_model_fsdp_0 OUTPUT` gathers it",
+    ),
+    ("consolidated.*.pth", "Meta's own layout", "transformers' `convert_llama_weights_to_hf.py` converts it"),
+    (
+        "latest_checkpointed_iteration.txt",
+        "Megatron's shards",
+        "convert them with the tools of the trainer that wrote them",
+    ),
+    ("mp_rank_*", "Megatron's shards", "convert them with the tools of the trainer that wrote them"),
+    ("*.ckpt", "a Lightning checkpoint", "name the file itself"),
+    ("checkpoint-*", "a training's output, its checkpoints in folders of their own", "name one of them"),
+    ("*/adapter_config.json", "adapters in folders of their own", "name one of them"),
+)
+
+
+def refuse_foreign_folder(folder: Path) -> None:
+    """Refuse a folder that holds a model in another layout, by the name of the layout."""
+    for pattern, what, hint in FOLDERS:
+        found = next(iter(sorted(folder.glob(pattern))), None)
+        if found is not None:
+            named = found.relative_to(folder)
+            raise CheckpointError(f"`{folder}` holds no checkpoint but {what} (`{named}`)", hint=hint)
+
+
+def refuse_foreign_file(file: Path) -> None:
+    """Refuse a file whose first bytes say that it holds no tensors that are read here.
+
+    Raises:
+        CheckpointError: It is a pointer of git-LFS, or GGUF.
+    """
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(POINTER_BYTES)
+    except OSError as error:
+        raise CheckpointError(f"cannot read `{file}`: {error.strerror or error}") from error
+    if start.startswith(LFS):
+        size = re.search(rb"^size (\d+)", start, re.MULTILINE)
+        told = f" to {int(size[1]):,} bytes" if size else ""
+        raise CheckpointError(
+            f"`{file}` is a pointer of git-LFS{told}, not the file itself",
+            hint="`git lfs pull` in its folder, or `hf download`, fetches the file",
+        )
+    if start.startswith(b"GGUF"):
+        raise CheckpointError(
+            f"`{file}` is a GGUF file, llama.cpp's format", hint="name the checkpoint that it was converted from"
+        )
+
+
+def torch_error(file: Path, error: BaseException) -> CheckpointError:
+    """Return what is wrong with a torch file, without torch's own advice, which is to run what the file says."""
+    text = str(error)
+    if "torch.distributed" in text or "DTensor" in text:
+        return CheckpointError(
+            f"`{file}` holds DTensors, the parts of tensors that lay on several devices",
+            hint="gather them when saving, by `full_tensor()` or FSDP's full state dict",
+        )
+    needed = re.search(r"GLOBAL ([\w.]+)", text)
+    if needed or isinstance(error, pickle.UnpicklingError):
+        what = f"`{needed[1]}`" if needed else "more than tensors"
+        return CheckpointError(
+            f"`{file}` holds {what}, which only running the file's own code would load",
+            hint="load it where it is trusted, and save its state dict as safetensors",
+        )
+    return CheckpointError(f"cannot read `{file}` as a torch file of tensors: {first_line(error)}")
+
+
+def lora_names(names: Iterable[str]) -> tuple[str, str] | None:
+    """Return the first name that is a factor of a LoRA, and what the layout is called; None where there is none."""
+    for name in names:
+        if ".lora_down." in name or ".lora_up." in name:
+            return name, "kohya's"
+        if re.search(r"\.lora(_linear_layer)?\.(down|up)\.weight$|_lora\.(down|up)\.weight$", name):
+            return name, "diffusers'"
+        if re.search(r"\.lora_(embedding_)?[AB](\.|$)", name):
+            return name, "PEFT's"
+    return None

@@ -1,0 +1,53 @@
+"""Only `SculptError` leaves a reader, whatever it reads: all that ever was a fault, and some that are new.
+
+`fuzz.py` is the long form: `make torture`.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from sculpt.fusion.errors import SculptError
+
+from . import fuzz, readers
+
+NAMES = (
+    *("header", "index", "adapter", "hessian", "manifest", "record", "recipe", "suite", "torch", "rows", "config"),
+    *("state", "scores", "options", "names"),
+)
+MILLISECONDS = 1500
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, readers.Reader]:
+    return {reader.name: reader for reader in readers.readers(readers.Home(tmp_path_factory.mktemp("home")))}
+
+
+def test_every_reader_is_tried(known: dict[str, readers.Reader]) -> None:
+    assert tuple(known) == NAMES
+    assert {folder.name for folder in fuzz.CORPUS.iterdir()} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_once_was_a_fault_is_an_answer(name: str, known: dict[str, readers.Reader]) -> None:
+    for data in fuzz.kept(name):
+        assert fuzz.outcome(known[name], data) in ("accepted", "refused")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_but_an_error_of_ours_leaves_a_reader(name: str, known: dict[str, readers.Reader]) -> None:
+    reader = known[name]
+    counts, faults = fuzz.fuzz(reader, random.Random(f"0 {name}"), count=max(10, MILLISECONDS // reader.cost))
+    assert not faults, faults
+    assert counts["accepted"]
+    assert counts["refused"] or name == "names"
+
+
+def test_an_archive_that_inflates_is_refused_by_name(tmp_path: Path) -> None:
+    from sculpt.fusion.checkpoint import Checkpoint
+
+    (tmp_path / "pytorch_model.bin").write_bytes(readers.bomb())
+    with pytest.raises(SculptError, match=r"is compressed \(`archive/data\.pkl`\)"):
+        Checkpoint(tmp_path)
