@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -102,6 +103,26 @@ def parse_numbers(text: str, flag: str) -> float | tuple[float, ...]:
     return values[0] if len(values) == 1 else values
 
 
+def _takes_pairs(hint: object) -> Any:
+    """Return the type of the values of a mapping of what can be typed; None where the field is none."""
+    found = (get_args(part)[1] for part in (hint, *get_args(hint)) if get_origin(part) is Mapping)
+    return next((of for of in found if of in (str, Any)), None)
+
+
+def parse_pairs(text: str, flag: str, of: type) -> dict[str, Any]:
+    """Return the pairs of `prompt=question,completion=answer`; values that may be anything are read as JSON is."""
+    found: dict[str, Any] = {}
+    for pair in text.split(","):
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not (name and equals and value):
+            raise typer.BadParameter(f"`{text}` is not a list of pairs such as prompt=question", param_hint=flag)
+        try:
+            found[name] = value if of is str else json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
 def _numbers_text(values: Any) -> str | None:
     return None if values is None else ",".join(f"{v:g}" for v in (values if isinstance(values, tuple) else (values,)))
 
@@ -117,6 +138,8 @@ def _built(group: FlagGroup, values: Mapping[str, Any]) -> Any:
             value = group.convert[field.name](value)
         elif _takes_texts(hint):
             value = tuple(value or ())
+        elif isinstance(value, str) and (kind := _takes_pairs(hint)) is not None:
+            value = parse_pairs(value, flag_of(parameter), kind)
         made[field.name] = value
     return group.of(**made)
 
@@ -126,6 +149,8 @@ def _option(hint: Any, parameter: str, text: str, panel: str | None) -> Any:
     names = [f"{flag}/--no-{flag[2:]}"] if hint is bool else [flag]
     metavar = "N[,N…]" if takes_numbers(hint) else "GLOB" if _takes_texts(hint) else None
     kind = str if takes_numbers(hint) else list[str] | None if _takes_texts(hint) else hint
+    if _takes_pairs(hint) is not None:
+        metavar, kind = "NAME=VALUE[,…]", str | None
     return Annotated[kind, typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar)]
 
 

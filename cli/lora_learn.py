@@ -87,7 +87,7 @@ def learn_weights(
     found = [open_checkpoint(adapter, opened) for adapter in adapters]
     merged = MergedModel(opened, merge, device=device, dtype=options.model_dtype)
     classifies = merged.model.get_output_embeddings() is None
-    encoder = Encoder(opened.folder or base, merged.model, max_length=MAX_LENGTH, keeps_answers=not classifies)
+    encoder = Encoder(opened.folder or base, merged.model, max_length=MAX_LENGTH)
     test = read_buffer(options.test, encoder, classifies=classifies) if options.test else None
     runs: list[list[Experience]] = []
     losses: list[list[float]] = []

@@ -21,7 +21,7 @@ def train_command(
     base: BasePath,
     data: Annotated[
         Path,
-        typer.Option(help="JSONL, Parquet or text: `prompt` and `completion`, `messages`, `text`; images beside them."),
+        typer.Option(help="JSON, CSV, Parquet or text: `prompt` and `completion`, `messages` or `text`; with images."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.")],
     method: AdapterMethod,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
 import torch
@@ -166,10 +168,26 @@ def collate(
     )
 
 
-def class_padding(config: Any) -> dict[str, int]:
-    """Return what `collate` fills tokens with for a classification head, which may seek the last that is no padding."""
-    padding = getattr(config.get_text_config(), "pad_token_id", None)
-    return {} if padding is None else {"input_ids": padding}
+@contextmanager
+def class_padding(config: Any, examples: Iterable[Example]) -> Iterator[dict[str, int]]:
+    """Give what `collate` fills tokens with for a classification head, which may seek the last that is no padding.
+
+    A model that names no padding token refuses a batch; while this is entered it is told of one that is in none of the
+    examples, so that a row's last token is found whatever it is.
+    """
+    text = config.get_text_config()
+    padding, size = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if padding is not None or size is None:
+        yield {} if padding is None else {"input_ids": padding}
+        return
+    given = (example.inputs["input_ids"] for example in examples if "input_ids" in example.inputs)
+    used = {token for ids in given for token in ids.flatten().tolist()}
+    padding = next(token for token in range(size + 1) if token not in used)
+    config.pad_token_id = text.pad_token_id = padding
+    try:
+        yield {"input_ids": padding % size}  # all words are used: the mask hides what then stands there
+    finally:
+        config.pad_token_id = text.pad_token_id = None
 
 
 def _padded(rows: Sequence[Tensor], length: int, fill: int, left: bool) -> Tensor:
@@ -240,7 +258,7 @@ def _pad(samples: Sequence[Example], sizes: frozenset[int], max_length: int | No
         if key not in samples[0].inputs:
             continue
         longest = max(sample.inputs[key].shape[1] for sample in samples)
-        length = _free_length(longest, len(samples), taken, max_length)
+        length = free_length(longest, len(samples), taken, max_length)
         if length is None:
             return None
         taken |= {length, length * len(samples)}
@@ -248,10 +266,14 @@ def _pad(samples: Sequence[Example], sizes: frozenset[int], max_length: int | No
     return collate(samples, lengths=lengths)
 
 
-def _free_length(longest: int, batch: int, taken: set[int], max_length: int | None) -> int | None:
+def free_length(
+    longest: int, batch: int, taken: set[int], max_length: int | None, *, prime: bool = False
+) -> int | None:
+    """Return the least length from `longest` on that no other size of the model is, nor it times the batch; or None."""
     for length in range(longest, longest + LENGTHS_TO_TRY):
         if max_length is not None and length > max_length:
             return None
-        if length not in taken and length * batch not in taken and length != batch:
+        is_free = length not in taken and length * batch not in taken and length != batch
+        if is_free and not (prime and any(length % k == 0 for k in range(2, isqrt(length) + 1))):
             return length
     return None

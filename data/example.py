@@ -67,6 +67,16 @@ class Example:
         return int((self.answers[:, 1:] != IGNORED).sum())
 
     @property
+    def num_counted(self) -> int:
+        """How many tokens are an answer's, the first of all included, and in an encoder all."""
+        own = self.inputs.get("decoder_input_ids", self.inputs.get("input_ids"))
+        size = 0 if own is None else own.shape[1]
+        read = (
+            self.inputs["input_ids"].numel() if "decoder_input_ids" in self.inputs and "input_ids" in self.inputs else 0
+        )
+        return read + int((self.answers[:, :size] != IGNORED).sum())
+
+    @property
     def num_answers(self) -> int:
         """How many answers there are."""
         return int(self.answers.max()) + 1 if self.num_predicted else 0
@@ -80,21 +90,3 @@ class Example:
         return dataclasses.replace(
             self, inputs=inputs, tokens=self.tokens[:, :length], answers=self.answers[:, :length]
         )
-
-    def ended(self, end: int | None, max_length: int) -> Example:
-        """Return the example with an end token that is to be predicted, if it has room and does not end in it.
-
-        A model that is trained on plain text must learn to stop, and many tokenizers leave the end to the trainer;
-        measuring and scoring add nothing to what the tokenizer makes of a text.
-        """
-        ids = self.inputs["input_ids"]
-        if end is None or ids.shape[1] >= max_length or int(ids[0, -1]) == end:
-            return self
-        last = {"input_ids": end, "attention_mask": 1}
-        inputs = {
-            key: torch.cat([value, value.new_full((1, 1), last.get(key, 0))], dim=1) if key in PADDED else value
-            for key, value in self.inputs.items()
-        }
-        number = max(0, int(self.answers.max()))
-        answers = torch.cat([self.answers, self.answers.new_full((1, 1), number)], dim=1)
-        return dataclasses.replace(self, inputs=inputs, tokens=inputs["input_ids"], answers=answers)

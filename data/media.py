@@ -1,4 +1,4 @@
-"""Images and sound of a row: from a path, bytes or arrays, never from the network."""
+"""Images, video and sound of a row: from a path, bytes or arrays, never from the network."""
 
 from __future__ import annotations
 
@@ -29,39 +29,44 @@ def _content(source: Any, folder: Path, what: str, kind: str) -> bytes:
             return base64.b64decode(source.partition(",")[2], validate=True)
         except (binascii.Error, ValueError) as error:
             raise DataError(f"the {kind} of {what} is a damaged data URL") from error
-    if "://" in source:
-        raise DataError(f"{what} names `{source}`, and sculpt does not use the network", hint="download it first")
     try:
-        path = folder / source
-        if not lies_inside(path, folder):
-            raise DataError(
-                f"{what} names the {kind} `{source}`, which lies outside `{folder}`",
-                hint="`media` names the folder that rows may read from",
-                options=["media"],
-            )
-        if path.exists() and not path.is_file():
-            raise DataError(f"{what} names the {kind} `{source}`, which is no regular file")
-        return path.read_bytes()
+        return _inside(source, folder, what, kind).read_bytes()
     except (OSError, ValueError) as error:
         raise DataError(f"{what} names the {kind} `{source}`: {getattr(error, 'strerror', None) or error}") from error
 
 
+def _inside(source: str, folder: Path, what: str, kind: str) -> Path:
+    """Return the path of a file that a row names, which must lie in the folder that rows may read from."""
+    source = source.removeprefix("file://")
+    if "://" in source:
+        raise DataError(f"{what} names `{source}`, and sculpt does not use the network", hint="download it first")
+    path = folder / source
+    if not lies_inside(path, folder):
+        raise DataError(
+            f"{what} names the {kind} `{source}`, which lies outside `{folder}`",
+            hint="`media` names the folder that rows may read from",
+            options=["media"],
+        )
+    if path.exists() and not path.is_file():
+        raise DataError(f"{what} names the {kind} `{source}`, which is no regular file")
+    return path
+
+
 def load_image(source: Any, folder: Path, what: str) -> Any:
-    """Return an RGB image.
+    """Return an RGB image, turned upright as its EXIF says.
 
     Raises:
         DataError: It cannot be read, or lies on the network.
     """
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
         raise DataError("reading images needs Pillow", hint="`pip install 'checkpoint-sculpt[images]'`") from error
-    if isinstance(source, Image.Image):
-        return source.convert("RGB")
-    content = _content(source, folder, what, "image")
     try:
-        return Image.open(io.BytesIO(content)).convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        if not isinstance(source, Image.Image):
+            source = Image.open(io.BytesIO(_content(source, folder, what, "image")))
+        return ImageOps.exif_transpose(source).convert("RGB")
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"the image of {what} cannot be decoded: {error}") from error
 
 
@@ -71,10 +76,13 @@ def load_audio(source: Any, sampling_rate: int, folder: Path, what: str) -> np.n
     Raises:
         DataError: It cannot be read, or is at another sampling rate.
     """
-    if isinstance(source, list) or (isinstance(source, Mapping) and source.get("array") is not None):
-        array = source if isinstance(source, list) else source["array"]
-        rate = sampling_rate if isinstance(source, list) else source.get("sampling_rate", sampling_rate)
-        sound = np.asarray(array, np.float32)
+    if isinstance(source, (list, np.ndarray)) or (isinstance(source, Mapping) and source.get("array") is not None):
+        array = source["array"] if isinstance(source, Mapping) else source
+        rate = source.get("sampling_rate", sampling_rate) if isinstance(source, Mapping) else sampling_rate
+        try:
+            sound = np.asarray(array, np.float32)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"the sound of {what} is no array of numbers") from error
     else:
         content = _content(source, folder, what, "sound")
         try:
@@ -89,3 +97,26 @@ def load_audio(source: Any, sampling_rate: int, folder: Path, what: str) -> np.n
     if rate != sampling_rate:
         raise DataError(f"the sound of {what} is at {rate} Hz, the model expects {sampling_rate}")
     return sound
+
+
+def load_video(source: Any, folder: Path, what: str) -> Any:
+    """Return the frames of a video: of a list of images an array (frames, height, width, 3), of a file its path.
+
+    A file is decoded by the model's processor, which may need a library for it.
+
+    Raises:
+        DataError: A frame cannot be read, frames differ in size, or the file lies on the network or is not there.
+    """
+    if isinstance(source, np.ndarray):
+        return source
+    if isinstance(source, list):
+        frames = [np.asarray(load_image(frame, folder, what)) for frame in source]
+        if len({frame.shape for frame in frames}) != 1:
+            raise DataError(f"the frames of the video of {what} differ in size, or there are none")
+        return np.stack(frames)
+    if not isinstance(source, str) or source.startswith("data:"):
+        raise DataError(f"{what} has no video that can be read: expected a path or a list of images")
+    path = _inside(source, folder, what, "video")
+    if not path.exists():
+        raise DataError(f"{what} names the video `{source}`: No such file or directory")
+    return str(path)

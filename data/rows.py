@@ -1,4 +1,4 @@
-"""Data as rows: JSONL, Parquet, text, a saved `datasets` folder, or a folder of images.
+"""Data as rows: a file of one of many kinds, a folder of such files, a saved `datasets` folder, a folder of images.
 
 Rows are read when they are asked for, so a large file costs its index only.
 """
@@ -8,10 +8,12 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import json
+import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from importlib import resources
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,11 @@ from ..fusion.errors import DataError, first_line
 from ..fusion.ref import is_there
 from ..fusion.run.calibration import GENERAL
 from . import general
-from .row import MAX_ROW_BYTES, Row
+from .formats import COMPRESSED, READERS, Table, arrow, documents, open_table, text_of
+from .layouts import IMAGE_SUFFIXES, in_our_words
+from .row import Row
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-DOCUMENT_BREAK = "%%"
+SHARD = re.compile(r"(.+?)[-.]\d+(-of-\d+)?$")  # train-00000-of-00002
 SHIPPED = "calibration.txt"
 
 
@@ -37,7 +40,7 @@ class Rows:
         count: How many there are.
         read: Row number to row.
         folder: What paths in rows are relative to.
-        documents: Whether rows are running text, which is cut to samples, rather than samples.
+        documents: Whether rows are running text, which is cut to samples, rather than samples; `kinds` always are.
         fields: Where the file names a field otherwise: ours to theirs.
         kinds: Where rows are of several kinds, all of which are to be shared alike: the rows of each.
     """
@@ -64,33 +67,40 @@ class Rows:
         """
         what = f"row {number + 1} of `{self.name}`"
         content = dict(self.read(number))
-        for ours, theirs in self.fields.items():
+        for theirs in self.fields.values():
             if theirs not in content:
-                raise DataError(f"{what} has no `{theirs}`, which `fields` names")
-            content[ours] = content[theirs]
-        kept = {key: value for key, value in content.items() if value is not None}
-        return Row(kept, what, self.folder, is_document=self.documents)
+                raise DataError(f"{what} has no `{theirs}`, which `fields` names", options=["fields"])
+        renamed = {ours: content[theirs] for ours, theirs in self.fields.items()}
+        kept = {key: value for key, value in content.items() if key not in self.fields.values()} | renamed
+        kept = in_our_words({key: value for key, value in kept.items() if value is not None}, what)
+        return Row(kept, what, self.folder, is_document=self.documents or bool(self.kinds))
 
-    def limited(self, limit: int | None, fields: Mapping[str, str]) -> Rows:
-        """Return the first rows only, with fields named otherwise."""
-        count = self.count if limit is None else min(limit, self.count)
-        return dataclasses.replace(self, count=count, fields=fields)
+    def limited(self, limit: int | None) -> Rows:
+        """Return the first rows only."""
+        return self if limit is None else dataclasses.replace(self, count=min(limit, self.count))
 
 
-def open_rows(data: Path | str | None, media: Path | None = None, kinds: Sequence[str] = ()) -> Rows:
+def open_rows(
+    data: Path | str | None,
+    media: Path | None = None,
+    kinds: Sequence[str] = (),
+    *,
+    fields: Mapping[str, str] | None = None,
+) -> Rows:
     """Return the rows of a data set; those of the text that ships with sculpt where none is given.
 
     Args:
         data: A path, or `general` for the general set that ships.
         media: The folder that holds what rows name, and that their paths are relative to; that of the data by default.
         kinds: Which kinds of the general set; all of them where none is named.
+        fields: Where the data name a field otherwise: ours to theirs.
 
     Raises:
         DataError: The data are missing, unreadable, empty, or of a kind that is not known.
     """
     if data is None:
         text = (resources.files("sculpt.configs") / SHIPPED).read_text(encoding="utf-8")
-        return _documents(text, name=SHIPPED, folder=Path())
+        return _rows(documents(text, SHIPPED), name=SHIPPED, folder=Path())
     path = Path(data)
     if str(data) == GENERAL:
         if is_there(path):
@@ -100,20 +110,25 @@ def open_rows(data: Path | str | None, media: Path | None = None, kinds: Sequenc
             )
         return _general(general.chosen_kinds(kinds))
     if not is_there(path):
-        raise DataError(f"`{data}` does not exist")
-    if path.is_dir():
+        shards = _shards_of(path)
+        if not shards:
+            raise DataError(f"`{data}` does not exist")
+        rows = _joined(path, shards)
+    elif path.is_dir():
         rows = _folder(path)
     else:
-        reader = READERS.get(path.suffix.lower())
-        if reader is None:
-            known = ", ".join(sorted(READERS))
-            raise DataError(f"`{data}` is of no known kind", hint=f"known are {known} and folders")
-        if not path.is_file():
+        if not path.is_file() and path.suffix.lower() in READERS:
             raise DataError(f"`{data}` is no regular file")
-        rows = reader(path)
+        table = open_table(path)
+        if table is None:
+            known = ", ".join(sorted(READERS))
+            raise DataError(
+                f"`{data}` is of no known kind", hint=f"known are {known}, these with {', '.join(COMPRESSED)}, folders"
+            )
+        rows = _rows(table, name=path.name, folder=path.parent)
     if rows.count == 0:
         raise DataError(f"`{data}` is empty")
-    return rows if media is None else dataclasses.replace(rows, folder=media)
+    return dataclasses.replace(rows, fields=fields or {}, folder=media or rows.folder)
 
 
 def chosen(count: int, num_rows: int, seed: int) -> list[int]:
@@ -130,13 +145,6 @@ def chosen(count: int, num_rows: int, seed: int) -> list[int]:
     return heapq.nsmallest(count, range(num_rows), key=draw)
 
 
-def drawn(count: int, num_rows: int, seed: int) -> Iterator[int]:
-    """Yield row numbers in the order in which they are drawn: `count` of them, then, if asked for, the others."""
-    yield from chosen(count, num_rows, seed)
-    if count < num_rows:
-        yield from chosen(num_rows, num_rows, seed)[count:]
-
-
 def _general(kinds: Sequence[str]) -> Rows:
     texts, ranges = [], {}
     for kind in kinds:
@@ -151,152 +159,68 @@ def _general(kinds: Sequence[str]) -> Rows:
     )
 
 
-def _too_long(what: str) -> DataError:
-    return DataError(
-        f"{what} is longer than {MAX_ROW_BYTES >> 20} MiB, and a row is held in memory whole",
-        hint=f"cut it into several rows; in a text `{DOCUMENT_BREAK}` on a line of its own begins a new document",
-    )
+def _rows(table: Table, *, name: str, folder: Path) -> Rows:
+    return Rows(name=name, count=table.count, read=table.read, folder=folder, documents=table.documents)
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read `{path}`: {error}") from error
-
-
-def _text(path: Path) -> Rows:
-    return _documents(_read_text(path), name=path.name, folder=path.parent)
-
-
-def _documents(text: str, *, name: str, folder: Path) -> Rows:
-    documents, lines = [], []
-    for line in [*text.splitlines(), DOCUMENT_BREAK]:
-        if line.strip() == DOCUMENT_BREAK:
-            document = "\n".join(lines).strip()
-            if len(document) > MAX_ROW_BYTES:
-                raise _too_long(f"document {len(documents) + 1} of `{name}`")
-            if document:
-                documents.append(document)
-            lines = []
-        else:
-            lines.append(line)
-    return Rows(
-        name=name,
-        count=len(documents),
-        read=lambda number: {"text": documents[number]},
-        folder=folder,
-        documents=True,
-    )
-
-
-def _jsonl(path: Path) -> Rows:
-    starts: list[int] = []
-    try:
-        with path.open("rb") as stream:
-            start = 0
-            # One line at most is in memory, however large the file is.
-            while line := stream.readline(MAX_ROW_BYTES + 1):
-                if len(line) > MAX_ROW_BYTES:
-                    raise _too_long(f"row {len(starts) + 1} of `{path}`")
-                if line.strip():
-                    starts.append(start)
-                start += len(line)
-    except OSError as error:
-        raise DataError(f"cannot read `{path}`: {error.strerror or error}") from error
+def _concatenated(tables: Sequence[Table]) -> Table:
+    ends = list(accumulate(table.count for table in tables))
 
     def read(number: int) -> Mapping[str, Any]:
-        try:
-            with path.open("rb") as stream:
-                stream.seek(starts[number])
-                line = stream.readline(MAX_ROW_BYTES + 1)
-            row = json.loads(line.decode("utf-8-sig"))
-            if b"\\ud" in line.lower():
-                json.dumps(row, ensure_ascii=False).encode()  # no tokenizer takes half a character
-        except OSError as error:
-            raise DataError(f"cannot read `{path}`: {error.strerror or error}") from error
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"row {number + 1} of `{path}` is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"row {number + 1} of `{path}` is not a JSON object")
-        return row
+        place = bisect_right(ends, number)
+        return tables[place].read(number - (ends[place - 1] if place else 0))
 
-    return Rows(name=path.name, count=len(starts), read=read, folder=path.parent)
-
-
-def _arrow_error(path: Path, error: Exception) -> DataError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return DataError(f"cannot read `{path}`: {lines[0]}")
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise DataError(
-            "reading Parquet and `datasets` folders needs pyarrow",
-            hint="`pip install 'checkpoint-sculpt[parquet]'`",
-        ) from error
-    return pyarrow
-
-
-def _parquet(path: Path) -> Rows:
-    _pyarrow()
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except Exception as error:  # pyarrow's own tree of errors, OSError, ValueError
-        raise _arrow_error(path, error) from error
-    ends: list[int] = []
-    for group in range(file.num_row_groups):
-        ends.append((ends[-1] if ends else 0) + file.metadata.row_group(group).num_rows)
-
-    @cache
-    def table(group: int) -> Any:
-        return file.read_row_group(group)
-
-    def read(number: int) -> Mapping[str, Any]:
-        group = next(k for k, end in enumerate(ends) if number < end)
-        start = ends[group - 1] if group else 0
-        return table(group).slice(number - start, 1).to_pylist()[0]
-
-    return Rows(name=path.name, count=ends[-1] if ends else 0, read=read, folder=path.parent)
+    return Table(count=ends[-1] if ends else 0, read=read, documents=any(table.documents for table in tables))
 
 
 def _saved_dataset(path: Path) -> Rows:
     """Return the rows of a folder that `datasets.Dataset.save_to_disk` wrote: Arrow streams named in its state."""
-    pyarrow = _pyarrow()
     try:
-        state = json.loads(_read_text(path / "state.json"))
-        names = [Path(str(entry["filename"])).name for entry in state.get("_data_files") or ()]
-        is_selection = bool(state.get("_indices_files"))
+        state = json.loads(text_of(path / "state.json", path / "state.json"))
+        named = [path / Path(str(entry["filename"])).name for entry in state.get("_data_files") or ()]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(f"`{path / 'state.json'}` is not what `datasets` writes: {first_line(error)}") from error
-    tables = []
-    for name in names:
-        file = path / name
-        try:
-            with pyarrow.memory_map(str(file)) as source:
-                tables.append(pyarrow.ipc.open_stream(source).read_all())
-        except Exception as error:
-            raise _arrow_error(file, error) from error
-    if not tables:
+    if not named:
         raise DataError(f"`{path}` is a saved data set without data files")
-    try:
-        table = pyarrow.concat_tables(tables)
-    except pyarrow.ArrowException as error:  # files of several schemas
-        raise _arrow_error(path, error) from error
-    if is_selection:
+    if state.get("_indices_files"):
         raise DataError(
             f"`{path}` is a selection of another data set", hint="`dataset.flatten_indices()` before saving it"
         )
-    return Rows(
-        name=path.name,
-        count=table.num_rows,
-        read=lambda number: table.slice(number, 1).to_pylist()[0],
-        folder=path,
+    return _rows(_concatenated([arrow(file) for file in named]), name=path.name, folder=path)
+
+
+def _is_table(file: Path) -> bool:
+    suffixes = file.suffixes
+    return bool(suffixes) and (
+        suffixes[-1].lower() in READERS
+        or (suffixes[-1].lower() in COMPRESSED and len(suffixes) > 1 and suffixes[-2].lower() in READERS)
     )
+
+
+def _split_of(file: Path) -> str:
+    """Return the split that a shard is of, by its name: `train` of `train-00000-of-00002.parquet`."""
+    stem = file.name.partition(".")[0]
+    found = SHARD.match(stem)
+    return found[1] if found else stem
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    """Return the files of rows in a folder; beside Parquet or Arrow, JSON is what describes the data."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and _is_table(file))
+    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    columns = [file for file in files if file.suffix.lower() in (".parquet", ".arrow")]
+    return columns or [file for file in files if file.name not in ("dataset_info.json", "state.json")]
+
+
+def _shards_of(path: Path) -> list[Path]:
+    """Return the files of one split of a folder, which is named like a folder within it."""
+    files = _tables_in(path.parent) if path.parent.is_dir() else []
+    return [file for file in files if _split_of(file) == path.name]
+
+
+def _joined(path: Path, files: Sequence[Path]) -> Rows:
+    tables = [table for file in files if (table := open_table(file)) is not None]
+    return _rows(_concatenated(tables), name=path.name, folder=files[0].parent)
 
 
 def _folder(path: Path) -> Rows:
@@ -305,21 +229,19 @@ def _folder(path: Path) -> Rows:
     if (path / "dataset_dict.json").is_file():
         splits = sorted(child.name for child in path.iterdir() if (child / "state.json").is_file())
         raise DataError(f"`{path}` holds several splits", hint=f"name one of: {', '.join(splits)}")
+    tables = _tables_in(path)
+    splits = sorted({_split_of(file) for file in tables})
+    if len(splits) > 1 and (set(splits) & {"train", "test", "validation"}):
+        known = ", ".join(f"`{path / split}`" for split in splits)
+        raise DataError(f"`{path}` holds several splits", hint=f"name one of {known}")
+    if tables:
+        return _joined(path, tables)
     images = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
-        raise DataError(f"`{path}` is neither a saved data set nor a folder of images")
+        raise DataError(f"`{path}` holds neither files of rows nor images")
     return Rows(
         name=path.name,
         count=len(images),
         read=lambda number: {"image": str(images[number].relative_to(path))},
         folder=path,
     )
-
-
-READERS: dict[str, Callable[[Path], Rows]] = {
-    ".jsonl": _jsonl,
-    ".ndjson": _jsonl,
-    ".parquet": _parquet,
-    ".text": _text,
-    ".txt": _text,
-}

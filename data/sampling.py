@@ -3,59 +3,116 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
+import torch
 import xxhash
 
 from ..fusion.errors import DataError
 from .encoding import Encoder
 from .example import Example
-from .rows import Rows, chosen, drawn
+from .row import Row
+from .rows import Rows, chosen
 
 logger = logging.getLogger(__name__)
+Made = TypeVar("Made")
 
 
-def draw_samples(rows: Rows, encoder: Encoder, *, count: int, seed: int) -> list[Example]:
+def read_rows(
+    rows: Rows, numbers: Iterable[int], make: Callable[[Row], Made], *, skip: bool
+) -> Iterator[tuple[int, Made]]:
+    """Yield the number of each row and what is made of it.
+
+    Args:
+        skip: Leave out rows that cannot be read or do not suit the model; they are counted, and said at the end.
+
+    Raises:
+        DataError: Of a row; or all of them were left out.
+    """
+    bad, good, first = 0, 0, None
+    try:
+        for number in numbers:
+            try:
+                made = make(rows.row(number))
+            except DataError as error:
+                if not skip:
+                    raise
+                bad, first = bad + 1, first or error
+                continue
+            good += 1
+            yield number, made
+    finally:  # also where no more rows are asked for
+        if bad:
+            logger.warning("%d rows of `%s` were left out; the first: %s", bad, rows.name, first)
+    if first is not None and not good:
+        raise first
+
+
+def draw_samples(
+    rows: Rows, encoder: Encoder, *, count: int, seed: int, usable: Callable[[Example], bool] = lambda _: True
+) -> list[Example]:
     """Return up to `count` samples, in the order of the data.
 
     Where rows are of several kinds, as many tokens as `count` samples of full length have, the same number of each
     kind.
 
+    Args:
+        usable: Samples for which it is false count as rows that hold nothing.
+
     Raises:
         DataError: There are no rows, or one does not suit the model.
     """
     draw = _kind_by_kind if rows.kinds else _windows if rows.documents else _one_a_row
-    samples = draw(rows, encoder, count, seed)
+    samples = draw(rows, encoder, count, seed, usable)
+    encoder.fit.say(rows.name)
     if not samples:
         raise DataError(f"`{rows.name}` gives no token to run the model on")
     return samples
 
 
-def _windows(rows: Rows, encoder: Encoder, count: int, seed: int) -> list[Example]:
+def _windows(rows: Rows, encoder: Encoder, count: int, seed: int, _usable: Callable[[Example], bool]) -> list[Example]:
     """Return samples drawn among all pieces of running text."""
-    pieces = [sample for row in rows for sample in encoder.examples(row)]
-    return [pieces[k] for k in sorted(chosen(count, len(pieces), seed))]
+    skip, length = encoder.options.bad_rows == "skip", encoder.max_length
+    found = [*read_rows(rows, range(rows.count), encoder.document_ids, skip=skip)]
+    pieces = [(place, start) for place, (_, ids) in enumerate(found) for start in range(0, len(ids), length)]
+    samples: list[Example] = []
+    for piece in sorted(chosen(count, len(pieces), seed)):
+        place, start = pieces[piece]
+        number, ids = found[place]
+        samples += encoder.piece(ids[start : start + length], f"row {number + 1} of `{rows.name}`")
+    return samples
 
 
-def _one_a_row(rows: Rows, encoder: Encoder, count: int, seed: int) -> list[Example]:
+def _one_a_row(rows: Rows, encoder: Encoder, count: int, seed: int, usable: Callable[[Example], bool]) -> list[Example]:
     """Return the samples of rows drawn; rows that hold nothing are replaced, and said."""
     found: dict[int, Example] = {}
-    empty = 0
-    for number in drawn(count, rows.count, seed):
-        if len(found) >= count:
-            break
-        samples = encoder.examples(rows.row(number))
+    skip, empty = encoder.options.bad_rows == "skip", 0
+
+    def numbers() -> Iterator[int]:
+        first = chosen(count, rows.count, seed)
+        yield from sorted(first)  # large files are read fastest in order
+        if len(found) < count < rows.count:
+            yield from chosen(rows.count, rows.count, seed)[count:]
+
+    for number, examples in read_rows(rows, numbers(), encoder.examples, skip=skip):
+        samples = [example for example in examples if usable(example)]
         if samples:
             found[number] = samples[0]
         else:
             empty += 1
-    if empty:
+        if len(found) >= count:
+            break
+    empty -= encoder.fit.dropped
+    if empty > 0:
         logger.warning("%d rows of `%s` hold nothing and were left out", empty, rows.name)
     return [found[number] for number in sorted(found)]
 
 
-def _kind_by_kind(rows: Rows, encoder: Encoder, count: int, seed: int) -> list[Example]:
+def _kind_by_kind(
+    rows: Rows, encoder: Encoder, count: int, seed: int, _usable: Callable[[Example], bool]
+) -> list[Example]:
     """Return samples of each kind until its share of the tokens is full; the last of each is cut to fit.
 
     Long rows would otherwise count for many short ones, and what is measured is a mean over tokens.
@@ -91,5 +148,5 @@ def digest_of(samples: Sequence[Example]) -> str:
         for key in sorted(sample.inputs):
             value = sample.inputs[key].contiguous()
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.numpy().tobytes())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return f"xxh3-128:{digest.hexdigest()}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ import torch
 from torch import Tensor
 
 from ..fusion.checkpoint.pretrained import load_pretrained
-from ..fusion.errors import DataError
-from .chats import render, render_marked
+from ..fusion.errors import DataError, SculptError
+from ..fusion.rows import RowOptions
+from .chats import Template
 from .example import IGNORED
+from .fit import Fit
+from .long_text import ids_of_long_text
 from .row import Row
-from .tokens import Tokens, tokenize
+from .tokens import Tokens, tokenize, tokenize_as_harness
 
 KINDS = "`text`, `messages`, `prompt` and `completion`, `input_ids`, `image` or `audio`"
 Inputs = dict[str, Tensor]
@@ -28,8 +32,8 @@ class Texts:
         folder: Of the tokenizer.
         config: Of the model.
         arguments: Of the model's forward.
-        max_length: Longer samples are cut; no more than the model has positions for.
-        keeps_answers: See `Encoder`.
+        fit: The longest length, no more than the model has positions for.
+        for_scores, ends_texts: See `Encoder`.
     """
 
     def __init__(
@@ -39,16 +43,26 @@ class Texts:
         arguments: frozenset[str],
         *,
         max_length: int,
-        keeps_answers: bool,
+        options: RowOptions,
+        for_scores: bool,
+        ends_texts: bool,
         trust_remote_code: bool,
     ) -> None:
         self.folder = folder
         self.config = model.config
         self.arguments = arguments
-        self.keeps_answers = keeps_answers
+        self.options = options
+        self.for_scores = for_scores
+        self.ends_texts = ends_texts and not model.config.is_encoder_decoder
         self.trust_remote_code = trust_remote_code
         limit = num_positions(model)
-        self.max_length = max_length if limit is None else min(max_length, limit)
+        length = max_length if limit is None else min(max_length, limit)
+        self.fit = Fit(length=length, too_long=options.too_long)
+
+    @property
+    def max_length(self) -> int:
+        """The longest length."""
+        return self.fit.length
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -56,6 +70,33 @@ class Texts:
         from transformers import AutoTokenizer
 
         return self.from_folder(AutoTokenizer, "tokenizer")
+
+    @cached_property
+    def processor(self) -> Any:
+        """The processor in the model's folder, which handles images, video and sound with text."""
+        from transformers import AutoProcessor
+
+        return self.from_folder(AutoProcessor, "processor")
+
+    @cached_property
+    def has_processor(self) -> bool:
+        """Whether the folder has a processor of text with something else."""
+        named = ("processor_config.json", "preprocessor_config.json")
+        if not any((self.folder / name).is_file() for name in named):
+            return False
+        try:
+            return hasattr(self.processor, "tokenizer")
+        except SculptError:  # rows that need it say so
+            return False
+
+    @cached_property
+    def template(self) -> Template | None:
+        """The chat template of rows of text; None where the model has none."""
+        if self.has_processor and getattr(self.processor, "chat_template", None):
+            return Template.of(self.processor, self.options)
+        if getattr(self.tokenizer, "chat_template", None):
+            return Template.of(self.tokenizer, self.options)
+        return None
 
     def from_folder(self, auto: Any, what: str) -> Any:
         """Return what a transformers Auto class loads from the model's folder.
@@ -70,8 +111,11 @@ class Texts:
         """Yield the row's tokens, and for an encoder–decoder with prompt and completion those of the completion."""
         chat = row.messages
         if chat is not None:
-            text, begins = render_marked(self._templated(row), *chat, row.what)
-            yield self._fitted(self._chat(text, begins)), None
+            messages, first = chat
+            template = self.template_for(row)
+            messages = template.spelled(row, messages)
+            text, begins = template.render_marked(row, messages, first)
+            yield self._fitted(self._chat(text, begins), row.what), None
         elif "prompt" in row and "completion" in row:
             yield self._prompted(row)
         elif "text" in row:
@@ -80,38 +124,66 @@ class Texts:
             raise DataError(f"{row.what} holds {row.names}; expected {KINDS}")
 
     def _prompted(self, row: Row) -> tuple[Tokens, Tokens | None]:
-        prompt, completion = row.get("prompt"), row.get("completion")
-        if not isinstance(prompt, str) or not isinstance(completion, str):
+        if not all(isinstance(row.get(key), str) for key in ("prompt", "completion")):
             raise DataError(f"`prompt` and `completion` of {row.what} must both be text, or both lists of messages")
+        prompt, completion = row.text("prompt"), row.text("completion")
         if self.config.is_encoder_decoder:
-            return self.cut(prompt), self.cut(completion)
-        limit = None if self.keeps_answers else self.max_length
-        found = tokenize(self.tokenizer, prompt + completion, (len(prompt),), max_length=limit)
-        return self._fitted(self._led(found) if found.ids else found), None
+            if self.for_scores:  # as lm-evaluation-harness scores it
+                read = prompt.rstrip()
+                said = tokenize(self.tokenizer, prompt[len(read) :] + completion, (0,), special=False)
+                return self.cut(read, row.what), Tokens.all_predicted(said.ids[: self.max_length])
+            return self.cut(prompt, row.what), self.cut(completion, row.what)
+        if self.for_scores:
+            found = tokenize_as_harness(self.tokenizer, prompt, completion)
+        else:
+            found = self._ended(tokenize(self.tokenizer, prompt + completion, (len(prompt),)))
+        return self._fitted(self._led(found) if found.ids else found, row.what), None
 
     def _running(self, row: Row) -> Iterator[Tokens]:
         """Yield the pieces of a text, all of which is to be predicted."""
-        whole = row.is_document or self.keeps_answers
-        found = tokenize(self.tokenizer, row.text("text"), (0,), max_length=None if whole else self.max_length)
-        # Calibration cuts running text at every `max_length` tokens; for scores each piece begins as a text does.
-        lead = found.num_lead if self.keeps_answers else 0
-        yield from Tokens.all_predicted(found.ids, lead).windows(self.max_length)
+        text = row.text("text")
+        if row.is_document and not self.for_scores:  # calibration and training cut it at every `max_length` tokens
+            yield from self.pieces_of(self.document_ids(row))
+            return
+        found = tokenize(self.tokenizer, text, (0,))
+        if self.for_scores:  # each piece begins as a text does
+            yield from Tokens.all_predicted(found.ids, found.num_lead).windows(self.max_length)
+        else:
+            if self.fit.exceeds(len(found.ids), row.what):
+                found = tokenize(self.tokenizer, text, (0,), max_length=self.max_length)
+            yield from self._ended(Tokens.all_predicted(found.ids)).windows(self.max_length, most=1)
 
-    def cut(self, text: str) -> Tokens:
+    def document_ids(self, row: Row) -> array[int]:
+        """Return the tokens of running text."""
+        return ids_of_long_text(self.tokenizer, row.text("text"))
+
+    def pieces_of(self, ids: Sequence[int]) -> Iterator[Tokens]:
+        """Yield the samples of running text."""
+        for start in range(0, len(ids), self.max_length):
+            yield Tokens.all_predicted(ids[start : start + self.max_length])
+
+    def _ended(self, tokens: Tokens) -> Tokens:
+        return tokens.ended(getattr(self.tokenizer, "eos_token_id", None)) if self.ends_texts else tokens
+
+    def cut(self, text: str, what: str) -> Tokens:
         """Return the tokens of a text, all of one answer, cut to the longest length."""
-        return Tokens.all_predicted(tokenize(self.tokenizer, text, (0,), max_length=self.max_length).ids)
+        found = tokenize(self.tokenizer, text, (0,))
+        if self.fit.exceeds(len(found.ids), what):
+            found = tokenize(self.tokenizer, text, (0,), max_length=self.max_length)
+        return Tokens.all_predicted(found.ids)
 
     def prompt(self, row: Row, room: int) -> list[int]:
         """Return the tokens of a prompt to be answered, as the same prompt and an answer would begin.
 
         A prompt that leaves less `room` for the answer than asked for loses its beginning.
         """
-        chat = row.chat("prompt") if isinstance(row.get("prompt"), list) else None
+        chat = row.prompt_messages
         if chat is not None:
-            text = render(self._templated(row), chat, row.what, add_generation_prompt=True)
+            template = self.template_for(row)
+            text = template.render(row, template.spelled(row, chat), add_generation_prompt=True)
             found = self._chat(text, ())
         elif self.config.is_encoder_decoder:
-            return self.cut(row.text("prompt")).ids
+            return self.cut(row.text("prompt"), row.what).ids
         else:
             found = tokenize(self.tokenizer, row.text("prompt"), (len(row.text("prompt")),))
         found = self._led(found.cut(0, len(found.prompt)))
@@ -119,22 +191,32 @@ class Texts:
         lead = min(found.num_lead, len(found.ids) - excess)
         return found.ids[:lead] + found.ids[lead + excess :]
 
-    def _templated(self, row: Row) -> Any:
-        if not getattr(self.tokenizer, "chat_template", None):
+    def template_for(self, row: Row) -> Template:
+        """Return the chat template.
+
+        Raises:
+            DataError: The model has none.
+        """
+        if self.template is None:
             raise DataError(
                 f"{row.what} holds messages, but the tokenizer in `{self.folder}` has no chat template",
                 hint="rows of `text` need none",
             )
-        return self.tokenizer
+        return self.template
 
     def _chat(self, text: str, begins: Sequence[int]) -> Tokens:
-        """Return the tokens of a rendered chat, which brings its own special tokens."""
-        found = tokenize(self.tokenizer, text, begins, special=False)
+        """Return the tokens of a rendered chat as `apply_chat_template` makes them.
+
+        A tokenizer's template brings its own special tokens; to a processor's they are added, unless it brings the
+        first.
+        """
+        special = self.template is not None and hasattr(self.template.renderer, "tokenizer")
+        found = tokenize(self.tokenizer, text, begins, special=special)
         is_led = found.ids[:1] == [self.tokenizer.bos_token_id]
         return Tokens(ids=found.ids, answers=found.answers, num_lead=int(is_led))
 
-    def _fitted(self, tokens: Tokens) -> Tokens:
-        return tokens.fitted(self.max_length) if self.keeps_answers else tokens.cut(0, self.max_length)
+    def _fitted(self, tokens: Tokens, what: str) -> Tokens:
+        return tokens.at(self.fit.places(tokens, what))
 
     def _led(self, tokens: Tokens) -> Tokens:
         """Return the tokens with one before them where an answer has none: a model predicts nothing from nothing."""
@@ -204,3 +286,25 @@ def _counts_from_padding(model: Any) -> bool:
         name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
         for name, module in model.named_modules()
     )
+
+
+def selected(inputs: Mapping[str, Tensor], places: Sequence[int], length: int) -> Inputs:
+    """Return inputs with some of their tokens only.
+
+    Args:
+        length: How many tokens there are; the axis of that size is theirs, but for pictures and sound.
+    """
+    if len(places) == length:
+        return dict(inputs)
+    kept = torch.tensor(places, dtype=torch.int64)
+    found: Inputs = {}
+    for key, value in inputs.items():
+        axis = next((k for k in range(1, value.ndim) if value.shape[k] == length), None)
+        found[key] = value.index_select(axis, kept) if axis and is_of_tokens(key, value, length) else value
+    return found
+
+
+def is_of_tokens(key: str, value: Tensor, length: int) -> bool:
+    """Return whether an input has one number, or a few, for each of `length` tokens; pictures and sound have not."""
+    is_media = key.startswith(("pixel", "image", "video", "input_features", "input_values", "feature", "audio"))
+    return not is_media and length in value.shape[1:]

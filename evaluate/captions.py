@@ -53,7 +53,7 @@ def write_captions(
 ) -> list[str]:
     """Return a caption for each row: of its `image`, led by its `prompt` where it has one, or of its `prompt` alone."""
     # Pictures are read one by one, as all of them together may not fit.
-    groups = [[row] for row in rows] if rows and rows[0].images is not None else [rows]
+    groups = [[row] for row in rows] if rows and rows[0].media else [rows]
     return [
         text
         for group in groups
@@ -62,6 +62,7 @@ def write_captions(
             [encoder.prompt(row, room=task.max_new_tokens) for row in group],
             max_new_tokens=task.max_new_tokens,
             stop=task.stop,
+            penalties=task.penalties,
             batch_size=batch_size,
             advance=advance,
         )

@@ -112,14 +112,14 @@ def score_suite(
     size = batch_size or suite.content.batch_size
     tasks = list(suite.tasks())
     opened = {
-        name: open_rows(suite.folder / task.file, task.media and suite.folder / task.media).limited(
-            task.limit, task.fields
+        name: open_rows(suite.folder / task.file, task.media and suite.folder / task.media, fields=task.fields).limited(
+            task.limit
         )
         for _, name, task in tasks
         if not isinstance(task, Harness)
     }
     length = suite.content.max_length
-    encoder = Encoder(model.path, model.model, max_length=length, keeps_answers=True)
+    encoder = Encoder(model.path, model.model, max_length=length, for_scores=True)
     found = []
     for number, (side, name, task) in enumerate(tasks):
         progress(number, len(tasks), name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..fusion.errors import DataError, ModelError
+from ..fusion.errors import DataError, ModelError, first_line
 from ..live.model import LiveModel
 from .scorers import Scored
 from .suite import Harness
@@ -40,6 +40,11 @@ def score_by_harness(task: Harness, model: LiveModel, *, batch_size: int, folder
         )
     except KeyError as error:
         raise DataError(f"lm-evaluation-harness has no task `{task.task}`") from error
+    except Exception as error:  # its tasks, their data sets and their code raise anything
+        raise DataError(
+            f"lm-evaluation-harness fails on `{task.task}`: {first_line(error)}",
+            hint="a task whose data are not at hand must be downloaded first: sculpt fetches nothing",
+        ) from error
     found = results["results"][task.task]
     metrics = {name.partition(",")[0]: value for name, value in found.items() if isinstance(value, float)}
     if task.metric not in metrics:

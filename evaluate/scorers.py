@@ -97,6 +97,7 @@ def exact_match(task: ExactMatch, job: Job) -> Scored:
         prompts,
         max_new_tokens=task.max_new_tokens,
         stop=task.stop,
+        penalties=task.penalties,
         batch_size=job.batch_size,
         advance=job.advance,
     )

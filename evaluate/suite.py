@@ -69,13 +69,16 @@ class ExactMatch(_OnFile):
     """The percentage of prompts that the model answers with the very text; generated greedily.
 
     Attributes:
-        stop: An answer ends where one of these begins.
+        stop: An answer ends where one of these begins; blank space before an answer does not end it.
+        penalties: Decode with what the model's generation_config.json asks for besides sampling, such as a
+            `repetition_penalty`; models that are compared may then differ in it.
         ignore_case, ignore_punctuation: What does not count as a difference; outer white space never does.
     """
 
     scorer: Literal["exact-match"]
     max_new_tokens: PositiveInt = 32
     stop: list[str] = ["\n"]
+    penalties: bool = False
     ignore_case: bool = False
     ignore_punctuation: bool = False
 
@@ -117,6 +120,7 @@ class Caption(_OnFile):
     scorer: Literal["caption"]
     max_new_tokens: PositiveInt = 32
     stop: list[str] = ["\n"]
+    penalties: bool = False
 
 
 class Harness(_Schema):

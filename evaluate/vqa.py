@@ -63,9 +63,10 @@ def _answers(row: Row) -> list[str]:
     """Return what people answered: texts, or objects with an `answer`, as the data set's annotations have."""
     given: Any = row.get("answers")
     found = [one.get("answer") if isinstance(one, dict) else one for one in given] if isinstance(given, list) else []
-    if len(found) < ENOUGH or not all(isinstance(one, str) for one in found):
+    texts = [one for one in found if isinstance(one, str)]
+    if len(texts) < max(ENOUGH, len(found)):
         raise DataError(
             f"`answers` of {row.what} must be a list of at least {ENOUGH} people's answers",
             hint="`scorer: exact-match` compares with one answer, or any of several",
         )
-    return found
+    return texts

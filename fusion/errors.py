@@ -137,7 +137,12 @@ class OutputError(SculptError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return what a library's error says, without its further lines: torch and transformers write whole pages."""
+    """Return what a library's error says, without its further lines: torch and transformers write whole pages.
+
+    Where a library could not import another, what that one says.
+    """
+    while isinstance(error, ImportError) and error.__cause__ is not None:
+        error = error.__cause__
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".")
 

@@ -15,8 +15,8 @@ class CalibrationOptions(SampleRun):
     """What to run and what to keep.
 
     Attributes:
-        data: JSONL or Parquet with text, messages, prompt and completion, image, audio or input_ids; .txt; a saved
-            `datasets` folder; a folder of images. `general`: the general set that ships. Default: a text that ships.
+        data: JSON, CSV, Parquet or text, or a folder, of text, messages, prompt and completion, image, audio or inputs
+            (docs/data.md). `general`: the general set that ships. Default: a text that ships.
         kinds: Kinds of the general set, such as `novels,csv`. Default: all, with the same number of tokens of each, in
             all those of `samples` at full length.
         only_changed: Measure only tensors that differ from this base; stop after the last.

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ..data.batching import Batch, make_batches, sizes_in
+from ..data.counting import batches_of_answers
 from ..data.encoding import Encoder
 from ..data.rows import open_rows
 from ..data.sampling import digest_of, draw_samples, tokens_by_kind
 from ..data.texts import num_positions
 from ..fusion.arithmetic.curvature import Curvature
 from ..fusion.checkpoint import Asked, open_checkpoint
-from ..fusion.errors import CurvatureError, ModelError
+from ..fusion.errors import CurvatureError, DataError, ModelError, Way
 from ..fusion.names import block_of
 from ..fusion.progress import Progress, silent
 from ..fusion.run.diff import changed_tensors
@@ -103,15 +104,35 @@ class Session:
 
     def _draw(self, share: tuple[int, int]) -> None:
         options = self.options
-        rows = open_rows(options.data, options.media, options.kinds)
+        rows = open_rows(options.data, options.media, options.kinds, fields=options.fields)
         encoder = Encoder(
             self.skeleton.folder,
             self.model,
             max_length=options.max_length,
+            options=options,
+            ends_texts=True,
             trust_remote_code=options.trust_remote_code,
         )
         self.data_name, self.max_length = rows.name, encoder.max_length
-        self.samples = draw_samples(rows, encoder, count=options.samples, seed=options.seed)
+        if options.data is None and "input_ids" not in encoder.arguments:
+            raise DataError(
+                f"`{type(self.model).__name__}` takes no text, so the text that ships says nothing of it",
+                ways=[Way(option="data", effect="names samples that the model is for")],
+            )
+        self._counts_all = options.count == "all"
+        if not self._counts_all and is_mixture(self.model.config):
+            raise ModelError(
+                f"the experts of `{type(self.model).__name__}` do not know which of their tokens are a completion's",
+                hint="`count` all measures the prompts too",
+                options=["count"],
+            )
+        self.samples = draw_samples(
+            rows,
+            encoder,
+            count=options.samples,
+            seed=options.seed,
+            usable=lambda example: self._counts_all or example.num_predicted > 0,
+        )
         self.own_samples = self.samples[share[0] :: share[1]]
 
     def _prepare(self) -> None:
@@ -142,6 +163,13 @@ class Session:
         self.activations.__exit__()
 
     def _batches(self) -> list[Batch]:
+        if not self._counts_all:
+            return batches_of_answers(
+                self.own_samples,
+                self.options.batch_size,
+                sizes=sizes_in(self.model.config),
+                max_length=num_positions(self.model),
+            )
         return make_batches(
             self.own_samples,
             self.options.batch_size,
@@ -278,7 +306,7 @@ class Session:
             data=self.data_name,
             data_digest=digest_of(self.samples),
             num_samples=len(self.samples),
-            num_tokens=sum(sample.num_tokens for sample in self.samples),
+            num_tokens=sum(s.num_tokens if self._counts_all else s.num_counted for s in self.samples),
             max_length=self.max_length,
             seed=self.options.seed,
             dtype=str(self.dtype).removeprefix("torch."),

@@ -6,11 +6,13 @@ experience that it comes from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..data.batching import Batch, collate
+from ..data.batching import Batch, class_padding, collate
 from ..data.encoding import Encoder
 from ..data.example import Example
 from ..data.labels import class_number
@@ -53,6 +55,7 @@ def read_buffer(
         if not classifies and not (examples and all(example.num_predicted for example in examples)):
             raise DataError(f"{row.what} has nothing to predict")
         found += [BufferSample(example=example, label=label, domain=domain) for example in examples]
+    encoder.fit.say(rows.name)
     return found
 
 
@@ -78,10 +81,14 @@ def draw_buffer(file: Path, per_class: int, seed: int) -> list[int]:
     return sorted(number for group in groups.values() for number in group)
 
 
-def batches(
-    samples: Sequence[BufferSample], size: int, fill: Mapping[str, int] | None = None
-) -> Iterator[tuple[Batch, list[int | None]]]:
-    """Yield the samples in order, padded with `fill`, and their classes."""
+def batches(samples: Sequence[BufferSample], size: int, config: Any = None) -> Iterator[tuple[Batch, list[int | None]]]:
+    """Yield the samples in order, and their classes.
+
+    Args:
+        config: Of the model, which is told of the padding while a batch is at hand if it has a classification head.
+    """
     for start in range(0, len(samples), size):
         group = samples[start : start + size]
-        yield collate([sample.example for sample in group], fill=fill), [sample.label for sample in group]
+        examples = [sample.example for sample in group]
+        with nullcontext({}) if config is None else class_padding(config, examples) as fill:
+            yield collate(examples, fill=fill), [sample.label for sample in group]

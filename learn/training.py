@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.batching import Batch, class_padding
+from ..data.batching import Batch
 from ..fusion.checkpoint import Source
 from ..fusion.errors import DataError, MethodError
 from ..fusion.progress import Progress, silent
@@ -110,7 +110,7 @@ def learn(
         merged.set(alpha.tolist())
         merged.start_gradient()
         loss = 0.0
-        for batch, classes in batches(samples, BATCH_ROWS, class_padding(merged.model.config)):
+        for batch, classes in batches(samples, BATCH_ROWS, merged.model.config):
             logits, labels, rows = predictions(merged.model, batch, classes)
             each = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
             counts = torch.bincount(rows, minlength=batch.num_samples).clamp(min=1)
@@ -131,7 +131,7 @@ def learn(
 def score(merged: MergedModel, samples: Sequence[BufferSample]) -> BufferScore:
     """Return how well the model, with the weights that it has, does on samples."""
     loss, right = 0.0, 0
-    for batch, classes in batches(samples, BATCH_ROWS, class_padding(merged.model.config)):
+    for batch, classes in batches(samples, BATCH_ROWS, merged.model.config):
         logits, labels, rows = predictions(merged.model, batch, classes)
         each = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
         size = batch.num_samples

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ..data.batching import collate
-from ..data.encoding import READY_MADE, Encoder
+from ..data.encoding import Encoder
 from ..data.example import Example
 from ..data.row import Row
 from ..data.rows import Rows
+from ..data.sampling import read_rows
 from ..fusion.errors import DataError
 from ..fusion.progress import Progress, silent
 
@@ -41,20 +42,29 @@ class TrainingSet(torch.utils.data.Dataset[Example]):
     ) -> None:
         self._rows, self._encoder = rows, encoder
         self._found: list[Example | int] = []
-        self.left_out = 0
+        empty = 0
+        options, skip = encoder.options, encoder.options.bad_rows == "skip"
         numbers = range(rows.count) if numbers is None else numbers
-        for done, number in enumerate(numbers):
+
+        def read(row: Row) -> list[Example] | None:
+            if row.media and not skip and options.too_long != "drop":
+                return None  # as all pictures together may not fit
+            found = self._examples(row)
+            return None if row.media and found else found
+
+        for done, (number, every) in enumerate(read_rows(rows, numbers, read, skip=skip)):
             report(done, len(numbers), "")
-            row = rows.row(number)
-            if row.images is not None:
+            if every is None:
                 self._found.append(number)
                 continue
-            every = self._examples(row)
             useful = [example for example in every if example.num_predicted]
-            self.left_out += max(1, len(every)) - len(useful)  # a row without a token gives no sample at all
+            empty += max(1, len(every)) - len(useful)  # a row without a token gives no sample at all
             self._found += useful
-        if self.left_out:
-            logger.warning("%d samples of `%s` have nothing to predict and were left out", self.left_out, rows.name)
+        encoder.fit.say(rows.name)
+        self.left_out = empty
+        if empty - encoder.fit.dropped:
+            count = empty - encoder.fit.dropped
+            logger.warning("%d samples of `%s` have nothing to predict and were left out", count, rows.name)
         if not self._found:
             raise DataError(
                 f"`{rows.name}` gives nothing to predict within {encoder.max_length} tokens",
@@ -73,11 +83,7 @@ class TrainingSet(torch.utils.data.Dataset[Example]):
         found = self._encoder.labelled(row)
         if any("input_ids" not in example.inputs or "decoder_input_ids" in example.inputs for example in found):
             raise DataError(f"{row.what} gives no text that a decoder could learn to continue")
-        # Templates bring along what ends a text.
-        if row.messages is not None or row.is_document or row.images is not None or row.holds_any(READY_MADE):
-            return found
-        end = getattr(self._encoder.texts.tokenizer, "eos_token_id", None)
-        return [example.ended(end, self._encoder.max_length) for example in found]
+        return found
 
 
 def collate_labelled(examples: Sequence[Example]) -> dict[str, Tensor]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 from ..fusion.arithmetic.per_model import as_tuple
 from ..fusion.errors import MethodError
 from ..fusion.methods.checks import above_zero, at_least, at_least_zero, fraction, one_of
+from ..fusion.rows import RowOptions
 from ..fusion.typed import Options
 
 Layers = Literal["sum", "mean"]
@@ -128,8 +128,8 @@ class AdapterMethod(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule(Options):
-    """How long and how fast is trained.
+class Schedule(RowOptions):
+    """How long and how fast is trained, and how its data are read.
 
     Attributes:
         epochs: Passes over the data.
@@ -137,7 +137,7 @@ class Schedule(Options):
         learning_rate: At its peak; 3 % warm-up, then a cosine to zero.
         batch_size: Samples that run together.
         gradient_accumulation: Batches an optimiser step.
-        max_length: Longest sample, in tokens; longer ones are cut.
+        max_length: Longest sample, in tokens.
         samples: Rows of the data to draw at random, by the seed. Default: all.
         keep_epochs: Write the adapter of every epoch too, beside the output: `OUTPUT-epoch-1` and so on.
         save_steps: Optimiser steps between the checkpoints that a killed run goes on from; 0 is none.
@@ -145,7 +145,6 @@ class Schedule(Options):
         dtype: Of the base's weights: float32, bfloat16, float16, or auto: float32 on a CPU, else as stored. The
             adapter is float32.
         device: auto, cpu, cuda or mps; which of several is `CUDA_VISIBLE_DEVICES`'s to say.
-        media: Folder of the images that rows name; nothing outside it is read. Default: the data's own.
     """
 
     epochs: float = 3.0
@@ -160,7 +159,6 @@ class Schedule(Options):
     seed: int = 0
     dtype: str = "auto"
     device: str = "auto"
-    media: Path | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("gradient_accumulation", 1), ("max_length", 2), ("save_steps", 0)):

@@ -96,7 +96,7 @@ def train_adapter(
         for epoch in range(1, math.ceil(schedule.epochs) + 1):
             refuse_output(output_of(output, epoch), [base, data], ADAPTER, overwrite=resume or overwrite)
     process = join(schedule.device)
-    opened, rows = Checkpoint(base), open_rows(data, schedule.media)
+    opened, rows = Checkpoint(base), open_rows(data, schedule.media, fields=schedule.fields)
     device = pick_device(schedule.device)
     if device.index is not None and ":" in schedule.device:
         raise ModelError(
@@ -106,7 +106,7 @@ def train_adapter(
     dtype = compute_dtype(schedule.dtype, opened, device)
     model = load_base(opened, dtype=dtype)
     model.config.use_cache = False
-    encoder = Encoder(opened.folder or base, model, max_length=schedule.max_length)
+    encoder = Encoder(opened.folder or base, model, max_length=schedule.max_length, options=schedule, ends_texts=True)
     numbers = None if schedule.samples is None else sorted(chosen(schedule.samples, rows.count, schedule.seed))
     examples = TrainingSet(rows, encoder, lambda done, total, _what: progress(done, total, "reading data"), numbers)
     transformers.set_seed(schedule.seed)

@@ -13,17 +13,29 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
 
+from ..errors import ModelError, first_line
+
 
 def named_class(config: Mapping[str, Any] | None) -> Any | None:
-    """Return the first class among a config's `architectures` that transformers has, or None."""
+    """Return the first class among a config's `architectures` that transformers has, or None.
+
+    Raises:
+        ModelError: It has the class and cannot import it.
+    """
     import transformers
 
     names = (config or {}).get("architectures")
     for name in names if isinstance(names, list) else ():
-        found = getattr(transformers, str(name), None)
+        try:
+            found = getattr(transformers, str(name), None)
+        except (ImportError, RuntimeError) as error:  # of a library that it uses, which may not fit the others
+            raise ModelError(f"transformers cannot import `{name}`: {first_line(error)}", hint=MISFIT) from error
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
     return None
+
+
+MISFIT = "where this names torchvision or torchaudio, it does not fit torch: install the one that does, or neither"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,5 +58,6 @@ def _named_base(adapter: ModelRef) -> ModelRef:
         pass  # told below, with what to do about it
     raise CheckpointError(
         f"`{adapter}` is an adapter, and its base is not at hand",
-        hint=f"`{ADAPTER_CONFIG}` says `{named}`; name a folder for the base",
+        hint=f"`{ADAPTER_CONFIG}` says `{named}`; name a folder for the base, with `only_changed` in a calibration",
+        options=["only_changed"],
     )

@@ -62,7 +62,10 @@ def load_config(source: Source, *, trust_remote_code: bool = False) -> Any:
     """
     folder = source.folder or source.path.parent
     content = source.config or {} if source.folder is not None else {}
-    return read_config(folder, content, len(source.tensors), trust_remote_code=trust_remote_code)
+    found = read_config(folder, content, len(source.tensors), trust_remote_code=trust_remote_code)
+    if source.base is not None and source.config not in (None, source.base.config):
+        found = _of_this_machine(type(found).from_dict(content))  # with the vocabulary that an adapter brings
+    return found
 
 
 def read_config(folder: Path, content: Mapping[str, Any], num_tensors: int, *, trust_remote_code: bool = False) -> Any:
@@ -77,7 +80,10 @@ def read_config(folder: Path, content: Mapping[str, Any], num_tensors: int, *, t
     from transformers import AutoConfig
 
     _refuse_hollow(folder, content, num_tensors)
-    config = load_pretrained(AutoConfig, folder, "config", trust_remote_code=trust_remote_code)
+    return _of_this_machine(load_pretrained(AutoConfig, folder, "config", trust_remote_code=trust_remote_code))
+
+
+def _of_this_machine(config: Any) -> Any:
     config._attn_implementation = None  # recursive, as transformers' setter is
     config._experts_implementation = None
     return config

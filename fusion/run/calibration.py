@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..arithmetic.curvature import Curvature
 from ..errors import DataError, MethodError
-from ..typed import Options
+from ..rows import RowOptions
 
 PathLike = Path | str
 Given = PathLike | Mapping[str, Curvature]  # a file of statistics, or statistics in memory
@@ -23,22 +23,22 @@ FROM_DELTA = "delta"  # in place of a model's samples or statistics: its delta s
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleRun(Options):
-    """How samples are run through a model.
+class SampleRun(RowOptions):
+    """How samples are read and run through a model.
 
     Attributes:
         samples: Most samples to run.
-        max_length: Longest sample in tokens; longer ones are cut.
+        max_length: Longest sample in tokens.
         seed: Of the choice among more samples than asked for.
         batch_size: Samples a batch, padded where that changes nothing, else of equal length.
         all_experts: Send every token to every expert, so that none starves; by default to those that its router picks.
+        count: all tokens, or completion: only those that are to be predicted, as a loss mask says.
         device: auto, cpu, cuda, cuda:1, mps …
         dtype: Of the forward. auto: float32 on a CPU, else the weights' own.
         auto_class: transformers class to run, such as AutoModelForMaskedLM. Default: the config's.
         memory: What activations between blocks may take, such as 4GB; above, disk is used. Default: half of what is
             free.
         trust_remote_code: Run model code that lies in the folder. Read it first.
-        media: Folder of the images and sound that rows name; nothing outside it is read. Default: the data's own.
     """
 
     samples: int = 128
@@ -46,12 +46,12 @@ class SampleRun(Options):
     seed: int = 0
     batch_size: int = 1
     all_experts: bool = False
+    count: Literal["all", "completion"] = "all"
     device: str = "auto"
     dtype: str = "auto"
     auto_class: str | None = None
     memory: int | None = None
     trust_remote_code: bool = False
-    media: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("samples", "max_length", "batch_size"):
@@ -111,8 +111,9 @@ class Calibration(SampleRun):
     Attributes:
         hessian: Statistics that `sculpt calibrate` wrote, or statistics in memory; then nothing is calibrated. Several
             tuned models have one each, in their order, `delta` for one that has none.
-        data: Samples of the target task to calibrate on first: JSONL, text or token ids. For all tuned models, or one
-            each, `delta` for one that has none. Default: a text that ships; where the base is protected, the delta.
+        data: Samples of the target task to calibrate on first, as `sculpt calibrate` takes them. For all tuned models,
+            or one each, `delta` for one that has none. Default: a text that ships; where the base is protected, the
+            delta.
         enabled: Calibrate; without, H = I: all directions alike.
         of_other_model: Accept statistics that were measured on another model.
         protect: General samples that the base is to stay good on: data as for the target's, `default` for the general

@@ -19,6 +19,7 @@ import greenlet
 import torch
 
 from ...data.batching import Batch
+from ...data.rows import SHIPPED
 from ...fusion.errors import ModelError, SculptError, first_line
 from ...live.units import Unit
 from ..measure.recorder import Recorder, Stop, run_alone
@@ -236,7 +237,14 @@ class Forward:
         except (SculptError, LostError, ReturnError, greenlet.GreenletExit):
             raise
         except Exception as error:
-            raise ModelError(f"`{type(self.model).__name__}` fails on {run.batch.what}: {first_line(error)}") from error
+            shipped = f"of `{SHIPPED}`" in run.batch.what
+            raise ModelError(
+                f"`{type(self.model).__name__}` fails on {run.batch.what}: {first_line(error)}",
+                hint="the text that ships is for models that run on text alone; name samples of your own"
+                if shipped
+                else None,
+                options=["data"],
+            ) from error
 
     def _stop(self) -> None:
         """End the forwards that are parked."""

@@ -12,6 +12,7 @@ from ...fusion.arithmetic.curvature import Curvature
 from ...fusion.checkpoint import Source
 from ...fusion.errors import CurvatureError
 from ...live.conversions import num_rows
+from ...live.model import read_tensor
 from ...live.names import Assembly
 from ...live.privates import tied_names
 from ...live.skeleton import Skeleton
@@ -104,7 +105,7 @@ class Collector:
         statistics = self.statistics
         terms = {t: statistics[t].finish() for t in assembly.targets if t in statistics and statistics[t].seen}
         moved = assembly.pull_back(terms)
-        return {name: _curvature(name, own) for name, own in moved.items() if name in self.wanted}
+        return {name: _curvature(name, own, self.checkpoint) for name, own in moved.items() if name in self.wanted}
 
     def _forget_grams(self, assembly: Assembly) -> None:
         statistics = self.statistics
@@ -156,8 +157,21 @@ def _sharing_equal_grams(curvatures: dict[str, Curvature]) -> dict[str, Curvatur
     return found
 
 
-def _curvature(name: str, terms: Terms) -> Curvature:
+def _first_not_finite(checkpoint: Source) -> str | None:
+    """Return the first tensor of a checkpoint that holds NaN or infinity."""
+    for name, info in checkpoint.tensors.items():
+        if info.kind.fusible and not bool(read_tensor(checkpoint, name).isfinite().all()):
+            return name
+    return None
+
+
+def _curvature(name: str, terms: Terms, checkpoint: Source) -> Curvature:
     if not all(np.isfinite(term).all() for term in terms.sums):
+        weight = _first_not_finite(checkpoint)
+        if weight is not None:
+            raise CurvatureError(
+                f"`{weight}` of `{checkpoint.ref}` holds NaN or infinity, so the model gives no numbers"
+            )
         raise CurvatureError(
             f"the inputs of `{name}` hold NaN or infinity",
             hint="a wider `dtype` may help; float16 overflows at 65504",

@@ -3,7 +3,7 @@
 A batch of several samples is padded, so a row of an activation may be no token. Where it stands follows from its
 shape: models keep (batch, length) leading, or flatten the two. This is unambiguous because `batching` pads to lengths
 that occur nowhere else in the model. What is computed once for the whole batch, such as a table of positions, counts
-once a sample. A batch of one has no padding and needs none of this.
+once a sample. A batch of one has no padding and needs none of this, unless only some of its tokens are to count.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class RowWeights:
     """
 
     def __init__(self, masks: Sequence[Tensor], num_samples: int) -> None:
-        self.masks = tuple(masks) if num_samples > 1 else ()
+        self.masks = tuple(masks)
         self.num_samples = num_samples
 
     def of_rows(self, count: int, *, shared: bool) -> Tensor | None:

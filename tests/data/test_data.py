@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from sculpt.data.media import load_image
 from sculpt.data.rows import chosen, open_rows
 from sculpt.fusion.errors import DataError, ModelError
 from sculpt.hessian import CalibrationOptions, calibrate
@@ -92,8 +93,8 @@ def test_each_kind_of_text_row(llama: Path, tmp_path: Path) -> None:
     )
     found = [row["input_ids"] for row in given(llama, data, max_length=6)]
     assert found == [
-        ids("a b c"),
-        ids("a b d"),
+        ids("a b c </s>"),
+        ids("a b d </s>"),
         ids("user a </s> assistant b </s>"),
         ids("user a </s> assistant c </s>"),
         [7, 8],
@@ -218,7 +219,7 @@ def test_instruct_blip_through_its_processor(tmp_path: Path) -> None:
     hessian = calibrate(folder, data=data)
     assert any("qformer" in name for name in hessian)
     (row,) = given(folder, data)
-    assert row["qformer_input_ids"] == ids("a b c d")
+    assert row["qformer_input_ids"] == ids("a b c")  # the instruction alone
     assert row["input_ids"][:4] == [4] * 4
 
 
@@ -242,7 +243,7 @@ def test_sound_through_the_feature_extractor(tmp_path: Path) -> None:
 
 REFUSED = {
     "no such file": ("nowhere.jsonl", None, "does not exist"),
-    "another kind": ("d.csv", "a,b", "is of no known kind"),
+    "another kind": ("d.doc", "a,b", "is of no known kind"),
     "empty": ("d.jsonl", "", "is empty"),
     "not JSON": ("d.jsonl", "{", r"row 1 of .* is not JSON"),
     "not an object": ("d.jsonl", "[1]", "row 1 of .* is not a JSON object"),
@@ -251,9 +252,6 @@ REFUSED = {
     "beyond the vocabulary": ("d.jsonl", '{"input_ids": [5, 99]}', "holds the token 99, but the model knows 99"),
     "no token": ("d.jsonl", '{"text": ""}', "gives no token"),
     "an image for a text model": ("d.jsonl", '{"image": "x.png"}', "takes none"),
-    "an image on the network": ("d.jsonl", '{"image": "http://x/y.png", "text": "a"}', "does not use the network"),
-    "an image that is missing": ("d.jsonl", '{"image": "y.png", "text": "a"}', "No such file"),
-    "no image": ("d.jsonl", '{"image": "d.jsonl", "text": "a"}', "cannot be decoded"),
 }
 
 
@@ -267,6 +265,21 @@ def test_bad_data_are_refused_with_a_sentence(case: str, llama: Path, tmp_path: 
         calibrate(llama, data=tmp_path / name)
     assert not caught.value.message.endswith(".")
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("http://x/y.png", "does not use the network"),
+        ("y.png", "No such file"),
+        ("d.jsonl", "cannot be decoded"),
+        ("data:image/png;base64,!", "damaged data URL"),
+    ],
+)
+def test_an_image_that_cannot_be_read_is_named(source: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text("{}")
+    with pytest.raises(DataError, match=message):
+        load_image(source, tmp_path, "row 1")
 
 
 def test_a_model_without_tokenizer_is_told_so(tmp_path: Path) -> None:
@@ -308,5 +321,5 @@ def test_torch_is_not_asked_for_the_network(llama: Path, tmp_path: Path, monkeyp
         raise AssertionError("the network was used")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    assert calibrate(llama, data=jsonl(tmp_path / "d.jsonl", {"text": "a b"})).provenance.num_tokens == 2
+    assert calibrate(llama, data=jsonl(tmp_path / "d.jsonl", {"text": "a b"})).provenance.num_tokens == 3
     assert torch.is_grad_enabled()

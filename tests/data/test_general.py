@@ -15,9 +15,11 @@ import sculpt
 import torch
 from sculpt.data import general
 from sculpt.data.example import Example
+from sculpt.data.fit import Fit
 from sculpt.data.rows import Rows, open_rows
 from sculpt.data.sampling import digest_of, draw_samples, tokens_by_kind
 from sculpt.fusion.errors import DataError
+from sculpt.fusion.rows import RowOptions
 
 ROOT = Path(sculpt.__file__).parent
 BUILDER = ROOT / "benchmarks" / "general_set"
@@ -28,6 +30,7 @@ class Characters:
 
     def __init__(self, max_length: int) -> None:
         self.max_length = max_length
+        self.fit, self.options = Fit(length=max_length), RowOptions()
 
     def examples(self, row: object) -> list[Example]:
         ids = [min(ord(c), 255) for c in row.text("text")][: self.max_length]  # pyright: ignore[reportAttributeAccessIssue]
@@ -150,7 +153,7 @@ def test_a_folder_of_the_same_name_is_named_by_its_path(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="a folder too"):
         open_rows("general")
-    with pytest.raises(DataError, match="neither a saved data set nor"):
+    with pytest.raises(DataError, match="holds neither files of rows nor images"):
         open_rows((tmp_path / "general").absolute())
 
 

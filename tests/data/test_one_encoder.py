@@ -163,7 +163,7 @@ def calibrated(made: Made, file: Path) -> tuple[list[int], list[int]]:
 
 
 def trained(made: Made, file: Path) -> tuple[list[int], list[int]]:
-    (example,) = [*TrainingSet(open_rows(file), made.encoder())]
+    (example,) = [*TrainingSet(open_rows(file), made.encoder(ends_texts=True))]
     batch = collate_labelled([example])
     places = (batch["labels"][0, 1:] != IGNORED).nonzero()[:, 0] + 1
     assert torch.equal(batch["labels"][0, places], batch["input_ids"][0, places])
@@ -171,7 +171,7 @@ def trained(made: Made, file: Path) -> tuple[list[int], list[int]]:
 
 
 def learned(made: Made, file: Path) -> tuple[list[int], list[int]]:
-    (sample,) = read_buffer(file, made.encoder(keeps_answers=True), classifies=False)
+    (sample,) = read_buffer(file, made.encoder(), classifies=False)
     return marked(sample.example)
 
 
@@ -217,8 +217,11 @@ COMMANDS: dict[str, Callable[[Made, Path], tuple[list[int], list[int]]]] = {
 }
 
 
-def expected(case: str) -> tuple[list[int], list[int]]:
+def expected(case: str, *, scored: bool = False) -> tuple[list[int], list[int]]:
+    """Return the tokens and the places of those to be predicted; as lm-evaluation-harness scores them, if they are."""
     _, before, after = ROWS[case]
+    if scored and case == "a token on the boundary":  # to it `ans` is a token of the prompt, and so is the first
+        before, after = f"{before} answer", ": four </s>"
     return ids(f"{before} {after}"), [*range(len(before.split()), len(f"{before} {after}".split()))]
 
 
@@ -265,22 +268,24 @@ def test_an_empty_completion_is_its_end_alone(
 def test_an_answer_with_no_token_before_it_is_led_by_one_in_every_command(
     row: dict[str, Any], tokens: str, places: list[int], text: Made, tmp_path: Path
 ) -> None:
-    """Many tokenizers put no token around a text; training then adds the end, which is to be learned."""
+    """Many tokenizers put no token around a text; training then adds the end, which is to be learned and counts."""
     bare = Made(folder=tmp_path / "bare", model=text.model)
     text.model.save_pretrained(bare.folder)
     tokenizer(around="$A").save_pretrained(bare.folder)
     file = tiny.write_rows(tmp_path / "d.jsonl", row)
     wanted = ids(tokens), places
-    assert calibrated(bare, file) == wanted
     assert learned(bare, file) == wanted
-    assert scored(bare, file) == (wanted[0], len(places))
-    assert trained(bare, file) == ([*wanted[0], *ids("</s>")], [*places, places[-1] + 1])
+    if row["prompt"] != "ans":  # whose one token is all that lm-evaluation-harness takes for read
+        assert scored(bare, file) == (wanted[0], len(places))
+    ended = [*wanted[0], *ids("</s>")], [*places, places[-1] + 1]
+    assert trained(bare, file) == ended
+    assert calibrated(bare, file) == ended
 
 
 @torch.no_grad()
 def loss_of(made: Made, case: str) -> float:
     """Return the mean loss of the tokens that are to be predicted, from all logits of the row alone."""
-    tokens, places = expected(case)
+    tokens, places = expected(case, scored=True)
     (example,) = made.encoder().examples(Row(ROWS[case][0], case, Path()))
     given = {**example.inputs, "input_ids": torch.tensor([tokens]), "attention_mask": torch.ones(1, len(tokens))}
     logits = made.model(**given).logits[0].double()
@@ -291,7 +296,7 @@ def loss_of(made: Made, case: str) -> float:
 @pytest.mark.parametrize("case", ROWS)
 def test_scores_are_of_the_same_tokens(case: str, text: Made, pictures: Made, tmp_path: Path) -> None:
     made = made_for(case, text, pictures)
-    tokens, places = expected(case)
+    tokens, places = expected(case, scored=True)
     seen, figures = score(made, tiny.write_rows(tmp_path / "d.jsonl", ROWS[case][0]), "perplexity")
     assert seen == [tokens]
     assert figures["num_tokens"] == len(places)
@@ -312,7 +317,7 @@ def test_what_is_to_be_answered_is_what_an_answer_follows(
     assert score(made, file, "exact-match, max_new_tokens: 1, stop: []")[0] == [ids(before)]
     task = Caption(scorer="caption", file=file, max_new_tokens=1, stop=[])
     with seen_by(made.model) as seen:
-        encoder = made.encoder(keeps_answers=True)
+        encoder = made.encoder(for_scores=True)
         write_captions(task, live(made), [*open_rows(file)], encoder, batch_size=1, advance=lambda _rows: None)
     assert seen == [ids(before)]
 
@@ -353,10 +358,9 @@ def test_a_tokenizer_that_does_not_say_where_tokens_lie_gives_what_one_does_that
     assert found.answers == [IGNORED] * before + [0] * (after + 1)
 
 
-def test_what_is_too_long_keeps_its_answer_for_scores(text: Made) -> None:
+def test_what_is_too_long_keeps_its_answer_in_every_command(text: Made) -> None:
     row = Row({"prompt": "what is two plus two?", "completion": " four."}, "a row", Path())
-    (kept,) = text.encoder(max_length=6, keeps_answers=True).labelled(row)
+    (kept,) = text.encoder(max_length=6, for_scores=True).labelled(row)
     assert marked(kept) == (ids("<s> two ? four . </s>"), [3, 4, 5])
     (cut,) = text.encoder(max_length=6).examples(row)
-    assert cut.tokens.tolist() == [ids("<s> what is two plus </s>")]
-    assert cut.num_predicted == 0
+    assert marked(cut) == marked(kept)

@@ -16,7 +16,7 @@ import transformers
 from sculpt.data.encoding import Encoder
 from sculpt.data.example import IGNORED, Example
 from sculpt.fusion.checkpoint import Checkpoint, open_checkpoint
-from sculpt.fusion.errors import DataError, MethodError, ModelError
+from sculpt.fusion.errors import DataError, MethodError, ModelError, SculptError
 from sculpt.fusion.methods import Dare, DareTies, TaskArithmetic, Ties
 from sculpt.learn.buffer import BufferSample, batches, draw_buffer, read_buffer
 from sculpt.learn.coefficients import Learnable
@@ -224,7 +224,7 @@ def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
 
 def test_rows_become_samples(made, tmp_path):
     base, _ = made["llama"]
-    encoder = Encoder(base.folder, build("llama"), max_length=3, keeps_answers=True)
+    encoder = Encoder(base.folder, build("llama"), max_length=3, for_scores=True)
     (found,) = read_buffer(
         write_rows(tmp_path / "a.jsonl", [{"input_ids": [1, 2, 3], "domain": "x"}]), encoder, classifies=False
     )
@@ -236,12 +236,12 @@ def test_rows_become_samples(made, tmp_path):
         assert found.label == number
     refused = [
         ({"input_ids": [1]}, False, "nothing to predict"),
-        ({"other": 1}, False, "holds `other`; expected `text`"),
+        ({"other": 1}, False, "holds `other`, which nothing reads"),
         ({"input_ids": [1, 2]}, True, "`label` of row 1 .* is `None`, which is not one of the model's 2 classes"),
         ({"text": "a b"}, False, "tokenizer"),
     ]
     for row, classifies, words in refused:
-        with pytest.raises((DataError, ModelError), match=words):
+        with pytest.raises(SculptError, match=words):
             read_buffer(write_rows(tmp_path / "c.jsonl", [row]), encoder, classifies=classifies)
 
 

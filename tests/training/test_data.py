@@ -11,6 +11,7 @@ from sculpt.data.encoding import Encoder
 from sculpt.data.example import IGNORED, Example
 from sculpt.data.rows import open_rows
 from sculpt.fusion.errors import DataError
+from sculpt.fusion.rows import RowOptions
 from sculpt.training.data import TrainingSet, collate_labelled
 
 from . import tiny  # noqa: TID251 (the tests' own folder)
@@ -22,8 +23,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.llama_folder(tmp_path_factory.mktemp("llama"))
 
 
-def examples(folder: Path, file: Path, *rows: dict[str, Any], model: Any = None, max_length: int = 64) -> TrainingSet:
-    encoder = Encoder(folder, model or tiny.llama(), max_length=max_length)
+def examples(
+    folder: Path,
+    file: Path,
+    *rows: dict[str, Any],
+    model: Any = None,
+    max_length: int = 64,
+    options: RowOptions | None = None,
+) -> TrainingSet:
+    encoder = Encoder(folder, model or tiny.llama(), max_length=max_length, options=options, ends_texts=True)
     return TrainingSet(open_rows(tiny.write_rows(file, *rows)), encoder)
 
 
@@ -86,13 +94,36 @@ def test_images_are_never_predicted(tmp_path: Path) -> None:
 def test_samples_without_anything_to_predict_are_left_out_and_counted(
     folder: Path, tmp_path: Path, caplog: Any
 ) -> None:
-    rows = [{"prompt": "a b c d", "completion": " e"}, {"prompt": "a", "completion": " e"}]
+    rows = [{"prompt": "a", "completion": " e"}, {"text": ""}]
     found = examples(folder, tmp_path / "d.jsonl", *rows, max_length=4)
     assert (len(found), found.left_out) == (1, 1)
-    assert examples(folder, tmp_path / "d.jsonl", rows[1], {"text": ""}).left_out == 1
     assert "have nothing to predict" in caplog.text
     with pytest.raises(DataError, match="gives nothing to predict within 4 tokens"):
-        examples(folder, tmp_path / "d.jsonl", rows[0], max_length=4)
+        examples(folder, tmp_path / "d.jsonl", rows[1], max_length=4)
+
+
+def test_of_a_row_that_is_too_long_the_prompt_is_cut_first(folder: Path, tmp_path: Path, caplog: Any) -> None:
+    row = {"prompt": "a b c d", "completion": " e f"}
+    (found,) = examples(folder, tmp_path / "d.jsonl", row, max_length=5)
+    assert learned(found) == (ids("c d"), ids("e f </s>"))
+    assert "1 samples of `d.jsonl` have more than 5 tokens and were cut" in caplog.text
+
+
+def test_rows_that_are_too_long_are_dropped_or_refused_where_that_is_asked(
+    folder: Path, tmp_path: Path, caplog: Any
+) -> None:
+    rows = [{"prompt": "a b c d", "completion": " e"}, {"prompt": "a", "completion": " e"}]
+    found = examples(folder, tmp_path / "d.jsonl", *rows, max_length=4, options=RowOptions(too_long="drop"))
+    assert (len(found), found.left_out) == (1, 1)
+    assert "1 samples of `d.jsonl` have more than 4 tokens and were dropped" in caplog.text
+    with pytest.raises(DataError, match=r"row 1 of `d\.jsonl` has 6 tokens, more than 4"):
+        examples(folder, tmp_path / "d.jsonl", *rows, max_length=4, options=RowOptions(too_long="error"))
+
+
+def test_labels_of_ready_made_rows_say_what_is_learned(folder: Path, tmp_path: Path) -> None:
+    row = {"input_ids": ids("a b c d x x"), "labels": [-100, -100, *ids("c d"), -100, -100], "attention_mask": [1] * 6}
+    (found,) = examples(folder, tmp_path / "d.jsonl", row)
+    assert learned(found) == (ids("a b x x"), ids("c d"))
 
 
 def test_running_text_is_cut_and_learned_whole(folder: Path, tmp_path: Path) -> None:

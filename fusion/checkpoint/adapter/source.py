@@ -56,7 +56,7 @@ class AdapterSource(Source):
         self.files = (path / ADAPTER_CONFIG, *weights)
         self._file_of = _by_tensor(path, weights)
         self.own = {name: opened.tensors[name] for name, opened in self._file_of.items()}
-        self.patches = patches_of(path, self.adapter_config, self.own, base)
+        self.patches = patches_of(path, self.adapter_config, self.own, base, self.read_own)
         self._drop_copies_of_tied()
         patched = {name: self._info(name, patch) for name, patch in self.patches.items()}
         # Where a head was trained in the place of the one that predicts tokens, the model has no use for that one.
@@ -125,7 +125,7 @@ class AdapterSource(Source):
         shape = origin.shape
         if patch.rows is not None:
             shape = (max(shape[0], *(row + 1 for row in patch.rows[1])), *shape[1:])
-        if patch.product is not None and not origin.kind.fusible:
+        if (patch.product is not None or patch.rows is not None) and not origin.kind.fusible:
             raise CheckpointError(
                 f"`{name}` is {origin.kind.torch} in the base, to which an adapter cannot be added",
                 hint="fuse into the unquantised base",
@@ -133,7 +133,7 @@ class AdapterSource(Source):
         wide = "F64" if origin.dtype == "F64" else "F32"
         return TensorInfo(
             name=name,
-            dtype=origin.dtype if patch.product is None else wide,
+            dtype=origin.dtype if patch.product is None and patch.rows is None else wide,
             # A merge keeps the base's dtype, whatever float the adapter was trained in.
             stored=base.stored if base and base.kind.fusible and origin.kind.fusible else origin.stored,
             shape=shape,

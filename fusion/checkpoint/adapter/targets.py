@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
+import numpy as np
+
 from ...errors import CheckpointError
 from ...names import config_values, is_vocabulary
-from ..foreign import GATHER
+from ..quantised import format_name, scales_of
 from ..tensor_info import TensorInfo
-from ..wrappers import ANYWHERE
 from .config import AdapterConfig
 from .module_names import ModelNames, ModelParameter, ParameterPart
 from .patch import Patch, Product
+from .saved_names import PREFIX, by_saved_name
 
 if TYPE_CHECKING:
     from ..source import Source
 
-PREFIX = "base_model.model."
+ReadTensor = Callable[[str], np.ndarray]
 FACTOR = re.compile(r"(.+)\.(lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(weight|bias))?")
 RESIZED = "was the base's vocabulary resized before training? Then save that base, and name it here"
 UNTIE = "`sculpt untie` stores both: merge into what it writes"
@@ -52,16 +54,17 @@ class _Parts:
 
 def without_prefix(name: str) -> str:
     """Return a name without what PEFT wraps around it."""
-    parts = [part for part in name.split(".") if part not in ANYWHERE]
-    return ".".join(part for part in ".".join(parts).removeprefix(PREFIX).split(".") if part != "base_layer")
+    return ".".join(part for part in name.removeprefix(PREFIX).split(".") if part != "base_layer")
 
 
 @final
 class _Resolver:
     """Turns the tensors of an adapter into patches of the base's."""
 
-    def __init__(self, folder: Path, config: AdapterConfig, own: Mapping[str, TensorInfo], base: Source) -> None:
-        self._folder, self._config, self._own, self._base = folder, config, own, base
+    def __init__(
+        self, folder: Path, config: AdapterConfig, own: Mapping[str, TensorInfo], base: Source, read: ReadTensor
+    ) -> None:
+        self._folder, self._config, self._own, self._base, self._read = folder, config, own, base, read
         self._names = ModelNames(base)
         self.patches: dict[str, Patch] = {}
         self._evidence: set[bool] = set()
@@ -92,9 +95,17 @@ class _Resolver:
             raise CheckpointError(f"`{self._folder}` adapts `{tensor}` twice")
         self.patches[tensor] = Patch(**{**vars(known), **changes})
 
-    def stored(self, info: TensorInfo) -> None:
-        """Take a whole tensor: a module that was saved, a trained bias, or an embedding."""
-        name = without_prefix(info.name).replace(".modules_to_save.", ".")
+    def stored(self, name: str, info: TensorInfo) -> None:
+        """Take a whole tensor: a module that was saved, a trained bias, or an embedding.
+
+        PEFT may write one twice, as the module that was saved and as an embedding of the model.
+        """
+        name = without_prefix(name).replace(".modules_to_save.", ".")
+        if ".original_module." in name:
+            return  # what it was before training
+        other = self.patches.get(name)
+        if other is not None and other.stored and np.array_equal(self._read(other.stored), self._read(info.name)):
+            return
         found = self.parameter(name)
         if found is None:
             self.add(name, stored=info.name)  # the plan decides about tensors that the base lacks
@@ -103,9 +114,8 @@ class _Resolver:
         else:
             raise CheckpointError(f"`{self._folder}` holds `{name}`, which the base splits over several tensors")
 
-    def tokens(self, info: TensorInfo) -> None:
+    def tokens(self, module: str, info: TensorInfo) -> None:
         """Take rows of an embedding; those after its last make it longer."""
-        module = without_prefix(info.name.removesuffix(TOKENS))
         rows, found = self._config.rows_of(module), self.parameter(f"{module}.weight")
         if rows is None or found is None or len(found.parts) != 1:
             raise self._missing(f"{module}.weight")
@@ -117,6 +127,16 @@ class _Resolver:
                 hint=RESIZED,
             )
         self.add(found.parts[0].tensor, rows=(info.name, rows))
+
+    def _refuse_quantised(self, names: Sequence[str]) -> None:
+        """Say that a base is quantised, where that is why factors do not fit it."""
+        for codes, scales in scales_of(self._base.tensors):
+            if codes in names:
+                kind = format_name(self._base.config, scales)
+                raise CheckpointError(
+                    f"`{codes}` in `{self._base.ref}` holds {kind} codes, to which an adapter cannot be added",
+                    hint="fuse into the unquantised base",
+                )
 
     def note_evidence(self, parts: _Parts) -> None:
         """Learn from weights that are not square which way round the others lie."""
@@ -171,6 +191,7 @@ class _Resolver:
             if ways and rank * experts == parts.a.shape[0] and parts.b.shape[1] == rank * experts:
                 fitting[name] = (found, experts, ways)
         if len(fitting) != 1:
+            self._refuse_quantised([part.tensor for found in candidates.values() for part in found.parts])
             shapes = ", ".join(f"`{name}` {list(found.shape)}" for name, found in candidates.items())
             raise CheckpointError(
                 f"the factors of `{module}` in `{self._folder}`, {list(parts.b.shape)} and {list(parts.a.shape)}, "
@@ -230,34 +251,30 @@ class _Resolver:
 
 
 def patches_of(
-    folder: Path, config: AdapterConfig, tensors: Mapping[str, TensorInfo], base: Source
+    folder: Path, config: AdapterConfig, tensors: Mapping[str, TensorInfo], base: Source, read: ReadTensor
 ) -> dict[str, Patch]:
     """Return what an adapter makes of the base's tensors, by their names.
+
+    Args:
+        read: A tensor of the adapter, by its name there.
 
     Raises:
         CheckpointError: A target is not in the base, a shape does not fit, or a tensor is of an unknown kind.
     """
-    if config.token_rows and not any(name.endswith(TOKENS) for name in tensors):
+    named = by_saved_name(folder, tensors)
+    if config.token_rows and not any(name.endswith(TOKENS) for name in named):
         raise CheckpointError(f"`{folder}` trains tokens (`trainable_token_indices`), and holds none of them")
-    empty = [name for name, info in tensors.items() if not info.num_elements]
-    if empty:
-        others = f" and {len(empty) - 1} other tensors" if len(empty) > 1 else ""
-        raise CheckpointError(
-            f"`{empty[0]}`{others} of `{folder}` {'are' if others else 'is'} empty: "
-            "ZeRO-3 saves what it did not gather",
-            hint=GATHER,
-        )
-    resolver = _Resolver(folder, config, tensors, base)
+    resolver = _Resolver(folder, config, tensors, base, read)
     modules: dict[str, _Parts] = {}
-    for name, info in tensors.items():
+    for name, info in named.items():
         matched = FACTOR.fullmatch(name)
         if matched is None:
             if name.endswith(TOKENS):
-                resolver.tokens(info)
+                resolver.tokens(without_prefix(name.removesuffix(TOKENS)), info)
                 continue
             if ".lora_" in name or "token_adapter" in name:
                 raise CheckpointError(f"`{name}` in `{folder}` is of a kind that sculpt does not know")
-            resolver.stored(info)
+            resolver.stored(name, info)
             continue
         key, kind, leaf = matched.groups()
         parts = modules.setdefault(key, _Parts(key=key, module=without_prefix(key)))
