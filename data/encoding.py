@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 READ = (
     *("text", "text_pair", "messages", "prompt", "completion", "tools", "chat_template_kwargs"),
     *("image", "images", "video", "videos", "audio", "audios"),
-    *("answer", "choices", "references", "label", "domain"),  # scorers and the buffer of learned weights read them
+    *("answer", "answers", "choices", "references", "label", "domain"),  # scorers and buffers read them
 )
 # What data sets note beside a sample, and no model is told.
 NOTES = frozenset(

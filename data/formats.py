@@ -36,7 +36,7 @@ Content = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class RowTable:
     """Rows of one file.
 
     Attributes:
@@ -50,7 +50,7 @@ class Table:
     documents: bool = False
 
 
-def open_table(path: Path) -> Table | None:
+def open_table(path: Path) -> RowTable | None:
     """Return the rows of a file, None if its name says of no known kind.
 
     Raises:
@@ -96,7 +96,7 @@ def too_long(what: str) -> DataError:
     )
 
 
-def documents(text: str, name: str) -> Table:
+def documents(text: str, name: str) -> RowTable:
     """Return the documents of a text, which lines of `%%` part."""
     found: list[str] = []
     lines: list[str] = []
@@ -110,10 +110,10 @@ def documents(text: str, name: str) -> Table:
             lines = []
         else:
             lines.append(line)
-    return Table(count=len(found), read=lambda number: {"text": found[number]}, documents=True)
+    return RowTable(count=len(found), read=lambda number: {"text": found[number]}, documents=True)
 
 
-def _text(path: Path, named: Path) -> Table:
+def _text(path: Path, named: Path) -> RowTable:
     return documents(text_of(path, named), named.name)
 
 
@@ -129,7 +129,7 @@ def _json_row(line: bytes, number: int, named: Path) -> Content:
     return row
 
 
-def _jsonl(path: Path, named: Path) -> Table:
+def _jsonl(path: Path, named: Path) -> RowTable:
     starts = array("q")
     try:
         with path.open("rb") as stream:
@@ -153,10 +153,10 @@ def _jsonl(path: Path, named: Path) -> Table:
             raise _reading(named, error) from error
         return _json_row(line, number, named)
 
-    return Table(count=len(starts), read=read)
+    return RowTable(count=len(starts), read=read)
 
 
-def _json(path: Path, named: Path) -> Table:
+def _json(path: Path, named: Path) -> RowTable:
     """Return the objects of a JSON array, or of JSON lines, as many data sets call those too."""
     try:
         with path.open(encoding="utf-8-sig") as stream:
@@ -175,7 +175,7 @@ def _json(path: Path, named: Path) -> Table:
             stream.seek(start)
             return _json_row(stream.read(end - start), number, named)
 
-    return Table(count=len(spans) // 2, read=read)
+    return RowTable(count=len(spans) // 2, read=read)
 
 
 def _elements(path: Path, named: Path) -> Iterator[tuple[int, int]]:
@@ -207,7 +207,7 @@ def _elements(path: Path, named: Path) -> Iterator[tuple[int, int]]:
             ahead, place = ahead[place:] + more, 0
 
 
-def _csv(path: Path, named: Path) -> Table:
+def _csv(path: Path, named: Path) -> RowTable:
     """Return the lines of a table with a header; a comma, semicolon or tab parts them, as the header says."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     starts = array("q")
@@ -244,7 +244,7 @@ def _csv(path: Path, named: Path) -> Table:
             raise DataError(f"row {number + 1} of `{named}` has {len(values)} cells, and the header {len(names)}")
         return {name: value for name, value in zip(names, values, strict=True) if value}
 
-    return Table(count=max(0, len(starts) - 1), read=read)
+    return RowTable(count=max(0, len(starts) - 1), read=read)
 
 
 def _pyarrow() -> Any:
@@ -296,12 +296,12 @@ class _Parquet:
             raise _reading(self._named, error) from error
 
 
-def _parquet(path: Path, named: Path) -> Table:
+def _parquet(path: Path, named: Path) -> RowTable:
     file = _Parquet(path, named)
-    return Table(count=file.ends[-1] if file.ends else 0, read=file.read)
+    return RowTable(count=file.ends[-1] if file.ends else 0, read=file.read)
 
 
-def arrow(path: Path) -> Table:
+def arrow(path: Path) -> RowTable:
     """Return the rows of an Arrow file or stream, which stays on the disk."""
     pyarrow = _pyarrow()
     try:
@@ -312,10 +312,10 @@ def arrow(path: Path) -> Table:
             table = pyarrow.ipc.open_file(source).read_all()
     except Exception as error:
         raise _reading(path, error) from error
-    return Table(count=table.num_rows, read=lambda number: table.slice(number, 1).to_pylist()[0])
+    return RowTable(count=table.num_rows, read=lambda number: table.slice(number, 1).to_pylist()[0])
 
 
-READERS: dict[str, Callable[[Path, Path], Table]] = {
+READERS: dict[str, Callable[[Path, Path], RowTable]] = {
     ".arrow": lambda path, _named: arrow(path),
     ".csv": _csv,
     ".json": _json,

@@ -62,9 +62,9 @@ def _part(part: Any, what: str) -> dict[str, Any]:
         raise DataError(f"{what} has a message with a part that is {type(part).__name__}")
     part = {key: value for key, value in part.items() if value is not None}
     name = part.get("type") or next((key for key in (*KINDS, "text") if key in part), None)
-    if name in TEXTS:
+    if isinstance(name, str) and name in TEXTS:
         return {**part, "type": "text", "text": part.get("text", "")}
-    if name not in KINDS:
+    if not isinstance(name, str) or name not in KINDS:
         raise DataError(f"{what} has a message with a part of type `{name}`; known are text, {', '.join(KINDS)}")
     kind = KINDS[name]
     source = _source(part, (name, kind, f"{kind}_url", *SOURCES))

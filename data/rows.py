@@ -23,7 +23,7 @@ from ..fusion.errors import DataError, first_line
 from ..fusion.ref import is_there
 from ..fusion.run.calibration import GENERAL
 from . import general
-from .formats import COMPRESSED, READERS, Table, arrow, documents, open_table, text_of
+from .formats import COMPRESSED, READERS, RowTable, arrow, documents, open_table, text_of
 from .layouts import IMAGE_SUFFIXES, in_our_words
 from .row import Row
 
@@ -159,18 +159,18 @@ def _general(kinds: Sequence[str]) -> Rows:
     )
 
 
-def _rows(table: Table, *, name: str, folder: Path) -> Rows:
+def _rows(table: RowTable, *, name: str, folder: Path) -> Rows:
     return Rows(name=name, count=table.count, read=table.read, folder=folder, documents=table.documents)
 
 
-def _concatenated(tables: Sequence[Table]) -> Table:
+def _concatenated(tables: Sequence[RowTable]) -> RowTable:
     ends = list(accumulate(table.count for table in tables))
 
     def read(number: int) -> Mapping[str, Any]:
         place = bisect_right(ends, number)
         return tables[place].read(number - (ends[place - 1] if place else 0))
 
-    return Table(count=ends[-1] if ends else 0, read=read, documents=any(table.documents for table in tables))
+    return RowTable(count=ends[-1] if ends else 0, read=read, documents=any(table.documents for table in tables))
 
 
 def _saved_dataset(path: Path) -> Rows:

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from ..fusion.checkpoint import open_checkpoint
-from ..fusion.checkpoint.identity import digest_of_data
 from ..fusion.checkpoint.output.guard import ADAPTER_RECORD
 from ..fusion.errors import MethodError, ModelError
 from ..fusion.progress import Progress, silent
 from ..live.model import load_model
 from ..training.settings import AdapterMethod, Schedule
-from ..training.train import train_adapter
+from ..training.train import plan_of, train_adapter
 from .evaluate import SuiteScores, score_suite
 from .strengths import parse_grid
 from .suite import Suite
@@ -121,10 +120,7 @@ def _trained(base: Path, data: Path, folder: Path, wanted: Settings) -> Path:
     record = folder / ADAPTER_RECORD
     if record.is_file():
         before = json.loads(record.read_text(encoding="utf-8")).get("settings", {})
-        method, schedule = (json.loads(json.dumps(asdict(part))) for part in wanted)
-        steps = {key: value for key, value in schedule.items() if key in before.get("schedule", {})}
-        known = before.get("method"), before.get("schedule"), before.get("data"), before.get("base")
-        if known == (method, steps, digest_of_data(data), open_checkpoint(base).fingerprint):
+        if before == json.loads(json.dumps(plan_of(open_checkpoint(base), data, *wanted))):
             return folder
     train_adapter(base, data=data, output=folder, method=wanted[0], schedule=wanted[1], overwrite=record.is_file())
     return folder

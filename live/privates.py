@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["StorageWeakRef", "TorchDispatchMode"]  # handed on; the rest is defined here
+__all__ = ["StorageWeakRef", "TorchDispatchMode", "tree_map"]  # handed on; the rest is defined here
 
 # Operators that only the dispatcher sees.
 TO_COPY = torch.ops.aten._to_copy.default

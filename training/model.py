@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from ..fusion.checkpoint import Source
 from ..fusion.errors import MethodError, ModelError
 from ..live.model import load_model
-from ..live.privates import transposed_linear
+from ..live.privates import transposed_linear, tree_map
 from .layers import adapted_layers, matches
 from .settings import AdapterMethod, split
 

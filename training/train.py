@@ -70,6 +70,17 @@ class Trained:
         return {**asdict(self), "output": str(self.output), "log": list(self.log)}
 
 
+def plan_of(base: Source, data: Path, method: AdapterMethod, schedule: Schedule) -> dict[str, Any]:
+    """Return all that decides what is trained, as plain values."""
+    free = ("device", "save_steps", "media")
+    return {
+        "base": base.resume_key(),
+        "data": digest_of_data(data),
+        "method": asdict(method),
+        "schedule": {key: value for key, value in asdict(schedule).items() if key not in free},
+    }
+
+
 def train_adapter(
     base: Path,
     *,
@@ -111,14 +122,7 @@ def train_adapter(
     examples = TrainingSet(rows, encoder, lambda done, total, _what: progress(done, total, "reading data"), numbers)
     transformers.set_seed(schedule.seed)
     tuned = with_adapter(model, method)
-    plan = {
-        "base": opened.resume_key(),
-        "data": digest_of_data(data),
-        "method": asdict(method),
-        "schedule": {
-            key: value for key, value in asdict(schedule).items() if key not in ("device", "save_steps", "media")
-        },
-    }
+    plan = plan_of(opened, data, method, schedule)
     with ExitStack() as stack:
         workspace = stack.enter_context(Workspace(output, made_by="lora-train")) if process.is_first else None
         folder = from_first(workspace.folder if workspace is not None else None, process)

@@ -35,6 +35,13 @@ def named_class(config: Mapping[str, Any] | None) -> Any | None:
     return None
 
 
+def with_own_kernels(config: Any) -> Any:
+    """Return a config that leaves it to transformers how attention and experts are computed."""
+    config._attn_implementation = None  # recursive, as transformers' setter is
+    config._experts_implementation = None
+    return config
+
+
 MISFIT = "where this names torchvision or torchaudio, it does not fit torch: install the one that does, or neither"
 
 

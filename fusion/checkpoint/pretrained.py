@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError, first_line
+from .loading_rules import with_own_kernels
 
 if TYPE_CHECKING:
     from .source import Source
@@ -84,9 +85,7 @@ def read_config(folder: Path, content: Mapping[str, Any], num_tensors: int, *, t
 
 
 def _of_this_machine(config: Any) -> Any:
-    config._attn_implementation = None  # recursive, as transformers' setter is
-    config._experts_implementation = None
-    return config
+    return with_own_kernels(config)
 
 
 def _refuse_hollow(folder: Path, config: Mapping[str, Any], num_tensors: int) -> None:

@@ -100,9 +100,10 @@ class Protector:
 
     def _described(self, group: Group, k: int) -> str:
         """Return the form, and of which experts of a stack it is none as no data reached them."""
-        form = self.form(group, k)
-        beside = np.flatnonzero(~reached((group.tuned[k], group.base), group.shape)) if form != INTERPOLATION else ()
-        return f"{form} but {INTERPOLATION} of {' '.join(map(str, beside))}" if len(beside) else form
+        form, known = self.form(group, k), reached((group.tuned[k], group.base), group.shape)
+        if form == INTERPOLATION or known.all() or not known.any():
+            return form
+        return f"{form} but {INTERPOLATION} of {' '.join(map(str, np.flatnonzero(~known)))}"
 
     def seen(self, group: Group) -> Group:
         """Return what the method is told of a tensor: of one tuned model, where they are put together."""
@@ -265,7 +266,8 @@ class Protector:
             else:
                 diagonal = base.matrix.diagonal()
                 matrix = (own.expand(len(diagonal)) if sources[place] == "identity" else diagonal).diag()
-            targets.append(Moment(matrix=matrix, mean=float(own)))
+            # The ridge of an expert that no general sample reached: alike on both sides, an interpolation.
+            targets.append(Moment(matrix=matrix, mean=float(own) or base.mean))
         shares = self._shares(group)
         weight, counts = self.protection.balance(sources, [shares[k] for k in party])
         blocks = mixing_blocks(group.name, targets, base, self.protection, weight, counts)

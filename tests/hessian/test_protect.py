@@ -293,8 +293,10 @@ def test_two_folders_are_enough(models: Callable[[str], dict[str, Path]], tmp_pa
     sculpt.fuse(found["base"], found["tuned"], protect=found["general"], output=tmp_path / "python")
     sculpt.calibrate(found["base"], data=found["general"], output=tmp_path / "g.safetensors", full=["*"])
     run_fuse(found["base"], found["tuned"], "--protect", tmp_path / "g.safetensors", "-o", tmp_path / "before")
-    outputs = {weights(tmp_path / name) for name in ("out", "named", "python", "before")}
-    assert len(outputs) == 1
+    assert weights(tmp_path / "out") == weights(tmp_path / "named")
+    for name in ("python", "before"):  # of a process with another number of threads
+        for key, array in tensors_of(tmp_path / name).items():
+            np.testing.assert_allclose(array, tensors_of(tmp_path / "out")[key], atol=1e-6)
     base, tuned, fused = (tensors_of(folder) for folder in (found["base"], found["tuned"], tmp_path / "out"))
     name = "model.layers.0.mlp.up_proj.weight"
     assert 0 < np.abs(fused[name] - base[name]).sum() < np.abs(tuned[name] - base[name]).sum()

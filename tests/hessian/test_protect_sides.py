@@ -176,7 +176,7 @@ def test_kinds_without_the_general_set_and_general_data_for_the_target_are_refus
 ) -> None:
     with pytest.raises(MethodError, match="`protect_kinds` are of the general set"):
         Calibration(protect=found["one"], protect_kinds=("csv",))
-    with pytest.raises(MethodError, match="both be measured on `general`"):
+    with pytest.raises(MethodError, match="both be measured on the general set that ships"):
         fused(found, tmp_path / "out", [found["one"], "default:2"], data="general")
     with pytest.raises(MethodError, match="both be measured on"):
         fused(found, tmp_path / "out", [found["one"], found["target"]])

@@ -53,7 +53,7 @@ def _private_uses(tree: ast.AST) -> Iterator[str]:
             case ast.ImportFrom(module=str(module), level=0):
                 if module in INTERNAL or any(part.startswith("_") for part in _parts(module, node.names)):
                     yield ast.unparse(node)
-            case ast.Attribute(value=ast.Name(id="self" | "cls")):
+            case ast.Attribute(value=ast.Name(id="self" | "cls" | "os")):
                 pass
             case (
                 ast.Attribute(attr=name)

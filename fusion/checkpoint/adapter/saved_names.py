@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...errors import CheckpointError
+from ..foreign import GATHER
 from ..tensor_info import TensorInfo
 from ..wrappers import ANYWHERE
 
@@ -40,8 +41,8 @@ def by_saved_name(folder: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, 
     for name, info in tensors.items():
         if not info.num_elements:
             raise CheckpointError(
-                f"`{name}` in `{folder}` is empty: {list(info.shape)}",
-                hint="a model whose weights are sharded must be gathered before its adapter is saved",
+                f"`{name}` in `{folder}` is empty, of shape {list(info.shape)}: ZeRO-3 saves what it did not gather",
+                hint=GATHER,
             )
         plain = saved_name(name)
         if plain in found:

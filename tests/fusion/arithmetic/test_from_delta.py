@@ -223,6 +223,18 @@ def test_stacked_experts_are_each_their_own_matrix() -> None:
         np.testing.assert_allclose(found[k], one, atol=1e-5)
 
 
+def test_an_expert_that_no_general_sample_reached_is_interpolated() -> None:
+    base, tuned = models(1, (2, 5, 12))
+    one = seen(40, 12, 0)
+    assert one.gram is not None
+    general = Curvature(
+        terms=(np.stack([one.terms[0], 0 * one.terms[0]]),), num_tokens=40, gram=np.stack([one.gram, 0 * one.gram])
+    )
+    (found,), form = protected(base, tuned, general, [UNMEASURED], Protection(weight=0.25))
+    np.testing.assert_allclose(found[1], base[1] + (tuned[0][1] - base[1]) / 1.25, atol=1e-6)
+    assert form == "delta but interpolation of 1"
+
+
 def test_diagonals_of_a_delta_are_refused() -> None:
     with pytest.raises(MethodError, match="matrices"):
         Protection(target="delta", curvature="diagonal")

@@ -23,6 +23,8 @@ def sculpt(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     outside = shutil.ignore_patterns(".*", "tests", "benchmarks", "__pycache__", "*.png", "build", "*.egg-info")
     shutil.copytree(ROOT, parent / "sculpt", ignore=outside)
     shutil.copytree(ROOT / "tests/fusion/methods", parent / "contract")
+    for shared in ("conftest.py", "without_float64.py"):
+        shutil.copy(ROOT / "tests" / shared, parent)
     file, line = re.findall(r"```python\n(.*?)```", (ROOT / "docs/adding-a-method.md").read_text(), re.DOTALL)
     methods = parent / "sculpt/fusion/methods"
     (methods / "consensus.py").write_text(file)
