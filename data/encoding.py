@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..fusion.checkpoint.pretrained import is_encoder_decoder
 from ..fusion.errors import DataError, Way
 from ..fusion.rows import RowOptions
 from .example import Example
@@ -183,7 +184,7 @@ class Encoder:
         return row if plain is row or self.texts.template is not None else plain
 
     def _ready_made(self, row: Row) -> Iterator[tuple[Inputs, Tokens]]:
-        is_double = self.config.is_encoder_decoder
+        is_double = is_encoder_decoder(self.config)
         inputs, tokens, completion = ready_made(
             row, self.arguments, type(self.model).__name__, is_encoder_decoder=is_double
         )

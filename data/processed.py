@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..fusion.checkpoint.pretrained import is_encoder_decoder
 from ..fusion.errors import DataError, first_line
 from .chats import Template, with_sources
 from .example import IGNORED
@@ -135,6 +136,11 @@ class Processed:
         """Return prompt and completion, or a text, read as one with the images before it."""
         prompt = row.text("prompt" if "prompt" in row else "text")
         completion = row.text("completion") if "completion" in row else ""
+        if completion and is_encoder_decoder(self.model.config):
+            text = self._with_places(prompt, len(media.get("image", ())))
+            inputs, tokens = self._finished(self._called(row, media, text, prompt), text, (), row.what)
+            inputs.pop("decoder_input_ids", None)
+            return inputs, self.texts.with_decoder(inputs, self.texts.cut(completion, row.what)) or tokens
         text = self._with_places(prompt + completion, len(media.get("image", ())))
         begins = (len(text) - len(completion) if "prompt" in row and "completion" in row else 0,)
         return self._finished(self._called(row, media, text, prompt), text, begins, row.what)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..fusion.checkpoint.pretrained import load_pretrained
+from ..fusion.checkpoint.pretrained import is_encoder_decoder, load_pretrained
 from ..fusion.errors import DataError, SculptError
 from ..fusion.rows import RowOptions
 from .chats import Template
@@ -53,7 +53,7 @@ class Texts:
         self.arguments = arguments
         self.options = options
         self.for_scores = for_scores
-        self.ends_texts = ends_texts and not model.config.is_encoder_decoder
+        self.ends_texts = ends_texts and not is_encoder_decoder(model.config)
         self.trust_remote_code = trust_remote_code
         limit = num_positions(model)
         length = max_length if limit is None else min(max_length, limit)
@@ -127,7 +127,7 @@ class Texts:
         if not all(isinstance(row.get(key), str) for key in ("prompt", "completion")):
             raise DataError(f"`prompt` and `completion` of {row.what} must both be text, or both lists of messages")
         prompt, completion = row.text("prompt"), row.text("completion")
-        if self.config.is_encoder_decoder:
+        if is_encoder_decoder(self.config):
             if self.for_scores:  # as lm-evaluation-harness scores it
                 read = prompt.rstrip()
                 said = tokenize(self.tokenizer, prompt[len(read) :] + completion, (0,), special=False)
@@ -182,7 +182,7 @@ class Texts:
             template = self.template_for(row)
             text = template.render(row, template.spelled(row, chat), add_generation_prompt=True)
             found = self._chat(text, ())
-        elif self.config.is_encoder_decoder:
+        elif is_encoder_decoder(self.config):
             return self.cut(row.text("prompt"), row.what).ids
         else:
             found = tokenize(self.tokenizer, row.text("prompt"), (len(row.text("prompt")),))
@@ -231,7 +231,7 @@ class Texts:
 
         Of a lone text an encoder–decoder gets half each.
         """
-        if self.config.is_encoder_decoder and completion is None:
+        if is_encoder_decoder(self.config) and completion is None:
             half = -(-len(tokens.ids) // 2)
             tokens, completion = tokens.cut(0, half), tokens.cut(half)
         if not tokens.ids:
@@ -247,7 +247,9 @@ class Texts:
         """
         if "decoder_input_ids" in inputs:
             return Tokens.all_predicted(inputs["decoder_input_ids"][0].tolist())
-        if "decoder_input_ids" not in self.arguments:
+        # InstructBLIP and its kin have the argument for language models of both sorts.
+        only_decodes = getattr(self.config, "use_decoder_only_language_model", False)
+        if "decoder_input_ids" not in self.arguments or only_decodes:
             return None
         config = self.config.get_text_config(decoder=True)
         first = next(

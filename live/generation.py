@@ -31,14 +31,17 @@ def greedy(model: Any, *, max_new_tokens: int, pad_token_id: int | None, penalti
     """
     from transformers import GenerationConfig
 
-    own = model.generation_config.to_dict()
     plain = GenerationConfig().to_dict()
-    kept = own if penalties else {key: own[key] for key in (*TOKENS, *FORCED) if own.get(key) is not None}
-    kept = {key: value for key, value in kept.items() if key not in SAMPLING and key in plain}
     told = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens, "pad_token_id": pad_token_id}
-    before = model.generation_config
-    model.generation_config = GenerationConfig(**{**kept, "max_length": None, **told})
+    # InstructBLIP and its kin hand the writing on to a language model within, which goes by its own.
+    before = {m: m.generation_config for m in model.modules() if getattr(m, "generation_config", None) is not None}
+    for writer, config in before.items():
+        own = config.to_dict()
+        kept = own if penalties else {key: own[key] for key in (*TOKENS, *FORCED) if own.get(key) is not None}
+        kept = {key: value for key, value in kept.items() if key not in SAMPLING and key in plain}
+        writer.generation_config = GenerationConfig(**{**kept, "max_length": None, **told})
     try:
         yield
     finally:
-        model.generation_config = before
+        for writer, config in before.items():
+            writer.generation_config = config

@@ -16,7 +16,7 @@ import torch
 
 from ..fusion.checkpoint import Source, open_checkpoint
 from ..fusion.checkpoint.output.scratch import Scratch
-from ..fusion.checkpoint.pretrained import load_config, load_pretrained
+from ..fusion.checkpoint.pretrained import is_encoder_decoder, load_config, load_pretrained
 from ..fusion.errors import ModelError
 from .devices import compute_dtype, pick_device
 from .skeleton import build
@@ -71,7 +71,7 @@ class LiveModel:
     @property
     def is_encoder_decoder(self) -> bool:
         """Whether prompt and completion go to different halves."""
-        return bool(self.model.config.is_encoder_decoder)
+        return is_encoder_decoder(self.model.config)
 
     @property
     def has_classes(self) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..fusion.checkpoint import Source
+from ..fusion.checkpoint.pretrained import is_encoder_decoder
 from ..fusion.errors import MethodError, ModelError
 from ..live.model import load_model
 from ..live.privates import transposed_linear, tree_map
@@ -33,7 +34,7 @@ def load_base(base: Source, *, dtype: torch.dtype) -> Any:
         ModelError: transformers refuses it, or it is an encoder–decoder.
     """
     model = load_model(base, device="cpu", dtype=dtype, may_stream=False).model  # the Trainer moves it
-    if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
+    if is_encoder_decoder(model.config) or model.get_output_embeddings() is None:
         raise ModelError(
             f"`{type(model).__name__}` is not a text decoder, the only kind of model that can be trained here"
         )

@@ -88,6 +88,12 @@ def _of_this_machine(config: Any) -> Any:
     return with_own_kernels(config)
 
 
+def is_encoder_decoder(config: Any) -> bool:
+    """Return whether prompt and completion go to different halves of a model, or of the language model within it."""
+    only_decodes = getattr(config, "use_decoder_only_language_model", None)  # InstructBLIP and its kin
+    return bool(config.is_encoder_decoder) if only_decodes is None else not only_decodes
+
+
 def _refuse_hollow(folder: Path, config: Mapping[str, Any], num_tensors: int) -> None:
     """Refuse a config with more layers than there are tensors, before hours and memory go into building them."""
     for key, value in _numbers(config):

@@ -16,12 +16,15 @@ import transformers
 from PIL import Image
 from sculpt.data.media import load_image
 from sculpt.data.rows import chosen, open_rows
+from sculpt.evaluate.evaluate import evaluate
 from sculpt.fusion.errors import DataError, ModelError
 from sculpt.hessian import CalibrationOptions, calibrate
 from sculpt.hessian.session import Session
+from sculpt.live.model import load_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ..hessian import zoo
+from ..training import tiny
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "user", "assistant", *"abcdefghijklmnopqrstuvwxyz", "\n"]
 CHAT = (
@@ -203,10 +206,14 @@ def test_images_with_text_through_the_processor(tmp_path: Path) -> None:
         calibrate(folder, data=data, max_length=10)
 
 
-def test_instruct_blip_through_its_processor(tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_bytes(png())
-    data = jsonl(tmp_path / "d.jsonl", {"image": "x.png", "prompt": "a b c", "completion": " d"})
-    folder, _ = zoo.settle(zoo.MEDIA["instruct-blip"], tmp_path / "blip")
+def blip_folder(place: Path, language: Any = None) -> Path:
+    """Write an InstructBLIP with its processor."""
+    if language is None:
+        folder, _ = zoo.settle(zoo.MEDIA["instruct-blip"], place)
+    else:
+        made = zoo.MEDIA["instruct-blip"].make().config.to_dict()
+        folder, config = place, transformers.InstructBlipConfig(**{**made, "text_config": language.to_dict()})
+        transformers.InstructBlipForConditionalGeneration(config).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     config["image_token_index"] = config["image_token_id"] = WORDS.index("<image>")
     (folder / "config.json").write_text(json.dumps(config))
@@ -216,11 +223,66 @@ def test_instruct_blip_through_its_processor(tmp_path: Path) -> None:
         tokenizer(image=False),
         num_query_tokens=4,
     ).save_pretrained(folder)
+    return folder
+
+
+def test_instruct_blip_through_its_processor(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(png())
+    data = jsonl(tmp_path / "d.jsonl", {"image": "x.png", "prompt": "a b c", "completion": " d"})
+    folder = blip_folder(tmp_path / "blip")
     hessian = calibrate(folder, data=data)
     assert any("qformer" in name for name in hessian)
     (row,) = given(folder, data)
     assert row["qformer_input_ids"] == ids("a b c")  # the instruction alone
     assert row["input_ids"][:4] == [4] * 4
+
+
+VISUAL = {  # rows as docs/choosing-a-strength.md has them, by suite; each task with what it is scored by
+    "VQAv2, OKVQA, TextVQA, VizWiz": (
+        "{scorer: vqa, file: d.jsonl, max_new_tokens: 2, fields: {prompt: question}}",
+        {"question": "a b", "answers": [{"answer": "c", "answer_confidence": "yes"}] * 10, "question_id": 7},
+    ),
+    "GQA, POPE": (
+        "{scorer: exact-match, file: d.jsonl, max_new_tokens: 2, ignore_case: true, fields: {prompt: question}}",
+        {"question": "a b", "answer": "Yes"},
+    ),
+    "ScienceQA, MM-Bench": (
+        "{scorer: multiple-choice, file: d.jsonl, fields: {prompt: question}}",
+        {"question": "a b", "choices": [" c", " d e"], "answer": 1},
+    ),
+    "captions as text": (
+        "{scorer: perplexity, file: d.jsonl, score: probability}",
+        {"prompt": "a b", "completion": " c d"},
+    ),
+}
+
+
+T5 = transformers.T5Config(
+    vocab_size=zoo.VOCAB, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
+)
+
+
+@pytest.mark.parametrize("model", ["llava", "instruct-blip", "instruct-blip of T5"])
+def test_every_scorer_sees_the_image(model: str, tmp_path: Path) -> None:
+    if model == "llava":
+        folder = tiny.llava_folder(tmp_path / "llava")
+    else:
+        folder = blip_folder(tmp_path / "blip", T5 if "T5" in model else None)
+    (tmp_path / "x.png").write_bytes(png())
+    with load_model(folder, device="cpu", dtype="float32") as live:
+        for place, (task, row) in enumerate(VISUAL.values()):
+            suite = tmp_path / f"{place}.yaml"
+            suite.write_text(f"target: {{seen: {task}}}\n")
+            jsonl(tmp_path / "d.jsonl", {**row, "image": "x.png"})
+            (found,) = evaluate(live, suite).tasks
+            assert found.num_rows == 1
+            jsonl(tmp_path / "d.jsonl", {**row, "image": "not-there.png"})
+            with pytest.raises(DataError, match=r"not-there\.png"):
+                evaluate(live, suite)
+            if place == 3:  # another image is another likelihood
+                Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
+                jsonl(tmp_path / "d.jsonl", {**row, "image": "red.png"})
+                assert evaluate(live, suite).tasks[0].score != found.score
 
 
 def test_sound_through_the_feature_extractor(tmp_path: Path) -> None:
