@@ -8,7 +8,9 @@ no number of patches or frames is a multiple.
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +23,19 @@ from .texts import is_of_tokens
 
 
 def batches_of_answers(
-    samples: Sequence[Example], batch_size: int, *, sizes: frozenset[int], max_length: int | None
+    samples: Sequence[Example],
+    batch_size: int,
+    *,
+    may_pad: bool,
+    looks_back: bool,
+    sizes: frozenset[int],
+    max_length: int | None,
 ) -> list[Batch]:
     """Return batches of samples of like length whose masks are 1 for what is to be predicted.
 
     Args:
+        may_pad: False for models in which padding is not without effect; then only samples of one length share a batch.
+        looks_back: Whether no token sees those after it, so that padding behind a sample changes nothing of it.
         sizes: Lengths that must not occur.
         max_length: What the model can take, or None.
 
@@ -33,12 +43,15 @@ def batches_of_answers(
         DataError: No length is free.
     """
     texts = sorted((one for one in samples if set(one.inputs) <= set(PADDED)), key=lambda one: -one.length)
-    groups = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
+    alike: dict[Any, list[Example]] = defaultdict(list)
+    for one in texts:
+        alike[() if may_pad else tuple(sorted((key, value.shape[1]) for key, value in one.inputs.items()))].append(one)
+    groups = [same[start : start + batch_size] for same in alike.values() for start in range(0, len(same), batch_size)]
     groups += [[one] for one in samples if not set(one.inputs) <= set(PADDED)]
-    return [_counted(group, sizes, max_length) for group in groups]
+    return [_counted(group, may_pad or looks_back, sizes, max_length) for group in groups]
 
 
-def _counted(samples: Sequence[Example], sizes: frozenset[int], max_length: int | None) -> Batch:
+def _counted(samples: Sequence[Example], may_pad: bool, sizes: frozenset[int], max_length: int | None) -> Batch:
     lengths: list[int] = []
     taken = set(sizes)
     for key in ("input_ids", "decoder_input_ids"):
@@ -47,7 +60,7 @@ def _counted(samples: Sequence[Example], sizes: frozenset[int], max_length: int 
         longest = max(sample.inputs[key].shape[1] for sample in samples)
         beside = _largest_beside(samples[0], longest)
         length = free_length(max(longest, beside + 1), len(samples), taken, max_length, prime=beside > 0)
-        if length is None:
+        if length is None or (length > longest and not may_pad):
             raise DataError(
                 f"{samples[0].what} leaves no length in which its tokens can be told from other inputs",
                 hint="a smaller `max_length`, or `count` all",

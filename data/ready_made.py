@@ -42,7 +42,7 @@ def ready_made(
     Raises:
         DataError: A field is no array of numbers, or is of another length than the tokens.
     """
-    given = {key: _tensor(row, key) for key in row if key in arguments}
+    given = {key: _tensor(row, key) for key in row if key in arguments or key == "labels"}
     labels = given.pop("labels", None)
     if not any(key in given for key in MAIN):
         raise DataError(f"{row.what} holds {row.names}, none of which `{model}` takes")

@@ -17,6 +17,7 @@ from ..data.sampling import digest_of, draw_samples, tokens_by_kind
 from ..data.texts import num_positions
 from ..fusion.arithmetic.curvature import Curvature
 from ..fusion.checkpoint import Asked, open_checkpoint
+from ..fusion.checkpoint.pretrained import is_encoder_decoder
 from ..fusion.errors import CurvatureError, DataError, ModelError, Way
 from ..fusion.names import block_of
 from ..fusion.progress import Progress, silent
@@ -167,6 +168,8 @@ class Session:
             return batches_of_answers(
                 self.own_samples,
                 self.options.batch_size,
+                may_pad=masks_padding(self.model),
+                looks_back=self.model.can_generate() and not is_encoder_decoder(self.model.config),
                 sizes=sizes_in(self.model.config),
                 max_length=num_positions(self.model),
             )

@@ -159,3 +159,41 @@ def test_completions_of_a_mixture_of_experts_are_refused(tmp_path: Path) -> None
     folder, data = zoo.settle(zoo.TEXT["mixtral"], tmp_path)
     with pytest.raises(ModelError, match="do not know which of their tokens are a completion's"):
         calibrate(folder, data=data, count="completion")
+
+
+def without_padding() -> dict[str, Any]:
+    sizes = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2}
+    return {
+        "FNet": transformers.FNetForMaskedLM(transformers.FNetConfig(**sizes, intermediate_size=48)),
+        "RWKV": transformers.RwkvForCausalLM(transformers.RwkvConfig(**sizes, context_length=64)),
+    }
+
+
+@pytest.mark.parametrize("name", ["FNet", "RWKV"])
+def test_completions_are_measured_alike_in_batches_of_a_model_that_padding_changes(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    without_padding()[name].save_pretrained(tmp_path / "m")
+    rows = [list(range(5 + k, 5 + k + length)) for k, length in enumerate((7, 11, 13, 5, 7))]
+    file = tiny.write_rows(tmp_path / "d.jsonl", *({"input_ids": ids, "labels": ids} for ids in rows))
+    alone, batched = (calibrate(tmp_path / "m", data=file, count="completion", batch_size=size) for size in (1, 8))
+    whole = calibrate(tmp_path / "m", data=file)
+    assert set(alone) == set(batched) == set(whole)
+    for key, curvature in whole.items():
+        for found in (alone[key], batched[key]):
+            for term, expected in zip(found.terms, curvature.terms, strict=True):
+                np.testing.assert_allclose(term, expected, rtol=1e-5, atol=1e-6 * float(np.max(expected)))
+
+
+def test_a_length_that_only_padding_could_tell_apart_is_refused(tmp_path: Path) -> None:
+    without_padding()["FNet"].save_pretrained(tmp_path / "m")
+    ids = list(range(5, 37))  # as many as the model is wide
+    file = tiny.write_rows(tmp_path / "d.jsonl", {"input_ids": ids, "labels": [IGNORED, *ids[1:]]})
+    with pytest.raises(DataError, match="leaves no length in which its tokens can be told"):
+        calibrate(tmp_path / "m", data=file, count="completion")
+
+
+def test_labels_say_what_is_to_be_predicted_to_a_model_that_takes_none(llama: Path) -> None:
+    model = transformers.LlamaModel.from_pretrained(llama)
+    (found,) = encoded(model, {"input_ids": [5, 6, 7, 8], "labels": [IGNORED, IGNORED, 7, 8]})
+    assert found.num_predicted == 2
+    assert "labels" not in found.inputs

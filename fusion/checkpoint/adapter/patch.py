@@ -60,7 +60,8 @@ class Patch:
         stored: The adapter's tensor that takes the place of the base's, or None.
         product: What is added, or None.
         magnitude: DoRA's magnitudes, or None.
-        rows: Trained tokens: the adapter's tensor that takes the place of some rows, and their numbers; or None.
+        rows: Trained tokens: the adapter's tensor that takes the place of some rows, those of `stored` if there is one,
+            and their numbers; or None.
     """
 
     stored: str | None = None

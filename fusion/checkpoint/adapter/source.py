@@ -154,12 +154,20 @@ class AdapterSource(Source):
             embeddings = (
                 self.read_own(other.stored) if other.stored else self._base.read(source).reshape(shapes[source])
             )
-            if other.product is not None or not np.array_equal(self.read_own(stored), embeddings):
+            is_copy = np.array_equal(self.read_own(stored), embeddings) and self._same_rows(self.patches[name], other)
+            if other.product is not None or not is_copy:
                 raise CheckpointError(
                     f"`{self.path}` holds `{name}`, which the base ties to `{source}`",
                     hint=UNTIE,
                 )
             del self.patches[name]
+
+    def _same_rows(self, first: Patch, second: Patch) -> bool:
+        """Return whether two patches train the same tokens to the same values, or none."""
+        if first.rows is None or second.rows is None:
+            return first.rows is second.rows
+        own = (self.read_own(rows[0]) for rows in (first.rows, second.rows))
+        return first.rows[1] == second.rows[1] and np.array_equal(*own)
 
     def _refuse_uneven_vocabulary(self) -> None:
         """Refuse an adapter that makes one of two vocabulary matrices longer: the other's rows are not in it."""
@@ -195,20 +203,24 @@ class AdapterSource(Source):
         return tuned
 
     def _origin(self, name: str, patch: Patch, start: int, stop: int | None) -> np.ndarray:
+        if patch.rows is not None:
+            return self._with_rows(name, patch.rows, start, stop)
         if patch.stored is not None:
             return self._file_of[patch.stored].read(patch.stored, start, stop)
-        if patch.rows is None:
-            return self._base.read(name, start, stop)
-        return self._with_rows(name, patch.rows, start, stop)
+        return self._base.read(name, start, stop)
 
     def _with_rows(self, name: str, trained: tuple[str, tuple[int, ...]], start: int, stop: int | None) -> np.ndarray:
-        """Return elements of a base's embedding with the trained rows in their place."""
-        info, before = self.tensors[name], self._base.tensors[name].num_elements
+        """Return elements of an embedding, the adapter's or the base's, with the trained rows in their place."""
+        info, table = self.tensors[name], self.patches[name].stored
+        before = self._base.tensors[name].num_elements if table is None else self.own[table].num_elements
         stop = info.num_elements if stop is None else stop
         width = info.num_elements // info.shape[0]
         found = np.zeros(stop - start, info.kind.numpy)
         if start < before:
-            found[: before - start] = self._base.read(name, start, min(stop, before))
+            end = min(stop, before)
+            found[: before - start] = (
+                self._base.read(name, start, end) if table is None else self._file_of[table].read(table, start, end)
+            )
         own = self.read_own(trained[0]).reshape(len(trained[1]), width)
         for row, values in zip(trained[1], own, strict=True):
             first, last = max(start, row * width), min(stop, (row + 1) * width)

@@ -27,6 +27,7 @@ FACTOR = re.compile(r"(.+)\.(lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\
 RESIZED = "was the base's vocabulary resized before training? Then save that base, and name it here"
 UNTIE = "`sculpt untie` stores both: merge into what it writes"
 TOKENS = ".token_adapter.trainable_tokens_delta"
+ALL_TOKENS = ".token_adapter.base_layer.weight"  # the table that those are rows of, written where it grew
 # Models of transformers with linear layers that store (d_in, d_out).
 CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"})
 
@@ -117,16 +118,19 @@ class _Resolver:
     def tokens(self, module: str, info: TensorInfo) -> None:
         """Take rows of an embedding; those after its last make it longer."""
         rows, found = self._config.rows_of(module), self.parameter(f"{module}.weight")
-        if rows is None or found is None or len(found.parts) != 1:
+        name = f"{module}.weight" if found is None or len(found.parts) != 1 else found.parts[0].tensor
+        table = self.patches.get(name, Patch()).stored
+        if rows is None or (table is None and (found is None or len(found.parts) != 1)):
             raise self._missing(f"{module}.weight")
-        length = max(found.shape[0], *(row + 1 for row in rows))
-        if info.shape != (len(rows), *found.shape[1:]) or not set(range(found.shape[0], length)) <= set(rows):
+        shape = self._own[table].shape if table is not None else found.shape if found is not None else ()
+        length = max(shape[0], *(row + 1 for row in rows))
+        if info.shape != (len(rows), *shape[1:]) or not set(range(shape[0], length)) <= set(rows):
             raise CheckpointError(
                 f"`{self._folder}` holds {list(info.shape)} for the tokens {', '.join(map(str, rows))} of `{module}`, "
-                f"which is {list(found.shape)} in the base",
+                f"which is {list(shape)} {'there' if table is not None else 'in the base'}",
                 hint=RESIZED,
             )
-        self.add(found.parts[0].tensor, rows=(info.name, rows))
+        self.add(name, rows=(info.name, rows))
 
     def _refuse_quantised(self, names: Sequence[str]) -> None:
         """Say that a base is quantised, where that is why factors do not fit it."""
@@ -270,7 +274,9 @@ def patches_of(
         matched = FACTOR.fullmatch(name)
         if matched is None:
             if name.endswith(TOKENS):
-                resolver.tokens(without_prefix(name.removesuffix(TOKENS)), info)
+                continue
+            if name.endswith(ALL_TOKENS):
+                resolver.stored(name.removesuffix(ALL_TOKENS) + ".weight", info)
                 continue
             if ".lora_" in name or "token_adapter" in name:
                 raise CheckpointError(f"`{name}` in `{folder}` is of a kind that sculpt does not know")
@@ -279,6 +285,9 @@ def patches_of(
         key, kind, leaf = matched.groups()
         parts = modules.setdefault(key, _Parts(key=key, module=without_prefix(key)))
         parts.tensors[f"{kind}.bias" if leaf == "bias" else kind] = info
+    for name, info in named.items():
+        if name.endswith(TOKENS):
+            resolver.tokens(without_prefix(name.removesuffix(TOKENS)), info)
     for parts in modules.values():
         pair = {"lora_embedding_A", "lora_embedding_B"} if parts.embedding else {"lora_A", "lora_B"}
         unknown = set(parts.tensors) - pair - {"lora_magnitude_vector", "lora_B.bias"}

@@ -57,6 +57,12 @@ CASES: dict[str, dict[str, Any]] = {
     "trainable tokens": {"trainable_token_indices": [3, 60, 7]},
     "trainable tokens of a tied model": {"trainable_token_indices": [0, 1], "tied": True},
     "trainable tokens by module": {"trainable_token_indices": {"embed_tokens": [1, 2], "lm_head": [5]}},
+    "new tokens, some of them trained": {"grows": True, "trainable_token_indices": [3, 62, 64]},
+    "new tokens of a tied model, some of them trained": {
+        "grows": True,
+        "tied": True,
+        "trainable_token_indices": [3, 62, 64],
+    },
     "trainable tokens of a base in bfloat16": {"trainable_token_indices": [3, 7], "dtype": torch.bfloat16},
 }
 
