@@ -27,7 +27,7 @@ from ..live.devices import activation_budget, compute_dtype, pick_device
 from ..live.privates import masks_padding
 from ..live.units import Unit, find_units
 from .forward.activations import Activations
-from .forward.all_experts import send_to_all_experts
+from .forward.expert_tokens import measure_experts
 from .forward.forward import Forward
 from .forward.journal import Journal
 from .forward.stopping import all_passed, final_parameter
@@ -121,12 +121,6 @@ class Session:
                 ways=[Way(option="data", effect="names samples that the model is for")],
             )
         self._counts_all = options.count == "all"
-        if not self._counts_all and is_mixture(self.model.config):
-            raise ModelError(
-                f"the experts of `{type(self.model).__name__}` do not know which of their tokens are a completion's",
-                hint="`count` all measures the prompts too",
-                options=["count"],
-            )
         self.samples = draw_samples(
             rows,
             encoder,
@@ -139,8 +133,8 @@ class Session:
     def _prepare(self) -> None:
         self.units = find_units(self.model)
         self.recorder = Recorder(TABLE)
-        if self.options.all_experts:
-            send_to_all_experts(self.model, self.recorder)
+        if self.options.all_experts or (not self._counts_all and is_mixture(self.model.config)):
+            measure_experts(self.model, self.recorder, everywhere=self.options.all_experts)
         self.activations = Activations(activation_budget(self.options.memory))
         self.activations.is_weight = self.recorder.is_watched
         self.recorder.made, self.recorder.restore = self.activations.made, self.activations.restore
@@ -168,7 +162,7 @@ class Session:
             return batches_of_answers(
                 self.own_samples,
                 self.options.batch_size,
-                may_pad=masks_padding(self.model),
+                may_pad=masks_padding(self.model) and not is_mixture(self.model.config),
                 looks_back=self.model.can_generate() and not is_encoder_decoder(self.model.config),
                 sizes=sizes_in(self.model.config),
                 max_length=num_positions(self.model),

@@ -16,7 +16,7 @@ from sculpt.data.sampling import digest_of
 from sculpt.fusion.errors import DataError, ModelError
 from sculpt.hessian import calibrate
 
-from ..hessian import zoo
+from ..hessian import zoo, zoo_table
 from ..training import tiny
 
 IDS = [5, 9, 7, 12, 6, 8]
@@ -155,8 +155,47 @@ def test_statistics_of_completions_alone(batch_size: int, llama: Path, tmp_path:
         assert found[f"{layer}.weight"].num_tokens == 24
 
 
-def test_completions_of_a_mixture_of_experts_are_refused(tmp_path: Path) -> None:
-    folder, data = zoo.settle(zoo.TEXT["mixtral"], tmp_path)
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("name", ["mixtral", "gpt-oss"])
+def test_experts_are_measured_on_completions_alone(name: str, batch_size: int, tmp_path: Path) -> None:
+    folder, data = zoo.settle(zoo.TEXT[name], tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for length, read in ((9, 4), (11, 6), (8, 1)):
+        ids = torch.randint(3, 60, (length,), generator=generator).tolist()
+        rows.append({"input_ids": ids, "labels": [IGNORED] * read + ids[read:]})
+    tiny.write_rows(data, *rows)
+    found = calibrate(folder, data=data, count="completion", batch_size=batch_size)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, experts_implementation="eager").eval()
+    given: dict[int, list[torch.Tensor]] = {}
+    experts = model.model.layers[0].mlp.experts
+    for row in rows:
+        kept = torch.tensor(row["labels"]) != IGNORED
+
+        def note(_: Any, args: Any, kwargs: Any, kept: torch.Tensor = kept) -> None:
+            hidden, chosen, *_ = (*args, *kwargs.values())
+            for expert in range(experts.num_experts):
+                mine = (chosen.reshape(len(kept), -1) == expert).any(-1) & kept
+                given.setdefault(expert, []).append(hidden.reshape(len(kept), -1)[mine])
+
+        handle = experts.register_forward_pre_hook(note, with_kwargs=True)
+        with torch.no_grad():
+            model(torch.tensor([row["input_ids"]]))
+        handle.remove()
+    for expert, inputs in given.items():
+        expected = (torch.cat(inputs).double() ** 2).sum(0).numpy()
+        if name == "mixtral":
+            key = f"model.layers.0.block_sparse_moe.experts.{expert}.w1.weight"
+            sums = found[key].terms[0].reshape(-1) if key in found else np.zeros(len(expected))
+        else:
+            stack = found["model.layers.0.mlp.experts.gate_up_proj"].terms[0]
+            sums = stack[expert].reshape(-1)
+        np.testing.assert_allclose(sums, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_completions_are_refused_where_experts_do_not_know_their_tokens(tmp_path: Path) -> None:
+    animal = next(one for one in zoo_table.OTHERS if one.model == "JetMoeForCausalLM")
+    folder, data = zoo.settle(animal, tmp_path)
     with pytest.raises(ModelError, match="do not know which of their tokens are a completion's"):
         calibrate(folder, data=data, count="completion")
 
