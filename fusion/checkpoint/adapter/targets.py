@@ -118,16 +118,18 @@ class _Resolver:
     def tokens(self, module: str, info: TensorInfo) -> None:
         """Take rows of an embedding; those after its last make it longer."""
         rows, found = self._config.rows_of(module), self.parameter(f"{module}.weight")
-        name = f"{module}.weight" if found is None or len(found.parts) != 1 else found.parts[0].tensor
+        name, shape = f"{module}.weight", None
+        if found is not None and len(found.parts) == 1:
+            name, shape = found.parts[0].tensor, found.shape
         table = self.patches.get(name, Patch()).stored
-        if rows is None or (table is None and (found is None or len(found.parts) != 1)):
+        shape = shape if table is None else self._own[table].shape
+        if rows is None or shape is None:
             raise self._missing(f"{module}.weight")
-        shape = self._own[table].shape if table is not None else found.shape if found is not None else ()
         length = max(shape[0], *(row + 1 for row in rows))
         if info.shape != (len(rows), *shape[1:]) or not set(range(shape[0], length)) <= set(rows):
             raise CheckpointError(
                 f"`{self._folder}` holds {list(info.shape)} for the tokens {', '.join(map(str, rows))} of `{module}`, "
-                f"which is {list(shape)} {'there' if table is not None else 'in the base'}",
+                f"which is {list(shape)} {'in the base' if table is None else 'there'}",
                 hint=RESIZED,
             )
         self.add(name, rows=(info.name, rows))
