@@ -10,7 +10,7 @@ from typing import Any
 from ..data.encoding import Encoder
 from ..data.rows import open_rows
 from ..fusion.progress import Progress, silent
-from ..fusion.rows import RowOptions
+from ..fusion.rows import OrIgnore, RowOptions
 from ..live.model import LiveModel, load_model
 from .scores import average, h_score, source_target_average
 from .suite import Harness, Suite, TaskSide, read_suite
@@ -120,6 +120,7 @@ def score_suite(
         if not isinstance(task, Harness)
     }
     length = suite.content.max_length
+    ways: set[OrIgnore] = {task.unknown_fields for _, _, task in tasks if not isinstance(task, Harness)}
     encoders = {
         how: Encoder(
             model.path,
@@ -129,7 +130,7 @@ def score_suite(
             for_scores=True,
             in_suite=True,
         )
-        for how in sorted({task.unknown_fields for _, _, task in tasks if not isinstance(task, Harness)})
+        for how in ways
     }
     found = []
     for number, (side, name, task) in enumerate(tasks):
