@@ -17,30 +17,24 @@ All layers below the adapted ones are frozen in every run, so their output is co
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from incremental import add_options, run_merges, show
 from sculpt.data.example import Example
 from sculpt.data.tokens import tokenize
 from sculpt.demo.brown import BROWN, parse, read_files, split_files
 from sculpt.demo.fetch import default_cache, fetch
 from sculpt.demo.models import smollm2
 from sculpt.fusion.checkpoint import Checkpoint, open_checkpoint
-from sculpt.fusion.methods import DareTies, Method, TaskArithmetic, Ties
 from sculpt.learn.buffer import BufferSample, batches
-from sculpt.learn.continual import learn_continually
-from sculpt.learn.merged_model import MergedModel
-from sculpt.learn.parts import LinearMerge
-from sculpt.learn.training import Learning, learn, predictions, score
+from sculpt.learn.training import predictions
 from torch import Tensor, nn
 
 DOMAINS = {"press": "abc", "learned": "j", "belles lettres": "g", "fiction": "klmnp"}
@@ -57,8 +51,6 @@ CLASSES = {
 }
 MAX_WORDS = 10
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-FIXED = BOUNDS = (1.0, 3.0, 5.0)
-METHODS = ("task-arithmetic", "ties", "dare-ties")
 
 
 def class_of(tag: str) -> str | None:
@@ -88,15 +80,6 @@ def draw(files: dict[str, str], names: Sequence[str], genres: str, count: int, s
 def samples_of(tokenizer: Any, examples: Sequence[tuple[str, str]], domain: str) -> list[BufferSample]:
     found = [tokenize(tokenizer, prompt + answer, (len(prompt),)) for prompt, answer in examples]
     return [BufferSample(example=Example.of_tokens(one.ids, one.answers), domain=domain) for one in found]
-
-
-def merge_of(name: str, density: float, seed: int) -> LinearMerge:
-    made: dict[str, Method] = {
-        "task-arithmetic": TaskArithmetic(),
-        "ties": Ties(density=density, election="unweighted"),
-        "dare-ties": DareTies(sparsity=1 - density, election="unweighted"),
-    }
-    return LinearMerge(method=made[name], seed=seed)
 
 
 class Passing(nn.Module):
@@ -186,10 +169,6 @@ def train_adapter(
     return folder
 
 
-def accuracy(merged: MergedModel, test: Sequence[BufferSample]) -> dict[str, float]:
-    return {d: 100 * score(merged, [s for s in test if s.domain == d]).accuracy for d in DOMAINS}
-
-
 def run_seed(args: Any, seed: int, base: Path, data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Train, merge in every way, and score; one seed."""
     opened = Checkpoint(base)
@@ -201,37 +180,17 @@ def run_seed(args: Any, seed: int, base: Path, data: dict[str, Any], folder: Pat
         )
         for d in DOMAINS
     ]
-    results: dict[str, Any] = {}
-
-    def note(name: str, merged: MergedModel) -> None:
-        results[name] = accuracy(merged, data["test"])
-        mean = statistics.mean(results[name].values())
-        print(f"seed {seed} {time.monotonic() - data['start']:6.0f} s  {name:32} {mean:5.1f}", flush=True)
-
-    for method in METHODS:
-        merged = MergedModel(opened, merge_of(method, args.density, seed))
-        shorten(merged.model, data["known"], data["first"])
-        if method == METHODS[0]:
-            note("base", merged)
-            merged.use(adapters)
-            for k, domain in enumerate(DOMAINS):
-                merged.set([float(i == k) for i in range(len(adapters))])
-                note(f"adapter of {domain}", merged)
-        for weight in FIXED:
-            merged.use(adapters)
-            merged.set([weight] * len(adapters))
-            note(f"{method} fixed {weight:g}", merged)
-        for bound in BOUNDS:
-            learning = Learning(b_max=bound, steps=args.steps, learning_rate=args.step_size)
-            if method == "ties" and bound == 3 and seed == 0:
-                known = learn_continually(merged, adapters, buffer, learning, test=data["test"])
-                results["experiences"] = [experience.as_json() for experience in known]
-                found = known[-1].coefficients
-            else:
-                found = learn(merged, adapters, buffer, learning).coefficients
-            note(f"{method} adaptive {bound:g}", merged)
-            results[f"{method} adaptive {bound:g} coefficients"] = found.as_json()
-    return results
+    return run_merges(
+        opened,
+        adapters,
+        buffer,
+        data["test"],
+        list(DOMAINS),
+        args,
+        seed,
+        prepare=lambda model: shorten(model, data["known"], data["first"]),
+        say=lambda text: print(f"seed {seed} {time.monotonic() - data['start']:6.0f} s  {text}", flush=True),
+    )
 
 
 def prepare(args: Any, base: Path, cache: Path) -> dict[str, Any]:
@@ -253,37 +212,9 @@ def prepare(args: Any, base: Path, cache: Path) -> dict[str, Any]:
     return {"train": train, "buffer": pool, "test": test, "known": known, "first": first}
 
 
-def show(results: Sequence[dict[str, Any]]) -> None:
-    """Print the two tables."""
-
-    def cell(name: str) -> str:
-        means = [statistics.mean(found[name].values()) for found in results]
-        return f"{statistics.mean(means):5.1f} ± {statistics.stdev(means) if len(means) > 1 else 0:.1f}"
-
-    print("\nMean accuracy over the four genres, percent, after the last; mean ± deviation over seeds")
-    print(f"base {cell('base')}; adapters alone " + ", ".join(cell(f"adapter of {d}") for d in DOMAINS))
-    columns = [f"{kind} {value:g}" for kind, values in (("fixed", FIXED), ("adaptive", BOUNDS)) for value in values]
-    print(f"{'':16} | " + " | ".join(f"{column:12}" for column in columns))
-    for method in METHODS:
-        print(f"{method:16} | " + " | ".join(f"{cell(f'{method} {column}'):12}" for column in columns))
-    print("\nTIES, adaptive, b at most 3, seed 0: coefficients and accuracy after each experience")
-    for experience in results[0]["experiences"]:
-        alpha = " ".join(f"{weight:.2f}" for weight in experience["coefficients"]["alpha"])
-        scores = ", ".join(f"{d} {100 * found['accuracy']:.1f}" for d, found in experience["scores"].items())
-        print(f"+ {experience['domain']:14} α {alpha:20} b {experience['coefficients']['b']:.2f} | {scores}")
-    spread = [
-        abs(
-            max(found[f"{m} adaptive {b:g} coefficients"]["alpha"])
-            - min(found[f"{m} adaptive {b:g} coefficients"]["alpha"])
-        )
-        for found, m, b in product(results, METHODS, BOUNDS)
-    ]
-    print(f"\nlargest α − smallest α of a run: {min(spread):.2f} to {max(spread):.2f}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
+    add_options(parser)
     parser.add_argument("--layers", type=int, default=2, help="how many of the last layers are adapted")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--train", type=int, default=80, help="sentences a genre")
@@ -292,10 +223,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--train-steps", type=int, default=25)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--steps", type=int, default=20, help="of learning coefficients")
-    parser.add_argument("--step-size", type=float, default=0.3)
-    parser.add_argument("--density", type=float, default=0.2, help="of TIES and DARE-TIES")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     import transformers
@@ -308,9 +235,7 @@ def main() -> None:
     print(f"frozen layers over {len(data['known'])} sentences: {time.monotonic() - start:.0f} s", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         results = [run_seed(args, seed, base, data, Path(folder)) for seed in range(args.seeds)]
-    show(results)
-    if args.json is not None:
-        args.json.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    show(results, list(DOMAINS), "genres", args.json)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ class Encoder:
         for_scores: All that is to be predicted is wanted, as lm-evaluation-harness takes it: a text that is too long
             becomes several examples.
         ends_texts: For calibrating and training: text that the tokenizer does not end gets its end token.
+        in_suite: Whether options are keys of a suite's task, which messages then name.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Encoder:
         options: RowOptions | None = None,
         for_scores: bool = False,
         ends_texts: bool = False,
+        in_suite: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
         self.folder = folder
@@ -90,6 +92,7 @@ class Encoder:
         )
         self.processed = Processed(self.texts, model, self.arguments)
         self.fit = self.texts.fit
+        self.in_suite = in_suite
         self._ignored: set[str] = set()
 
     @property
@@ -218,8 +221,15 @@ class Encoder:
             logger.warning("`%s` of %s is read by nothing, there and in other rows", "`, `".join(unknown), row.what)
             self._ignored.update(unknown)
             return
+        message = f"{row.what} holds `{unknown[0]}`, which nothing reads"
+        if self.in_suite:
+            raise DataError(
+                message,
+                hint=f"in the task, `fields: {{prompt: {unknown[0]}}}` says which field of ours it is, "
+                "`unknown_fields: ignore` leaves such fields out",
+            )
         raise DataError(
-            f"{row.what} holds `{unknown[0]}`, which nothing reads",
+            message,
             ways=[
                 Way(option="fields", value=f"text={unknown[0]}", effect="says which field of ours it is"),
                 Way(option="unknown_fields", value="ignore", effect="leaves such fields out"),

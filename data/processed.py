@@ -14,6 +14,7 @@ from .chats import Template, with_sources
 from .example import IGNORED
 from .fit import Fit
 from .media import load_audio, load_image, load_video
+from .parts import PLACE, with_parts
 from .row import Row
 from .texts import Inputs, Texts, selected
 from .tokens import Tokens, tokenize
@@ -82,7 +83,7 @@ class Processed:
         self._refuse_blind(media, row.what)
         messages = row.prompt_messages
         if messages is None and self._takes_chats:
-            messages = [_user(row.text("prompt") if "prompt" in row else "", media)]
+            messages = [_user(row.text("prompt") if "prompt" in row else "", media, row.what)]
         if messages is not None:
             template = self._template(row)
             return self._chat(row, template, template.spelled(row, messages), add_generation_prompt=True)
@@ -94,7 +95,7 @@ class Processed:
         """Return prompt and completion, or a text, as a chat; None where the processor has no template."""
         if not self._takes_chats or not row.holds_any(("prompt", "text")):
             return None
-        user = _user(row.text("prompt" if "prompt" in row else "text"), media)
+        user = _user(row.text("prompt" if "prompt" in row else "text"), media, row.what)
         if "completion" not in row:
             return [user], 0
         said = {"role": "assistant", "content": [{"type": "text", "text": row.text("completion")}]}
@@ -248,8 +249,10 @@ class Processed:
         return inputs, self.texts.with_decoder(inputs, said) or Tokens(ids=[], answers=[])
 
 
-def _user(prompt: str, media: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """Return the message of a user who shows what he shows and then, if at all, says something."""
+def _user(prompt: str, media: Mapping[str, list[Any]], what: str) -> dict[str, Any]:
+    """Return the message of a user who shows media where his words have places for them, or before he says anything."""
+    if PLACE.search(prompt):
+        return with_parts([{"role": "user", "content": prompt}], media, what)[0]
     shown = [{"type": kind, kind: source} for kind, sources in media.items() for source in sources]
     return {"role": "user", "content": [*shown, *([{"type": "text", "text": prompt}] if prompt else [])]}
 

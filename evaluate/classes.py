@@ -22,12 +22,12 @@ def classify(
     *,
     batch_size: int,
     max_length: int,
-    options: RowOptions | None = None,
+    options: RowOptions,
     advance: Callable[[int], None],
 ) -> list[bool]:
     """Return for each row whether its `label` is the class ranked first."""
     config = model.model.config
-    encoder = Encoder(model.path, model.model, max_length=max_length, options=options)
+    encoder = Encoder(model.path, model.model, max_length=max_length, options=options, in_suite=True)
     right: list[bool] = []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]

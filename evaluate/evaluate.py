@@ -10,6 +10,7 @@ from typing import Any
 from ..data.encoding import Encoder
 from ..data.rows import open_rows
 from ..fusion.progress import Progress, silent
+from ..fusion.rows import OrIgnore, RowOptions
 from ..live.model import LiveModel, load_model
 from .scores import average, h_score, source_target_average
 from .suite import Harness, Suite, TaskSide, read_suite
@@ -119,7 +120,18 @@ def score_suite(
         if not isinstance(task, Harness)
     }
     length = suite.content.max_length
-    encoder = Encoder(model.path, model.model, max_length=length, for_scores=True)
+    ways: set[OrIgnore] = {task.unknown_fields for _, _, task in tasks if not isinstance(task, Harness)}
+    encoders = {
+        how: Encoder(
+            model.path,
+            model.model,
+            max_length=length,
+            options=RowOptions(unknown_fields=how),
+            for_scores=True,
+            in_suite=True,
+        )
+        for how in ways
+    }
     found = []
     for number, (side, name, task) in enumerate(tasks):
         progress(number, len(tasks), name)
@@ -129,7 +141,7 @@ def score_suite(
             job = Job(
                 model=model,
                 rows=opened[name],
-                encoder=encoder,
+                encoder=encoders[task.unknown_fields],
                 batch_size=size,
                 max_length=length,
                 advance=_counter(lambda rows, at=number, what=name: progress(at, len(tasks), f"{what}: {rows}")),

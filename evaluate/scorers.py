@@ -152,7 +152,16 @@ def classification(_task: Classification, job: Job) -> Scored:
             hint="`scorer: multiple-choice` with `choices` classifies with a language model",
         )
     rows = list(job.rows)
-    right = sum(classify(job.model, rows, batch_size=job.batch_size, max_length=job.max_length, advance=job.advance))
+    right = sum(
+        classify(
+            job.model,
+            rows,
+            batch_size=job.batch_size,
+            max_length=job.max_length,
+            options=job.encoder.options,
+            advance=job.advance,
+        )
+    )
     return Scored(score=100 * right / len(rows), num_rows=len(rows))
 
 

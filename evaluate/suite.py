@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 
 from ..fusion.errors import DataError
 from ..fusion.recipe.document import read_documents
+from ..fusion.rows import OrIgnore
 
 TaskSide = Literal["pretrained", "target"]
 RESERVED = ("pretrained", "target", "avg", "h-score", "source-target-avg")  # names of means
@@ -37,12 +38,14 @@ class _OnFile(_Schema):
         media: Folder of the images that rows name, relative to the suite. Default: the file's own.
         limit: Score the first rows only.
         fields: Where the file names a field otherwise: ours to theirs, as `{prompt: question}`.
+        unknown_fields: What to do about a field of a row that nothing reads.
     """
 
     file: Path
     media: Path | None = None
     limit: PositiveInt | None = None
     fields: dict[str, str] = {}
+    unknown_fields: OrIgnore = "error"
 
 
 class Perplexity(_OnFile):

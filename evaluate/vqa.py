@@ -31,7 +31,7 @@ def plain_answer(text: str) -> str:
     for mark in MARKS:
         beside_space = f"{mark} " in text or f" {mark}" in text
         text = text.replace(mark, "" if beside_space or has_thousands else " ")
-    text = re.sub(r"(?<!\d)\.|\.(?!\d)", "", text).replace("'", "").replace("’", "")
+    text = re.sub(r"\.(?!\d)", "", text).replace("'", "").replace("’", "")
     return " ".join(DIGITS.get(word, word) for word in text.split() if word not in ARTICLES)
 
 

@@ -191,6 +191,7 @@ def test_images_with_text_through_the_processor(tmp_path: Path) -> None:
     data = jsonl(
         tmp_path / "d.jsonl",
         {"image": "x.png", "prompt": "a b", "completion": "c"},
+        {"image": "x.png", "prompt": "<image>\na b", "completion": "c"},
         {"images": ["x.png"], "messages": [user, answer]},
         {"messages": [inline, answer]},
         {"image": url, "messages": [user, answer]},
@@ -200,8 +201,8 @@ def test_images_with_text_through_the_processor(tmp_path: Path) -> None:
     assert all(row == found[0] for row in found)
     hessian = calibrate(folder, data=data)
     vision = [name for name in hessian if "vision_tower" in name and name.endswith("fc1.weight")]
-    assert hessian.provenance.num_tokens == 4 * 23
-    assert hessian[vision[0]].num_tokens == 4 * 17
+    assert hessian.provenance.num_tokens == 5 * 23
+    assert hessian[vision[0]].num_tokens == 5 * 17
     with pytest.raises(DataError, match="would cut an image"):
         calibrate(folder, data=data, max_length=10)
 

@@ -22,6 +22,7 @@ from .conftest import Pair
         ("don't know", "dont know"),
         ("1,000", "1000"),
         ("3.5 m.", "3.5 m"),
+        (".5", ".5"),  # not 5
         ("black/white", "black white"),
         ("yes, it is!", "yes it is"),
         ("none", "0"),
@@ -53,3 +54,16 @@ def test_a_suite_has_vqa_accuracy(
         rows_file("q.jsonl", {"prompt": "x", "answers": ["a", "b"]})
         with pytest.raises(DataError, match="must be a list of at least 3 people's answers"):
             evaluate(model, suite)
+
+
+def test_a_field_that_nothing_reads_is_ignored_where_the_task_says_so(
+    pair: Pair, rows_file: Callable[..., Path], suite_file: Callable[[str], Path]
+) -> None:
+    rows_file("q.jsonl", {"prompt": "x", "answers": ["a"] * 3, "question_type": "what is"})
+    task = "target: {{qa: {{scorer: vqa, file: q.jsonl, max_new_tokens: 2{}}}}}"
+    with load_model(pair.base, device="cpu", dtype="float32") as model:
+        with pytest.raises(DataError, match="holds `question_type`, which nothing reads") as caught:
+            evaluate(model, suite_file(task.format("")))
+        assert not caught.value.ways  # a suite has keys, and no flags
+        assert "`unknown_fields: ignore`" in str(caught.value.hint)
+        assert evaluate(model, suite_file(task.format(", unknown_fields: ignore"))).tasks[0].num_rows == 1
