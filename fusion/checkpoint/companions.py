@@ -29,13 +29,14 @@ Kind = Literal["tokenizer", "template", "processor", "weights", "code", "other"]
 
 TRAINING_FOLDERS = (
     *("checkpoint-*", "global_step*", "runs", "wandb", "mlruns", "tensorboard", "pytorch_model_fsdp_*", "optimizer_*"),
-    "__pycache__",
+    *("lightning_logs", "logs", "__pycache__"),
 )
 TRAINING_FILES = (
     *("optimizer*.pt", "optimizer*.bin", "scheduler*.pt", "scheduler*.bin", "scaler.pt", "rng_state*.pth"),
     *("random_states_*.pkl", "training_args.bin", "trainer_state.json", "trainer_log.jsonl", "*.distcp"),
     *("all_results.json", "train_results.json", "eval_results.json", "training_*.png", "latest", "zero_to_fp32.py"),
-    "latest_checkpointed_iteration.txt",
+    *("latest_checkpointed_iteration.txt", "sampler*.bin", "dl_state_dict*.bin", "custom_checkpoint_*.pkl"),
+    *("*_world_size_*_rank_*.pt", "*_optim_states.pt", "*_model_states.pt"),
 )
 OTHER_FORM_FOLDERS = ("onnx", "openvino", "coreml", "gguf", "original")
 OTHER_FORM_FILES = (
@@ -44,7 +45,7 @@ OTHER_FORM_FILES = (
 )
 # Weights under the names that loaders look for, in another file than was read.
 SAME_WEIGHTS = re.compile(
-    r"(pytorch_model|model)([.-](\d+-of-\d+|fp16|bf16|fp32|non_ema))*\.(bin|safetensors)(\.index\.json)?"
+    r"(pytorch_model|model|pytorch_model_fsdp)([.-](\d+-of-\d+|fp16|bf16|fp32|non_ema))*\.(bin|safetensors)(\.index\.json)?"
 )
 ARCHIVES = ("*.zip", "*.tar", "*.tar.*", "*.tgz", "*.7z", "*.rar")
 

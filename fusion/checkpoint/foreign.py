@@ -36,9 +36,27 @@ FOLDERS = (
         "convert them with the tools of the trainer that wrote them",
     ),
     ("mp_rank_*", "Megatron's shards", "convert them with the tools of the trainer that wrote them"),
+    (
+        "model_world_size_*_rank_*.pt",
+        "verl's shards, a part for each process",
+        "`python -m verl.model_merger merge --backend fsdp --local_dir FOLDER --target_dir OUTPUT` gathers them",
+    ),
     ("*.ckpt", "a Lightning checkpoint", "name the file itself"),
     ("checkpoint-*", "a training's output, its checkpoints in folders of their own", "name one of them"),
     ("*/adapter_config.json", "adapters in folders of their own", "name one of them"),
+    *(
+        (pattern, what, "name the checkpoint that it was converted from")
+        for pattern, what in (
+            ("*.onnx", "an ONNX graph"),
+            ("openvino_model.*", "an OpenVINO model"),
+            ("*.npz", "arrays of NumPy, MLX's old layout"),
+            ("*.mlpackage", "a Core ML model"),
+        )
+    ),
+    *(
+        (pattern, what, "`from_pretrained` of transformers 4 reads it, and `save_pretrained` writes safetensors")
+        for pattern, what in (("tf_model*.h5", "weights of TensorFlow"), ("flax_model*.msgpack", "weights of Flax"))
+    ),
 )
 
 
@@ -98,6 +116,10 @@ def lora_names(names: Iterable[str]) -> tuple[str, str] | None:
     for name in names:
         if ".lora_down." in name or ".lora_up." in name:
             return name, "kohya's"
+        if re.search(r"\.(hada_w[12]_[ab]|lokr_[wt][12](_[ab])?|oft_blocks|oft_diag)$", name):
+            return name, "LyCORIS'"
+        if re.search(r"\.lora_[ab]$", name):
+            return name, "MLX's"
         if re.search(r"\.lora(_linear_layer)?\.(down|up)\.weight$|_lora\.(down|up)\.weight$", name):
             return name, "diffusers'"
         if re.search(r"\.lora_(embedding_)?[AB](\.|$)", name):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,28 @@ def own_tokens(model: Source) -> TokenIds | None:
     if not own or own == base:
         return None
     return TokenIds(special={f"{name}_id": token_id(model.path, text) for name, text in own.items()})
+
+
+def unsaid_end(model: Source, configs: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return what ends a text by a model's tokenizer and by none of its configurations, as words; None where all agree.
+
+    Text that the model generates never stops there: trainers that set a chat template change the tokenizer alone.
+    """
+    said = {end for config in configs for end in _ends(config)}
+    text = special_tokens(model.folder).get("eos_token") if model.folder is not None and said else None
+    own = None if text is None or model.folder is None else token_id(model.folder, text)
+    if own is None or own in said:
+        return None
+    return f"the tokenizer of `{model.ref}` ends a text by `{text}` ({own}), its configuration by {sorted(said)} alone"
+
+
+def _ends(config: Mapping[str, Any]) -> Iterator[int]:
+    """Yield the ids that end a text, in nested configurations too."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _ends(value)
+        elif key == "eos_token_id":
+            yield from (end for end in (value if isinstance(value, list) else [value]) if isinstance(end, int))
 
 
 def special_tokens(folder: Path) -> dict[str, str]:

@@ -22,7 +22,7 @@ from ..checkpoint.output.guard import ADAPTER, refuse_output
 from ..checkpoint.relaid import relaid
 from ..errors import CheckpointError, MismatchError, NonFiniteError, Way
 from ..methods import Method
-from ..names import align
+from ..names import align, is_constant
 from ..plan.options import Selection
 from ..progress import Progress, silent
 from ..run.backend import NumpyBackend, all_cores
@@ -171,7 +171,7 @@ def extract_adapter(
 
 
 def _pairs(base: Source, tuned: Source, selection: Selection) -> list[tuple[TensorInfo, TensorInfo]]:
-    """Return the selected tensors, in file order.
+    """Return the selected tensors, in file order, but for buffers that a model computes for itself.
 
     Raises:
         MismatchError: One is missing on a side, or has another shape.
@@ -180,7 +180,7 @@ def _pairs(base: Source, tuned: Source, selection: Selection) -> list[tuple[Tens
     matched = align(*shapes).pairs
     pairs = []
     for name, info in base.tensors.items():
-        if not selection.covers(name) or not info.kind.fusible:
+        if not selection.covers(name) or not info.kind.fusible or is_constant(name, info.shape):
             continue
         if name not in matched:
             raise MismatchError(name, f"`{name}` is in the base and missing in `{tuned.ref}`")
@@ -193,8 +193,9 @@ def _pairs(base: Source, tuned: Source, selection: Selection) -> list[tuple[Tens
                 ways=[Way(option="exclude", value=name, effect="leaves the tensor out")],
             )
         pairs.append((info, tuned.tensors[matched[name]]))
-    for name in tuned.tensors:
-        if name not in set(matched.values()) and selection.covers(name):
+    used = set(matched.values())
+    for name, info in tuned.tensors.items():
+        if name not in used and selection.covers(name) and not is_constant(name, info.shape):
             raise MismatchError(name, f"`{name}` is in `{tuned.ref}` and missing in the base")
     return pairs
 

@@ -67,7 +67,7 @@ class Method(Options, ABC):
         least, most = self.model_range
         if num_models < least or (most is not None and num_models > most):
             wanted = str(least) if least == most else f"at least {least}" if most is None else f"{least} to {most}"
-            ways = [Way(option="protect", effect="puts several together before it")] if most == 1 else []
+            ways = [Way(option="protect", effect="puts several together before it")] if most == 1 < num_models else []
             plural = "s" * (wanted != "1")
             raise MethodError(f"{self.title} takes {wanted} tuned model{plural}, got {num_models}", ways=ways)
         wanted = num_models + self.counts_base

@@ -11,6 +11,7 @@ from typing import Literal
 
 from ..checkpoint import Source
 from ..checkpoint.companions import Companion, kind_of
+from ..checkpoint.foreign import POINTER_BYTES, refuse_foreign_file
 from ..checkpoint.json_file import read_json
 from ..errors import os_error
 from .plan import Plan
@@ -73,7 +74,7 @@ def account(plan: Plan) -> Companions:
     lacks of tokenizer, chat template, processor, code and further weights comes from the base.
 
     Raises:
-        CheckpointError: A file that would be copied is a link out of its folder.
+        CheckpointError: A file that would be copied is a link out of its folder, or a pointer of git-LFS.
     """
     home = plan.config_from
     models: list[Source] = []
@@ -101,6 +102,9 @@ def account(plan: Plan) -> Companions:
                 )
             )
             notes += _notes(found, model, taken=taken, there=found.name in files)
+    for file in files.values():
+        if file.stat().st_size <= POINTER_BYTES:
+            refuse_foreign_file(file)
     records = tuple(record for found in accounts.values() for record in found)
     return Companions(files=files, records=records, notes=tuple(notes))
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..checkpoint import Source, TensorInfo
 from ..checkpoint.json_file import read_json
 from ..checkpoint.quantised import PLAIN, scales_of
-from ..checkpoint.special_tokens import TokenIds, own_tokens
+from ..checkpoint.special_tokens import TokenIds, own_tokens, unsaid_end
 from ..dtypes import DTYPES
 from ..names import config_values, is_vocabulary
 from .plan import Plan
@@ -62,6 +62,8 @@ def configuration(
     generation = copied[GENERATION]
     if generation is not None:
         files[GENERATION] = generation if tokens is None else tokens.moved_in(generation)
+    unsaid = unsaid_end(source, files.values()) if tokens is None else None
+    notes += [unsaid] if unsaid is not None else []
     rewritten = frozenset(name for name, content in files.items() if content != copied[name])
     return Configuration(files=files, rewritten=rewritten, notes=tuple(notes))
 

@@ -39,6 +39,12 @@ LEFT_BY_TRAINING = [
     "global_step10/mp_rank_00_model_states.pt",
     "checkpoint-50/model.safetensors",
     "checkpoint-50/trainer_state.json",
+    "logs/events.json",
+    "model_world_size_2_rank_0.pt",  # verl
+    "extra_state_world_size_2_rank_0.pt",
+    "sampler.bin",  # accelerate
+    "dl_state_dict.bin",
+    "custom_checkpoint_0.pkl",
     "optimizer.pt",
     "scheduler.pt",
     "rng_state.pth",
@@ -52,7 +58,7 @@ LEFT_BY_TRAINING = [
 ]
 OTHER_FORMS = ["onnx/model.onnx", "onnx/model.onnx_data", "model.gguf", "tf_model.h5", "flax.msgpack", "merges.zip"]
 ADAPTERS = ["adapter_config.json", "adapter_model.safetensors"]
-NEVER = [*LEFT_BY_TRAINING, *OTHER_FORMS, *ADAPTERS, "pytorch_model.bin", ".git/HEAD", ".env"]
+NEVER = [*LEFT_BY_TRAINING, *OTHER_FORMS, *ADAPTERS, "pytorch_model.bin", "pytorch_model_fsdp.bin", ".git/HEAD", ".env"]
 
 
 def put(folder: Path, *names: str) -> None:
@@ -112,6 +118,17 @@ def test_what_the_fine_tunes_folder_lacks_comes_from_the_base(tmp_path: Path) ->
     assert told["base", "modeling_own.py"].why == "the output's configuration is another model's"
     assert told["base", "config.json"].why == "another model has it too"
     assert told["tuned", "config.json"].action == "copied"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "spk_dict.pt", "2_Dense/model.safetensors"])
+@pytest.mark.parametrize("side", ["base", "tuned"])
+def test_a_pointer_beside_the_weights_is_refused_before_the_run(name: str, side: str, tmp_path: Path) -> None:
+    base, tuned = pair(tmp_path)
+    put(tmp_path / side, name)
+    (tmp_path / side / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{64 * 'a'}\nsize 7\n")
+    with pytest.raises(SculptError, match=rf"{name}` is a pointer of git-LFS to 7 bytes"):
+        fuse(base, tuned, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_files_of_two_tokenizers_are_not_mixed(tmp_path: Path) -> None:

@@ -161,6 +161,17 @@ def test_special_tokens_are_those_of_the_tokenizer_that_is_written(tmp_path: Pat
         loads(output)
 
 
+def test_a_tokenizer_that_ends_its_texts_otherwise_than_its_configuration_is_told(tmp_path: Path) -> None:
+    # A trainer that changed the tokenizer alone: text of the fused model never stops there.
+    order = list(range(7))
+    base, tuned = (with_tokenizer(tmp_path, name, order, seed=k) for k, name in enumerate(("base", "tuned")))
+    tokenizer(tuned, order, eos_token="d")
+    told = "ends a text by `d` (6), its configuration by [1, 2] alone"
+    assert [told in note for note in fuse(base, tuned, tmp_path / "out").notes] == [True]
+    tokenizer(tuned, order, eos_token="<|im_end|>")  # one of those of `generation_config.json`
+    assert not fuse(base, tuned, tmp_path / "agreed").notes
+
+
 def adapter(folder: Path, base: Any, change: Callable[[dict[str, Any]], None] = lambda _: None, **options: Any) -> Path:
     """Save an adapter with random B over a model."""
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, **options)

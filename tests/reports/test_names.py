@@ -13,7 +13,9 @@ import pytest
 import sculpt
 import torch
 import transformers
+from safetensors.torch import load_file
 from sculpt.api import prepare_fuse
+from sculpt.fusion.lora.extract import extract_adapter
 from sculpt.fusion.methods import TaskArithmetic
 from sculpt.fusion.run.settings import Settings
 from torch import Tensor
@@ -179,6 +181,16 @@ def test_a_constant_buffer_on_one_side_is_no_disagreement(side: str, tmp_path: P
     rewrite(tmp_path / "llama" / side, lambda t: t | extra)
     fused(base, tuned, tmp_path / "llama-out")
     loads(tmp_path / "llama-out")
+
+
+@pytest.mark.parametrize("sides", [("base",), ("tuned",), ("base", "tuned")])
+def test_an_adapter_has_no_part_in_constant_buffers(sides: tuple[str, ...], tmp_path: Path) -> None:
+    base, tuned = pair(tmp_path)
+    for side in sides:
+        value = torch.full((4,), float(len(side)))
+        rewrite(tmp_path / side, lambda t, value=value: t | {"model.rotary_emb.inv_freq": value})
+    extract_adapter(base, tuned, output=tmp_path / "adapter", rank=2)
+    assert not any("inv_freq" in name for name in load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
 
 
 def test_a_constant_buffer_of_both_sides_is_copied(tmp_path: Path) -> None:

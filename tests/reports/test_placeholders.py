@@ -52,6 +52,12 @@ FOLDERS: dict[str, tuple[dict[str, bytes], str, str]] = {
     "DeepSpeed's": ({"global_step9/x.pt": b"", "zero_to_fp32.py": b""}, "DeepSpeed's shards", "zero_to_fp32.py"),
     "Meta's": ({"consolidated.00.pth": b""}, "Meta's own layout", "convert_llama_weights_to_hf"),
     "Megatron's": ({"mp_rank_00/model_optim_rng.pt": b""}, "Megatron's shards", "tools of the trainer"),
+    "verl's": ({"model_world_size_2_rank_0.pt": b""}, "verl's shards", "verl.model_merger"),
+    "ONNX": ({"model.onnx": b""}, "an ONNX graph", "converted from"),
+    "OpenVINO": ({"openvino_model.xml": b""}, "an OpenVINO model", "converted from"),
+    "MLX's old layout": ({"weights.npz": b""}, "arrays of NumPy", "converted from"),
+    "TensorFlow": ({"tf_model.h5": b""}, "weights of TensorFlow", "save_pretrained"),
+    "Flax": ({"flax_model.msgpack": b""}, "weights of Flax", "save_pretrained"),
     "a training's": ({"checkpoint-50/model.safetensors": b""}, "its checkpoints in folders", "name one of them"),
     "a named adapter": ({"only/adapter_config.json": b"{}"}, "adapters in folders of their own", "name one of them"),
 }
@@ -87,6 +93,8 @@ def test_empty_tensors_are_what_zero_3_did_not_gather(make_checkpoint: Make, tmp
 LORAS = {
     "kohya's": "lora_unet_down_blocks_0_attn.lora_down.weight",  # sd-scripts
     "diffusers'": "unet.down_blocks.0.attn.to_q_lora.down.weight",
+    "LyCORIS'": "lora_unet_down_blocks_0_attn.hada_w1_a",
+    "MLX's": "model.layers.0.self_attn.q_proj.lora_a",
     "PEFT's": "base_model.model.model.layers.0.q_proj.lora_A.weight",
 }
 

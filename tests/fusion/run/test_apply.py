@@ -104,5 +104,9 @@ def test_what_disagrees_is_refused(states: list[State]) -> None:
         sculpt.apply(RegMean(), base, [one, one], curvature=[known(1)])
     with pytest.raises(MethodError, match="a protection wants statistics"):
         sculpt.apply(sculpt.Linear(), base, one, settings=sculpt.Settings(protection=sculpt.Protection()))
-    with pytest.raises(MethodError, match="takes 1 tuned model, got 2"):
+    with pytest.raises(MethodError, match="takes 1 tuned model, got 2") as many:
         sculpt.apply(sculpt.AdaDare(), base, [one, one])
+    with pytest.raises(MethodError, match="takes 1 tuned model, got 0") as none:
+        sculpt.apply(sculpt.AdaDare(), base, [])
+    # A protection puts several together; of none it makes nothing.
+    assert [[way.option for way in caught.value.ways] for caught in (many, none)] == [["protect"], []]
