@@ -13,12 +13,14 @@ from typing import Any, final
 import numpy as np
 
 from ..arithmetic.passes import Map, Pass, measure
+from ..arithmetic.per_element import Computed, Repeated
 from ..arithmetic.sums import BLOCK, beside, wide
 from ..arithmetic.tile import RawTile, Tile
 from ..device import device_of, float64_device, torch_device
 
 DEFINITION_TILE = 1 << 14  # elements whose float64 sums stay in the second-level cache
 KERNEL_TILE = 1 << 21
+COMPUTED_TILE = 1 << 17  # of elements whose `sqrt(H)` is computed as they come: it stays in the second-level cache
 TORCH_TILE = 1 << 22
 TORCH_BYTES = 160  # an element's, at the height of a definition: its float32 forms, hash words and float64 sums
 SPARE_BUFFERS = 4  # tiles that may wait to be written, beside one a thread
@@ -92,24 +94,29 @@ class KernelBackend(Backend):
         """Return the pass's rows for a tile."""
         kernel = self._kernel_for(wanted.function, wanted.arguments, tile)
         if kernel is None:
-            return wanted.join([self._definitions.run_pass(piece, wanted) for piece in _pieces(tile)])
+            return wanted.join([self._definitions.run_pass(piece, wanted) for piece in _pieces(tile, DEFINITION_TILE)])
+        if isinstance(tile.root, Computed):
+            return wanted.join([kernel(piece, *wanted.arguments) for piece in _pieces(tile, COMPUTED_TILE)])
         return kernel(tile, *wanted.arguments)
 
     def run_map(self, tile: RawTile, wanted: Map, out: np.ndarray) -> np.ndarray:
         """Fuse a tile."""
         kernel = self._kernel_for(wanted.function, wanted.arguments, tile, out)
-        if kernel is None:
-            rows = []
-            for piece in _pieces(tile):
-                first = piece.start - tile.start
-                rows.append(self._definitions.run_map(piece, wanted, out[first : first + len(piece.base)]))
-            return np.concatenate(rows, axis=1)
-        return kernel(tile, out, *wanted.arguments)
+        if kernel is not None and not isinstance(tile.root, Computed):
+            return kernel(tile, out, *wanted.arguments)
+        rows = []
+        for piece in _pieces(tile, DEFINITION_TILE if kernel is None else COMPUTED_TILE):
+            own = out[piece.start - tile.start :][: len(piece.base)]
+            if kernel is None:
+                rows.append(self._definitions.run_map(piece, wanted, own))
+            else:
+                rows.append(kernel(piece, own, *wanted.arguments))
+        return np.concatenate(rows, axis=1)
 
 
-def _pieces(tile: RawTile) -> Iterator[RawTile]:
-    """Cut a tile into pieces of whole grains that the definitions compute in cache."""
-    size, count = max(1, DEFINITION_TILE // tile.grain) * tile.grain, len(tile.base)
+def _pieces(tile: RawTile, most: int) -> Iterator[RawTile]:
+    """Cut a tile into pieces of whole grains, of about as many elements as are given."""
+    size, count = max(1, most // tile.grain) * tile.grain, len(tile.base)
     for first in range(0, count, size):
         part = slice(first, first + size)
         tuned = tuple(array[part] for array in tile.tuned)
@@ -187,9 +194,12 @@ class TorchBackend(Backend):
         device = device_of(self._device, np.dtype(np.float64 if is_wide else np.float32))
         root = None
         if tile.root is not None:
-            values, inner = self._sent("root", tile.root.values, device), tile.root.inner
-            index = torch.arange(tile.start, tile.start + len(tile.base), device=device)
-            root = values[index // (tile.root.repeat * inner) * inner + index % inner]
+            if isinstance(tile.root, Repeated):
+                values, inner = self._sent("root", tile.root.values, device), tile.root.inner
+                index = torch.arange(tile.start, tile.start + len(tile.base), device=device)
+                root = values[index // (tile.root.repeat * inner) * inner + index % inner]
+            else:
+                root = self._sent("root", tile.root.expand(tile.start, len(tile.base)), device)
         return Tile(
             start=tile.start,
             base=self._sent("base", tile.base, device).to(dtype),
