@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -40,10 +40,7 @@ def checked_terms(name: str, curvature: Curvature, shape: tuple[int, ...]) -> tu
 
 
 def _root_of_sum(*terms: np.ndarray) -> np.ndarray:
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return np.sqrt(2.0 * total + 1.0)
+    return np.sqrt(2.0 * reduce(np.add, terms) + 1.0)
 
 
 def root_curvature(name: str, curvature: Curvature, shape: tuple[int, ...]) -> PerElement:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -211,10 +211,7 @@ class MeanSquares:
 
     def of(self, terms: Sequence[np.ndarray]) -> np.ndarray:
         """Return the means of those elements that the terms are given of."""
-        total = terms[0]
-        for term in terms[1:]:
-            total = total + term
-        return total / self.num_tokens + self.ridge
+        return reduce(np.add, terms) / self.num_tokens + self.ridge
 
     def flat(self) -> MeanSquares:
         """Return the same for a tensor whose elements all have the mean of these."""

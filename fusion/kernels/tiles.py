@@ -32,11 +32,8 @@ def root_of(tile: RawTile) -> tuple[int, int, int]:
         return address(tile.root.values), tile.root.repeat, tile.root.inner
     values = _scratch.root(len(tile.base))
     tile.root.fill(tile.start, values)
-    return (
-        (address(values) - values.itemsize * tile.start) % (1 << 64),
-        1,
-        WHOLE,
-    )  # kernels count from the tensor's first
+    first = address(values) - values.itemsize * tile.start  # kernels count from the tensor's first element
+    return first % (1 << 64), 1, WHOLE
 
 
 @final

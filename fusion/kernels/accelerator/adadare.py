@@ -14,13 +14,12 @@ from .elements import (
     ROWS,
     added,
     draw,
+    elements,
     figured,
     no_figures,
     nothing,
     number,
-    pair,
     root_of,
-    row,
     total,
     write_figures,
 )
@@ -32,9 +31,7 @@ def _score_sums(base_at, tuned_at, rows_at, num_blocks, count, values_at, repeat
     sums, squares = nothing(), nothing()
     nonzero, largest = tl.zeros((LANES,), tl.int32), tl.zeros((LANES,), tl.float32)
     for k in tl.static_range(ROWS):
-        at = row(k)
-        here = at < count
-        base, tuned = pair(base_at, tuned_at, at, here)
+        at, here, base, tuned = elements(k, base_at, tuned_at, count)
         s = root_of(values_at, repeat, inner, first, at, here) * tl.abs(tuned - base)
         wide = s.to(tl.float64)
         sums, squares = added(k, wide, sums), added(k, wide * wide, squares)
@@ -51,9 +48,7 @@ def _score_sums(base_at, tuned_at, rows_at, num_blocks, count, values_at, repeat
 def _clipped_sums(base_at, tuned_at, rows_at, num_blocks, count, values_at, repeat, inner, first, c: tl.float32):
     sums, squares, clips = nothing(), nothing(), tl.zeros((LANES,), tl.int32)
     for k in tl.static_range(ROWS):
-        at = row(k)
-        here = at < count
-        base, tuned = pair(base_at, tuned_at, at, here)
+        at, here, base, tuned = elements(k, base_at, tuned_at, count)
         s = root_of(values_at, repeat, inner, first, at, here) * tl.abs(tuned - base)
         clipped = c * s >= 1
         wide = tl.where(clipped, s, 0.0).to(tl.float64)
@@ -72,9 +67,7 @@ def _drop_and_rescale(
 ):  # fmt: skip
     figures = no_figures()
     for k in tl.static_range(ROWS):
-        at = row(k)
-        here = at < count
-        base, tuned = pair(base_at, tuned_at, at, here)
+        at, here, base, tuned = elements(k, base_at, tuned_at, count)
         delta = tuned - base
         keep = c * (root_of(values_at, repeat, inner, first, at, here) * tl.abs(delta))
         clipped = keep >= 1

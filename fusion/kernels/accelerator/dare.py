@@ -9,7 +9,7 @@ import triton.language as tl
 
 from ...methods import dare
 from ..stand_in import StandIn
-from .elements import ROWS, draw, figured, no_figures, pair, row, write_figures
+from .elements import ROWS, draw, elements, figured, no_figures, write_figures
 from .launch import DeviceTile, launched
 
 
@@ -20,9 +20,7 @@ def _drop_and_rescale(
 ):  # fmt: skip
     figures = no_figures()
     for k in tl.static_range(ROWS):
-        at = row(k)
-        here = at < count
-        base, tuned = pair(base_at, tuned_at, at, here)
+        at, here, base, tuned = elements(k, base_at, tuned_at, count)
         delta = tuned - base
         kept = draw(keep, start, at, key_low, key_high) & (delta != 0)
         values = tl.where(kept, base + factor * delta, base)

@@ -50,12 +50,13 @@ def encoded(values, like: tl.constexpr):
 
 
 @triton.jit
-def pair(base_at, tuned_at, at, here):
-    """Return base and tuned elements as float32; zeros beyond the last."""
-    return (
-        decoded(tl.load(base_at + at, mask=here, other=0)),
-        decoded(tl.load(tuned_at + at, mask=here, other=0)),
-    )
+def elements(k: tl.constexpr, base_at, tuned_at, count):
+    """Return the k-th row: places, which of them are in the tile, base and tuned as float32, zeros where none are."""
+    at = row(k)
+    here = at < count
+    base = decoded(tl.load(base_at + at, mask=here, other=0))
+    tuned = decoded(tl.load(tuned_at + at, mask=here, other=0))
+    return at, here, base, tuned
 
 
 @triton.jit

@@ -11,9 +11,9 @@ import torch
 from ...arithmetic.random import Key
 from ...arithmetic.sums import BLOCK
 from ...arithmetic.tile import RawTile
+from ..tiles import WHOLE
 
-WARPS = 4  # two lanes a thread
-WHOLE = 1 << 40  # more elements than a tensor has
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # two lanes a thread; no product is added without rounding
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,5 +63,5 @@ def launched(kernel: Any, tile: DeviceTile, out: Any | None, num_rows: int, argu
     blocks = -(-tile.count // BLOCK)
     rows = tile.base.new_empty((num_rows, blocks), dtype=torch.float64)
     stored = [tile.base, tile.tuned[0], *([] if out is None else [as_words(out)])]
-    kernel[(blocks,)](*stored, rows, blocks, tile.count, *arguments, num_warps=WARPS, enable_fp_fusion=False)
+    kernel[(blocks,)](*stored, rows, blocks, tile.count, *arguments, **OPTIONS)
     return rows

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from ...transforms import scale as definitions
 from ..stand_in import StandIn
-from .elements import ROWS, figured, no_figures, pair, row, write_figures
+from .elements import ROWS, elements, figured, no_figures, write_figures
 from .launch import DeviceTile, launched
 
 
@@ -17,9 +17,7 @@ from .launch import DeviceTile, launched
 def _add_scaled(base_at, tuned_at, out_at, rows_at, num_blocks, count, scale: tl.float32):
     figures = no_figures()
     for k in tl.static_range(ROWS):
-        at = row(k)
-        here = at < count
-        base, tuned = pair(base_at, tuned_at, at, here)
+        at, here, base, tuned = elements(k, base_at, tuned_at, count)
         delta = tuned - base
         values = tl.where((delta == 0) | (scale == 0), base, base + scale * delta)
         values = tl.where(scale == 1, tuned, values)
