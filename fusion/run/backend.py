@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from abc import ABC, abstractmethod
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
+from shutil import which
 from typing import TYPE_CHECKING, Any, final
 from weakref import WeakKeyDictionary
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from ..kernels.accelerator.launch import DeviceTile
     from ..kernels.stand_in import StandIns
 
+logger = logging.getLogger(__name__)
+
 DEFINITION_TILE = 1 << 14  # elements whose float64 sums stay in the second-level cache
 KERNEL_TILE = 1 << 21
 COMPUTED_TILE = 1 << 17  # of elements whose `sqrt(H)` is computed as they come: it stays in the second-level cache
@@ -31,6 +35,7 @@ TORCH_TILE = 1 << 22
 TORCH_BYTES = 160  # an element's, at the height of a definition: its float32 forms, hash words and float64 sums
 SPARE_BUFFERS = 4  # tiles that may wait to be written, beside one a thread
 TRITON_DEVICES = ("cuda", "xpu")
+COMPILERS = ("clang", "gcc")  # that Triton looks for
 MIN_KERNEL_ELEMENTS = 1 << 23  # fewer are fused by NumPy while Numba would still be loading
 
 
@@ -275,8 +280,13 @@ def _device_kernels(kind: str) -> StandIns | None:
 
     Triton's interpreter, which `TRITON_INTERPRET=1` asks for, runs them on the CPU.
     """
-    takes = kind in TRITON_DEVICES or (kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")
-    if not takes or find_spec("triton") is None:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if kind not in TRITON_DEVICES and not (kind == "cpu" and interpreted):
+        return None
+    if find_spec("triton") is None:
+        return None
+    if not interpreted and not (os.environ.get("CC") or any(map(which, COMPILERS))):
+        logger.warning("Triton needs a C compiler (clang, gcc, or `CC`): without it torch computes, and slower")
         return None
     from ..kernels.accelerator import KERNELS
 
