@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import import_module
 from itertools import product
 from typing import Any
 
@@ -63,6 +64,38 @@ def test_device_kernels_in_the_interpreter() -> None:
     )
     assert found.returncode == 0, found.stdout
     assert f"{len(CASES) + 1} passed" in found.stdout
+
+
+STORED = {"base_at": "*u16", "tuned_at": "*u16", "rows_at": "*fp64", "num_blocks": "i32", "count": "i32"}
+ROOT = {"values_at": "*fp32", "repeat": "i64", "inner": "i32", "first": "i64"}
+DRAWN = {"out_at": "*u16", "start": "i64", "key_low": "i64", "key_high": "i64"}
+
+
+@pytest.mark.skipif(INTERPRETED, reason="compiles nothing")
+@pytest.mark.parametrize(
+    ("module", "name", "signature"),
+    [
+        ("adadare", "_score_sums", ROOT),
+        ("adadare", "_clipped_sums", {**ROOT, "c": "fp32"}),
+        ("adadare", "_drop_and_rescale", {**ROOT, **DRAWN, "c": "fp32", "gamma": "fp32"}),
+        ("dare", "_drop_and_rescale", {**DRAWN, "keep": "fp32", "factor": "fp32"}),
+        ("task_arithmetic", "_add_scaled", {"out_at": "*u16", "scale": "fp32"}),
+    ],
+)
+def test_device_kernels_compile_for_hopper_with_no_fused_multiply_add(
+    module: str, name: str, signature: dict[str, str]
+) -> None:
+    triton = pytest.importorskip("triton")
+    from sculpt.fusion.kernels.accelerator.launch import OPTIONS
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = getattr(import_module(f"sculpt.fusion.kernels.accelerator.{module}"), name)
+    types = {**STORED, **signature}
+    source = ASTSource(fn=kernel, signature={key: types[key] for key in kernel.arg_names}, constexprs={})
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=OPTIONS)
+    assert ".f32" in made.asm["ptx"]
+    assert "fma" not in made.asm["ptx"]
 
 
 @pytest.fixture(scope="module")
