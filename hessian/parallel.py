@@ -58,7 +58,7 @@ def connect(processes: Processes) -> None:
 
 def _meet(processes: Processes) -> Any:
     """Return a store at the first process, whose address the others read in the folder of all."""
-    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import TCPStore
 
     if processes.folder is None:
         raise ModelError(
@@ -67,10 +67,10 @@ def _meet(processes: Processes) -> Any:
         )
     host, store = socket.gethostname(), None
     if processes.is_first:
-        store = dist.TCPStore(host, 0, processes.count, is_master=True, wait_for_workers=False)
+        store = TCPStore(host, 0, processes.count, is_master=True, wait_for_workers=False)
     places = processes.gather("address", [host, store.port if store is not None else 0])
     first, port = places[0]
-    return store or dist.TCPStore(first, port, processes.count, is_master=False)
+    return store or TCPStore(first, port, processes.count, is_master=False)
 
 
 @contextmanager
