@@ -58,7 +58,7 @@ def connect(processes: Processes) -> None:
 
 def _meet(processes: Processes) -> Any:
     """Return a store at the first process, whose address the others read in the folder of all."""
-    from torch.distributed.distributed_c10d import TCPStore
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     if processes.folder is None:
         raise ModelError(

@@ -95,6 +95,7 @@ class FolderSink(Sink):
 
     def _open(self) -> None:
         first = {"fingerprint": self._fingerprint, "of": len(self._layout.tensors), "unit": "tensors"}
+        entries: list[dict[str, Any]] = []
         if self._workspace is not None:
             entries = self._taken_over(first, self._workspace)
             self._payload.mkdir(exist_ok=True)
