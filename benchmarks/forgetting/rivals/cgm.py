@@ -15,7 +15,9 @@ from math import prod
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from array_api_compat import array_namespace
 from sculpt.fusion.arithmetic.group import Group, Region
+from sculpt.fusion.arithmetic.matrices import host
 from sculpt.fusion.arithmetic.passes import Fused, Map, Reduction
 from sculpt.fusion.arithmetic.two_sided import mean_squares
 from sculpt.fusion.methods import Method
@@ -62,21 +64,31 @@ class Cgm(Method):
 
 def mixed(tile: Any, alpha: float) -> Fused:
     """Return the soft mixture of a tile."""
-    tuned, base = (one[tile.start : tile.start + len(tile.base)] for one in tile.prepared)
+    tuned, base = _information(tile)
     both = tuned + base
     part = np.divide(tuned, both, out=np.full(both.shape, 1 / (1 + alpha)), where=both > 0)
-    delta = tile.deltas[0]
-    values = np.where(part == 1, tile.tuned[0], tile.base + part * delta).astype(delta.dtype)
-    return Fused(values=values, kept=(part > 0) & (delta != 0))
+    return _made(tile, part)
 
 
 def chosen(tile: Any, reverted: float) -> Fused:
     """Return whole rows with their least useful deltas taken back; of equal ones the first go."""
-    tuned, base = (one[tile.start : tile.start + len(tile.base)] for one in tile.prepared)
-    delta = tile.deltas[0].reshape(-1, tile.grain)
+    tuned, base = _information(tile)
+    delta = host(tile.deltas[0]).reshape(-1, tile.grain)
     score = (tuned - base).reshape(delta.shape) * delta.astype(np.float64) ** 2
     order = np.argsort(score, axis=1, kind="stable")[:, : int(reverted * tile.grain)]
-    kept = np.ones(delta.shape, bool)
-    np.put_along_axis(kept, order, False, axis=1)
-    kept = kept.reshape(-1)
-    return Fused(values=np.where(kept, tile.tuned[0], tile.base), kept=kept & (tile.deltas[0] != 0))
+    kept = np.ones(delta.shape)
+    np.put_along_axis(kept, order, 0, axis=1)
+    return _made(tile, kept.reshape(-1))
+
+
+def _information(tile: Any) -> tuple[np.ndarray, np.ndarray]:
+    part = slice(tile.start, tile.start + tile.base.shape[0])
+    return tile.prepared[0][part], tile.prepared[1][part]
+
+
+def _made(tile: Any, part: np.ndarray) -> Fused:
+    """Return the base and a part of each delta, the fine-tune's bits where that is all."""
+    xp, delta = array_namespace(tile.base), tile.deltas[0]
+    share = xp.asarray(part.astype(host(delta).dtype), device=tile.base.device)
+    values = xp.where(share == 1, tile.tuned[0], xp.where(share == 0, tile.base, tile.base + share * delta))
+    return Fused(values=values, kept=(share > 0) & (delta != 0))

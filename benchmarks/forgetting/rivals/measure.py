@@ -136,7 +136,7 @@ def gradients(model: Any, examples: Sequence[Example]) -> dict[str, Tensor]:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             name = names[id(module.weight)]
-            total[name] = torch.zeros(2 * (module.in_features,), dtype=torch.float64)
+            total[name] = torch.zeros(2 * (module.in_features,), dtype=torch.float64, device=model.device)
             handles += [module.register_forward_hook(keep(name)), module.register_full_backward_hook(add(name))]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -158,7 +158,7 @@ def weighted_like(like: DiagonalHessian, moments: Mapping[str, Tensor]) -> Diago
         if own is None or own.gram is None or not moment.any():
             continue
         scale = float(np.trace(own.gram, dtype=np.float64)) / float(moment.trace())
-        gram = (moment * scale).numpy()
+        gram = (moment * scale).cpu().numpy()
         diagonal = gram.diagonal().reshape((1,) * (own.terms[0].ndim - 1) + (-1,))
         terms = tuple(np.ascontiguousarray(diagonal) if term.shape == diagonal.shape else term for term in own.terms)
         found[name] = replace(own, terms=terms, gram=gram.astype(np.float32))
@@ -168,16 +168,17 @@ def weighted_like(like: DiagonalHessian, moments: Mapping[str, Tensor]) -> Diago
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("fisher", "magnitudes", "gradients"))
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--base", type=Path, help="what an adapter is of")
+    parser.add_argument("model", help="a folder, or a name on the hub that is cached")
+    parser.add_argument("--base", help="what an adapter is of")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--like", type=Path)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", "-o", type=Path, required=True)
     args = parser.parse_args(arguments)
     checkpoint = open_checkpoint(args.model, None if args.base is None else open_checkpoint(args.base))
-    live = load_model(checkpoint, dtype=torch.float32)
+    live = load_model(checkpoint, device=args.device, dtype=torch.float32)
     encoder = Encoder(live.path, live.model, max_length=args.max_length)
     examples = draw_samples(open_rows(args.data), encoder, count=args.samples, seed=0)
     made = {"fisher": fisher, "magnitudes": magnitudes, "gradients": gradients}[args.what](live.model, examples)
