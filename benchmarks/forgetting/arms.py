@@ -174,6 +174,7 @@ def _merged() -> list[Arm]:
         "actmat": ("wudi --no-normalize --scale {s}", scales, 0.7),
         "ace": ("ace --set scale={s}", scales, 0.7),
         "fisher": (f"fisher {{--hessian hessian-target-{SOME}}}", (), 0.0),
+        "fisher by gradients": (f"fisher-by-gradients --target {{--each fisher-asked-{FEW}}}", (), 0.0),
         "regmean": (f"regmean {each} --alpha {{s}}", (0.1, 0.5, 0.9, 0.99), 0.9),
         "regmean++": (f"sequential --target {{--each target-{SOME}}} --alpha {{s}}", (0.1, 0.5, 0.9, 0.99), 0.9),
         "two-sided full": (two_sided(), LAMBDAS, 0.3),

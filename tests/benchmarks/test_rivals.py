@@ -11,7 +11,7 @@ import pytest
 import sculpt
 import torch
 from sculpt.benchmarks.forgetting import sequential
-from sculpt.benchmarks.forgetting.rivals import Ace, Aim, Cgm, DgHard, NullSpace, WudiAdam, measure
+from sculpt.benchmarks.forgetting.rivals import RIVALS, Ace, Aim, Cgm, DgHard, NullSpace, WudiAdam, measure
 from sculpt.data.example import Example
 from sculpt.fusion.arithmetic.curvature import Curvature
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -133,6 +133,14 @@ def test_cgm_mixes_by_fisher_information() -> None:
     np.testing.assert_allclose(sculpt.apply(Cgm(alpha=2.0), base, tuned, **known), soft, rtol=1e-6)
     found = sculpt.apply(Cgm(form="hard", alpha=2.0, reverted=0.75), base, tuned, **known)
     np.testing.assert_array_equal(found, hard)
+
+
+def test_fisher_averaging_takes_the_information_of_each_parameter() -> None:
+    base, *tuned = pair(14, (3, 8), 2)
+    f = np.random.default_rng(15).random((2, 3, 8))
+    found = sculpt.apply(RIVALS["fisher-by-gradients"](), base, tuned, curvature=[squares(one) for one in f])
+    expected = (f[0] * tuned[0] + f[1] * tuned[1]) / (f[0] + f[1])
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_the_hard_null_space_changes_no_output_where_general_inputs_go() -> None:

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from sculpt.fusion.arithmetic.curvature import Curvature
 from sculpt.fusion.run.fuse import execute, prepare
@@ -21,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("base", type=Path)
     parser.add_argument("tuned", type=Path, nargs="+")
     parser.add_argument("--set", nargs="+", default=[], metavar="OPTION=VALUE")
-    parser.add_argument("--target", type=Path, help="statistics of the fine-tune on samples of its task")
+    parser.add_argument("--target", type=Path, nargs="+", help="statistics of each fine-tune on samples of its task")
     parser.add_argument("--general", type=Path, help="statistics of the base on general samples")
     parser.add_argument("--seed", type=int, help="has no effect: nothing is random")
     parser.add_argument("--output", "-o", type=Path, required=True)
@@ -31,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = dict(pair.split("=", 1) for pair in args.set)
     method = kind(**{option: types[option](value) for option, value in chosen.items()})
     prepared = prepare(args.base, args.tuned, output=args.output, method=method)
-    known: list[Any] = [load(args.general), load(args.target), *[{}] * (len(args.tuned) - 1)]
+    targets = args.target or [None] * len(args.tuned)
+    known = [load(file) for file in (args.general, *targets)]
     curvature: dict[str, tuple[Curvature | None, ...]] = {
         step.name: tuple(side.get(own or "") for side, own in zip(known, step.curvatures, strict=True))
         for step in prepared.plan.steps

@@ -37,7 +37,8 @@ class Aim(Method):
 
     def prepare(self, group: Group) -> PerElement:
         """Return what is left of each element's delta."""
-        importance = mean_squares(group, group.base, 0.0)  # of magnitudes here: the statistics are what was given
+        means = mean_squares(group, group.base, 0.0)  # of magnitudes here: the statistics are what was given
+        importance = means.of(means.terms)
         largest = importance.max(initial=0.0)
         share = importance / largest if largest > 0 else np.zeros_like(importance)
         return per_element(1 - (1 - self.omega) * share, group.shape)

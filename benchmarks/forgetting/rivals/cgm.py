@@ -11,7 +11,6 @@ both are zero base and fine-tune count as 1 to α.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -49,9 +48,8 @@ class Cgm(Method):
 
     def prepare(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
         """Return f and α·f₀ of every element."""
-        tuned = np.broadcast_to(mean_squares(group, group.target, 0.0), group.shape).reshape(-1)
-        base = np.broadcast_to(mean_squares(group, group.base, 0.0), group.shape).reshape(-1)
-        assert len(tuned) == prod(group.shape)
+        means = (mean_squares(group, one, 0.0) for one in (group.target, group.base))
+        tuned, base = (np.broadcast_to(one.of(one.terms), group.shape).reshape(-1) for one in means)
         return tuned, self.alpha * base
 
     def reduce(self, num_elements: int) -> Reduction:  # noqa: ARG002
