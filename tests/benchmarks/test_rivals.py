@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import sculpt
 import torch
+from safetensors.numpy import load_file, save_file
 from sculpt.benchmarks.forgetting import sequential
 from sculpt.benchmarks.forgetting.rivals import RIVALS, Ace, Aim, Cgm, DgHard, NullSpace, WudiAdam, measure
+from sculpt.benchmarks.forgetting.rivals.__main__ import main as run
 from sculpt.data.example import Example
 from sculpt.fusion.arithmetic.curvature import Curvature
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -30,6 +32,17 @@ def pair(seed: int, shape: tuple[int, ...], num_tuned: int = 1, size: float = 0.
 def squares(values: np.ndarray, count: int = 8) -> Curvature:
     """Return statistics of which these are the means."""
     return Curvature(terms=(values * count,), num_tokens=count)
+
+
+def test_a_rival_runs_on_checkpoints_as_a_command_does(tmp_path: Path) -> None:
+    base, tuned = pair(16, (40, 60), size=0.3)
+    for name, tensor in (("base", base), ("tuned", tuned)):
+        save_file({"layers.0.weight": tensor}, tmp_path / f"{name}.safetensors")
+    files = [str(tmp_path / f"{name}.safetensors") for name in ("base", "tuned")]
+    run(["dg-hard", *files, "--set", "threshold=0.5", "-o", str(tmp_path / "out")])
+    found = load_file(next((tmp_path / "out").glob("*.safetensors")))["layers.0.weight"]
+    np.testing.assert_array_equal(found, sculpt.apply(DgHard(threshold=0.5), base, tuned))
+    assert "**DG-Hard**" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 def llama(seed: int) -> Any:
