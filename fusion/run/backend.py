@@ -327,4 +327,6 @@ def pick_backend(
     if num_elements is not None and num_elements < MIN_KERNEL_ELEMENTS:
         return NumpyBackend(threads=threads, tile_elements=tile(DEFINITION_TILE, threads * TORCH_BYTES))
     arithmetic = threads * DEFINITION_TILE * TORCH_BYTES
-    return KernelBackend(threads=threads, tile_elements=tile(KERNEL_TILE, (threads + SPARE_BUFFERS) * 8, arithmetic))
+    return KernelBackend(
+        threads=threads, tile_elements=tile(KERNEL_TILE, 2 * (threads + SPARE_BUFFERS) * 8, arithmetic)
+    )

@@ -33,7 +33,7 @@ from ..record.input_digests import InputDigests
 from ..record.manifest import DIGESTS, FileRecord, Manifest, installed_version, make_manifest
 from ..record.records import TensorRecord
 from .allocator import return_large_blocks
-from .backend import Backend
+from .backend import SPARE_BUFFERS, Backend
 from .bill import Bill, bill_of
 from .loop import run
 from .settings import Settings
@@ -251,7 +251,8 @@ def execute(
         fingerprint=_fingerprint(prepared, provenance),
         overwrite=overwrite,
         new_digest=DIGESTS[settings.digest],
-        buffers=backend.threads + 4,
+        buffers=backend.threads + SPARE_BUFFERS,
+        held_bytes=bill.held,
         processes=processes,
     )
     steps = plan.steps if staged else share_of(plan.steps, plan.method, processes.launch)

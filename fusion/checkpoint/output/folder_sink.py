@@ -17,12 +17,13 @@ import numpy as np
 import xxhash
 
 from ...errors import OutputError, os_error
+from .allowance import Allowance
 from .buffers import Buffer, Buffers
 from .guard import CHECKPOINT
 from .launch import Launch
 from .layout import Layout, Shard
-from .lines import Lines, read_lines
-from .output_file import SEGMENT, OutputFile, digests_of
+from .lines import LineFile, read_lines
+from .output_file import HELD_BYTES, SEGMENT, OutputFile, digests_of
 from .pieces import Pieces, write_pieces
 from .processes import Processes
 from .sink import Sink
@@ -57,6 +58,7 @@ class FolderSink(Sink):
         overwrite: bool = False,
         new_digest: Callable[[], Any] = xxhash.xxh3_128,
         buffers: int = 8,
+        held_bytes: int = HELD_BYTES,
         processes: Processes | None = None,
     ) -> None:
         self.output = output
@@ -68,11 +70,12 @@ class FolderSink(Sink):
         self._files: dict[str, OutputFile] = {}
         self._synced: dict[str, int] = {}
         self._buffers = Buffers(buffers)
+        self._held = Allowance(held_bytes)
         # One thread waits for the disk while the other copies into the page cache; more only take cores from methods.
         self._writing = ThreadPoolExecutor(2)
         self._failure: OutputError | None = None
         self._lock = threading.Lock()
-        self._journal: Lines | None = None
+        self._journal: LineFile | None = None
         self._processes = processes or Processes(Launch())
         self._pieces: Pieces | None = None
         self._workspace: Workspace | None = None
@@ -103,7 +106,7 @@ class FolderSink(Sink):
             raise OutputError(f"process {self._processes.rank} has another output to make than the first")
         if self._workspace is None:
             entries = read_lines(self._folder / JOURNAL)
-            self._journal = Lines(self._journal_of(self._processes.rank), [])
+            self._journal = LineFile(self._journal_of(self._processes.rank), [])
             self._journal.append(first)
         self.finished = {entry["name"]: entry for entry in entries[1:]}
         if self._processes.are_several:
@@ -119,7 +122,7 @@ class FolderSink(Sink):
             workspace.empty()
             entries = []
         workspace.begun = True
-        self._journal = Lines(journal, entries)
+        self._journal = LineFile(journal, entries)
         if not entries:
             self._journal.append(first)
             entries = [first]
@@ -160,6 +163,7 @@ class FolderSink(Sink):
             parts=shard.offsets,
             resumed=bool(self.finished),
             pieces=self._pieces,
+            held=self._held,
         )
         self._files[shard.file_name] = output
         if self._processes.is_first:

@@ -34,7 +34,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 @final
-class Lines:
+class LineFile:
     """A journal that is being written; any thread may append.
 
     Args:
