@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import numpy as np
 from ..arithmetic.passes import Map, Pass, measure
 from ..arithmetic.sums import BLOCK, beside, wide
 from ..arithmetic.tile import RawTile, Tile
-from ..device import device_of, float64_device, torch_device
+from ..device import all_cores, device_of, float64_device, torch_device
 
 DEFINITION_TILE = 1 << 14  # elements whose float64 sums stay in the second-level cache
 KERNEL_TILE = 1 << 21
@@ -217,11 +216,6 @@ class TorchBackend(Backend):
             rows = measure(decoded, beside(stored, decoded.base), fused)
             out.view(np.uint8)[:] = self._received("out", stored)
             return self._received("rows", rows).view(np.float64).reshape(tuple(rows.shape)).copy()
-
-
-def all_cores() -> int:
-    """Return the number of processors that this process may use."""
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def pick_backend(

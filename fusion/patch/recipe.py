@@ -1,0 +1,194 @@
+"""Recipes whose masks a seed makes: what a fuse did to a tensor, as one map over its elements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, final
+
+import numpy as np
+
+from ..arithmetic.passes import Map
+from ..arithmetic.per_element import PerElement
+from ..arithmetic.tile import RawTile
+from ..dtypes import DTYPES
+from ..kernels import adadare as adadare_kernels
+from ..kernels import kernel_for
+from ..kernels.native import TAKEN_FOR
+from ..methods import adadare, dare
+from ..transforms.scale import add_scaled
+from .contexts import Drawn, Hint, Seed, Threshold
+
+RECIPE_DTYPES = ("BF16", "F16", "F32")
+ONES = PerElement(values=np.ones(1, np.float32), repeat=1 << 40, inner=1)  # H = I
+MAPS: dict[str, Callable[..., Any]] = {"dare": dare.drop_and_rescale, "adadare": adadare.drop_and_rescale}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeEntry:
+    """A recipe as a patch's contents have it.
+
+    Attributes:
+        method: `dare` or `adadare`.
+        seed, name, stream: Of the uniform numbers.
+        number: DARE's probability of being kept, AdaDARE's c.
+        strength: DARE's λ, AdaDARE's γ.
+        root: Of AdaDARE the entry of the patch that holds `sqrt(H)`; else None.
+        repeat, inner: How `sqrt(H)` repeats: element `i` has value `(i // (repeat·inner))·inner + i % inner`.
+    """
+
+    method: Literal["dare", "adadare"]
+    seed: int
+    name: str
+    stream: int = 0
+    number: float
+    strength: float
+    root: str | None = None
+    repeat: int = 1
+    inner: int = 1
+
+    def __post_init__(self) -> None:
+        most = 1.0 if self.method == "dare" else float(np.finfo(np.float32).max)
+        least = float(np.finfo(np.float32).tiny)
+        if not (least <= self.number <= most and math.isfinite(self.strength)):
+            raise ValueError(f"{self.method} with {self.number} and {self.strength} is out of range")
+        if (
+            (self.root is None) != (self.method == "dare")
+            or not 0 < self.repeat * self.inner < 1 << 62
+            or self.inner < 0
+        ):
+            raise ValueError(f"{self.method} has no such curvature")
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recipe:
+    """A recipe with its curvature at hand.
+
+    Attributes:
+        entry: What is written of it.
+        root: `sqrt(H)`; None for DARE.
+    """
+
+    entry: RecipeEntry
+    root: PerElement | None
+
+    @property
+    def seed(self) -> Seed:
+        """Which uniform numbers it draws."""
+        return Seed(seed=self.entry.seed, name=self.entry.name, stream=self.entry.stream)
+
+    @property
+    def hint(self) -> Hint:
+        """What it tells of which elements differ."""
+        if self.root is None:
+            return Drawn(seed=self.seed, keep=self.entry.number)
+        return Threshold(seed=self.seed, c=self.entry.number, root=self.root)
+
+    def fused(self, base: np.ndarray, tuned: np.ndarray, dtype: str, start: int, strength: float | None) -> np.ndarray:
+        """Return the words that the recipe makes of base and tuned words.
+
+        Args:
+            strength: In place of the recipe's own.
+        """
+        chosen = self.entry.strength if strength is None else strength
+        wanted = Map(function=MAPS[self.entry.method], arguments=(self.entry.number, chosen))
+        return run_map(wanted, base, tuned, dtype, start, self.seed, self.root)
+
+
+def scaled(base: np.ndarray, tuned: np.ndarray, dtype: str, strength: float) -> np.ndarray:
+    """Return the words of `base + strength·(tuned − base)`."""
+    wanted = Map(function=add_scaled, arguments=(strength,))
+    return run_map(wanted, base, tuned, dtype, 0, Seed(seed=0, name=""), None)
+
+
+def run_map(
+    wanted: Map, base: np.ndarray, tuned: np.ndarray, dtype: str, start: int, seed: Seed, root: PerElement | None
+) -> np.ndarray:
+    """Return the words that a map makes, by its kernel where the dtype has one."""
+    kind = DTYPES[dtype].numpy
+    assert kind is not None  # recipes are of floats
+    out = np.empty_like(base)
+    tile = RawTile(start=start, base=base.view(kind), tuned=(tuned.view(kind),), keys=(seed.key(start),), root=root)
+    into = out.view(kind)
+    kernel = kernel_for(wanted.function, wanted.arguments, tile, into)
+    if kernel is not None:
+        kernel(tile, into, *wanted.arguments)
+    else:
+        with np.errstate(all="ignore"):
+            into[:] = wanted.function(tile.decode(), *wanted.arguments).values.astype(kind)
+    return out
+
+
+def recipe_of(wanted: Map, tile: RawTile, seed: Seed, put_root: Callable[[PerElement], str]) -> Recipe | None:
+    """Return the recipe that a map over a tile is; None where it is none that a patch can say.
+
+    Args:
+        put_root: Puts `sqrt(H)` into the patch, and returns the name of its entry there.
+    """
+    method = next((name for name, function in MAPS.items() if wanted.function is function), None)
+    if method is None or len(tile.tuned) != 1 or tile.base.dtype not in TAKEN_FOR:
+        return None
+    number, strength = (float(value) for value in wanted.arguments)
+    root = None if method == "dare" else tile.root or ONES
+    try:
+        entry = RecipeEntry(
+            method=method,  # pyright: ignore[reportArgumentType]
+            seed=seed.seed,
+            name=seed.name,
+            stream=seed.stream,
+            number=number,
+            strength=strength,
+            root=put_root(root) if root is not None else None,
+            repeat=root.repeat if root is not None else 1,
+            inner=root.inner if root is not None else 1,
+        )
+    except ValueError:
+        return None
+    return Recipe(entry=entry, root=root)
+
+
+def kept_words(recipe: Recipe, tile: RawTile) -> np.ndarray | None:
+    """Return the fine-tune's words where the recipe keeps them, else the base's; None where those are of other dtypes.
+
+    What DARE does not draw may be anything.
+    """
+    tuned = tile.tuned[0]
+    if tuned.dtype != tile.base.dtype:
+        return None
+    out = tuned
+    if recipe.root is not None:
+        out = np.empty_like(tuned)
+        adadare_kernels.keep_tuned(replace(tile, root=recipe.root), out, recipe.entry.number)
+    return np.ascontiguousarray(out).view(f"u{out.itemsize}")
+
+
+def read_root(content: bytes) -> np.ndarray:
+    """Return `sqrt(H)` as it was written.
+
+    Raises:
+        ValueError: It is none.
+    """
+    found = np.frombuffer(content, "<f4")
+    if not (np.isfinite(found).all() and (found >= 1).all()):
+        raise ValueError("a root of a curvature is below 1")
+    return found
+
+
+def with_root(entry: RecipeEntry, num_elements: int, roots: Callable[[str], np.ndarray]) -> Recipe:
+    """Return a recipe with its curvature.
+
+    Args:
+        roots: Gives the values of an entry of the patch.
+
+    Raises:
+        ValueError: They do not fit the tensor.
+    """
+    if entry.root is None:
+        return Recipe(entry=entry, root=None)
+    values = roots(entry.root)
+    outer = -(-num_elements // (entry.repeat * entry.inner))
+    if len(values) < outer * entry.inner:
+        raise ValueError(f"its curvature has {len(values)} values")
+    return Recipe(entry=entry, root=PerElement(values=values, repeat=entry.repeat, inner=entry.inner))
