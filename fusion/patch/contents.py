@@ -114,6 +114,12 @@ class Contents:
         if any("/" in name or not name.endswith(".safetensors") for name in self.shards):
             raise ValueError("no weight file has such a name")
 
+    @property
+    def roots(self) -> set[str]:
+        """The entries that hold `sqrt(H)`."""
+        recipes = (entry.recipe for entry in self.tensors.values())
+        return {recipe.root.entry for recipe in recipes if recipe is not None and recipe.root is not None}
+
     def pack(self) -> bytes:
         """Return the contents as they are written, before they are compressed."""
         return json.dumps(asdict(self), sort_keys=False, separators=(",", ":"), ensure_ascii=False).encode()

@@ -12,7 +12,7 @@ import numpy as np
 from ..arithmetic.per_element import PerElement
 from ..arithmetic.random import SEGMENT, Key, tensor_key
 from ..kernels.native import Kernel, address
-from ..kernels.tiles import scratch_block
+from ..kernels.tiles import root_at, scratch_block
 from .forms import Form
 
 NEVER = 255  # the context of an element that is the base's for certain
@@ -141,7 +141,7 @@ class Threshold(Hint):
     def prepare(self, start: int, count: int) -> np.ndarray:
         """Return the bucket of each element's bound: quarters of octaves."""
         out, key = np.empty(count, np.uint16), self.seed.key(start)
-        of_root = address(self.root.values), self.root.repeat, self.root.inner
+        of_root = root_at(self.root, start, count)
         _THRESHOLDS((), count, *of_root, start, key.low, key.high, self.c, scratch_block(), address(out))
         return out
 

@@ -27,7 +27,7 @@ from .contents import (
     inflated,
 )
 from .frames import Frames
-from .recipe import RECIPE_DTYPES, Recipe, read_root, with_root
+from .recipe import Recipe, recipe_from
 
 
 def is_patch(path: Path) -> bool:
@@ -73,7 +73,7 @@ class PatchFile:
         contents = self.contents
         wanted = {CONTENTS, *(TENSOR + name for name in contents.tensors), *(HEADER + name for name in contents.shards)}
         wanted |= {FILE + name for name, entry in contents.files.items() if entry.stored}
-        wanted |= {entry.recipe.root for entry in contents.tensors.values() if entry.recipe and entry.recipe.root}
+        wanted |= contents.roots
         there = set(self.file.tensors)
         if there != wanted:
             odd = min(there ^ wanted)
@@ -115,34 +115,29 @@ class PatchFile:
         entry = self.contents.tensors[name]
         if entry.recipe is None:
             return None
-        if entry.dtype not in RECIPE_DTYPES:
-            raise self.damaged(name, f"no recipe makes {entry.dtype}")
         try:
-            return with_root(entry.recipe, entry.num_elements, self._roots)
+            return recipe_from(entry.recipe, entry.shape, entry.dtype, self._root)
         except ValueError as error:
             raise self.damaged(name, str(error)) from error
 
-    def _roots(self, name: str) -> np.ndarray:
-        found = self._known_roots.get(name)
+    def _root(self, name: str) -> bytes:
+        found = self._roots.get(name)
         if found is None:
             data = self.entry(name)
-            if not name.startswith(ROOT) or len(data) < 8:
-                raise self.damaged(name, "it is no curvature")
-            nbytes = int(data[:8].view("<u8")[0])
+            nbytes = int(data[:8].view("<u8")[0]) if len(data) >= 8 else -1
             try:
-                if nbytes % 4 or nbytes > MOST_CONTENTS:
-                    raise CheckpointError(f"it says {nbytes} bytes")
-                content = b"".join(inflated(data[8:], nbytes))
+                if not (name.startswith(ROOT) and 0 <= nbytes <= MOST_CONTENTS):
+                    raise CheckpointError("it is no curvature")
+                found = b"".join(inflated(data[8:], nbytes))
             except CheckpointError as error:
                 raise self.damaged(name, error.message) from error
-            if ROOT + hex_digest(content) != name:
+            if ROOT + hex_digest(found) != name:
                 raise self.damaged(name, "its digest is another")
-            found = read_root(content)
-            self._known_roots[name] = found
+            self._roots[name] = found
         return found
 
     @cached_property
-    def _known_roots(self) -> dict[str, np.ndarray]:
+    def _roots(self) -> dict[str, bytes]:
         return {}
 
     def stored(self, prefix: str, name: str, entry: FileEntry) -> Iterator[bytes]:

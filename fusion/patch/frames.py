@@ -147,7 +147,7 @@ class Frames:
             return base
         at, form, start = self._starts[k], form_of(self.dtype), self.span(k)[0]
         kind, code = self._data[at], self._data[at + 1 : at + nbytes].data
-        if kind > HINTED or (kind != MODEL and recipe is None):
+        if kind > HINTED or (kind != MODEL and (recipe is None or start + len(base) > recipe.num_elements)):
             raise self._damaged(f"a frame is of the unknown kind {kind}")
         hint = recipe.hint if recipe is not None and kind != MODEL else PLAIN
         try:

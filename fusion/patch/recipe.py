@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, Literal, final
 
 import numpy as np
 
 from ..arithmetic.passes import Map
-from ..arithmetic.per_element import PerElement
+from ..arithmetic.per_element import PerElement, Repeated
 from ..arithmetic.tile import RawTile
 from ..dtypes import DTYPES
+from ..kernels import KERNELS
 from ..kernels import adadare as adadare_kernels
-from ..kernels import kernel_for
 from ..kernels.native import TAKEN_FOR
 from ..methods import adadare, dare
 from ..transforms.scale import add_scaled
 from .contexts import Drawn, Hint, Seed, Threshold
+from .roots import RootEntry, entry_of, root_from
 
 RECIPE_DTYPES = ("BF16", "F16", "F32")
-ONES = PerElement(values=np.ones(1, np.float32), repeat=1 << 40, inner=1)  # H = I
+ONES = Repeated(values=np.ones(1, np.float32), repeat=1 << 40, inner=1)  # H = I
 MAPS: dict[str, Callable[..., Any]] = {"dare": dare.drop_and_rescale, "adadare": adadare.drop_and_rescale}
 
 
@@ -34,8 +36,8 @@ class RecipeEntry:
         seed, name, stream: Of the uniform numbers.
         number: DARE's probability of being kept, AdaDARE's c.
         strength: DARE's λ, AdaDARE's γ.
-        root: Of AdaDARE the entry of the patch that holds `sqrt(H)`; else None.
-        repeat, inner: How `sqrt(H)` repeats: element `i` has value `(i // (repeat·inner))·inner + i % inner`.
+        rows: How many of the tensor's leading rows it is about; the others of a grown vocabulary were copied.
+        root: Of AdaDARE `sqrt(H)`; else None.
     """
 
     method: Literal["dare", "adadare"]
@@ -44,20 +46,15 @@ class RecipeEntry:
     stream: int = 0
     number: float
     strength: float
-    root: str | None = None
-    repeat: int = 1
-    inner: int = 1
+    rows: int
+    root: RootEntry | None = None
 
     def __post_init__(self) -> None:
         most = 1.0 if self.method == "dare" else float(np.finfo(np.float32).max)
         least = float(np.finfo(np.float32).tiny)
         if not (least <= self.number <= most and math.isfinite(self.strength)):
             raise ValueError(f"{self.method} with {self.number} and {self.strength} is out of range")
-        if (
-            (self.root is None) != (self.method == "dare")
-            or not 0 < self.repeat * self.inner < 1 << 62
-            or self.inner < 0
-        ):
+        if (self.root is None) != (self.method == "dare") or self.rows < 0:
             raise ValueError(f"{self.method} has no such curvature")
 
 
@@ -68,10 +65,12 @@ class Recipe:
 
     Attributes:
         entry: What is written of it.
+        num_elements: How many of the tensor's elements it is about.
         root: `sqrt(H)`; None for DARE.
     """
 
     entry: RecipeEntry
+    num_elements: int
     root: PerElement | None
 
     @property
@@ -112,7 +111,7 @@ def run_map(
     out = np.empty_like(base)
     tile = RawTile(start=start, base=base.view(kind), tuned=(tuned.view(kind),), keys=(seed.key(start),), root=root)
     into = out.view(kind)
-    kernel = kernel_for(wanted.function, wanted.arguments, tile, into)
+    kernel = KERNELS.find(wanted.function, wanted.arguments, tile, into)
     if kernel is not None:
         kernel(tile, into, *wanted.arguments)
     else:
@@ -121,10 +120,13 @@ def run_map(
     return out
 
 
-def recipe_of(wanted: Map, tile: RawTile, seed: Seed, put_root: Callable[[PerElement], str]) -> Recipe | None:
+def recipe_of(
+    wanted: Map, tile: RawTile, seed: Seed, shape: Sequence[int], put_root: Callable[[PerElement], str]
+) -> Recipe | None:
     """Return the recipe that a map over a tile is; None where it is none that a patch can say.
 
     Args:
+        shape: Of what is fused of the tensor.
         put_root: Puts `sqrt(H)` into the patch, and returns the name of its entry there.
     """
     method = next((name for name, function in MAPS.items() if wanted.function is function), None)
@@ -140,13 +142,12 @@ def recipe_of(wanted: Map, tile: RawTile, seed: Seed, put_root: Callable[[PerEle
             stream=seed.stream,
             number=number,
             strength=strength,
-            root=put_root(root) if root is not None else None,
-            repeat=root.repeat if root is not None else 1,
-            inner=root.inner if root is not None else 1,
+            rows=shape[0] if shape else 1,
+            root=entry_of(root, put_root(root)) if root is not None else None,
         )
     except ValueError:
         return None
-    return Recipe(entry=entry, root=root)
+    return Recipe(entry=entry, num_elements=prod(shape), root=root)
 
 
 def kept_words(recipe: Recipe, tile: RawTile) -> np.ndarray | None:
@@ -164,31 +165,17 @@ def kept_words(recipe: Recipe, tile: RawTile) -> np.ndarray | None:
     return np.ascontiguousarray(out).view(f"u{out.itemsize}")
 
 
-def read_root(content: bytes) -> np.ndarray:
-    """Return `sqrt(H)` as it was written.
-
-    Raises:
-        ValueError: It is none.
-    """
-    found = np.frombuffer(content, "<f4")
-    if not (np.isfinite(found).all() and (found >= 1).all()):
-        raise ValueError("a root of a curvature is below 1")
-    return found
-
-
-def with_root(entry: RecipeEntry, num_elements: int, roots: Callable[[str], np.ndarray]) -> Recipe:
-    """Return a recipe with its curvature.
+def recipe_from(entry: RecipeEntry, shape: Sequence[int], dtype: str, content: Callable[[str], bytes]) -> Recipe:
+    """Return the recipe of a tensor, with its curvature.
 
     Args:
-        roots: Gives the values of an entry of the patch.
+        content: Gives what an entry of the patch holds.
 
     Raises:
-        ValueError: They do not fit the tensor.
+        ValueError: It is none of such a tensor.
     """
-    if entry.root is None:
-        return Recipe(entry=entry, root=None)
-    values = roots(entry.root)
-    outer = -(-num_elements // (entry.repeat * entry.inner))
-    if len(values) < outer * entry.inner:
-        raise ValueError(f"its curvature has {len(values)} values")
-    return Recipe(entry=entry, root=PerElement(values=values, repeat=entry.repeat, inner=entry.inner))
+    if dtype not in RECIPE_DTYPES or entry.rows > (shape[0] if shape else 1):
+        raise ValueError(f"no recipe makes {dtype} {list(shape)}")
+    own = [entry.rows, *shape[1:]] if shape else []
+    root = None if entry.root is None else root_from(entry.root, content(entry.root.entry), own)
+    return Recipe(entry=entry, num_elements=prod(own), root=root)

@@ -18,13 +18,14 @@ from ..arithmetic.tile import RawTile
 from ..checkpoint.bytes_of import as_bytes
 from ..checkpoint.output.layout import Layout
 from ..checkpoint.output.sink import Sink
+from ..dtypes import DTYPES
 from ..plan.plan import Plan, Step
 from ..transforms.scale import add_scaled
 from .contents import Contents, FileEntry, TensorEntry, inflated
 from .contexts import Seed
 from .forms import FRAME, form_of, num_words
 from .frames import Coded, Frames, coded, in_order, joined
-from .recipe import Recipe, kept_words, read_root, recipe_of, with_root
+from .recipe import Recipe, kept_words, recipe_from, recipe_of
 from .reference import Reference, open_stored
 from .writer import PatchWriter
 
@@ -36,9 +37,10 @@ FEW_FRAMES = 2  # that are being filled, beside one that each thread codes
 class _Frame:
     """A frame that is filled by tiles."""
 
-    def __init__(self, count: int, word: np.dtype) -> None:
+    def __init__(self, count: int, word: np.dtype, recipe: Recipe | None) -> None:
         self.model = np.empty(count, word)
         self.tuned: np.ndarray | None = np.empty(count, word)
+        self.recipe = recipe  # of all of it
         self.missing = count
 
 
@@ -77,7 +79,7 @@ class PatchSink(Sink):
         self._coded: dict[tuple[str, int], Coded] = {}
         self._recipes: dict[str, Recipe | None] = {}
         self._is_tuned: set[str] = set()  # the fine-tune's very elements
-        self._roots: dict[str, np.ndarray] = {}
+        self._roots: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self._told = threading.local()
         self._digests: dict[str, str] = {}
@@ -104,31 +106,34 @@ class PatchSink(Sink):
         yield data
         word = form_of(self._steps[name].dtype).word
         words, first = data.view(word), start * dtype.itemsize // word.itemsize
-        self._take(name, first, words, self._explained(name, words))
+        recipe, tuned = self._explained(name)
+        self._take(name, first, words, recipe, tuned)
 
     def explain(self, name: str, tile: RawTile, wanted: Map) -> None:
         """Take note of a map over a tile."""
         del name
         self._told.what = tile, wanted
 
-    def _explained(self, name: str, words: np.ndarray) -> np.ndarray | None:
-        """Return what a recipe makes words of; None where no recipe made them, or it is not known."""
+    def _explained(self, name: str) -> tuple[Recipe | None, np.ndarray | None]:
+        """Return what recipe made what is in this thread's room, if one did, and what it was made of, if that helps."""
         if self._told.what is None:
-            return None
+            return None, None
         tile, wanted = self._told.what
         with self._lock:
             if name not in self._recipes:
                 seed = Seed(seed=self._seed, name=self._steps[name].key)
-                self._recipes[name] = recipe_of(wanted, tile, seed, self._writer.put_root)
+                self._recipes[name] = recipe_of(
+                    wanted, tile, seed, _fused_shape(self._steps[name]), self._writer.put_root
+                )
                 own = len(tile.tuned) == 1 and tile.tuned[0].dtype == tile.base.dtype
                 if own and wanted.function is add_scaled and wanted.arguments == (1.0,):
                     self._is_tuned.add(name)
             recipe = self._recipes[name]
-        if recipe is None or tile.base.dtype.itemsize != words.itemsize:
-            return None
-        return kept_words(recipe, tile)
+        if recipe is None or tile.base.dtype != DTYPES[self._steps[name].dtype].numpy:
+            return None, None  # such as a tensor that is stored in another dtype
+        return recipe, kept_words(recipe, tile)
 
-    def _take(self, name: str, start: int, words: np.ndarray, tuned: np.ndarray | None) -> None:
+    def _take(self, name: str, start: int, words: np.ndarray, recipe: Recipe | None, tuned: np.ndarray | None) -> None:
         step = self._steps[name]
         count = num_words(step.dtype, step.num_elements)
         for k in range(start // FRAME, -(-(start + len(words)) // FRAME)):
@@ -136,7 +141,9 @@ class PatchSink(Sink):
             with self._lock:
                 frame = self._frames.get((name, k))
                 if frame is None:
-                    frame = self._frames[name, k] = _Frame(end - begin, words.dtype)
+                    frame = self._frames[name, k] = _Frame(end - begin, words.dtype, recipe)
+                if recipe is None:
+                    frame.recipe = None
                 if tuned is None:
                     frame.tuned = None
                 own = frame.tuned
@@ -156,9 +163,8 @@ class PatchSink(Sink):
     def _code(self, name: str, k: int, frame: _Frame) -> None:
         reference, start = self._references[name], k * FRAME
         stop = start + len(frame.model)
-        recipe = self._recipes.get(name)
-        dtype = self._steps[name].dtype
-        found = coded(reference.words(start, stop), frame.model, dtype, start, recipe, frame.tuned if recipe else None)
+        dtype, tuned = self._steps[name].dtype, frame.tuned if frame.recipe else None
+        found = coded(reference.words(start, stop), frame.model, dtype, start, frame.recipe, tuned)
         reference.release(start, stop)
         with self._lock:
             self._coded[name, k] = found
@@ -185,14 +191,14 @@ class PatchSink(Sink):
 
     def _frames_of(self, name: str) -> tuple[Frames, Recipe | None]:
         said, step = self._writer.tensors[name], self._steps[name]
-        recipe = None if said.recipe is None else with_root(said.recipe, said.num_elements, self._root)
+        recipe = None if said.recipe is None else recipe_from(said.recipe, said.shape, said.dtype, self._root)
         where = str(self._writer.output)
         return Frames(name, where, self._writer.code(name), step.dtype, step.num_elements), recipe
 
-    def _root(self, name: str) -> np.ndarray:
+    def _root(self, name: str) -> bytes:
         if name not in self._roots:
             data = self._writer.content(name)
-            self._roots[name] = read_root(b"".join(inflated(data[8:], int(data[:8].view("<u8")[0]))))
+            self._roots[name] = b"".join(inflated(data[8:], int(data[:8].view("<u8")[0])))
         return self._roots[name]
 
     def _words(self, name: str) -> Iterator[np.ndarray]:
@@ -258,6 +264,13 @@ class PatchSink(Sink):
             )
 
         self._writer.commit(contents)
+
+
+def _fused_shape(step: Step) -> tuple[int, ...]:
+    """Return the shape of what is fused of a tensor: of a vocabulary that was resized the common rows."""
+    if not step.num_elements or step.num_fused == step.num_elements:
+        return step.shape
+    return (step.num_fused * step.shape[0] // step.num_elements, *step.shape[1:])
 
 
 def _common_strength(tensors: Mapping[str, TensorEntry]) -> float | None:

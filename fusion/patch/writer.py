@@ -34,6 +34,7 @@ from .contents import (
     hex_digest,
 )
 from .file import is_patch
+from .roots import content_of
 
 PATCH = Kind(name="patch", is_folder=False, is_ours=is_patch)
 DATA = "entries"  # in the workspace: one after the other, in the order in which they were made
@@ -154,7 +155,7 @@ class PatchWriter:
 
     def put_root(self, root: PerElement) -> str:
         """Write `sqrt(H)`, once for all tensors that have the same, and return the name of its entry."""
-        content = root.values.astype("<f4").tobytes()
+        content = content_of(root)
         name = ROOT + hex_digest(content)
         if name not in self._places:
             self._put(name, [len(content).to_bytes(8, "little"), deflated(content)], {})
@@ -200,10 +201,9 @@ class PatchWriter:
         made = contents(self.tensors)
         text = made.pack()
         packed = deflated(text)
-        roots = sorted({entry.recipe.root for entry in made.tensors.values() if entry.recipe and entry.recipe.root})
         names = [*(HEADER + name for name in made.shards)]
         names += [FILE + name for name, entry in made.files.items() if entry.stored]
-        names += [*roots, *(TENSOR + name for name in made.tensors)]
+        names += [*sorted(made.roots), *(TENSOR + name for name in made.tensors)]
         metadata = {
             "format": FORMAT,
             "version": VERSION,
