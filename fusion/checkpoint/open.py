@@ -36,7 +36,7 @@ def _patched(ref: ModelRef, base: Source | Asked | None) -> Source:
     assert ref.base is not None
     is_open = isinstance(base, Checkpoint) and base.path == ref.base.path and ref.base.base is None
     # What decodes a patch stands above this room, so it is looked for by its name, and only where there is a patch.
-    source = import_module("...patch.source", __package__)
+    source = import_module("..patch.source", __package__)
     return source.PatchedSource(ref, base if is_open else None)
 
 

@@ -131,7 +131,7 @@ class Kernel:
                     *(TAKEN_FOR[dtype] for dtype in dtypes),
                     *(POINTED.get(kind, kind) for kind in self._signature),
                 )
-                file = _folder() / f"{self._module}.{self._name}-{'.'.join(types[: len(dtypes)])}.o"
+                file = _folder() / f"{self._module}.{self._name}-{'.'.join(types[: len(dtypes)])}-{self._signature}.o"
                 code = _kept(file)
                 if code is None:
                     code = _compile(self._module, self._name, types)

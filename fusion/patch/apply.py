@@ -57,7 +57,8 @@ def unpack(
     source = PatchedSource(find_model(patched))
     with reading([source]):
         layout = layout_of(source)
-    facts = [source.resume_key()]
+    files = {str(file): identity.as_json() for file, identity in source.identities().items()}
+    facts = [source.patch.file.metadata, sorted(files.items())]
     sink = FolderSink(
         output,
         layout,

@@ -14,12 +14,13 @@ from typing import Any, Literal, final
 import numpy as np
 import xxhash
 
+from ..checkpoint.foreign import PATCH_FORMAT
 from ..checkpoint.json_file import checked
 from ..dtypes import DTYPES
 from ..errors import CheckpointError
 from .recipe import RecipeEntry
 
-FORMAT, VERSION = "sculpt-patch", "1"
+FORMAT, VERSION = PATCH_FORMAT, "1"
 # Entries of the safetensors file.
 CONTENTS, TENSOR, ROOT, HEADER, FILE = "contents", "tensor/", "root/", "header/", "file/"
 MOST_CONTENTS = 1 << 29  # bytes

@@ -57,7 +57,7 @@ class PatchFile:
             raise CheckpointError(f"`{path}` is no patch", hint="`sculpt pack` writes such files")
         if said.get("version") != VERSION:
             raise CheckpointError(
-                f"`{path}` is a patch of version {said.get('version')}; this version of sculpt reads {VERSION}"
+                f"`{path}` is of version {said.get('version')}; this version of sculpt reads {VERSION}"
             )
         packed, text = self.entry(CONTENTS), said.get("contents_bytes", "")
         nbytes = int(text) if text.isascii() and text.isdecimal() and len(text) < 12 else -1

@@ -7,7 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, final
@@ -149,9 +149,9 @@ class PatchWriter:
             facts: For the journal.
         """
         content = b"".join(pieces)
-        tensor = asdict(said) | {"code": hex_digest(content)}
-        self._put(TENSOR + name, [content], {"name": name, "tensor": tensor, **facts})
-        self.tensors[name] = checked(TensorEntry, tensor)
+        tensor = replace(said, code=hex_digest(content))
+        self._put(TENSOR + name, [content], {"name": name, "tensor": asdict(tensor), **facts})
+        self.tensors[name] = tensor
 
     def put_root(self, root: PerElement) -> str:
         """Write `sqrt(H)`, once for all tensors that have the same, and return the name of its entry."""

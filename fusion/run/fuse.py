@@ -301,7 +301,7 @@ def _sink(prepared: Prepared, backend: Backend, *, fingerprint: str, overwrite: 
             prepared.plan,
             prepared.settings.seed,
             fingerprint=fingerprint,
-            made_by=f"fuse by {prepared.method.title}",
+            made_by=f"fuse ({prepared.method.title})",
             new_digest=new_digest,
             threads=backend.threads,
             overwrite=overwrite,

@@ -78,9 +78,9 @@ def threshold_contexts(base, buckets, count, shift, mask, top, high, out):
 @inlined
 def _token(z):
     large = z >= u32(65536)
-    v = u32(z >> u32(16)) if large else z
+    v = u32(z >> u32(8)) if large else z  # float32 has all of its bits
     octaves = u32(bits_of(f32(v)) >> u32(21))  # four times the octave, and the two bits below the highest
-    token = u32(octaves - u32(508 - 12)) + (u32(64) if large else u32(0))
+    token = u32(octaves - u32(508 - 12)) + (u32(32) if large else u32(0))
     return token if z >= DIRECT else z
 
 
