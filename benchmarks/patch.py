@@ -1,4 +1,4 @@
-"""How small patches are, and how fast: against the whole model and what else makes exact packs.
+"""How small patches are, and how fast, against the whole model and what else makes exact packs.
 
     python benchmarks/patch.py BASE SFT --adapter ADAPTER --hessian H --work /tmp/patches
 
@@ -21,10 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 SCULPT = [sys.executable, "-m", "sculpt"]
-ROUNDS = 3
+ROUNDS = 2
 
 # One file a rival: it is run by the other environment's Python with (base, model, work) and prints bytes or `-`.
-RIVALS = r'''
+RIVALS = r"""
 import json, subprocess, sys
 from pathlib import Path
 import numpy as np
@@ -45,7 +45,8 @@ try:
 except ImportError:
     pass
 out = work / "rival.zst"
-if subprocess.run(["zstd", "-q", "-f", "-3", "--long=30", f"--patch-from={base}", str(model), "-o", str(out)]).returncode == 0:
+words = ["zstd", "-q", "-f", "-3", "--long=30", f"--patch-from={base}", str(model), "-o", str(out)]
+if subprocess.run(words).returncode == 0:
     found["zstd --patch-from"] = out.stat().st_size
 try:
     out = work / "rival.vcdiff"
@@ -54,17 +55,18 @@ try:
 except FileNotFoundError:
     pass
 print(json.dumps(found))
-'''
+"""
 
 
 def run(*words: str | Path) -> None:
     subprocess.run([*SCULPT, *map(str, words)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Return the least seconds, and CPU seconds of them, of a few rounds."""
+def timed(work: Callable[[], object], output: Path) -> tuple[float, float]:
+    """Return the least seconds, and CPU seconds of them, of a few rounds that each write the output anew."""
     found = []
     for _ in range(ROUNDS):
+        shutil.rmtree(output) if output.is_dir() else output.unlink(missing_ok=True)
         before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
         work()
         seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
@@ -129,22 +131,24 @@ def main() -> None:
         out = chosen.work / "out"
 
         def apply(patch: Path = patch, out: Path = out) -> None:
-            shutil.rmtree(out, ignore_errors=True)
             sculpt.apply_patch(chosen.base, patch, output=out)
 
-        apply()
+        timed(apply, out)
         same = subprocess.run(["cmp", weights, out / "model.safetensors"], check=False).returncode == 0
         size, whole = patch.stat().st_size, weights.stat().st_size
 
-        def again(model: Path = model) -> None:
-            pack(chosen.base, model, output=chosen.work / "again.safetensors", threads=1, overwrite=True)
+        packed, copied = chosen.work / "again.safetensors", chosen.work / "copy"
 
-        def copy(out: Path = chosen.work / "copy", weights: Path = weights) -> None:
-            shutil.copyfile(weights, out)
-            with out.open("rb") as stream:
+        def again(model: Path = model, packed: Path = packed) -> None:
+            pack(chosen.base, model, output=packed, threads=1)
+
+        def copy(copied: Path = copied, weights: Path = weights) -> None:
+            shutil.copyfile(weights, copied)
+            with copied.open("rb") as stream:
                 os.fsync(stream.fileno())
 
-        (pack_s, pack_cpu), (apply_s, apply_cpu), (copy_s, _) = timed(again), timed(apply), timed(copy)
+        (_, pack_cpu), (apply_s, apply_cpu) = timed(again, packed), timed(apply, out)
+        copy_s, _ = timed(copy, copied)
         told = subprocess.run(
             [chosen.rivals, script, base, weights, chosen.work], check=True, capture_output=True, text=True
         ).stdout

@@ -69,7 +69,7 @@ def unpack(
     with reading([source]), sink:
         _Applying(source, layout, sink, progress).run(threads or all_cores())
         source.refuse_changed()
-        sink.commit(lambda folder: [source.write_file(name, folder / name) for name in source.patch.contents.files])
+        sink.commit(source.write_files)
     return Applied(
         tensors=len(layout.tensors),
         nbytes=sum(shard.nbytes for shard in layout.shards),

@@ -108,7 +108,7 @@ class Frames:
         if len(data) < count * ENTRY.size:
             raise self._damaged("its directory is cut off")
         self._data, at = data, count * ENTRY.size
-        self.entries = [ENTRY.unpack_from(data, k * ENTRY.size) for k in range(count)]
+        self.entries = [ENTRY.unpack_from(data.data, k * ENTRY.size) for k in range(count)]
         self._starts: list[int] = []
         for nbytes, _, _ in self.entries:
             self._starts.append(at)

@@ -123,7 +123,10 @@ class _Packing:
     def _said(self, name: str, *, changed: bool) -> TensorEntry:
         info, reference = self._theirs.tensors[name], self._references[name]
         own = reference.info
-        copied = own is None or not info.kind.fusible or is_constant(name, info.shape)
+        if own is None or not info.kind.fusible or is_constant(name, info.shape):
+            strength = "stays"  # a fuse copies it
+        else:
+            strength = "scales" if own.dtype == info.dtype else "fixed"  # a fuse stores the base's dtype
         return TensorEntry(
             dtype=info.dtype,
             shape=info.shape,
@@ -131,8 +134,7 @@ class _Packing:
             seen=reference.sample(),
             changed=changed,
             code="",
-            # A fuse stores the base's dtype.
-            strength="stays" if copied else "scales" if own.dtype == info.dtype else "fixed",
+            strength=strength,
         )
 
 

@@ -139,6 +139,11 @@ class PatchedSource(Source):
                 self.write_file(name, self._scratch.folder / name)
         return self._scratch.folder
 
+    def write_files(self, folder: Path) -> None:
+        """Write every file that lies beside the weights into a folder."""
+        for name in self.patch.contents.files:
+            self.write_file(name, folder / name)
+
     def write_file(self, name: str, target: Path) -> None:
         """Write a file that lies beside the weights.
 
