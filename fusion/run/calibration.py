@@ -35,7 +35,8 @@ class SampleRun(RowOptions):
         batch_tokens: Most tokens a batch, padding included: short samples then go together, which takes half the time
             and the memory of so many tokens. Statistics are those of single samples to float precision.
         all_experts: Send every token to every expert, so that none starves; by default to those that its router picks.
-        count: all tokens, or completion: only those that are to be predicted, as a loss mask says.
+        count: all tokens, or completion: only those that are to be predicted, as a loss mask says. Of samples of the
+            target task; of general ones all tokens count.
         device: auto, cpu, cuda, cuda:1, mps …
         dtype: Of the forward. auto: float32 on a CPU, else the weights' own.
         auto_class: transformers class to run, such as AutoModelForMaskedLM. Default: the config's.
@@ -190,8 +191,13 @@ class Calibration(SampleRun):
         return given is not None and not (isinstance(given, (Path, str)) and str(given) == FROM_DELTA)
 
     def of_general(self) -> list[Calibration]:
-        """Return the same for each general side: what it is measured on, or its statistics."""
-        unset = replace(self, hessian=None, data=None, protect=None, protect_kinds=(), samples=self.protect_samples)
+        """Return the same for each general side: what it is measured on, or its statistics.
+
+        All tokens of a general side count: a base is to stay as it is where it reads, not where it answers alone.
+        """
+        unset = replace(
+            self, hessian=None, data=None, protect=None, protect_kinds=(), samples=self.protect_samples, count="all"
+        )
         return [
             replace(unset, hessian=side.source)
             if side.is_statistics

@@ -98,6 +98,7 @@ class TensorTask:
             name=step.name,
             shape=_fused_shape(step, self._inputs[0][1].shape if self._inputs else step.shape),
             curvatures=self._curvatures(),
+            depth=context.plan.depth_of(step.name),
         )
         protector = context.protector
         self.seen = protector.seen(self.group) if protector is not None else self.group  # what the method is told
