@@ -112,7 +112,7 @@ class Seed:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Drawn(Hint):
+class DrawnHint(Hint):
     """DARE: an element can differ only where its uniform number is below `keep`."""
 
     seed: Seed

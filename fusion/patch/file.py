@@ -27,7 +27,7 @@ from .contents import (
     inflated,
 )
 from .frames import Frames
-from .recipe import Recipe, recipe_from
+from .recipe import SeededRecipe, recipe_from
 
 
 def is_patch(path: Path) -> bool:
@@ -106,7 +106,7 @@ class PatchFile:
             raise self.damaged(name, "its digest is another")
         return Frames(name, str(self.path), data, entry.dtype, entry.num_elements)
 
-    def recipe(self, name: str) -> Recipe | None:
+    def recipe(self, name: str) -> SeededRecipe | None:
         """Return the recipe of a tensor, if a seed tells which elements differ.
 
         Raises:

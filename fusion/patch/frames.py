@@ -16,7 +16,7 @@ from ..errors import CheckpointError
 from .coder import DamagedFrameError, decode, encode
 from .contexts import Hint, Plain
 from .forms import FRAME, form_of, num_words
-from .recipe import Recipe
+from .recipe import SeededRecipe
 
 ENTRY = struct.Struct("<I16s16s")  # bytes of code, digests of the base's and of the model's words
 # What a frame holds: the model's words, or those that its recipe makes the model's of, or the model's where the
@@ -55,7 +55,7 @@ def coded(
     model: np.ndarray,
     dtype: str,
     start: int,
-    recipe: Recipe | None = None,
+    recipe: SeededRecipe | None = None,
     tuned: np.ndarray | None = None,
 ) -> Coded:
     """Return a frame of words.
@@ -127,7 +127,9 @@ class Frames:
         """Return whether the bytes of words are the model's."""
         return xxhash.xxh3_128_digest(words) == self.entries[k][2]
 
-    def decode(self, k: int, base: np.ndarray, recipe: Recipe | None, strength: float | None = None) -> np.ndarray:
+    def decode(
+        self, k: int, base: np.ndarray, recipe: SeededRecipe | None, strength: float | None = None
+    ) -> np.ndarray:
         """Return the words of a frame.
 
         Args:

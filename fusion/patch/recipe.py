@@ -19,7 +19,7 @@ from ..kernels import adadare as adadare_kernels
 from ..kernels.native import TAKEN_FOR
 from ..methods import adadare, dare
 from ..transforms.scale import add_scaled
-from .contexts import Drawn, Hint, Seed, Threshold
+from .contexts import DrawnHint, Hint, Seed, Threshold
 from .roots import RootEntry, entry_of, root_from
 
 RECIPE_DTYPES = ("BF16", "F16", "F32")
@@ -60,7 +60,7 @@ class RecipeEntry:
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Recipe:
+class SeededRecipe:
     """A recipe with its curvature at hand.
 
     Attributes:
@@ -82,7 +82,7 @@ class Recipe:
     def hint(self) -> Hint:
         """What it tells of which elements differ."""
         if self.root is None:
-            return Drawn(seed=self.seed, keep=self.entry.number)
+            return DrawnHint(seed=self.seed, keep=self.entry.number)
         return Threshold(seed=self.seed, c=self.entry.number, root=self.root)
 
     def fused(self, base: np.ndarray, tuned: np.ndarray, dtype: str, start: int, strength: float | None) -> np.ndarray:
@@ -122,7 +122,7 @@ def run_map(
 
 def recipe_of(
     wanted: Map, tile: RawTile, seed: Seed, shape: Sequence[int], put_root: Callable[[PerElement], str]
-) -> Recipe | None:
+) -> SeededRecipe | None:
     """Return the recipe that a map over a tile is; None where it is none that a patch can say.
 
     Args:
@@ -147,10 +147,10 @@ def recipe_of(
         )
     except ValueError:
         return None
-    return Recipe(entry=entry, num_elements=prod(shape), root=root)
+    return SeededRecipe(entry=entry, num_elements=prod(shape), root=root)
 
 
-def kept_words(recipe: Recipe, tile: RawTile) -> np.ndarray | None:
+def kept_words(recipe: SeededRecipe, tile: RawTile) -> np.ndarray | None:
     """Return the fine-tune's words where the recipe keeps them, else the base's; None where those are of other dtypes.
 
     What DARE does not draw may be anything.
@@ -165,7 +165,7 @@ def kept_words(recipe: Recipe, tile: RawTile) -> np.ndarray | None:
     return np.ascontiguousarray(out).view(f"u{out.itemsize}")
 
 
-def recipe_from(entry: RecipeEntry, shape: Sequence[int], dtype: str, content: Callable[[str], bytes]) -> Recipe:
+def recipe_from(entry: RecipeEntry, shape: Sequence[int], dtype: str, content: Callable[[str], bytes]) -> SeededRecipe:
     """Return the recipe of a tensor, with its curvature.
 
     Args:
@@ -178,4 +178,4 @@ def recipe_from(entry: RecipeEntry, shape: Sequence[int], dtype: str, content: C
         raise ValueError(f"no recipe makes {dtype} {list(shape)}")
     own = [entry.rows, *shape[1:]] if shape else []
     root = None if entry.root is None else root_from(entry.root, content(entry.root.entry), own)
-    return Recipe(entry=entry, num_elements=prod(own), root=root)
+    return SeededRecipe(entry=entry, num_elements=prod(own), root=root)

@@ -25,7 +25,7 @@ from .contents import Contents, FileEntry, TensorEntry, inflated
 from .contexts import Seed
 from .forms import FRAME, form_of, num_words
 from .frames import Coded, Frames, coded, in_order, joined
-from .recipe import Recipe, kept_words, recipe_from, recipe_of
+from .recipe import SeededRecipe, kept_words, recipe_from, recipe_of
 from .reference import Reference, open_stored
 from .writer import PatchWriter
 
@@ -37,7 +37,7 @@ FEW_FRAMES = 2  # that are being filled, beside one that each thread codes
 class _Frame:
     """A frame that is filled by tiles."""
 
-    def __init__(self, count: int, word: np.dtype, recipe: Recipe | None) -> None:
+    def __init__(self, count: int, word: np.dtype, recipe: SeededRecipe | None) -> None:
         self.model = np.empty(count, word)
         self.tuned: np.ndarray | None = np.empty(count, word)
         self.recipe = recipe  # of all of it
@@ -77,12 +77,11 @@ class PatchSink(Sink):
         )
         self._frames: dict[tuple[str, int], _Frame] = {}
         self._coded: dict[tuple[str, int], Coded] = {}
-        self._recipes: dict[str, Recipe | None] = {}
+        self._recipes: dict[str, SeededRecipe | None] = {}
         self._is_tuned: set[str] = set()  # the fine-tune's very elements
         self._roots: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self._told = threading.local()
-        self._digests: dict[str, str] = {}
 
     def _reference(self, step: Step) -> Reference:
         name = step.base.name if step.base is not None else None
@@ -114,7 +113,7 @@ class PatchSink(Sink):
         del name
         self._told.what = tile, wanted
 
-    def _explained(self, name: str) -> tuple[Recipe | None, np.ndarray | None]:
+    def _explained(self, name: str) -> tuple[SeededRecipe | None, np.ndarray | None]:
         """Return what recipe made what is in this thread's room, if one did, and what it was made of, if that helps."""
         if self._told.what is None:
             return None, None
@@ -133,7 +132,9 @@ class PatchSink(Sink):
             return None, None  # such as a tensor that is stored in another dtype
         return recipe, kept_words(recipe, tile)
 
-    def _take(self, name: str, start: int, words: np.ndarray, recipe: Recipe | None, tuned: np.ndarray | None) -> None:
+    def _take(
+        self, name: str, start: int, words: np.ndarray, recipe: SeededRecipe | None, tuned: np.ndarray | None
+    ) -> None:
         step = self._steps[name]
         count = num_words(step.dtype, step.num_elements)
         for k in range(start // FRAME, -(-(start + len(words)) // FRAME)):
@@ -189,7 +190,7 @@ class PatchSink(Sink):
         )
         self._writer.put_tensor(name, joined(frames), said, entry)
 
-    def _frames_of(self, name: str) -> tuple[Frames, Recipe | None]:
+    def _frames_of(self, name: str) -> tuple[Frames, SeededRecipe | None]:
         said, step = self._writer.tensors[name], self._steps[name]
         recipe = None if said.recipe is None else recipe_from(said.recipe, said.shape, said.dtype, self._root)
         where = str(self._writer.output)
@@ -222,22 +223,23 @@ class PatchSink(Sink):
         skip = first_byte % size
         return b"".join(found)[skip : skip + nbytes]
 
-    def digest(self, file_name: str) -> str:
-        """Return the hexadecimal digest of a shard of the model: the patch is read back for it."""
-        shard = next(shard for shard in self._layout.shards if shard.file_name == file_name)
-        whole = self._new_digest()
-        whole.update(shard.header)
-        for name, _ in sorted(shard.offsets.items(), key=lambda found: found[1]):
-            own = xxhash.xxh3_128()
-            for words in self._words(name):
-                whole.update(as_bytes(words))
-                own.update(as_bytes(words))
-            self._digests[name] = f"xxh3-128:{own.hexdigest()}"
-        return whole.hexdigest()
+    def digests(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Return the hexadecimal digest of each weight file of the model, and `xxh3-128:hex` of each tensor.
 
-    def tensor_digests(self) -> dict[str, str]:
-        """Return `xxh3-128:hex` of each tensor's bytes, once `digest` was asked for of every shard."""
-        return dict(self._digests)
+        The patch is read back for it.
+        """
+        files, tensors = dict[str, str](), dict[str, str]()
+        for shard in self._layout.shards:
+            whole = self._new_digest()
+            whole.update(shard.header)
+            for name, _ in sorted(shard.offsets.items(), key=lambda found: found[1]):
+                own = xxhash.xxh3_128()
+                for words in self._words(name):
+                    whole.update(as_bytes(words))
+                    own.update(as_bytes(words))
+                tensors[name] = f"xxh3-128:{own.hexdigest()}"
+            files[shard.file_name] = whole.hexdigest()
+        return files, tensors
 
     def commit(self, add_files: Callable[[Path], None]) -> None:
         """Let `add_files` write the other files of the model's folder, then give the patch the output's name."""

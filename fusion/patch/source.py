@@ -30,7 +30,7 @@ from .contents import FILE, FileEntry, TensorEntry, hex_digest
 from .file import PatchFile
 from .forms import FRAME, form_of, num_words
 from .frames import Frames, OtherBaseError
-from .recipe import Recipe, scaled
+from .recipe import SeededRecipe, scaled
 from .reference import Reference, open_stored
 
 HELD = 16  # decoded frames
@@ -73,7 +73,7 @@ class PatchedSource(Source):
         self._scratch: Scratch | None = None
         self.folder = self._folder()
         self._frames: dict[str, Frames] = {}
-        self._recipes: dict[str, Recipe | None] = {}
+        self._recipes: dict[str, SeededRecipe | None] = {}
         self._decoded: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
         self._decoding = [threading.Lock() for _ in range(HELD)]
