@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import fuse
+    from .api import apply_patch, fuse, load, pack
     from .fusion.arithmetic.curvature import Curvature
     from .fusion.arithmetic.two_sided import Protection
     from .fusion.checkpoint import Checkpoint, open_checkpoint
@@ -45,12 +45,15 @@ _PLACES = {  # of public names that are no methods
     "Selection": ".fusion.plan.plan",
     "Settings": ".fusion.run.settings",
     "apply": ".fusion.run.apply",
+    "apply_patch": ".api",
     "calibrate": ".hessian",
     "combine_adapters": ".fusion.lora.combine",
     "diff": ".fusion.run.diff",
     "extract_adapter": ".fusion.lora.extract",
     "fuse": ".api",
+    "load": ".api",
     "open_checkpoint": ".fusion.checkpoint",
+    "pack": ".api",
     "verify": ".fusion.record.verify",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .fusion.arithmetic.two_sided import Protection
 from .fusion.checkpoint import find_model
@@ -46,6 +46,8 @@ def prepare_fuse(
     """
     many = [Path(tuned)] if isinstance(tuned, (Path, str)) else [Path(path) for path in tuned]
     target = Path(output) if output is not None else default_output(many[0])
+    if output is None and settings is not None and settings.emit == "patch":
+        target = target.with_name(f"{target.name}.safetensors")
     method = method or AdaDare()
     if settings is not None and settings.tokenizer is not None:
         from .fusion.recipe.prepare import prepare_recipe, recipe_of
@@ -73,6 +75,78 @@ def check_output(prepared: Prepared, *, always: bool = False) -> LoadReport | No
 
     plan = prepared.plan
     return check_loads(tensors_of(plan), prepared.config, blocks=blocks_of(plan), inputs=(plan.base, *plan.tuned))
+
+
+def pack(
+    base: PathLike, model: PathLike, *, output: PathLike, overwrite: bool = False, progress: Progress = silent
+) -> int:
+    """Write a patch that makes a model of its base, to the bit; return its size in bytes.
+
+    Raises:
+        SculptError: One sentence about what is wrong; nothing is left under the output's name.
+    """
+    from .fusion.patch.pack import pack
+
+    return pack(base, model, output=Path(output), overwrite=overwrite, progress=progress)[0]
+
+
+def apply_patch(
+    base: PathLike,
+    *patches: PathLike,
+    output: PathLike,
+    gamma: float | None = None,
+    add: bool = False,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> bool:
+    """Write the model that patches make of their base; return whether its files are the very ones that were packed.
+
+    Args:
+        patches: One; or several of one base that change other tensors each.
+        gamma: Another strength than the one that the patch was made with.
+        add: Sum up what patches add to the base where they change the same tensors: task arithmetic with weights of 1.
+
+    Raises:
+        SculptError: The base is another than a patch was made from, or whatever else is wrong, in one sentence.
+    """
+    from .fusion.run.patched import apply_patches
+
+    return apply_patches(
+        base, patches, output=Path(output), gamma=gamma, add=add, overwrite=overwrite, progress=progress
+    )
+
+
+def load(
+    base: PathLike,
+    *patches: PathLike,
+    gamma: float | None = None,
+    device: str = "cpu",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> Any:
+    """Return a transformers model, in eval mode, with patches applied while it is loaded; nothing is written.
+
+    Args:
+        base: Any model that commands take; with patches, the one that they were made from.
+        gamma: Another strength than the one that the patch was made with.
+
+    Raises:
+        SculptError: The base is another than a patch was made from, or transformers cannot load it.
+    """
+    from .fusion.checkpoint import open_checkpoint
+    from .fusion.ref import with_patches
+    from .fusion.run.patched import refuse_strength
+    from .live.model import load_model
+
+    refuse_strength(gamma, patches)
+    ref = with_patches(base, patches)
+    if gamma is None:
+        source = open_checkpoint(ref)
+    else:
+        from .fusion.patch.source import PatchedSource
+
+        source = PatchedSource(ref, strength=gamma)
+    return load_model(source, device=device, dtype=dtype, trust_remote_code=trust_remote_code, may_stream=False).model
 
 
 def fuse(

@@ -28,6 +28,7 @@ from . import (
     lora_sweep,
     lora_train,
     merge,
+    patch,
     report,
     status,
     sweep,
@@ -54,6 +55,7 @@ FAMILIES = {
     "Choose a strength": (bound, evaluate, sweep, compare),
     "Look and check": (inspect, verify, status, report),
     "Merge several": (merge, lora, untie),
+    "Keep as a patch": (patch,),
     "Train without forgetting": (lora_train, lora_sweep, lora_sparse),
 }
 OTHER_METHODS = "Fuse by another method"

@@ -155,9 +155,15 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
     say(
         f"{prepared.method.title} fused {len(manifest.fused)} tensors, {count(elements)} parameters, and copied "
         f"{_copied(prepared.plan.steps)}. {told}{_losses(manifest)}{_budget(manifest)}{_conversions(prepared.plan)}"
-        f"The manifest holds each tensor's figures and the digests of all inputs: `sculpt verify {prepared.output}`."
+        f"The manifest holds each tensor's figures and the digests of all inputs: {_how_to_verify(prepared)}."
     )
     say(f"wrote {prepared.output}")
+
+
+def _how_to_verify(prepared: Prepared) -> str:
+    if prepared.settings.emit == "patch":
+        return f"`sculpt patch verify {prepared.output} --base {prepared.plan.base.ref}`"
+    return f"`sculpt verify {prepared.output}`"
 
 
 def _conversions(plan: Plan) -> str:

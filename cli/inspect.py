@@ -28,11 +28,12 @@ def inspect_command(checkpoint: CheckpointPath, tensors: ListAll = False, json: 
 
         sculpt inspect sft/ --json
     """
-    from ..fusion.checkpoint import Checkpoint
+    from ..fusion.checkpoint import find_model
     from ..fusion.names import block_of, natural_key
+    from ..fusion.patch.reference import open_stored
     from .console import count, gigabytes, print_json, say, table
 
-    opened = Checkpoint(checkpoint)
+    opened = open_stored(find_model(checkpoint))
     infos = sorted(opened.tensors.values(), key=lambda info: natural_key(info.name))
     blocks: dict[str, list[TensorInfo]] = {}
     for info in infos:

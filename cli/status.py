@@ -60,9 +60,12 @@ def kind_of(output: Path) -> str | None:
     """Return what kind of output of sculpt's a path is, or None."""
     from ..evaluate.report import PAGE
     from ..fusion.checkpoint.output.guard import ADAPTER, CHECKPOINT, SWEEP
+    from ..fusion.patch.writer import PATCH
     from ..hessian.store.file_format import STATISTICS
 
-    kinds = [kind for kind in (CHECKPOINT, ADAPTER, SWEEP, STATISTICS, PAGE) if kind.is_folder == output.is_dir()]
+    kinds = [
+        kind for kind in (CHECKPOINT, ADAPTER, SWEEP, STATISTICS, PATCH, PAGE) if kind.is_folder == output.is_dir()
+    ]
     return next((kind.name for kind in kinds if output.exists() and kind.is_ours(output)), None)
 
 

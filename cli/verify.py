@@ -99,13 +99,14 @@ def attest_command(output: Output, private_key: PrivateKey = None, json: AsJson 
 
 
 def _loaded(output: Path) -> LoadReport:
-    from ..fusion.checkpoint import Checkpoint
+    from ..fusion.checkpoint import find_model
+    from ..fusion.patch.reference import open_stored
     from .console import quiet_environment
 
     quiet_environment()
     from ..live.load_check import check_loads
 
-    opened = Checkpoint(output)
+    opened = open_stored(find_model(output))
     return check_loads({opened.name_in_file(name): info for name, info in opened.tensors.items()}, opened.config)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from .errors import DeviceError, first_line
@@ -40,3 +41,8 @@ def float64_device(device: torch.device) -> torch.device:
     import torch
 
     return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
+
+
+def all_cores() -> int:
+    """Return the number of processors that this process may use."""
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

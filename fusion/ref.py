@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -21,12 +22,14 @@ class ModelRef:
         asked: A folder, a file, or `org/model@revision` of the hub.
         path: Where it is; for a model of the hub a folder in the local cache, whose name says nothing.
         repository, revision: Of a model of the hub.
+        base: What stands before a patch, as in `base+patch.safetensors`, whose path is the patch's; else None.
     """
 
     asked: str
     path: Path
     repository: str | None = None
     revision: str | None = None
+    base: ModelRef | None = None
 
     def __str__(self) -> str:
         return self.asked
@@ -34,7 +37,13 @@ class ModelRef:
     @property
     def name(self) -> str:
         """What a model card or statistics call it: the hub's name, or the folder's own."""
-        return self.repository or self.path.resolve().name
+        own = self.repository or self.path.resolve().name
+        return own if self.base is None else f"{self.base.name}+{own}"
+
+    @property
+    def parts(self) -> tuple[ModelRef, ...]:
+        """What it is made of: the base, then the patches over it; of any other model itself."""
+        return (self,) if self.base is None else (*self.base.parts, self)
 
     def beside(self, ending: str) -> Path:
         """Return where an output that is named after the model lies: beside it, or here if it is in the hub's cache."""
@@ -50,6 +59,8 @@ Asked = ModelRef | Path | str  # what names a model; a `ModelRef` has been found
 def find_model(asked: Asked, near: Path | None = None) -> ModelRef:
     """Return where a model is: a path, or a model of the hub that the local cache holds. A path comes first.
 
+    What follows a `+` is a patch over what stands before it.
+
     Args:
         near: A folder that the path may be relative to as well.
 
@@ -61,6 +72,9 @@ def find_model(asked: Asked, near: Path | None = None) -> ModelRef:
     for path in (Path(asked), *([near / asked] if near else [])):
         if is_there(path):
             return ModelRef(asked=str(path), path=path)
+    patched = _patched(str(asked), near)
+    if patched is not None:
+        return patched
     found = HUB_ID.fullmatch(str(asked))
     repository, revision = (found["repository"], found["revision"]) if found else (None, None)
     folder = _cached(repository, revision) if repository else None
@@ -68,6 +82,29 @@ def find_model(asked: Asked, near: Path | None = None) -> ModelRef:
         hint = "nothing is fetched from the hub: download the model first" if found else None
         raise CheckpointError(f"`{asked}` does not exist", hint=hint)
     return ModelRef(asked=str(asked), path=folder, repository=repository, revision=revision)
+
+
+def with_patches(base: Asked, patches: Sequence[Asked]) -> ModelRef:
+    """Return patches over a base, as `base+patch+patch` names them.
+
+    Raises:
+        CheckpointError: One of them is nowhere.
+    """
+    found = find_model(base)
+    for patch in patches:
+        own = find_model(patch)
+        found = ModelRef(asked=f"{found}+{own}", path=own.path, base=found)
+    return found
+
+
+def _patched(asked: str, near: Path | None) -> ModelRef | None:
+    """Return a patch with what stands before it, if that is what was asked for."""
+    for place in reversed([found.start() for found in re.finditer(r"\+", asked)]):
+        before, patch = asked[:place].rstrip("/"), Path(asked[place + 1 :])
+        for path in (patch, *([near / patch] if near else [])):
+            if before and patch.name and is_there(path) and path.is_file():
+                return ModelRef(asked=asked, path=path, base=find_model(before, near))
+    return None
 
 
 def is_there(path: Path) -> bool:

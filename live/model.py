@@ -41,6 +41,7 @@ class LiveModel:
     streamed: bool = False
     trust_remote_code: bool = False
     _offload: Scratch | None = field(default=None, repr=False)
+    _source: Source | None = field(default=None, repr=False)  # the folder of a patched one goes with it
 
     def __enter__(self) -> LiveModel:
         return self
@@ -147,6 +148,7 @@ def load_model(
         streamed=offload is not None,
         trust_remote_code=trust_remote_code,
         _offload=offload,
+        _source=checkpoint,
     )
 
 

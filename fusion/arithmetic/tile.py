@@ -39,7 +39,8 @@ def checked_terms(name: str, curvature: Curvature, shape: tuple[int, ...]) -> tu
     return tuple(found)
 
 
-def _root_of_sum(*terms: np.ndarray) -> np.ndarray:
+def root_of_sum(*terms: np.ndarray) -> np.ndarray:
+    """Return `sqrt(2·Σ terms + 1)` of float64 arrays."""
     return np.sqrt(2.0 * reduce(np.add, terms) + 1.0)
 
 
@@ -52,7 +53,7 @@ def root_curvature(name: str, curvature: Curvature, shape: tuple[int, ...]) -> P
     Raises:
         CurvatureError: The statistics do not fit the tensor.
     """
-    return computed(_root_of_sum, checked_terms(name, curvature, shape), shape)
+    return computed(root_of_sum, checked_terms(name, curvature, shape), shape)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,7 +12,7 @@ from ..errors import CheckpointError
 from ..ref import Asked, find_model
 from .adapter.config import is_adapter
 from .companions import Companion, look_beside
-from .foreign import GATHER, refuse_foreign_folder
+from .foreign import GATHER, PATCH_FORMAT, refuse_foreign_folder
 from .identity import FileIdentity, identities
 from .json_file import read_json
 from .source import Source, Stored
@@ -88,6 +88,11 @@ class Checkpoint(Source):
         weight_map, files = _indexed_files(self.index) if self.index else (None, [found])
         self._files = [open_file(file) for file in files]
         self.files = tuple(files)
+        if any(opened.metadata.get("format") == PATCH_FORMAT for opened in self._files):
+            raise CheckpointError(
+                f"`{self.ref}` is a patch, not a whole checkpoint",
+                hint="name its base before it, as in `base/+patch.safetensors`",
+            )
         places: dict[str, TensorFile] = {}
         for opened in self._files:
             for name in opened.tensors:

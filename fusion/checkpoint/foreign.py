@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import CheckpointError, first_line
 
 LFS = b"version https://git-lfs.github.com/spec/"
+PATCH_FORMAT = "sculpt-patch"  # what a patch says of itself in its header
 POINTER_BYTES = 1024  # no pointer is longer
 
 GATHER = "gather the weights when saving (`stage3_gather_16bit_weights_on_model_save`), or run `zero_to_fp32.py`"

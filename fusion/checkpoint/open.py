@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from ..errors import CheckpointError
 from ..ref import Asked, ModelRef, find_model
 from .adapter.config import ADAPTER_CONFIG, AdapterConfig, is_adapter
@@ -11,10 +13,10 @@ from .source import Source
 
 
 def open_checkpoint(asked: Asked, base: Source | Asked | None = None) -> Source:
-    """Return a checkpoint, or an adapter over its base.
+    """Return a checkpoint, a patch over its base, or an adapter over its base.
 
     Args:
-        asked: A folder or file, or a model of the hub that the local cache holds.
+        asked: A folder or file, or a model of the hub that the local cache holds; `base+patch.safetensors` is a patch.
         base: What an adapter was trained on, and itself no adapter of a base that is not given; None is the one
             that `adapter_config.json` names, where it is at hand. A whole checkpoint has no use for it.
 
@@ -22,9 +24,20 @@ def open_checkpoint(asked: Asked, base: Source | Asked | None = None) -> Source:
         CheckpointError: It cannot be read, or an adapter's base is nowhere.
     """
     ref = find_model(asked)
+    if ref.base is not None:
+        return _patched(ref, base)
     if not needs_base(ref):
         return Checkpoint(ref)
     return AdapterSource(ref, _opened(_named_base(ref) if base is None else base))
+
+
+def _patched(ref: ModelRef, base: Source | Asked | None) -> Source:
+    """Return a patch over what stands before it, which may be open already."""
+    assert ref.base is not None
+    is_open = isinstance(base, Checkpoint) and base.path == ref.base.path and ref.base.base is None
+    # What decodes a patch stands above this room, so it is looked for by its name, and only where there is a patch.
+    source = import_module("..patch.source", __package__)
+    return source.PatchedSource(ref, base if is_open else None)
 
 
 def needs_base(ref: ModelRef) -> bool:
@@ -45,7 +58,7 @@ def open_adapter(asked: Asked, base: Source | Asked) -> AdapterSource:
 
 
 def _opened(base: Source | Asked) -> Source:
-    return base if isinstance(base, Source) else Checkpoint(base)
+    return base if isinstance(base, Source) else open_checkpoint(base)
 
 
 def _named_base(adapter: ModelRef) -> ModelRef:

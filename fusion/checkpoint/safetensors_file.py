@@ -79,8 +79,22 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, int], dict
             text = stream.read(header_bytes)
     except OSError as error:
         raise CheckpointError(f"cannot read `{file}`: {error.strerror or error}") from error
+    infos, offsets, metadata, end = parse_header(file, prefix + text)
+    if end != size:
+        state = "is truncated" if size < end else "has trailing bytes"
+        raise CheckpointError(f"`{file}` {state}: the header promises {end} bytes, the file has {size}")
+    _ask_reference(file)
+    return infos, offsets, metadata
+
+
+def parse_header(file: Path, content: bytes) -> tuple[dict[str, TensorInfo], dict[str, int], dict[str, str], int]:
+    """Return what `read_header` does of a header, its length in front included, and how long its file is to be.
+
+    Raises:
+        CheckpointError: It is malformed.
+    """
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_object_without_duplicates)
+        header = json.loads(content[8:].decode("utf-8"), object_pairs_hook=_object_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"`{file}` has a malformed header: {error}") from error
     if not isinstance(header, dict):
@@ -91,17 +105,13 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, int], dict
 
     found = [_parse_entry(file, name, entry) for name, entry in header.items()]
     found.sort(key=lambda pair: (pair[1], pair[0].nbytes))
-    offsets, end = {}, 8 + header_bytes
+    offsets, end = {}, len(content)
     for info, start in found:
-        if 8 + header_bytes + start != end:
+        if len(content) + start != end:
             raise CheckpointError(f"`{info.name}` in `{file}` overlaps its neighbour or leaves a hole before it")
         offsets[info.name] = end
         end += info.nbytes
-    if end != size:
-        state = "is truncated" if size < end else "has trailing bytes"
-        raise CheckpointError(f"`{file}` {state}: the header promises {end} bytes, the file has {size}")
-    _ask_reference(file)
-    return {info.name: info for info, _ in found}, offsets, metadata
+    return {info.name: info for info, _ in found}, offsets, metadata, end
 
 
 def _ask_reference(file: Path) -> None:

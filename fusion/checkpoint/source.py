@@ -64,6 +64,10 @@ class Source(ABC):
         """Return the file bytes that `read` gives as they are; None where it computes them or no map shows them."""
         del name, start, stop
 
+    def name_in_file(self, name: str) -> str:
+        """Return what a tensor is called in its file: with what wrapped the model when it was saved."""
+        return name
+
     def mapped(self) -> Mapping[Path, np.ndarray]:
         """Return the bytes of each file that `stored` may name."""
         return {}

@@ -8,10 +8,11 @@ from ..arithmetic.tile import RawTile
 from ..methods import adadare
 from .native import Kernel, address
 from .stand_in import StandIn
-from .tiles import num_blocks, root_of, scratch
+from .tiles import num_blocks, root_of, scratch, scratch_block
 
 _SCORE_SUMS = Kernel("adadare", "score_sums", "u Fuu u FFD Du")
 _CLIPPED_SUMS = Kernel("adadare", "clipped_sums", "u Fuu uf FFD Du")
+_KEEP_TUNED = Kernel("adadare", "keep_tuned", "u Fuu uuuf F")
 _DROP_AND_RESCALE = Kernel("adadare", "drop_and_rescale", "u Fuu uuuff FFFD Du")
 
 
@@ -41,6 +42,12 @@ def drop_and_rescale(tile: RawTile, out: np.ndarray, c: float, gamma: float) -> 
     arrays = tile.base, tile.tuned[0], out
     _DROP_AND_RESCALE(arrays, len(out), *place, c, gamma, *scratch(3), address(rows), blocks)
     return rows
+
+
+def keep_tuned(tile: RawTile, out: np.ndarray, c: float) -> None:
+    """Put the tuned elements that `drop_and_rescale` keeps into `out`, and the base's elsewhere."""
+    place = (*root_of(tile), tile.start, tile.keys[0].low, tile.keys[0].high)
+    _KEEP_TUNED((tile.base, tile.tuned[0], out), len(out), *place, c, scratch_block())
 
 
 STAND_INS = (

@@ -29,7 +29,7 @@ SYMBOL = "sculpt_kernel"
 
 # What Numba takes a stored dtype for: it knows neither bfloat16 nor, on the CPU, float16.
 TAKEN_FOR = {np.dtype(bfloat16): "uint16", np.dtype("f2"): "int16", np.dtype("f4"): "float32"}
-POINTED = {"F": "float32", "D": "float64", "I": "int32", "W": "uint32"}
+POINTED = {"F": "float32", "D": "float64", "I": "int32", "B": "uint8", "H": "uint16", "W": "uint32", "Q": "uint64"}
 
 _lock = threading.RLock()
 _engines: list[Any] = []  # they own the code
@@ -106,8 +106,8 @@ class Kernel:
     """A function of `source`, compiled for each combination of stored dtypes. It runs without the GIL.
 
     Args:
-        signature: What follows the stored arrays: `u` a whole number (uint64), `f` a float (float64), `F`, `D`, `I`
-            and `W` the address of float32, float64, int32 and uint32 numbers.
+        signature: What follows the stored arrays: `u` a whole number (uint64), `f` a float (float64), `F`, `D`, `I`,
+            `B`, `H`, `W` and `Q` the address of float32, float64, int32, uint8, uint16, uint32 and uint64 numbers.
     """
 
     def __init__(self, module: str, name: str, signature: str) -> None:
@@ -131,7 +131,7 @@ class Kernel:
                     *(TAKEN_FOR[dtype] for dtype in dtypes),
                     *(POINTED.get(kind, kind) for kind in self._signature),
                 )
-                file = _folder() / f"{self._module}.{self._name}-{'.'.join(types[: len(dtypes)])}.o"
+                file = _folder() / f"{self._module}.{self._name}-{'.'.join(types[: len(dtypes)])}-{self._signature}.o"
                 code = _kept(file)
                 if code is None:
                     code = _compile(self._module, self._name, types)

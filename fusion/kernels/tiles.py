@@ -7,7 +7,7 @@ from typing import final
 
 import numpy as np
 
-from ..arithmetic.per_element import Repeated
+from ..arithmetic.per_element import PerElement, Repeated
 from ..arithmetic.sums import BLOCK
 from ..arithmetic.tile import RawTile
 from .native import address
@@ -26,14 +26,18 @@ def num_blocks(tile: RawTile) -> int:
 
 def root_of(tile: RawTile) -> tuple[int, int, int]:
     """Return `sqrt(H)` as (address of values, repeat, inner), signature `F u u`; ones for `H = I`."""
-    if tile.root is None:
+    return root_at(tile.root, tile.start, len(tile.base))
+
+
+def root_at(root: PerElement | None, start: int, count: int) -> tuple[int, int, int]:
+    """Return `sqrt(H)` of a tensor's elements `start … start + count − 1` as `root_of` does."""
+    if root is None:
         return _ROOT_OF_ONES
-    if isinstance(tile.root, Repeated):
-        return address(tile.root.values), tile.root.repeat, tile.root.inner
-    values = _scratch.root(len(tile.base))
-    tile.root.fill(tile.start, values)
-    first = address(values) - values.itemsize * tile.start  # kernels count from the tensor's first element
-    return first % (1 << 64), 1, WHOLE
+    if isinstance(root, Repeated):
+        return address(root.values), root.repeat, root.inner
+    values = _scratch.root(count)
+    root.fill(start, values)
+    return (address(values) - values.itemsize * start) % (1 << 64), 1, WHOLE  # kernels count from the tensor's first
 
 
 @final

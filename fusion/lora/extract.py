@@ -20,12 +20,13 @@ from ..arithmetic.random import tensor_key
 from ..checkpoint import Source, TensorInfo, open_checkpoint
 from ..checkpoint.output.guard import ADAPTER, refuse_output
 from ..checkpoint.relaid import relaid
+from ..device import all_cores
 from ..errors import CheckpointError, MismatchError, NonFiniteError, Way
 from ..methods import Method
 from ..names import align, is_constant
 from ..plan.options import Selection
 from ..progress import Progress, silent
-from ..run.backend import NumpyBackend, all_cores
+from ..run.backend import NumpyBackend
 from ..run.look import look, pair_plan
 from .combine import AdapterReport, LayerReport, check_rank
 from .layers import Layer, layers_of, refuse_tied

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..checkpoint import Asked, ModelRef, Source, find_model, open_checkpoint
 from ..checkpoint.open import needs_base
-from ..checkpoint.output.guard import CHECKPOINT, refuse_output
+from ..checkpoint.output.guard import refuse_output
 from ..checkpoint.tokens import other_tokens
 from ..errors import MethodError
 from ..methods import Method
@@ -93,7 +93,7 @@ def prepare_recipe(
     settings = settings or recipe.run
     names = recipe.named_models()
     opened = open_models(recipe, near)
-    refuse_output(output, [checkpoint.ref for checkpoint in opened.values()], CHECKPOINT, overwrite=overwrite)
+    refuse_output(output, [checkpoint.ref for checkpoint in opened.values()], settings.kind, overwrite=overwrite)
     facts: dict[str, Any] = {"content": recipe.content}
     written, rows = None, None
     if settings.tokenizer is not None:

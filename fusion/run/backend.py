@@ -20,7 +20,7 @@ from ..arithmetic.passes import Map, Pass, measure
 from ..arithmetic.per_element import Computed, PerElement, Repeated
 from ..arithmetic.sums import BLOCK, beside, wide
 from ..arithmetic.tile import RawTile, Tile
-from ..device import device_of, float64_device, torch_device
+from ..device import all_cores, device_of, float64_device, torch_device
 
 if TYPE_CHECKING:
     from ..kernels.accelerator.launch import DeviceTile
@@ -291,11 +291,6 @@ def _device_kernels(kind: str) -> StandIns | None:
     from ..kernels.accelerator import KERNELS
 
     return KERNELS
-
-
-def all_cores() -> int:
-    """Return the number of processors that this process may use."""
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def pick_backend(

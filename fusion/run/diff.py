@@ -15,13 +15,14 @@ from ..arithmetic.sums import block_sums, exact_total
 from ..arithmetic.tile import RawTile
 from ..checkpoint import Source, TensorInfo, open_checkpoint
 from ..checkpoint.relaid import relaid
+from ..device import all_cores
 from ..errors import CurvatureError
 from ..methods import Method
 from ..names import align
 from ..plan.plan import Plan
 from ..plan.step import Step
 from ..progress import Progress, silent
-from .backend import KERNEL_TILE, NumpyBackend, all_cores
+from .backend import KERNEL_TILE, NumpyBackend
 from .look import look, pair_plan
 
 LARGEST = 3  # the row of `distances` that holds maxima

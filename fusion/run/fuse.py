@@ -14,7 +14,7 @@ from ..arithmetic.curvature import Curvatures
 from ..checkpoint import open_checkpoint
 from ..checkpoint.output.disk import free_bytes
 from ..checkpoint.output.folder_sink import FolderSink
-from ..checkpoint.output.guard import CHECKPOINT, refuse_output
+from ..checkpoint.output.guard import refuse_output
 from ..checkpoint.output.layout import Layout, OutputTensor, make_layout
 from ..checkpoint.output.processes import Processes
 from ..checkpoint.output.workspace import beside
@@ -24,6 +24,7 @@ from ..checkpoint.tokens import other_tokens
 from ..device import torch_device
 from ..errors import MethodError, OutputError
 from ..methods import Method
+from ..patch.sink import FEW_FRAMES, FRAME_BYTES, PatchSink
 from ..plan.companions import Companions, account
 from ..plan.configuration import CONFIG, Configuration, Reshape, configuration
 from ..plan.plan import Plan, idle_models, make_plan
@@ -76,6 +77,11 @@ class Prepared:
     processes: Processes = field(default_factory=Processes)
 
     @property
+    def called(self) -> str:
+        """What the model is called: the folder's name, or a patch's without its ending."""
+        return self.output.name if self.settings.emit == "checkpoint" else self.output.stem
+
+    @property
     def config(self) -> Mapping[str, Any] | None:
         """What `config.json` will say; None where there is none."""
         return self.configuration.files.get(CONFIG)
@@ -104,7 +110,7 @@ class Prepared:
             MemoryBudgetError: A tensor that is worked on whole takes more than the budget.
         """
         settings = self.settings
-        return bill_of(
+        bill = bill_of(
             self.plan.steps,
             self.method,
             settings.protection,
@@ -115,6 +121,8 @@ class Prepared:
             or settings.device not in ("auto", "cpu")
             or (settings.protection is not None and settings.protection.needs_gram),
         )
+        frames = (backend.threads + FEW_FRAMES) * FRAME_BYTES if settings.emit == "patch" else 0
+        return replace(bill, process=bill.process + frames)
 
     def backend(self) -> Backend:
         """Return what the run computes with."""
@@ -137,7 +145,7 @@ def prepare(
     """
     settings = settings or Settings()
     method = method.for_models(settings.num_seen(method, len(tuned)))
-    refuse_output(output, [base, *tuned], CHECKPOINT, overwrite=overwrite)
+    refuse_output(output, [base, *tuned], settings.kind, overwrite=overwrite)
     opened = open_checkpoint(base)
     models = [opened, *(open_checkpoint(path, opened) for path in tuned)]
     plan = make_plan(models, lambda _: method, settings.request())
@@ -173,8 +181,9 @@ def prepare_plan(
     written = configuration(plan, dtype=settings.dtype, reshape=reshape, tokens=tokens)
     plan = replace(plan, notes=(*plan.notes, *written.notes, *companions.notes))
     layout = make_layout(output_tensors(plan), plan.base, settings.max_shard_bytes, plan.config_from.metadata)
-    copied = sum(file.stat().st_size for file in companions.files.values())
-    _refuse_full_disk(output, copied + sum(shard.nbytes for shard in layout.shards))
+    if settings.emit == "checkpoint":  # how small a patch will be is not known
+        copied = sum(file.stat().st_size for file in companions.files.values())
+        _refuse_full_disk(output, copied + sum(shard.nbytes for shard in layout.shards))
     prepared = Prepared(
         plan=plan,
         layout=layout,
@@ -245,16 +254,7 @@ def execute(
             source.refuse_changed()
         refuse_changed()
 
-    sink = FolderSink(
-        prepared.output,
-        prepared.layout,
-        fingerprint=_fingerprint(prepared, provenance),
-        overwrite=overwrite,
-        new_digest=DIGESTS[settings.digest],
-        buffers=backend.threads + SPARE_BUFFERS,
-        held_bytes=bill.held,
-        processes=processes,
-    )
+    sink = _sink(prepared, backend, bill, fingerprint=_fingerprint(prepared, provenance), overwrite=overwrite)
     steps = plan.steps if staged else share_of(plan.steps, plan.method, processes.launch)
     inputs = InputDigests(sources, steps, settings.digest, processes.launch)
     with reading(sources), closing(inputs), sink:
@@ -281,6 +281,7 @@ def execute(
             sink.commit(lambda _: None)
             return Manifest.read(prepared.output)
         if processes.are_several:
+            assert isinstance(sink, FolderSink)  # a patch is one process's
             records = {name: TensorRecord.from_json(entry["record"]) for name, entry in sink.noted().items()}
         outputs = [
             FileRecord(
@@ -306,11 +307,47 @@ def execute(
     return whole[0]
 
 
+def _sink(
+    prepared: Prepared, backend: Backend, bill: Bill, *, fingerprint: str, overwrite: bool
+) -> FolderSink | PatchSink:
+    """Return what takes the tensors: a folder, or a patch that makes the same folder of the base.
+
+    Raises:
+        MethodError: Several processes are to write a patch.
+    """
+    new_digest = DIGESTS[prepared.settings.digest]
+    if prepared.settings.emit == "patch":
+        if prepared.processes.are_several:
+            raise MethodError(f"a patch is written by one process, and there are {prepared.processes.count}")
+        return PatchSink(
+            prepared.output,
+            prepared.layout,
+            prepared.plan,
+            prepared.settings.seed,
+            fingerprint=fingerprint,
+            made_by=f"fuse ({prepared.method.title})",
+            new_digest=new_digest,
+            threads=backend.threads,
+            overwrite=overwrite,
+        )
+    return FolderSink(
+        prepared.output,
+        prepared.layout,
+        fingerprint=fingerprint,
+        overwrite=overwrite,
+        new_digest=new_digest,
+        buffers=backend.threads + SPARE_BUFFERS,
+        held_bytes=bill.held,
+        processes=prepared.processes,
+    )
+
+
 def resume_facts(prepared: Prepared, provenance: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return all that decides the output's bytes: a resumed run must have the same."""
     plan = prepared.plan
     return {
         "sculpt": installed_version("checkpoint-sculpt"),
+        "emit": prepared.settings.emit,
         "inputs": [checkpoint.resume_key() for checkpoint in (plan.base, *plan.tuned)],
         "method": prepared.method.name,
         "options": prepared.method.options(),
@@ -337,7 +374,7 @@ def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> Manifest
         (folder / name).write_text(text, encoding="utf-8")
     if prepared.finish is not None:
         prepared.finish(folder)
-    (folder / "README.md").write_text(model_card(plan, manifest, prepared.output.name), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(plan, manifest, prepared.called), encoding="utf-8")
     manifest = replace(manifest.of_folder(folder, prepared.settings.digest), files=prepared.companions.told(folder))
     manifest.write(folder)
     return manifest

@@ -13,6 +13,7 @@ from ..plan.options import Policies, Selection, Side
 from ..typed import Options
 
 if TYPE_CHECKING:
+    from ..checkpoint.output.guard import Kind
     from ..methods import Method
     from ..plan.plan import Plan
     from ..plan.step import Request
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from .protector import Protector
 
 Digest = Literal["xxh3-128", "blake3", "sha256"]
+Emitted = Literal["checkpoint", "patch"]
 MAX_THREADS = 4096
-FREE = ("device", "threads", "memory", "load_check", "tile_elements")  # no bit of the output depends on them
+FREE = ("device", "threads", "memory", "load_check", "tile_elements", "emit")  # no bit of the output depends on them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,7 @@ class Settings(Options):
         memory: Budget for what is worked on at once, such as 64MB; tensors of any size are cut to fit.
         load_check: Refuse an output that transformers would not load whole, or whose layers would be of another kind
             than those that they are made of. Nothing is looked at where the output is laid out as an input is.
+        emit: Write the checkpoint, or a patch, which makes the very same checkpoint of the base.
         tile_elements: Elements that are worked on at once; no bit of the output depends on it.
         recipe: What a recipe says beyond these settings, for the manifest.
         protection: How the base is held where general data go, by two-sided curvature; or None.
@@ -58,6 +61,7 @@ class Settings(Options):
     threads: int | None = None
     memory: int | None = None
     load_check: bool = True
+    emit: Emitted = "checkpoint"
     tile_elements: int | None = None
     recipe: Mapping[str, Any] | None = None
     protection: Protection | None = None
@@ -75,6 +79,18 @@ class Settings(Options):
             raise MethodError(
                 f"`digest` must be one of {', '.join(get_args(Digest))}, got `{self.digest}`", options=["digest"]
             )
+        if self.emit not in get_args(Emitted):
+            raise MethodError(
+                f"`emit` must be one of {', '.join(get_args(Emitted))}, got `{self.emit}`", options=["emit"]
+            )
+
+    @property
+    def kind(self) -> Kind:
+        """What kind of output there will be."""
+        from ..checkpoint.output.guard import CHECKPOINT
+        from ..patch.writer import PATCH
+
+        return PATCH if self.emit == "patch" else CHECKPOINT
 
     def request(self, keep: tuple[tuple[tuple[str, ...], Side], ...] = ()) -> Request:
         """Return what is asked of every tensor; `keep` are globs of those that are copied all the same."""

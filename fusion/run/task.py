@@ -247,8 +247,11 @@ class TensorTask:
 
     def _map(self, span: Span, wanted: Map, out: np.ndarray) -> np.ndarray:
         """Fuse a span; return its figures."""
-        rows = self.context.backend.run_map(self._tile(span), wanted, out)
-        if self._set_aside:
+        tile = self._tile(span)
+        rows = self.context.backend.run_map(tile, wanted, out)
+        if not self._set_aside:
+            self.context.sink.explain(self.step.name, tile, wanted)
+        else:
             arrays = self._stored(span)
             bad = _nonfinite(arrays)
             out[bad] = arrays[min(1, len(arrays) - 1)][bad].astype(self.dtype)

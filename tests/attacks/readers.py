@@ -11,6 +11,7 @@ import io
 import json
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from sculpt.data.encoding import Encoder
@@ -32,12 +34,16 @@ from sculpt.fusion.checkpoint.safetensors_file import SafetensorsFile
 from sculpt.fusion.dtypes import DTYPES
 from sculpt.fusion.errors import SculptError
 from sculpt.fusion.methods import METHODS, Method
+from sculpt.fusion.patch.apply import unpack
+from sculpt.fusion.patch.pack import pack
+from sculpt.fusion.patch.source import PatchedSource
 from sculpt.fusion.plan.options import Policies
 from sculpt.fusion.recipe.prepare import prepare_recipe
 from sculpt.fusion.recipe.read import read_recipes
 from sculpt.fusion.record.manifest import MANIFEST, Manifest, _digest_of
 from sculpt.fusion.record.records import TensorRecord
 from sculpt.fusion.record.verify import verify
+from sculpt.fusion.ref import with_patches
 from sculpt.fusion.run.fuse import execute, prepare
 from sculpt.fusion.run.settings import Settings
 from sculpt.hessian import DiagonalHessian, Provenance
@@ -330,7 +336,55 @@ def readers(home: Home) -> Iterator[Reader]:
 
     yield Reader(name="names", read=read_names, seeds=_names, change=changed_bytes, cost=100)
 
+    def patches() -> list[bytes]:
+        found = [home.folder / "packed.safetensors", home.folder / "emitted.safetensors"]
+        if not found[1].exists():
+            pack(home.base, home.sft, output=found[0])
+            settings = Settings(emit="patch")
+            method = METHODS["adadare"](sparsity=0.5)
+            execute(prepare(home.base, [home.sft], output=found[1], method=method, settings=settings))
+        return [file.read_bytes() for file in found]
+
+    def read_patch(data: bytes, folder: Path) -> None:
+        file = folder / "p.safetensors"
+        file.write_bytes(data)
+        for strength in (None, 0.5):
+            opened = PatchedSource(with_patches(home.base, [file]), strength=strength)
+            _ = [opened.read(name) for name in opened.tensors], opened.fingerprint, opened.companions()
+        unpack(with_patches(home.base, [file]), output=folder / "out")
+
+    yield Reader(name="patch", read=read_patch, seeds=patches, change=_changed_patch, cost=40)
+
     yield Reader(name="numbers", read=_read_numbers, seeds=_numbers, change=_changed_numbers, cost=40)
+
+
+def _changed_patch(data: bytes, rng: Any) -> bytes:
+    """Change a patch's contents or its code as a forger would, who makes the digests fit."""
+    try:
+        size = struct.unpack("<Q", data[:8])[0]
+        header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
+        metadata = header.pop("__metadata__")
+        parts = {name: body[slice(*entry["data_offsets"])] for name, entry in header.items()}
+        contents = json.loads(zlib.decompress(parts["contents"]))
+        what = rng.random()
+        if what < 0.15:
+            return changed_bytes(data, rng)
+        if what < 0.55:
+            contents = changed_value(contents, rng)
+        else:
+            name = rng.choice([name for name in parts if name != "contents"])
+            parts[name] = changed_bytes(parts[name], rng)
+        for name, tensor in contents["tensors"].items():
+            tensor["code"] = xxhash.xxh3_128_hexdigest(parts[f"tensor/{name}"])
+        text = json.dumps(contents).encode()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error, zlib.error):
+        return changed_bytes(data, rng)
+    parts["contents"], at, header = zlib.compress(text), 0, {}
+    for name, content in parts.items():
+        header[name] = {"dtype": "U8", "shape": [len(content)], "data_offsets": [at, at := at + len(content)]}
+    digest = xxhash.xxh3_128_hexdigest(parts["contents"])
+    metadata = {**metadata, "contents_bytes": str(len(text)), "contents_digest": digest}
+    return with_header(as_json({"__metadata__": metadata, **header}), b"".join(parts.values()))
 
 
 SPECIAL = (

@@ -117,6 +117,14 @@ def statistics(folder: Path) -> None:
         DiagonalHessian(curvatures=found, provenance=about).save(folder / f"h{number}.safetensors")
 
 
+def patched(folder: Path) -> None:
+    """Write a base, its fine-tune and a patch."""
+    import sculpt
+
+    two_models(folder)
+    sculpt.pack(folder / "base", folder / "sft", output=folder / "p.safetensors")
+
+
 def fused(folder: Path) -> None:
     """Write a fused model, to be reported on."""
     import sculpt
@@ -200,6 +208,16 @@ CASES = [
         replaces=True,
         older=(),
     ),
+    Case(name="pack", prepare=two_models, argv=("pack", "base", "sft", "-o", "o.safetensors"), output="o.safetensors"),
+    Case(
+        name="fuse --emit patch --overwrite",
+        prepare=two_models,
+        argv=("fuse", "base", "sft", "--no-calibration", *PLAIN, "--emit", "patch", "-o", "o.safetensors"),
+        output="o.safetensors",
+        replaces=True,
+        older=("--gamma", "0.2"),
+    ),
+    Case(name="apply", prepare=patched, argv=("apply", "base", "p.safetensors", "-o", "o/x"), output="o/x"),
     Case(name="report", prepare=fused, argv=("report", "fused", "-o", "o.html"), output="o.html"),
     Case(
         name="report --overwrite",

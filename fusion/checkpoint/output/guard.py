@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,11 +93,12 @@ def refuse_output(
 
 def refuse_inputs(output: Path, inputs: Iterable[Asked]) -> None:
     """Raise OutputError where an output, or the folder in which it is put together, lies at, in or around an input."""
+    found: list[tuple[Asked, Path]] = []
     for asked in inputs:
-        try:
-            source = find_model(asked).path.resolve()
-        except CheckpointError:
-            continue  # it is nowhere, which is told when it is to be read
+        with suppress(CheckpointError):  # it is nowhere, which is told when it is to be read
+            ref = find_model(asked)
+            found += [(asked if part is ref else part, part.path.resolve()) for part in ref.parts]
+    for asked, source in found:
         place, workspace = output.resolve(), beside(output).resolve()
         if place == source or _same_file(place, source):
             raise OutputError(f"the output `{output}` is the input `{asked}`")

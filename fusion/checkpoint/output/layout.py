@@ -46,15 +46,20 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """All output files."""
+    """All output files.
+
+    Attributes:
+        writes_index: Whether the index of several shards is made here, not brought along.
+    """
 
     shards: tuple[Shard, ...]
     tensors: Mapping[str, OutputTensor]
     place: Mapping[str, Shard]
+    writes_index: bool = True
 
     def index(self) -> bytes | None:
-        """Return the content of the index file, or None for a single file."""
-        if len(self.shards) == 1:
+        """Return the content of the index file; None for a single file, or where it is not made here."""
+        if len(self.shards) == 1 or not self.writes_index:
             return None
         weight_map = {name: shard.file_name for name, shard in self.place.items()}
         metadata = {"total_size": sum(tensor.nbytes for tensor in self.tensors.values())}

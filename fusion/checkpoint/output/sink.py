@@ -27,6 +27,10 @@ class Sink(ABC):
     def room(self, name: str, start: int, stop: int, dtype: np.dtype) -> AbstractContextManager[np.ndarray]:
         """Give memory for elements `start … stop − 1` of a tensor; the sink takes them once the block is left."""
 
+    def explain(self, name: str, tile: Any, wanted: Any) -> None:
+        """Take note that what this thread has room for is what a `Map` makes of a `RawTile`; most sinks do not mind."""
+        del name, tile, wanted
+
     def finish(self, name: str, entry: Mapping[str, Any]) -> None:
         """Note that a tensor is whole; `finished` gives `entry` back to a run that resumes."""
         del name, entry

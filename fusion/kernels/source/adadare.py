@@ -85,3 +85,19 @@ def drop_and_rescale(
             nonzero_count = i32(nonzero_count + i32(nonzero))
             clipped_count = i32(clipped_count + i32(clip & nonzero))
         figures(at, size, kept_count, nonzero_count, clipped_count, magnitudes, distances, lanes, rows, num_blocks)
+
+
+def keep_tuned(base, tuned, out, count, values, repeat, inner, start, key_low, key_high, c, root):
+    """Put the tuned elements that `drop_and_rescale` keeps into `out`, and the base's elsewhere."""
+    key_low, key_high, c = u32(key_low), u32(key_high), f32(c)
+    one = f32(1)
+    held = NOWHERE, NOWHERE
+    for at in range(u64(0), count, SIZE):
+        size = min(SIZE, count - at)
+        held = root_block(values, repeat, inner, start + at, size, root, held)
+        first = u32(u32(start + at) + key_low)
+        for i in range(size):
+            delta = decoded(tuned[at + i]) - decoded(base[at + i])
+            keep = c * (root[i] * abs(delta))
+            kept = (f32(word(u32(first + u32(i)), key_high)) < keep * _TWO_32) | (keep >= one)
+            out[at + i] = tuned[at + i] if kept & (delta != f32(0)) else base[at + i]

@@ -1,0 +1,197 @@
+"""`sculpt pack`, `apply` and `patch`: a model as a small exact patch of its base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import AsJson, BasePath
+
+if TYPE_CHECKING:
+    from ..fusion.patch.look import TensorFigures
+
+MAX_ROWS = 40
+Model = Annotated[Path, typer.Argument(help="The model: a fine-tune, or anything that was made of the base.")]
+PatchPath = Annotated[Path, typer.Argument(metavar="PATCH", help="A patch: what `pack` or `fuse --emit patch` wrote.")]
+PatchPaths = Annotated[list[Path], typer.Argument(metavar="PATCH…", help="A patch, or several of one base.")]
+PatchOutput = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Output file. Default: MODEL-patch.safetensors.")
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Output folder. Default: PATCH-applied.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of sculpt.")]
+Gamma = Annotated[
+    float | None, typer.Option("--gamma", help="Another strength than the one that the patch was made with.")
+]
+Add = Annotated[
+    bool,
+    typer.Option("--add", help="Sum up what several patches add to tensors that they all change: task arithmetic."),
+]
+patch_app = typer.Typer(
+    help="Look into a patch, or check it.", no_args_is_help=True, rich_markup_mode="markdown", add_completion=False
+)
+
+
+def pack_command(
+    base: BasePath, model: Model, output: PatchOutput = None, overwrite: Overwrite = False, json: AsJson = False
+) -> None:
+    """Write a patch that makes a model of its base, to the bit: weights, configuration, tokenizer and all.
+
+    Of each tensor what differs is coded, given the base. A fine-tune of all weights takes about a fifth of its size,
+    one that changes few weights less. `sculpt fuse … --emit patch` writes a fused model as a patch straight away; what
+    DARE and AdaDARE-γ drop then takes next to nothing, as a seed tells it.
+
+    **Examples**
+
+        sculpt pack base/ sft/ -o sft.safetensors
+
+        sculpt dare base/ sft/ --sparsity 0.9 --emit patch -o fused.safetensors
+    """
+    from ..fusion.checkpoint import find_model
+    from ..fusion.patch.pack import pack
+    from .console import gigabytes, print_json, progress_bar, say
+
+    target = output or find_model(model).beside("-patch.safetensors")
+    with progress_bar("packing") as report:
+        size, whole = pack(base, model, output=target, overwrite=overwrite, progress=report)
+    if json:
+        print_json({"output": str(target), "bytes": size, "model_bytes": whole, "ratio": whole / size})
+    else:
+        say(f"wrote {target}: {gigabytes(size)} for {gigabytes(whole)} of weights, {whole / size:.1f} ×")
+
+
+def apply_command(
+    base: BasePath,
+    patches: PatchPaths,
+    output: Output = None,
+    gamma: Gamma = None,
+    add: Add = False,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+) -> None:
+    """Write the model that a patch makes of its base: the very files that it was made of, to the bit.
+
+    A base that is not the one that the patch was made from is refused, by the name of the tensor. Several patches of
+    one base go together where each changes other tensors.
+
+    Every command takes a patch without writing its model, as `base/+patch.safetensors`.
+
+    **Examples**
+
+        sculpt apply base/ sft.safetensors -o sft/
+
+        sculpt apply base/ fused.safetensors --gamma 0.6 -o weaker/
+
+        sculpt apply base/ math.safetensors code.safetensors --add -o both/
+    """
+    from ..fusion.checkpoint import find_model
+    from ..fusion.run.patched import apply_patches
+    from .console import print_json, progress_bar, say
+    from .fuse import command_line
+
+    target = output or find_model(patches[-1]).beside("-applied")
+    with progress_bar("applying") as report:
+        is_exact = apply_patches(
+            base,
+            patches,
+            output=target,
+            gamma=gamma,
+            add=add,
+            command=command_line(),
+            overwrite=overwrite,
+            progress=report,
+        )
+    if json:
+        print_json({"output": str(target), "exact": is_exact})
+    else:
+        say(f"wrote {target}" + (", as it was packed" if is_exact else "; its manifest tells what it is made of"))
+
+
+@patch_app.command("inspect")
+def inspect_command(patch: PatchPath, json: AsJson = False) -> None:
+    """Show what a patch holds: of which base, how each tensor is coded, and what it takes.
+
+    **Examples**
+
+        sculpt patch inspect sft.safetensors
+
+        sculpt patch inspect sft.safetensors --json
+    """
+    from ..fusion.patch.file import PatchFile
+    from ..fusion.patch.look import figures
+    from .console import gigabytes, print_json, say, table
+
+    opened = PatchFile(patch)
+    contents, found = opened.contents, figures(opened)
+    if json:
+        print_json(_as_json(patch, opened.file.identity.nbytes, contents, found))
+        return
+    shown = sorted(found, key=lambda figure: -figure.coded)[:MAX_ROWS]
+    rows = [
+        [f.name, f.how, gigabytes(f.nbytes), gigabytes(f.coded), f"{8 * f.coded / max(1, f.entry.num_elements):.2f}"]
+        for f in shown
+    ]
+    more = f"and {len(found) - MAX_ROWS} more (--json shows all)" if len(found) > MAX_ROWS else None
+    table("tensors", ["tensor", "coded as", "size", "takes", "bits each"], rows, note=more)
+    whole, size = sum(f.nbytes for f in found), opened.file.identity.nbytes
+    stored = [name for name, entry in contents.files.items() if entry.stored]
+    say(
+        f"a patch of `{contents.base}`, by {contents.made_by}: {gigabytes(size)} for {len(found)} tensors of "
+        f"{gigabytes(whole)}, {whole / size:.1f} ×; {len(contents.files)} other files, {len(stored)} of them its own"
+    )
+    fixed = any(f.entry.strength == "fixed" and f.entry.changed for f in found) or contents.strength is None
+    say("its strength is fixed" if fixed else f"made with γ = {contents.strength:g}; `--gamma` takes another")
+
+
+def _as_json(patch: Path, size: int, contents: object, found: list[TensorFigures]) -> dict[str, object]:
+    from dataclasses import asdict
+
+    from ..fusion.patch.contents import Contents
+
+    assert isinstance(contents, Contents)
+    plain = asdict(contents)
+    tensors = plain.pop("tensors")
+    return {
+        "path": str(patch),
+        "bytes": size,
+        **plain,
+        "tensors": [
+            {"name": f.name, "how": f.how, "bytes": f.nbytes, "coded_bytes": f.coded, **tensors[f.name]} for f in found
+        ],
+    }
+
+
+@patch_app.command("verify")
+def verify_command(
+    patch: PatchPath,
+    base: Annotated[Path | None, typer.Option("--base", help="Also decode all of it over this base.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Check that every byte of a patch is as it was written, and with its base that it makes the model it was made of.
+
+    **Examples**
+
+        sculpt patch verify sft.safetensors
+
+        sculpt patch verify sft.safetensors --base base/
+    """
+    from ..fusion.patch.look import check_alone, check_with_base
+    from ..fusion.ref import with_patches
+    from .console import print_json, progress_bar, say
+
+    if base is None:
+        number = len(check_alone(patch).tensors)
+        told = f"{patch} is as it was written: {number} tensors (--base decodes them)"
+    else:
+        with progress_bar("decoding") as report:
+            number = check_with_base(with_patches(base, [patch]), progress=report).total()
+        told = f"{patch} over {base} makes the very model that it was made of: {number} tensors"
+    print_json({"ok": True, "tensors": number, "decoded": base is not None}) if json else say(told)
+
+
+def register(app: typer.Typer) -> None:
+    """Add `pack`, `apply` and `patch`."""
+    app.command("pack")(pack_command)
+    app.command("apply")(apply_command)
+    app.add_typer(patch_app, name="patch")

@@ -1,0 +1,396 @@
+"""The kernels of patches: contexts, differences, histograms and rANS, a frame at a time.
+
+What the numbers mean is in `docs/patch-format.md`; `fusion.patch` has the same words.
+"""
+
+from __future__ import annotations
+
+from ...arithmetic.tile import TWO_32
+from .blocks import NOWHERE, SIZE, last_kept, root_block, word
+from .compiler import inlined
+from .elements import bits_of, f32, f64, i32, u32, u64
+
+DIRECT = u32(32)  # smaller numbers are a token each; a larger one's token has its octave and two bits more
+PROBABILITY_BITS = u64(12)
+TOTAL = u64(1 << 12)
+LOWEST = u64(1 << 16)  # of a coder's state
+EXPONENTS = i32(16)  # contexts of the base's exponent
+NEVER = 255  # the context of an element that is the base's for certain
+_TWO_32 = f32(TWO_32)
+
+
+@inlined
+def _context(bits, shift, mask, top):
+    return min(max(i32(top - i32(u32(bits >> shift) & mask)), i32(0)), EXPONENTS - i32(1))
+
+
+def top_exponent(base, count, shift, mask, out):
+    """Put the largest exponent into `out`."""
+    shift, mask, top = u32(shift), u32(mask), u32(0)
+    for i in range(u64(0), count):
+        top = max(top, u32(u32(base[i]) >> shift) & mask)
+    out[0] = top
+
+
+def contexts(base, count, shift, mask, top, out):
+    """Put the context of each element into `out`: how far the base's exponent is below `top`."""
+    shift, mask, top = u32(shift), u32(mask), i32(top)
+    for i in range(u64(0), count):
+        out[i] = _context(u32(base[i]), shift, mask, top)
+
+
+def drawn_contexts(base, count, shift, mask, top, start, key_low, key_high, keep, out):
+    """Put contexts into `out`: `NEVER` where an element is not drawn with probability `keep`."""
+    shift, mask, top, key_high = u32(shift), u32(mask), i32(top), u32(key_high)
+    last = last_kept(f32(keep))
+    for at in range(u64(0), count, SIZE):
+        size = min(SIZE, count - at)
+        first = u32(u32(start + at) + u32(key_low))
+        for i in range(size):
+            drawn = word(u32(first + u32(i)), key_high) <= last
+            found = _context(u32(base[at + i]), shift, mask, top)
+            out[at + i] = found if drawn else i32(NEVER)
+
+
+def thresholds(count, values, repeat, inner, start, key_low, key_high, c, root, out):
+    """Put the bucket of `τ = word/(c·sqrt(H))` into `out`: an element is kept where |δ|·2³² is larger than τ."""
+    key_low, key_high, c = u32(key_low), u32(key_high), f32(c)
+    held = NOWHERE, NOWHERE
+    for at in range(u64(0), count, SIZE):
+        size = min(SIZE, count - at)
+        held = root_block(values, repeat, inner, start + at, size, root, held)
+        first = u32(u32(start + at) + key_low)
+        for i in range(size):
+            drawn = f32(word(u32(first + u32(i)), key_high))
+            out[at + i] = bits_of(drawn / (c * root[i])) >> u32(21)
+
+
+def threshold_contexts(base, buckets, count, shift, mask, top, high, out):
+    """Put contexts into `out`: `NEVER` where the threshold's bucket is above `high`, else bucket and exponent."""
+    shift, mask, top, high = u32(shift), u32(mask), i32(top), i32(high)
+    for i in range(u64(0), count):
+        below = i32(high - i32(buckets[i]))
+        found = _context(u32(base[i]), shift, mask, top)
+        below = min(below, i32(14))
+        out[i] = found + EXPONENTS * below if below >= i32(0) else i32(NEVER)
+
+
+@inlined
+def _token(z):
+    large = z >= u32(65536)
+    v = u32(z >> u32(8)) if large else z  # float32 has all of its bits
+    octaves = u32(bits_of(f32(v)) >> u32(21))  # four times the octave, and the two bits below the highest
+    token = u32(octaves - u32(508 - 12)) + (u32(32) if large else u32(0))
+    return token if z >= DIRECT else z
+
+
+@inlined
+def _negative(x, sign, float_sign):
+    """Return all bits where a float is negative, else none."""
+    return u32(u32(0) - u32(u32(x & u32(sign & float_sign)) != u32(0)))
+
+
+@inlined
+def _ordered(x, sign, negative):
+    """Return bits as a number that grows with the float; of such a number the bits."""
+    return u32(x ^ u32(u32(sign - u32(1)) & negative))
+
+
+@inlined
+def _difference(base, target, sign, float_sign):
+    """Return by how many steps the target is further from zero than the base, zigzag, modulo the width."""
+    own, other = _negative(base, sign, float_sign), _negative(target, sign, float_sign)
+    difference = u32(_ordered(target, sign, other) - _ordered(base, sign, own))
+    difference = u32(u32(difference ^ own) - own)
+    below = u32(u32(0) - u32(u32(difference & sign) != u32(0)))
+    return u32(u32(u32(difference << u32(1)) ^ below) & u32(u32(sign << u32(1)) - u32(1)))
+
+
+@inlined
+def _moved(base, number, sign, float_sign):
+    """Return the target of a base and their difference."""
+    own = _negative(base, sign, float_sign)
+    difference = u32(u32(number >> u32(1)) ^ u32(u32(0) - u32(number & u32(1))))
+    difference = u32(u32(difference ^ own) - own)
+    moved = u32(u32(_ordered(base, sign, own) + difference) & u32(u32(sign << u32(1)) - u32(1)))
+    return _ordered(moved, sign, _negative(moved, sign, float_sign))
+
+
+def tokens(base, target, count, sign, float_sign, contexts, highest, numbers, out):
+    """Put each difference into `numbers` and its token into `out`; 0 where the context says that there is none."""
+    sign, float_sign = u32(sign), u32(float_sign)
+    for i in range(u64(0), count):
+        z = _difference(u32(base[i]), u32(target[i]), sign, float_sign)
+        z = z if contexts[i] <= highest else u32(0)
+        numbers[i] = z
+        out[i] = _token(z)
+
+
+def count_tokens(contexts, tokens, count, rows, alphabet, counts):
+    """Add up how often each token comes in each context; `counts` are four tables, whose last row is for `NEVER`."""
+    table, last = rows * alphabet, rows - u64(1)
+    for i in range(u64(0), count):
+        counts[(i & u64(3)) * table + min(u64(contexts[i]), last) * alphabet + u64(tokens[i])] += u32(1)
+
+
+@inlined
+def _entropy(n, logarithms):
+    """Return `n·log2(n)`, nearly."""
+    bits = bits_of(f32(n))
+    return f64(n) * (f64(i32(bits >> u32(23)) - i32(127)) + f64(logarithms[u64(u32(bits >> u32(12)) & u32(2047))]))
+
+
+@inlined
+def _cost(counts, alphabet, first, second, logarithms):
+    """Return the bits that rows of tokens take with one table, and those of the table."""
+    total, inside, last = u32(0), f64(0), u64(0)
+    for k in range(alphabet):
+        n = u32(counts[first * alphabet + k] + (counts[second * alphabet + k] if second != first else u32(0)))
+        if n != u32(0):
+            total = u32(total + n)
+            inside += _entropy(n, logarithms)
+            last = k
+    if total == u32(0):
+        return f64(0)
+    return _entropy(total, logarithms) - inside + f64(8) * f64(last) + f64(24)
+
+
+def share_tables(counts, rows, alphabet, logarithms, most, costs, gains, following, table_of):
+    """Have neighbouring contexts share a table where that is shorter, and until there are no more than `most`.
+
+    Args:
+        counts: Of `rows` contexts; a row that others join holds the sum.
+        costs, gains, following: Room for a number each.
+        table_of: Becomes the row that stands for each context.
+    """
+    none = i32(-1)
+    before, first, number = none, none, u64(0)
+    for row in range(u64(0), rows):
+        costs[row] = _cost(counts, alphabet, row, row, logarithms)
+        table_of[row] = i32(row)
+        if costs[row] > f64(0):
+            if before == none:
+                first = i32(row)
+            else:
+                following[u64(before)] = i32(row)
+                gains[u64(before)] = (
+                    costs[u64(before)] + costs[row] - _cost(counts, alphabet, u64(before), row, logarithms)
+                )
+            before = i32(row)
+            number += u64(1)
+    if before != none:
+        following[u64(before)] = none
+    while number > u64(1):
+        best, at, previous, preceding = f64(-1e300), none, none, none
+        row = first
+        while following[u64(row)] != none:
+            if gains[u64(row)] > best:
+                best, at, preceding = gains[u64(row)], row, previous
+            previous = row
+            row = following[u64(row)]
+        if best <= f64(0) and number <= most:
+            break
+        joined = following[u64(at)]
+        for k in range(alphabet):
+            counts[u64(at) * alphabet + k] += counts[u64(joined) * alphabet + k]
+        costs[u64(at)] = costs[u64(at)] + costs[u64(joined)] - best
+        following[u64(at)] = following[u64(joined)]
+        for other in range(u64(0), rows):
+            if table_of[other] == joined:
+                table_of[other] = at
+        after = following[u64(at)]
+        if after != none:
+            gains[u64(at)] = (
+                costs[u64(at)] + costs[u64(after)] - _cost(counts, alphabet, u64(at), u64(after), logarithms)
+            )
+        if preceding != none:
+            gains[u64(preceding)] = (
+                costs[u64(preceding)] + costs[u64(at)] - _cost(counts, alphabet, u64(preceding), u64(at), logarithms)
+            )
+        number -= u64(1)
+
+
+def table_numbers(contexts, count, table_of, tables):
+    """Put the table of each element."""
+    for i in range(u64(0), count):
+        tables[i] = table_of[u64(contexts[i])]
+
+
+def coded(contexts, count, table_of, positions, tables, sizes):
+    """Put where the elements are that are coded, and the table of each, and how many there are.
+
+    A table of `NEVER` is that of a context that holds nothing but the base's elements.
+    """
+    number = u64(0)
+    for i in range(u64(0), count):
+        table = table_of[u64(contexts[i])]
+        positions[number] = u32(i)
+        tables[number] = table
+        number += u64(table != NEVER)
+    sizes[0] = u32(number)
+
+
+@inlined
+def _append(token, number, bits, place, room, filled):
+    """Add the bits that follow a token; return the place, and what waits to be written there."""
+    beyond = u32(token - DIRECT)
+    length = u64(u32(beyond >> u32(2)) + u32(3))
+    room |= (number & ((u64(1) << length) - u64(1))) << filled
+    filled += length
+    bits[place] = u32(room & u64(0xFFFFFFFF))
+    return place + (filled >> u64(5)), room >> (filled & u64(32)), filled & u64(31)
+
+
+def symbols(tables, tokens, numbers, count, alphabet, out, bits, sizes):
+    """Put the symbols into `out`, the bits that follow tokens into `bits`, and how many into `sizes`."""
+    room, filled, place, alphabet = u64(0), u64(0), u64(0), u32(alphabet)
+    for i in range(u64(0), count):
+        token = u32(tokens[i])
+        out[i] = u32(tables[i]) * alphabet + token
+        if token >= DIRECT:
+            place, room, filled = _append(token, u64(numbers[i]), bits, place, room, filled)
+    bits[place] = u32(room)
+    sizes[1] = u32(place * u64(32) + filled)
+
+
+def symbols_at(positions, tables, tokens, numbers, count, alphabet, out, bits, sizes):
+    """Do as `symbols` does, of the tokens and numbers at some places."""
+    room, filled, place, alphabet = u64(0), u64(0), u64(0), u32(alphabet)
+    for j in range(u64(0), count):
+        i = u64(positions[j])
+        token = u32(tokens[i])
+        out[j] = u32(tables[j]) * alphabet + token
+        if token >= DIRECT:
+            place, room, filled = _append(token, u64(numbers[i]), bits, place, room, filled)
+    bits[place] = u32(room)
+    sizes[1] = u32(place * u64(32) + filled)
+
+
+@inlined
+def _put(state, symbol, entries, inverses, words, at):
+    """Return a state with a symbol on it, and where the next word goes; words are written from the end."""
+    entry, inverse = entries[symbol], inverses[symbol]
+    start, frequency = u64(entry & u32(0xFFFF)), u64(entry >> u32(16))
+    full = u64(state >= (frequency << u64(20)))
+    words[at - u64(1)] = u32(state & u64(0xFFFF))
+    at -= full
+    state >>= full << u64(4)
+    # A division by the frequency f: state < f·2²⁰, so that neither the product overflows nor the quotient is off.
+    whole = (state * inverse) >> u64(44)
+    return (whole << PROBABILITY_BITS) + (state - whole * frequency) + start, at
+
+
+def encode(symbols, count, entries, inverses, words, room, states, sizes):
+    """Code symbols by eight states in turn, from the last to the first.
+
+    Args:
+        entries: Start and, 16 bits higher, frequency of each symbol.
+        inverses: 2⁴⁴ over each frequency, rounded up.
+        words: Room for `room` words, one more than symbols; those at the end are filled.
+        states: Room for eight.
+        sizes: Becomes how many words.
+    """
+    at, j = room, count
+    for k in range(u64(8)):
+        states[k] = u32(LOWEST)
+    while j & u64(7):
+        j -= u64(1)
+        state, at = _put(u64(states[j & u64(7)]), u64(symbols[j]), entries, inverses, words, at)
+        states[j & u64(7)] = u32(state)
+    a, b, c, d = u64(states[0]), u64(states[1]), u64(states[2]), u64(states[3])
+    e, f, g, h = u64(states[4]), u64(states[5]), u64(states[6]), u64(states[7])
+    while j:
+        j -= u64(8)
+        h, at = _put(h, u64(symbols[j + u64(7)]), entries, inverses, words, at)
+        g, at = _put(g, u64(symbols[j + u64(6)]), entries, inverses, words, at)
+        f, at = _put(f, u64(symbols[j + u64(5)]), entries, inverses, words, at)
+        e, at = _put(e, u64(symbols[j + u64(4)]), entries, inverses, words, at)
+        d, at = _put(d, u64(symbols[j + u64(3)]), entries, inverses, words, at)
+        c, at = _put(c, u64(symbols[j + u64(2)]), entries, inverses, words, at)
+        b, at = _put(b, u64(symbols[j + u64(1)]), entries, inverses, words, at)
+        a, at = _put(a, u64(symbols[j]), entries, inverses, words, at)
+    states[0], states[1], states[2], states[3] = u32(a), u32(b), u32(c), u32(d)
+    states[4], states[5], states[6], states[7] = u32(e), u32(f), u32(g), u32(h)
+    sizes[0] = u32(room - at)
+
+
+@inlined
+def _take(state, table, slots, entries, alphabet, words, at):
+    """Return a token, the state without it, and where the next word is."""
+    slot = state & (TOTAL - u64(1))
+    token = u64(slots[(table << PROBABILITY_BITS) | slot])
+    entry = entries[table * alphabet + token]
+    state = u64(entry >> u32(16)) * (state >> PROBABILITY_BITS) + slot - u64(entry & u32(0xFFFF))
+    low = u64(state < LOWEST)
+    state = (state << (low << u64(4))) | (u64(words[at]) & (u64(0) - low))
+    return token, state, at + low
+
+
+def decode(tables, count, slots, entries, alphabet, words, states, out, sizes):
+    """Put the token of each coded element into `out`.
+
+    Args:
+        tables: Of each.
+        slots: 4,096 tokens a table.
+        entries: As for `encode`.
+        words: As many as there are, and room up to one more than `count`: no element takes more than one.
+        states: The eight states to begin with; become those at the end.
+        sizes: Becomes how many words were read.
+    """
+    at, j = u64(0), u64(0)
+    a, b, c, d = u64(states[0]), u64(states[1]), u64(states[2]), u64(states[3])
+    e, f, g, h = u64(states[4]), u64(states[5]), u64(states[6]), u64(states[7])
+    whole = count & ~u64(7)
+    while j < whole:
+        out[j], a, at = _take(a, u64(tables[j]), slots, entries, alphabet, words, at)
+        out[j + u64(1)], b, at = _take(b, u64(tables[j + u64(1)]), slots, entries, alphabet, words, at)
+        out[j + u64(2)], c, at = _take(c, u64(tables[j + u64(2)]), slots, entries, alphabet, words, at)
+        out[j + u64(3)], d, at = _take(d, u64(tables[j + u64(3)]), slots, entries, alphabet, words, at)
+        out[j + u64(4)], e, at = _take(e, u64(tables[j + u64(4)]), slots, entries, alphabet, words, at)
+        out[j + u64(5)], f, at = _take(f, u64(tables[j + u64(5)]), slots, entries, alphabet, words, at)
+        out[j + u64(6)], g, at = _take(g, u64(tables[j + u64(6)]), slots, entries, alphabet, words, at)
+        out[j + u64(7)], h, at = _take(h, u64(tables[j + u64(7)]), slots, entries, alphabet, words, at)
+        j += u64(8)
+    states[0], states[1], states[2], states[3] = u32(a), u32(b), u32(c), u32(d)
+    states[4], states[5], states[6], states[7] = u32(e), u32(f), u32(g), u32(h)
+    while j < count:
+        out[j], state, at = _take(u64(states[j & u64(7)]), u64(tables[j]), slots, entries, alphabet, words, at)
+        states[j & u64(7)] = u32(state)
+        j += u64(1)
+    sizes[0] = u32(at)
+
+
+def numbers(tokens, count, bits, out, sizes):
+    """Put the numbers that tokens and the bits after them are into `out`, and how many bits were read into `sizes`.
+
+    Args:
+        bits: Words of 32 bits, as many as there are, and room for as many as `count` tokens can have, and two.
+    """
+    at = u64(0)
+    for j in range(u64(0), count):
+        token = u32(tokens[j])
+        number = token
+        if token >= DIRECT:
+            beyond = u32(token - DIRECT)
+            length, place = u64(u32(beyond >> u32(2)) + u32(3)), at >> u64(5)
+            room = u64(bits[place]) | (u64(bits[place + u64(1)]) << u64(32))
+            low = (room >> (at & u64(31))) & ((u64(1) << length) - u64(1))
+            number = u32(((u64(u32(beyond & u32(3)) | u32(4)) << length) | low) & u64(0xFFFFFFFF))
+            at += length
+        out[j] = number
+    sizes[1] = u32(at)
+
+
+def moved(base, numbers, count, sign, float_sign, out):
+    """Put the base's words, each moved by a difference, into `out`."""
+    sign, float_sign = u32(sign), u32(float_sign)
+    for i in range(u64(0), count):
+        out[i] = _moved(u32(base[i]), u32(numbers[i]), sign, float_sign)
+
+
+def moved_at(base, positions, numbers, count, sign, float_sign, out):
+    """Put some of the base's words, each moved by a difference, into `out`, which has the others."""
+    sign, float_sign = u32(sign), u32(float_sign)
+    for j in range(u64(0), count):
+        i = u64(positions[j])
+        out[i] = _moved(u32(base[i]), u32(numbers[j]), sign, float_sign)

@@ -1,0 +1,77 @@
+"""Patches applied another way than they were made: with another strength, several over one base, or summed up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..checkpoint import Asked
+from ..checkpoint.output.guard import CHECKPOINT, refuse_output
+from ..errors import MethodError
+from ..methods import TaskArithmetic
+from ..patch.apply import unpack
+from ..patch.reference import open_stored
+from ..patch.source import PatchedSource
+from ..plan.options import Policies
+from ..plan.plan import make_plan
+from ..progress import Progress, silent
+from ..ref import ModelRef, with_patches
+from .fuse import execute, prepare_plan
+from .settings import Settings
+
+# A patch is what it is: whatever its model has in another way than the base is taken.
+TAKEN = Policies(on_missing="drop", on_extra="take-tuned", on_mismatch="take-tuned", on_nonfinite="keep")
+
+
+def refuse_strength(strength: float | None, patches: Sequence[Asked]) -> None:
+    """Raise MethodError where a strength is none for patches."""
+    if strength is None:
+        return
+    if not (math.isfinite(strength) and strength > 0):
+        raise MethodError(f"`gamma` must be larger than 0, got {strength:g}", options=["gamma"])
+    if len(patches) != 1:
+        raise MethodError(f"`gamma` is that of one patch, got {len(patches)}", options=["gamma"])
+
+
+def apply_patches(
+    base: Asked,
+    patches: Sequence[Asked],
+    *,
+    output: Path,
+    gamma: float | None = None,
+    add: bool = False,
+    command: str | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> bool:
+    """Write the model that patches make of their base; return whether its files are those that were packed.
+
+    Args:
+        patches: One; or several of one base, which change other tensors each.
+        gamma: The strength in place of the one that the patch was made with: the weights are those that a fuse with it
+            writes.
+        add: Sum up what several patches add to the base where they change the same tensors: task arithmetic with
+            weights of 1.
+
+    Raises:
+        OtherBaseError: The base is another than a patch was made from; the sentence names the tensor.
+        MethodError: The patch holds the result of one strength alone.
+        SculptError: Nothing is left under the output's name.
+    """
+    refuse_strength(gamma, patches)
+    ref = with_patches(base, patches)
+    own = ref.parts[0]
+    if len(patches) == 1 and (gamma is None or PatchedSource(ref, strength=gamma).strength is None):
+        unpack(ref, output=output, overwrite=overwrite, progress=progress)
+        return True
+    refuse_output(output, [ref], CHECKPOINT, overwrite=overwrite)
+    opened = open_stored(own)
+    refs: Sequence[ModelRef] = [with_patches(base, [patch]) for patch in patches] if add else [ref]
+    tuned = [PatchedSource(each, opened if each.base == own else None, strength=gamma) for each in refs]
+    method = TaskArithmetic().for_models(len(tuned))
+    settings = Settings(policies=TAKEN, recipe=None if gamma is None else {"gamma": gamma})
+    plan = make_plan([opened, *tuned], lambda _: method, settings.request())
+    prepared = prepare_plan(plan, output=output, settings=settings)
+    execute(prepared, command=command, overwrite=overwrite, progress=progress)
+    return False

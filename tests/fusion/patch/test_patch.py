@@ -1,0 +1,341 @@
+"""A patch makes the very model that it was made of, of the very base; what else it is given is refused by name."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import sculpt
+from safetensors.numpy import save_file
+from sculpt.fusion.arithmetic.curvature import Curvature
+from sculpt.fusion.checkpoint import Checkpoint, open_checkpoint
+from sculpt.fusion.errors import SculptError
+from sculpt.fusion.patch.coder import decode, encode
+from sculpt.fusion.patch.contexts import Plain
+from sculpt.fusion.patch.file import PatchFile
+from sculpt.fusion.patch.forms import form_of
+from sculpt.fusion.patch.frames import OtherBaseError
+from sculpt.fusion.patch.look import check_alone, check_with_base, figures
+from sculpt.fusion.ref import with_patches
+from sculpt.fusion.run.fuse import execute, prepare
+from sculpt.fusion.run.settings import Settings
+
+from . import oracle
+
+Pair = Callable[..., tuple[Path, Path]]
+Make = Callable[..., Path]
+
+
+def bits(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of each tensor of a folder."""
+    return {name: data for file in folder.glob("*.safetensors") for name, (_, data) in oracle.entries(file)[0].items()}
+
+
+def assert_same_folder(first: Path, second: Path) -> None:
+    names = sorted(path.relative_to(first).as_posix() for path in first.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(second).as_posix() for path in second.rglob("*") if path.is_file())
+    _, differing, missing = filecmp.cmpfiles(first, second, names, shallow=False)
+    assert (differing, missing) == ([], [])
+
+
+def fused(pair: tuple[Path, Path], output: Path, method: Any, **options: Any) -> Path:
+    """Fuse with a curvature that differs from column to column, and of the embedding from row to row too."""
+    base, sft = pair
+    settings = options.pop("settings", Settings())
+    prepared = prepare(base, [sft], output=output, method=method, settings=settings)
+    rng = np.random.default_rng(3)
+    curvature = {}
+    for step in prepared.plan.steps:
+        terms = [rng.random((1,) * (len(step.shape) - 1) + step.shape[-1:]) * 50]
+        if "embed" in step.name:
+            terms.append(rng.random((step.shape[0], 1)) * 50)
+        curvature[step.name] = (None, Curvature(terms=tuple(terms), num_tokens=9))
+    execute(prepared, curvature=curvature if method.uses_curvature else None)
+    return output
+
+
+ALL = {
+    "f64": np.linspace(-1, 1, 7),
+    "i64": np.arange(5),
+    "i16": np.arange(-3, 3, dtype=np.int16),
+    "u8": np.arange(9, dtype=np.uint8),
+    "bool": np.array([True, False, True]),
+    "f8": np.arange(6).astype(ml_dtypes.float8_e4m3fn),
+    "scalar": np.array(3.5, np.float32),
+    "empty": np.zeros((0, 4), np.float32),
+    "special": np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, 3e38], np.float32),
+}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_apply_writes_the_very_files(dtype: str, make_pair: Pair, tmp_path: Path) -> None:
+    base, sft = make_pair(dtype)
+    (sft / "notes").mkdir()
+    (sft / "notes" / "how.txt").write_text("of its own")
+    size = sculpt.pack(base, sft, output=tmp_path / "p.safetensors")
+    assert size == (tmp_path / "p.safetensors").stat().st_size
+    assert sculpt.apply_patch(base, tmp_path / "p.safetensors", output=tmp_path / "out")
+    assert_same_folder(sft, tmp_path / "out")
+    assert oracle.read(tmp_path / "p.safetensors", base_entries(base)) == bits(sft)
+
+
+def base_entries(base: Path) -> dict[str, Any]:
+    return {name: found for file in base.glob("*.safetensors") for name, found in oracle.entries(file)[0].items()}
+
+
+def test_a_model_may_differ_from_its_base_in_any_way(make_checkpoint: Make, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((6, 4)).astype(np.float32)
+    base = make_checkpoint("base", {**ALL, "grown": rows, "gone": rows, "wide": rows.astype(ml_dtypes.bfloat16)})
+    changed = {name: tensor[::-1].copy() if tensor.ndim == 1 else tensor for name, tensor in ALL.items()}
+    more = np.concatenate([rows + np.float32(0.01), rows[:2]])
+    model = make_checkpoint("model", {**changed, "grown": more, "new": rows[:3], "wide": rows})
+    patch = tmp_path / "p.safetensors"
+    sculpt.pack(base, model, output=patch)
+    sculpt.apply_patch(base, patch, output=tmp_path / "out")
+    assert_same_folder(model, tmp_path / "out")
+    assert oracle.read(patch, base_entries(base)) == bits(model)
+    how = {figure.name: figure.how for figure in figures(PatchFile(patch))}
+    assert (how["new"], how["grown"], how["scalar"], how["empty"]) == ("whole", "differences", "none", "none")
+
+
+def test_a_tensor_of_several_frames_is_read_from_any_element(make_checkpoint: Make, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    values = (rng.standard_normal((2, 1_100_000)) * 0.05).astype(ml_dtypes.bfloat16)
+    tuned = values.copy()
+    tuned[1, 5000:] += (rng.standard_normal(1_095_000) * 1e-3).astype(ml_dtypes.bfloat16)
+    base, model = make_checkpoint("base", {"w": values}), make_checkpoint("model", {"w": tuned})
+    sculpt.pack(base, model, output=tmp_path / "p.safetensors")
+    opened = open_checkpoint(f"{base}/+{tmp_path / 'p.safetensors'}")
+    flat = tuned.reshape(-1).view(np.uint16)
+    for start, stop in (
+        (0, 5),
+        (1 << 20, (1 << 20) + 3),
+        ((1 << 20) - 2, (1 << 21) + 2),
+        (2_199_999, 2_200_000),
+        (7, 7),
+    ):
+        np.testing.assert_array_equal(opened.read("w", start, stop).view(np.uint16), flat[start:stop])
+    assert opened.fingerprint == Checkpoint(model).fingerprint
+
+
+@pytest.mark.parametrize("letter", ["BF16", "F32", "U8", "I64"])
+def test_any_words_come_back(letter: str) -> None:
+    form, rng = form_of(letter), np.random.default_rng(0)
+    top = np.iinfo(form.word).max
+    for count in (1, 7, 8, 9, 5000):
+        base = rng.integers(0, top, count, form.word, endpoint=True)
+        for target in (
+            rng.integers(0, top, count, form.word, endpoint=True),
+            base ^ form.word.type(1),
+            np.where(rng.random(count) < 0.999, base, ~base),
+            np.full(count, top, form.word),
+        ):
+            code = encode(base, target, form, Plain(), 0)
+            np.testing.assert_array_equal(decode(memoryview(code), base, form, Plain(), 0), target)
+
+
+METHODS = {
+    "dare": sculpt.Dare(sparsity=0.6),
+    "adadare": sculpt.AdaDare(sparsity=0.8, gamma=0.5),
+    "exact": sculpt.AdaDare(sparsity=0.5, gamma=1.0, allocation="exact"),
+    "interpolation": sculpt.AdaDare(sparsity=0.0, gamma=0.5),
+    "ties": sculpt.Ties(density=0.3),
+    "slerp": sculpt.Slerp(t=0.3),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_fuse_that_emits_a_patch_makes_the_folder_that_a_fuse_writes(
+    name: str, make_pair: Pair, tmp_path: Path
+) -> None:
+    pair, method = make_pair("bfloat16" if name != "exact" else "float16"), METHODS[name]
+    whole = fused(pair, tmp_path / "fused", method)
+    # Tiles that end anywhere, where no sums are taken over them, on two threads.
+    settings = Settings(emit="patch", tile_elements=1000 if name == "dare" else None, threads=2)
+    patch = fused(pair, tmp_path / "fused.safetensors", method, settings=settings)
+    sculpt.apply_patch(pair[0], patch, output=tmp_path / "out")
+    assert_same_folder(whole, tmp_path / "out")
+    sculpt.verify(tmp_path / "out", pair)
+    assert oracle.read(patch, base_entries(pair[0])) == bits(whole)
+    seeded = {figure.how for figure in figures(PatchFile(patch))} - {"none"}
+    assert seeded == ({name.replace("exact", "adadare")} if name in ("dare", "adadare", "exact") else {"differences"})
+
+
+@pytest.mark.parametrize("name", ["dare", "adadare", "exact"])
+def test_another_strength_gives_the_bits_of_a_fuse_with_it(name: str, make_pair: Pair, tmp_path: Path) -> None:
+    pair, method = make_pair(), METHODS[name]
+    patch = fused(pair, tmp_path / "p.safetensors", method, settings=Settings(emit="patch", seed=5))
+    option = "scale" if name == "dare" else "gamma"
+    wanted = fused(pair, tmp_path / "wanted", replace(method, **{option: 0.7}), settings=Settings(seed=5))
+    assert not sculpt.apply_patch(pair[0], patch, output=tmp_path / "out", gamma=0.7)
+    assert bits(tmp_path / "out") == bits(wanted)
+    assert sculpt.apply_patch(pair[0], patch, output=tmp_path / "own", gamma=getattr(method, option))
+
+
+def test_a_fine_tune_is_scaled_as_task_arithmetic_scales_it(make_pair: Pair, tmp_path: Path) -> None:
+    base, sft = make_pair()
+    sculpt.pack(base, sft, output=tmp_path / "p.safetensors")
+    sculpt.fuse(base, sft, output=tmp_path / "wanted", method=sculpt.TaskArithmetic(scale=0.3))
+    sculpt.apply_patch(base, tmp_path / "p.safetensors", output=tmp_path / "out", gamma=0.3)
+    assert bits(tmp_path / "out") == bits(tmp_path / "wanted")
+
+
+def test_a_strength_that_is_not_known_is_refused_by_the_tensor(make_pair: Pair, tmp_path: Path) -> None:
+    pair = make_pair()
+    patch = fused(pair, tmp_path / "p.safetensors", METHODS["ties"], settings=Settings(emit="patch"))
+    with pytest.raises(SculptError, match=r"of `model\.\S+` it holds the result alone"):
+        sculpt.apply_patch(pair[0], patch, output=tmp_path / "out", gamma=0.5)
+    with pytest.raises(SculptError, match="`gamma` must be larger than 0"):
+        sculpt.apply_patch(pair[0], patch, output=tmp_path / "out", gamma=0.0)
+    assert not (tmp_path / "out").exists()
+
+
+def changed(folder: Path, to: Path, name: str, element: int) -> Path:
+    """Return a copy of a one-file checkpoint with the lowest bit of an element changed."""
+    to.mkdir()
+    opened = Checkpoint(folder)
+    tensors = {key: opened.read(key).reshape(info.shape).copy() for key, info in opened.tensors.items()}
+    tensors[name].reshape(-1).view(np.uint16)[element] ^= 1
+    save_file(tensors, to / "model.safetensors")
+    (to / "config.json").write_bytes((folder / "config.json").read_bytes())
+    return to
+
+
+def test_another_base_is_refused_by_the_tensor(make_pair: Pair, tmp_path: Path) -> None:
+    base, sft = make_pair(shards=1)
+    patch = tmp_path / "p.safetensors"
+    sculpt.pack(base, sft, output=patch)
+    name = "model.layers.1.mlp.up_proj.weight"
+    for element in (0, 40, 72 * 32 - 1):
+        other = changed(base, tmp_path / f"other{element}", name, element)
+        with pytest.raises(OtherBaseError, match=name.replace(".", r"\.")):
+            sculpt.apply_patch(other, patch, output=tmp_path / "out")
+    with pytest.raises(OtherBaseError, match=r"`model\.\S+` is another in"):
+        check_with_base(with_patches(sft, [patch]))
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_base_that_differs_where_no_sample_looks_is_refused_too(make_checkpoint: Make, tmp_path: Path) -> None:
+    values = np.zeros(30_000, ml_dtypes.bfloat16)
+    base, model = (
+        make_checkpoint("base", {"w": values, "v": values}),
+        make_checkpoint("m", {"w": values + 1, "v": values}),
+    )
+    sculpt.pack(base, model, output=tmp_path / "p.safetensors")
+    for name in ("w", "v"):  # changed by the patch, and left alone
+        other = {key: values.copy() for key in ("w", "v")}
+        other[name][5000] = 1
+        folder = make_checkpoint(f"other-{name}", other)
+        with pytest.raises(OtherBaseError, match=f"`{name}` is not the one that .* was made from"):
+            sculpt.apply_patch(folder, tmp_path / "p.safetensors", output=tmp_path / "out")
+
+
+def test_no_flipped_bit_and_no_cut_goes_unseen(make_pair: Pair, tmp_path: Path) -> None:
+    pair = make_pair(shards=1)
+    file = fused(pair, tmp_path / "p.safetensors", METHODS["adadare"], settings=Settings(emit="patch"))
+    data, rng = file.read_bytes(), random.Random(0)
+    wrong = tmp_path / "w.safetensors"
+    for number in range(60):
+        content = bytearray(data)
+        if number % 6:
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        else:
+            del content[rng.randrange(len(content)) :]
+        wrong.write_bytes(content)
+        try:
+            check_alone(wrong)
+        except SculptError:
+            continue
+        # What padding and the order of a header's keys say is all that may be another.
+        assert oracle.read(wrong, base_entries(pair[0])) == oracle.read(file, base_entries(pair[0]))
+
+
+def test_patches_of_one_base_stack_where_they_change_other_tensors(make_checkpoint: Make, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    one, two = (rng.standard_normal((40, 8)).astype(np.float32) for _ in range(2))
+    base = make_checkpoint("base", {"a": one, "b": two})
+    make_checkpoint("first", {"a": one + np.float32(0.01), "b": two})
+    make_checkpoint("second", {"a": one, "b": two * np.float32(1.01), "c": one})
+    make_checkpoint("third", {"a": one, "b": two + np.float32(0.02)})
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("first", "second", "third")}
+    for name, file in files.items():
+        sculpt.pack(base, tmp_path / name, output=file)
+    for order in (("first", "second"), ("second", "first")):
+        output = tmp_path / "-".join(order)
+        sculpt.apply_patch(base, *(files[name] for name in order), output=output)
+        made = bits(output)
+        assert made["a"] == bits(tmp_path / "first")["a"]
+        assert (made["b"], made["c"]) == (bits(tmp_path / "second")["b"], bits(tmp_path / "second")["c"])
+    both = [files["second"], files["third"]]
+    with pytest.raises(SculptError, match=r"`b` is changed by .*third.* and by a patch before it, .*second"):
+        sculpt.apply_patch(base, *both, output=tmp_path / "clash")
+    sculpt.apply_patch(base, files["first"], files["third"], output=tmp_path / "sum", add=True)
+    sculpt.fuse(base, [tmp_path / "first", tmp_path / "third"], output=tmp_path / "ta", method=sculpt.TaskArithmetic())
+    assert bits(tmp_path / "sum") == bits(tmp_path / "ta")
+
+
+def test_a_patch_of_a_patched_model_follows_it(make_checkpoint: Make, tmp_path: Path) -> None:
+    one = np.linspace(-1, 1, 64, dtype=np.float32).reshape(8, 8)
+    base = make_checkpoint("base", {"a": one})
+    make_checkpoint("first", {"a": one * np.float32(1.01)})
+    second = make_checkpoint("second", {"a": one * np.float32(1.02)})
+    files = [tmp_path / "1.safetensors", tmp_path / "2.safetensors"]
+    sculpt.pack(base, tmp_path / "first", output=files[0])
+    sculpt.pack(f"{base}+{files[0]}", second, output=files[1])
+    sculpt.apply_patch(base, *files, output=tmp_path / "out")
+    assert bits(tmp_path / "out") == bits(second)
+    with pytest.raises(OtherBaseError, match="`a` is another in"):
+        sculpt.apply_patch(base, files[1], output=tmp_path / "wrong")
+
+
+def test_commands_take_a_patched_base_as_they_take_its_folder(make_pair: Pair, tmp_path: Path) -> None:
+    base, sft = make_pair()
+    sculpt.pack(base, sft, output=tmp_path / "p.safetensors")
+    patched = f"{base}/+{tmp_path / 'p.safetensors'}"
+    sculpt.fuse(base, sft, output=tmp_path / "wanted", method=sculpt.Dare())
+    sculpt.fuse(base, patched, output=tmp_path / "out", method=sculpt.Dare())
+    assert bits(tmp_path / "out") == bits(tmp_path / "wanted")
+    assert all(tensor.changed == 0 for tensor in sculpt.diff(sft, patched).tensors)
+    with pytest.raises(SculptError, match="is the input"):
+        sculpt.fuse(base, patched, output=base, overwrite=True)
+    with pytest.raises(SculptError, match="is a patch"):
+        sculpt.diff(base, tmp_path / "p.safetensors")
+
+
+def test_load_gives_the_model_that_transformers_loads_from_its_folder(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for name, strength in (("base", 0.0), ("sft", 0.05)):
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += strength * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        model.save_pretrained(tmp_path / name)
+    config = json.loads((tmp_path / "sft" / "config.json").read_text())
+    (tmp_path / "sft" / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.25}))
+    sculpt.pack(tmp_path / "base", tmp_path / "sft", output=tmp_path / "p.safetensors")
+    loaded = sculpt.load(tmp_path / "base", tmp_path / "p.safetensors")
+    wanted = AutoModelForCausalLM.from_pretrained(tmp_path / "sft")
+    assert loaded.config.rms_norm_eps == 0.25
+    for name, parameter in wanted.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], parameter)
+
+
+def test_an_adapter_is_not_packed(make_checkpoint: Make, tmp_path: Path) -> None:
+    base = make_checkpoint("base", {"a": np.zeros((2, 2), np.float32)})
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(SculptError, match="is an adapter"):
+        sculpt.pack(base, tmp_path / "adapter", output=tmp_path / "p.safetensors")
