@@ -6,6 +6,7 @@ from ..errors import CheckpointError
 from ..ref import Asked, ModelRef, find_model
 from .adapter.config import ADAPTER_CONFIG, AdapterConfig, is_adapter
 from .adapter.source import AdapterSource
+from .coded.source import decoded
 from .folder import Checkpoint, holds_weights
 from .source import Source
 
@@ -23,8 +24,17 @@ def open_checkpoint(asked: Asked, base: Source | Asked | None = None) -> Source:
     """
     ref = find_model(asked)
     if not needs_base(ref):
-        return Checkpoint(ref)
+        return open_whole(ref)
     return AdapterSource(ref, _opened(_named_base(ref) if base is None else base))
+
+
+def open_whole(asked: Asked) -> Source:
+    """Return a checkpoint that is no adapter; where it is quantised as the plain weights that its codes stand for.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    return decoded(Checkpoint(asked))
 
 
 def needs_base(ref: ModelRef) -> bool:
@@ -45,7 +55,7 @@ def open_adapter(asked: Asked, base: Source | Asked) -> AdapterSource:
 
 
 def _opened(base: Source | Asked) -> Source:
-    return base if isinstance(base, Source) else Checkpoint(base)
+    return base if isinstance(base, Source) else open_whole(base)
 
 
 def _named_base(adapter: ModelRef) -> ModelRef:

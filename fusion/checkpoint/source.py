@@ -95,6 +95,11 @@ class Source(ABC):
         return {found.name: found.file for found in self.beside() if found.left is None}
 
     @property
+    def decoded(self) -> Mapping[str, int]:
+        """How many tensors are decoded while they are read, by the name of their format; none where all are plain."""
+        return {} if self.base is None else self.base.decoded
+
+    @property
     def metadata(self) -> Mapping[str, str]:
         """What the files say of themselves beside their tensors; of a model over another one, what the other's say."""
         return {} if self.base is None else self.base.metadata

@@ -53,6 +53,11 @@ class View(Source):
         return self._own.beside()
 
     @property
+    def decoded(self) -> Mapping[str, int]:
+        """What the model decodes."""
+        return self._own.decoded
+
+    @property
     def metadata(self) -> Mapping[str, str]:
         """What the model's files say of themselves."""
         return self._own.metadata

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..checkpoint import Source, TensorInfo
 from ..checkpoint.json_file import read_json
-from ..checkpoint.quantised import PLAIN, scales_of
+from ..checkpoint.quantised import codes_in
 from ..checkpoint.special_tokens import TokenIds, own_tokens, unsaid_end
 from ..dtypes import DTYPES
 from ..names import config_values, is_vocabulary
@@ -55,7 +55,7 @@ def configuration(
         main = _main_dtype(written.values())
         if dtype is not None or main != _main_dtype(source.tensors.values()):
             config = _with_dtype(config, dtype or main)
-        if config.get("quantization_config") and _is_plain(written):
+        if config.get("quantization_config") and next(codes_in(written, config), None) is None:
             del config["quantization_config"]
             notes.append(f"`quantization_config` of `{source.ref}` is left out: the weights are not quantised")
         files[CONFIG] = config if tokens is None else tokens.moved_in(config)
@@ -118,9 +118,3 @@ def _replaced(config: Mapping[str, Any], old: int, new: int) -> dict[str, Any]:
         else value
         for key, value in config.items()
     }
-
-
-def _is_plain(tensors: Mapping[str, TensorInfo]) -> bool:
-    """Return whether no tensor holds codes."""
-    kinds = {info.stored for info in tensors.values()}
-    return next(scales_of(tensors), None) is None and all(DTYPES[k].fusible or k in PLAIN for k in kinds)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..checkpoint import Asked, Checkpoint, find_model
+from ..checkpoint import Asked, find_model
+from ..checkpoint.open import open_whole
 from ..checkpoint.output.guard import CHECKPOINT, refuse_output
 from ..checkpoint.untied import UntiedSource, untied
 from ..methods import Passthrough
@@ -28,6 +29,6 @@ def untie(
     refuse_output(output, [ref], CHECKPOINT, overwrite=overwrite)
     settings = Settings(config_from="base")
     method = Passthrough()
-    plan = make_plan([UntiedSource(Checkpoint(ref))], lambda _: method, settings.request())
+    plan = make_plan([UntiedSource(open_whole(ref))], lambda _: method, settings.request())
     prepared = prepare_plan(plan, output=output, settings=settings, reshape=untied)
     return execute(prepared, command=command, overwrite=overwrite, progress=progress)
