@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,13 @@ class Configuration:
     files: Mapping[str, Mapping[str, Any]]
     rewritten: frozenset[str]
     notes: tuple[str, ...]
+
+    def with_codes(self, said: Mapping[str, Any] | None) -> Configuration:
+        """Return the files where `config.json` says how weights are stored as codes; as they are where none are."""
+        if said is None or CONFIG not in self.files:
+            return self
+        files = {**self.files, CONFIG: {**self.files[CONFIG], "quantization_config": dict(said)}}
+        return replace(self, files=files, rewritten=self.rewritten | {CONFIG})
 
 
 def configuration(

@@ -6,13 +6,14 @@ threads. What a matrix transform works on is there whole, so that only as many t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from math import prod
 
 from ..arithmetic.group import Group
 from ..arithmetic.matrices import CHUNK
 from ..arithmetic.two_sided import Protection
+from ..checkpoint.output.encoding import Encoding
 from ..dtypes import DTYPES
 from ..errors import MemoryBudgetError
 from ..methods import Method
@@ -24,6 +25,8 @@ PROCESS_BYTES = 120_000_000  # the interpreter with NumPy, measured
 TORCH_BYTES = 230_000_000  # what importing torch adds, measured
 LET_IN_BYTES = 2 << 30  # of tensors worked on whole, where no budget was given and one alone does not take more
 MODEL_BYTES = 16  # an element's of each further model: its stored and its decoded form, its delta and a mask
+STRIP_BYTES = 32  # an element's while it is encoded: as floats, scaled, rounded, and what it was before
+FACTOR_BYTES = 28  # an input pair's of the factor of an inverse Hessian, while it is made
 WHOLE_BYTES = 5  # an element's of what a matrix transform made: a float32 and a mark
 
 
@@ -124,3 +127,10 @@ def _tile_bytes(steps: Sequence[Step], method: Method, backend: Backend) -> int:
             each = method.bytes_per_element if region != "matrix" else Method.bytes_per_element
             arithmetic = max(arithmetic, piece * (each + MODEL_BYTES * max(0, len(step.tuned) - 1)))
     return (backend.threads + SPARE_BUFFERS) * buffer + backend.threads * arithmetic
+
+
+def encoding_bytes(encodings: Collection[Encoding], *, feedback: bool) -> int:
+    """Return what a thread takes that encodes a strip of a tensor, and makes up for its errors by a matrix."""
+    strips = max((encoding.strip for encoding in encodings), default=0)
+    inputs = max((encoding.num_inputs for encoding in encodings), default=0) if feedback else 0
+    return strips * STRIP_BYTES + inputs * inputs * FACTOR_BYTES

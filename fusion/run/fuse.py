@@ -6,13 +6,17 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..arithmetic.curvature import Curvatures
 from ..checkpoint import open_checkpoint
 from ..checkpoint.output.disk import free_bytes
+from ..checkpoint.output.encoding import Encoding
+from ..checkpoint.output.encoding_sink import EncodingSink
 from ..checkpoint.output.folder_sink import FolderSink
 from ..checkpoint.output.guard import CHECKPOINT, refuse_output
 from ..checkpoint.output.layout import Layout, OutputTensor, make_layout
@@ -25,15 +29,18 @@ from ..errors import MethodError, OutputError
 from ..methods import Method
 from ..plan.companions import Companions, account
 from ..plan.configuration import CONFIG, Configuration, Reshape, configuration
+from ..plan.encoding import encodings
 from ..plan.plan import Plan, idle_models, make_plan
 from ..progress import Progress, silent
 from ..record.card import model_card
 from ..record.input_digests import InputDigests
 from ..record.manifest import DIGESTS, FileRecord, Manifest, installed_version, make_manifest
+from ..record.records import TensorRecord
 from .allocator import return_large_blocks
 from .backend import Backend
-from .bill import Bill, bill_of
+from .bill import Bill, bill_of, encoding_bytes
 from .loop import run
+from .rounding import InputFactors, uniforms
 from .settings import Settings
 from .staged import run_as_measured
 from .task import Context
@@ -57,6 +64,7 @@ class Prepared:
     Attributes:
         options: Of the method, as the manifest has them: where tensors have their own, as the recipe says it.
         companions: What is copied beside the weights.
+        encodings: Tensors that are written as codes, by name.
         configuration: What `config.json` and `generation_config.json` will say.
         finish: Changes what was copied beside the weights, in the folder that it is given; or None.
     """
@@ -68,6 +76,7 @@ class Prepared:
     output: Path
     configuration: Configuration
     companions: Companions
+    encodings: Mapping[str, Encoding] = field(default_factory=dict)
     finish: Callable[[Path], None] | None = None
 
     @property
@@ -99,7 +108,7 @@ class Prepared:
             MemoryBudgetError: A tensor that is worked on whole takes more than the budget.
         """
         settings = self.settings
-        return bill_of(
+        bill = bill_of(
             self.plan.steps,
             self.method,
             settings.protection,
@@ -110,6 +119,8 @@ class Prepared:
             or settings.device not in ("auto", "cpu")
             or (settings.protection is not None and settings.protection.needs_gram),
         )
+        held = encoding_bytes(tuple(self.encodings.values()), feedback=settings.rounding == "error-feedback")
+        return replace(bill, tiles=bill.tiles + backend.threads * held)
 
     def backend(self) -> Backend:
         """Return what the run computes with."""
@@ -166,8 +177,11 @@ def prepare_plan(
         torch_device(settings.device)
     companions = account(plan)
     written = configuration(plan, dtype=settings.dtype, reshape=reshape, tokens=tokens)
-    plan = replace(plan, notes=(*plan.notes, *written.notes, *companions.notes))
-    layout = make_layout(output_tensors(plan), plan.base, settings.max_shard_bytes, plan.config_from.metadata)
+    coded = encodings(plan, settings.output_format)
+    written = written.with_codes(coded.said)
+    plan = coded.applied(replace(plan, notes=(*plan.notes, *written.notes, *companions.notes, *coded.notes)))
+    tensors = output_tensors(plan, coded.by_name)
+    layout = make_layout(tensors, plan.base, settings.max_shard_bytes, plan.config_from.metadata)
     copied = sum(file.stat().st_size for file in companions.files.values())
     _refuse_full_disk(output, copied + sum(shard.nbytes for shard in layout.shards))
     prepared = Prepared(
@@ -178,23 +192,23 @@ def prepare_plan(
         output=output,
         configuration=written,
         companions=companions,
+        encodings=coded.by_name,
         finish=finish,
     )
     prepared.needs()  # refuses what does not fit the memory
     return prepared
 
 
-def output_tensors(plan: Plan) -> list[OutputTensor]:
-    """Return what a run of the plan writes."""
-    return [
-        OutputTensor(
-            name=step.name,
-            dtype=step.dtype,
-            shape=step.shape,
-            origin=step.base.file.name if step.base and step.base.file else None,
-        )
-        for step in plan.steps
-    ]
+def output_tensors(plan: Plan, coded: Mapping[str, Encoding] = MappingProxyType({})) -> list[OutputTensor]:
+    """Return what a run of the plan writes: of tensors that are encoded their codes and scales."""
+    found: list[OutputTensor] = []
+    for step in plan.steps:
+        if step.name in coded:
+            found += coded[step.name].stored
+            continue
+        origin = step.base.file.name if step.base and step.base.file else None
+        found.append(OutputTensor(name=step.name, dtype=step.dtype, shape=step.shape, origin=origin))
+    return found
 
 
 def _refuse_full_disk(output: Path, needed: int) -> None:
@@ -247,6 +261,7 @@ def execute(
         new_digest=DIGESTS[settings.digest],
         buffers=backend.threads + 4,
     )
+    encoder = _encoder(prepared, sink, curvature is not None)
     inputs = InputDigests(sources, plan.steps, settings.digest)
     with reading(sources), closing(inputs), sink:
         context = Context(
@@ -254,7 +269,7 @@ def execute(
             curvature=curvature if isinstance(curvature, Mapping) else None,
             seed=settings.seed,
             backend=backend,
-            sink=sink,
+            sink=encoder or sink,
             inputs=inputs,
             keep_nonfinite=settings.policies.on_nonfinite == "keep",
             protector=settings.protector(plan),
@@ -281,12 +296,47 @@ def execute(
             curvature=provenance,
             digests=inputs.results(backend.threads),
             outputs=outputs,
-            records={name: replace(records[name], digest=digest) for name, digest in sink.tensor_digests().items()},
+            records=_as_stored(records, sink.tensor_digests(), prepared.encodings),
         )
         check()
         whole: list[Manifest] = []
         sink.commit(lambda folder: whole.append(_add_files(folder, prepared, manifest)))
     return whole[0]
+
+
+def _encoder(prepared: Prepared, sink: FolderSink, measured: bool) -> EncodingSink | None:
+    """Return what encodes tensors before they come to a sink, if any are.
+
+    Raises:
+        MethodError: Errors are to be fed back, and nothing is known of the inputs.
+    """
+    settings = prepared.settings
+    if not prepared.encodings:
+        return None
+    if settings.rounding == "error-feedback" and not measured:
+        raise MethodError(
+            "`error-feedback` takes the full curvature that calibration measures, and there is none",
+            hint="`rounding` of `nearest` or `stochastic` takes none",
+            options=["rounding"],
+        )
+    return EncodingSink(
+        sink,
+        prepared.encodings,
+        uniform=partial(uniforms, settings.seed) if settings.rounding == "stochastic" else None,
+        feedback=InputFactors() if settings.rounding == "error-feedback" else None,
+    )
+
+
+def _as_stored(
+    records: Mapping[str, TensorRecord], digests: Mapping[str, str], coded: Mapping[str, Encoding]
+) -> dict[str, TensorRecord]:
+    """Return records with what the files hold: of tensors that are encoded dtype and digest of their codes."""
+    found = {}
+    for name, record in records.items():
+        stored = coded[name].stored[0] if name in coded else None
+        dtype = stored.dtype if stored is not None else record.dtype
+        found[name] = replace(record, dtype=dtype, digest=digests[stored.name if stored is not None else name])
+    return found
 
 
 def resume_facts(prepared: Prepared, provenance: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -96,6 +96,8 @@ class TensorTask:
             shape=_fused_shape(step, self._inputs[0][1].shape if self._inputs else step.shape),
             curvatures=self._curvatures(),
         )
+        if step.action == "fuse":
+            context.sink.measured(step.name, self.group.curvatures)
         protector = context.protector
         self.seen = protector.seen(self.group) if protector is not None else self.group  # what the method is told
         self.region = self.method.region(self.seen) if step.action == "fuse" else "element"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Any, Literal, Protocol, final
 
 import numpy as np
 
@@ -30,6 +30,24 @@ class Decoder(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How a tensor is stored as codes, in a format that is written too.
+
+    Attributes:
+        kind: `fp8`: matrices of E4M3 with a scale for each block; `mxfp4`: stacked experts as gpt-oss has them.
+        block: Rows and columns that share a scale, of FP8.
+        codes, scales: Names of the stored tensors.
+        scale_dtype: Of the scales of FP8: `F32`, or `F8_E8M0` for powers of 2.
+    """
+
+    kind: Literal["fp8", "mxfp4"]
+    block: tuple[int, int] = (1, 1)
+    codes: str
+    scales: str
+    scale_dtype: str = "F32"
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Coded:
     """A tensor that is computed from others of its file.
@@ -39,6 +57,9 @@ class Coded:
         format: What the format is called.
         parts: Names of the tensors that it is made of, or that are idle once it is decoded; the codes first.
         in_order: Whether its rows lie in the codes one after the other.
+        form: How it can be written again; None where its format is only read.
+        own: The checkpoint that has the parts.
+        said: What that checkpoint's configuration says of codes.
     """
 
     info: TensorInfo
@@ -46,6 +67,9 @@ class Coded:
     parts: tuple[str, ...]
     decoder: Decoder
     in_order: bool = True
+    form: Form | None = None
+    own: Source
+    said: Mapping[str, Any]
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return elements `start … stop − 1` of the flat tensor."""
@@ -151,12 +175,22 @@ class StoredParts:
         codes: str,
         beside: tuple[str, ...],
         in_order: bool = True,
+        form: Form | None = None,
     ) -> Coded:
         """Return a decoded tensor, stored in the model's own dtype once it is written."""
         first = self.own.tensors[codes]
         info = TensorInfo(name=parameter, dtype=dtype, stored=self.dtype, shape=shape, file=first.file)
         parts = (codes, *(name for name in beside if name in self.own.tensors))
-        return Coded(info=info, format=format_name, parts=parts, decoder=decoder, in_order=in_order)
+        return Coded(
+            info=info,
+            format=format_name,
+            parts=parts,
+            decoder=decoder,
+            in_order=in_order,
+            form=form,
+            own=self.own,
+            said=self.said,
+        )
 
     def misfit(self, codes: str, beside: str, what: str) -> CheckpointError:
         """Return the refusal of codes whose scales do not fit."""

@@ -16,7 +16,7 @@ import numpy as np
 from ...dtypes import DTYPES
 from ..tensor_info import TensorInfo
 from . import codes
-from .coded import Coded, Scaled, StoredParts, as_floats
+from .coded import Coded, Form, Scaled, StoredParts, as_floats
 from .scaled_bytes import IDLE
 
 PAIRS = codes.nibble_pairs(codes.E2M1)
@@ -92,6 +92,7 @@ def expert_blocks(parts: StoredParts, blocks: TensorInfo, scale: TensorInfo) -> 
         codes=blocks.name,
         beside=(scale.name,),
         in_order=False,
+        form=Form(kind="mxfp4", codes=blocks.name, scales=scale.name),
     )
 
 

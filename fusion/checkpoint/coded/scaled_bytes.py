@@ -15,9 +15,10 @@ import numpy as np
 from ...dtypes import DTYPES
 from ..tensor_info import TensorInfo
 from . import codes
-from .coded import Coded, Rows, Scaled, StoredParts
+from .coded import Coded, Form, Rows, Scaled, StoredParts
 
 DEFAULT_BLOCK = 128  # DeepSeek's
+FP8 = "F8_E4M3"
 BYTES = ("F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "I8")
 IDLE = ("input_scale", "activation_scale", "input_scale_ub", "input_zero_point", "output_scale", "weight_shape")
 
@@ -60,7 +61,20 @@ def scaled_bytes(parts: StoredParts, weight: TensorInfo, scale: TensorInfo, *, i
     )
     beside = (scale.name, zero, *(f"{stem}.{name}" for name in IDLE))
     kind = "int8" if weight.stored == "I8" else "FP8"
-    return parts.coded(weight.name, kind, decoder, shape=weight.shape, dtype=dtype, codes=weight.name, beside=beside)
+    written = inverse and weight.stored == FP8 and len(weight.shape) == 2 and scale.stored in ("F32", "F8_E8M0")
+    form = Form(
+        kind="fp8", block=(blocks[0], blocks[1]), codes=weight.name, scales=scale.name, scale_dtype=scale.stored
+    )
+    return parts.coded(
+        weight.name,
+        kind,
+        decoder,
+        shape=weight.shape,
+        dtype=dtype,
+        codes=weight.name,
+        beside=beside,
+        form=form if written and len(scale.shape) == 2 else None,
+    )
 
 
 def _numpy(code: str) -> np.dtype:

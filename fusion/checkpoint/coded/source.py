@@ -54,6 +54,10 @@ class Decoded(View):
         """How many tensors are decoded, by the name of their format."""
         return Counter(found.format for found in self.coded.values())
 
+    def coded_as(self, name: str) -> Coded | None:
+        """Return how a tensor is stored."""
+        return self.coded.get(name)
+
     @cached_property
     def config(self) -> dict[str, Any] | None:
         """The model's `config.json`, of plain weights."""

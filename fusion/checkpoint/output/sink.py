@@ -27,6 +27,10 @@ class Sink(ABC):
     def room(self, name: str, start: int, stop: int, dtype: np.dtype) -> AbstractContextManager[np.ndarray]:
         """Give memory for elements `start … stop − 1` of a tensor; the sink takes them once the block is left."""
 
+    def measured(self, name: str, curvatures: Any) -> None:
+        """Take what was measured of a tensor in each model, before any of it is written."""
+        del name, curvatures
+
     def finish(self, name: str, entry: Mapping[str, Any]) -> None:
         """Note that a tensor is whole; `finished` gives `entry` back to a run that resumes."""
         del name, entry
