@@ -29,7 +29,7 @@ import torch
 from llama_pair import SIZES, make_pair
 from ml_dtypes import bfloat16
 from sculpt.fusion.arithmetic.passes import Map, Pass
-from sculpt.fusion.arithmetic.per_element import PerElement
+from sculpt.fusion.arithmetic.per_element import Repeated
 from sculpt.fusion.arithmetic.random import tensor_key
 from sculpt.fusion.arithmetic.tile import RawTile
 from sculpt.fusion.methods import adadare, dare
@@ -58,7 +58,7 @@ def kernels(device: str) -> None:
     backend, rng = TorchBackend(device), np.random.default_rng(0)
     base = rng.standard_normal(count, np.float32).astype(bfloat16)
     tuned = (base.astype(np.float32) + 0.01 * rng.standard_normal(count, np.float32)).astype(bfloat16)
-    root = PerElement(values=rng.random(WIDTH, np.float32) + 1, repeat=ROWS, inner=WIDTH)
+    root = Repeated(values=rng.random(WIDTH, np.float32) + 1, repeat=ROWS, inner=WIDTH)
     tile = RawTile(start=0, base=base, tuned=(tuned,), keys=(tensor_key(0, "x"),), root=root)
     stored, decoded = backend._stored(tile), backend._decode(tile)
     out = torch.empty(count, dtype=torch.bfloat16, device=device)

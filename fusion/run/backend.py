@@ -15,17 +15,18 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ..arithmetic.passes import Map, Pass, measure
+from ..arithmetic.per_element import Computed, PerElement, Repeated
 from ..arithmetic.sums import BLOCK, beside, wide
 from ..arithmetic.tile import RawTile, Tile
 from ..device import device_of, float64_device, torch_device
 
 if TYPE_CHECKING:
-    from ..arithmetic.per_element import PerElement
     from ..kernels.accelerator.launch import DeviceTile
     from ..kernels.stand_in import StandIns
 
 DEFINITION_TILE = 1 << 14  # elements whose float64 sums stay in the second-level cache
 KERNEL_TILE = 1 << 21
+COMPUTED_TILE = 1 << 17  # of elements whose `sqrt(H)` is computed as they come: it stays in the second-level cache
 TORCH_TILE = 1 << 22
 TORCH_BYTES = 160  # an element's, at the height of a definition: its float32 forms, hash words and float64 sums
 SPARE_BUFFERS = 4  # tiles that may wait to be written, beside one a thread
@@ -100,24 +101,29 @@ class KernelBackend(Backend):
         """Return the pass's rows for a tile."""
         kernel = self._kernel_for(wanted.function, wanted.arguments, tile)
         if kernel is None:
-            return wanted.join([self._definitions.run_pass(piece, wanted) for piece in _pieces(tile)])
+            return wanted.join([self._definitions.run_pass(piece, wanted) for piece in _pieces(tile, DEFINITION_TILE)])
+        if isinstance(tile.root, Computed):
+            return wanted.join([kernel(piece, *wanted.arguments) for piece in _pieces(tile, COMPUTED_TILE)])
         return kernel(tile, *wanted.arguments)
 
     def run_map(self, tile: RawTile, wanted: Map, out: np.ndarray) -> np.ndarray:
         """Fuse a tile."""
         kernel = self._kernel_for(wanted.function, wanted.arguments, tile, out)
-        if kernel is None:
-            rows = []
-            for piece in _pieces(tile):
-                first = piece.start - tile.start
-                rows.append(self._definitions.run_map(piece, wanted, out[first : first + len(piece.base)]))
-            return np.concatenate(rows, axis=1)
-        return kernel(tile, out, *wanted.arguments)
+        if kernel is not None and not isinstance(tile.root, Computed):
+            return kernel(tile, out, *wanted.arguments)
+        rows = []
+        for piece in _pieces(tile, DEFINITION_TILE if kernel is None else COMPUTED_TILE):
+            own = out[piece.start - tile.start :][: len(piece.base)]
+            if kernel is None:
+                rows.append(self._definitions.run_map(piece, wanted, own))
+            else:
+                rows.append(kernel(piece, own, *wanted.arguments))
+        return np.concatenate(rows, axis=1)
 
 
-def _pieces(tile: RawTile) -> Iterator[RawTile]:
-    """Cut a tile into pieces of whole grains that the definitions compute in cache."""
-    size, count = max(1, DEFINITION_TILE // tile.grain) * tile.grain, len(tile.base)
+def _pieces(tile: RawTile, most: int) -> Iterator[RawTile]:
+    """Cut a tile into pieces of whole grains, of about as many elements as are given."""
+    size, count = max(1, most // tile.grain) * tile.grain, len(tile.base)
     for first in range(0, count, size):
         part = slice(first, first + size)
         tuned = tuple(array[part] for array in tile.tuned)
@@ -160,7 +166,7 @@ class TorchBackend(Backend):
         self.tile_elements = tile_elements
         self._staging = _Staging(torch, self._device)
         self._kernels = _device_kernels(self._device.type)
-        self._roots: WeakKeyDictionary[PerElement, Any] = WeakKeyDictionary()  # a tensor's tiles share one
+        self._roots: WeakKeyDictionary[Repeated, Any] = WeakKeyDictionary()  # a tensor's tiles share one
         self._sending = threading.Lock()
 
     @property
@@ -191,13 +197,18 @@ class TorchBackend(Backend):
             self._staging.stream.synchronize()
         return slot.numpy()
 
-    def _root(self, root: PerElement, device: Any) -> Any:
-        """Return the values of `sqrt(H)` on a device: sent once a tensor, and there when this returns."""
+    def _root(self, tile: RawTile, root: PerElement, device: Any) -> tuple[Any, int, int, int]:
+        """Return `sqrt(H)` of a tile on a device: values, repeat, inner, and the first element's place in them.
+
+        Values that repeat are sent once a tensor, and are there when this returns; others, a tile at a time.
+        """
+        if isinstance(root, Computed):
+            return self._sent("root", root.expand(tile.start, len(tile.base)), device), 1, len(tile.base), 0
         with self._sending:
             found = self._roots.get(root)
             if found is None or found.device != device:
                 found = self._roots[root] = self._torch.from_numpy(root.values).to(device)
-            return found
+        return found, root.repeat, root.inner, tile.start
 
     def _decode(self, tile: RawTile) -> Tile:
         torch = self._torch
@@ -206,9 +217,9 @@ class TorchBackend(Backend):
         device = device_of(self._device, np.dtype(np.float64 if is_wide else np.float32))
         root = None
         if tile.root is not None:
-            values, inner = self._root(tile.root, device), tile.root.inner
-            index = torch.arange(tile.start, tile.start + len(tile.base), device=device)
-            root = values[index // (tile.root.repeat * inner) * inner + index % inner]
+            values, repeat, inner, first = self._root(tile, tile.root, device)
+            index = torch.arange(first, first + len(tile.base), device=device)
+            root = values[index // (repeat * inner) * inner + index % inner]
         return Tile(
             start=tile.start,
             base=self._sent("base", tile.base, device).to(dtype),
@@ -224,7 +235,7 @@ class TorchBackend(Backend):
         from ..kernels.accelerator.launch import device_tile
 
         arrays = [self._sent(f"model {k}", array, self._device) for k, array in enumerate((tile.base, *tile.tuned))]
-        return device_tile(tile, arrays, None if tile.root is None else self._root(tile.root, self._device))
+        return device_tile(tile, arrays, None if tile.root is None else self._root(tile, tile.root, self._device))
 
     def _kernel(self, wanted: Pass | Map, tile: RawTile, out: np.ndarray | None = None) -> Any:
         if self._kernels is None:

@@ -12,7 +12,8 @@ from ...arithmetic.random import Key
 from ...arithmetic.sums import BLOCK
 from ...arithmetic.tile import RawTile
 
-WARPS = 8
+WARPS = 4  # two lanes a thread
+WHOLE = 1 << 40  # more elements than a tensor has
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -20,14 +21,15 @@ class DeviceTile:
     """A tile as it is stored, on a device; torch tensors, bfloat16 as uint16.
 
     Attributes:
-        root: `sqrt(H)` as (float32 values, repeat, inner), as in `arithmetic.per_element`.
+        root: `sqrt(H)` as (float32 values, repeat, inner), as in `arithmetic.per_element`, and the place in that of
+            the tile's first element.
     """
 
     start: int
     base: torch.Tensor
     tuned: tuple[torch.Tensor, ...]
     keys: tuple[Key, ...]
-    root: tuple[torch.Tensor, int, int]
+    root: tuple[torch.Tensor, int, int, int]
 
     @property
     def count(self) -> int:
@@ -35,14 +37,13 @@ class DeviceTile:
         return self.base.shape[0]
 
 
-def device_tile(tile: RawTile, models: Sequence[torch.Tensor], root: torch.Tensor | None) -> DeviceTile:
+def device_tile(
+    tile: RawTile, models: Sequence[torch.Tensor], root: tuple[torch.Tensor, int, int, int] | None
+) -> DeviceTile:
     """Return a tile whose stored elements, those of the base first, and whose `sqrt(H)` are on a device."""
     base, *tuned = [as_words(model) for model in models]
-    if tile.root is None or root is None:
-        layout = base.new_ones(1, dtype=torch.float32), 1 << 40, 1
-    else:
-        layout = root, tile.root.repeat, tile.root.inner
-    return DeviceTile(start=tile.start, base=base, tuned=tuple(tuned), keys=tile.keys, root=layout)
+    ones = (base.new_ones(1, dtype=torch.float32), WHOLE, 1, 0) if root is None else root
+    return DeviceTile(start=tile.start, base=base, tuned=tuple(tuned), keys=tile.keys, root=ones)
 
 
 def as_words(stored: torch.Tensor) -> torch.Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from sculpt.fusion.arithmetic.per_element import PerElement
+from sculpt.fusion.arithmetic.curvature import Curvature
+from sculpt.fusion.arithmetic.per_element import PerElement, Repeated
 from sculpt.fusion.arithmetic.random import Key
-from sculpt.fusion.arithmetic.tile import RawTile
+from sculpt.fusion.arithmetic.tile import RawTile, root_curvature
 
 BFLOAT16, FLOAT16, FLOAT32 = (np.dtype(found) for found in (ml_dtypes.bfloat16, np.float16, np.float32))
 SIZES = (1, 4095, 4096, 4097, 100_000)
@@ -23,6 +24,7 @@ LAYOUTS = [
     pytest.param((64, 1), id="rows"),
     pytest.param((1, 7), id="own"),
     pytest.param((3, 37), id="ragged"),
+    pytest.param((0, 37), id="tied"),
 ]
 START = 5 * 4096
 
@@ -42,11 +44,17 @@ def make_tile(
     root = None
     if layout is not None:
         repeat, inner = layout
-        outer = -(-(start + size) // (repeat * inner))
+        outer = -(-(start + size) // (max(1, repeat) * inner))
         values = np.exp(rng.standard_normal(outer * inner)).astype(np.float32) + 1
-        root = PerElement(values=values, repeat=repeat, inner=inner)
+        root = Repeated(values=values, repeat=repeat, inner=inner) if repeat else tied(values[:outer], values[:inner])
     keys = tuple(Key(low=2**32 - 999 * k, high=0xDEADBEEF + k) for k in range(1, num_models + 1))
     return RawTile(start=start, base=base, tuned=tuple(tuned), keys=keys, root=root)
+
+
+def tied(rows: np.ndarray, columns: np.ndarray) -> PerElement:
+    """Return `sqrt(H)` of a tied embedding."""
+    found = Curvature(terms=(rows[:, None].astype("f8"), columns[None].astype("f8")), num_tokens=1)
+    return root_curvature("embedding", found, (len(rows), len(columns)))
 
 
 def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
