@@ -130,7 +130,7 @@ class _Recipe(_Strict):
     dtype: str | None = None
     max_shard_size: str | None = None
     output_format: OutputFormat = "plain"
-    rounding: Rounding = "nearest"
+    rounding: Rounding = "auto"
     config_from: Side | None = None
     seed: int = 0
     policies: _Policies | None = None  # pyright: ignore[reportInvalidTypeForm]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -44,6 +45,10 @@ from .rounding import InputFactors, uniforms
 from .settings import Settings
 from .staged import run_as_measured
 from .task import Context
+
+logger = logging.getLogger(__name__)
+
+FEEDS_BACK = ("auto", "error-feedback")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +124,7 @@ class Prepared:
             or settings.device not in ("auto", "cpu")
             or (settings.protection is not None and settings.protection.needs_gram),
         )
-        held = encoding_bytes(tuple(self.encodings.values()), feedback=settings.rounding == "error-feedback")
+        held = encoding_bytes(tuple(self.encodings.values()), feedback=settings.rounding in FEEDS_BACK)
         return replace(bill, tiles=bill.tiles + backend.threads * held)
 
     def backend(self) -> Backend:
@@ -280,6 +285,10 @@ def execute(
         else:
             records = run_as_measured(context, curvature, progress=progress)
         check()
+        if encoder is not None and encoder.not_fed_back and settings.rounding == "error-feedback":
+            first, *others = sorted(encoder.not_fed_back)
+            more = f" and {len(others)} more" if others else ""
+            logger.warning("`%s`%s has no full curvature, and is rounded to the nearest", first, more)
         outputs = [
             FileRecord(
                 name=shard.file_name,
@@ -323,7 +332,7 @@ def _encoder(prepared: Prepared, sink: FolderSink, measured: bool) -> EncodingSi
         sink,
         prepared.encodings,
         uniform=partial(uniforms, settings.seed) if settings.rounding == "stochastic" else None,
-        feedback=InputFactors() if settings.rounding == "error-feedback" else None,
+        feedback=InputFactors() if measured and settings.rounding in FEEDS_BACK else None,
     )
 
 

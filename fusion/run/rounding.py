@@ -30,14 +30,9 @@ def uniforms(seed: int, name: str, start: int, stop: int) -> np.ndarray:
 
 @final
 class InputFactors:
-    """The factor of the inverse Hessian of each tensor's inputs, made when first asked for, kept until it is done.
-
-    Attributes:
-        lacking: Names of tensors that were asked for and of which no full matrix was measured.
-    """
+    """The factor of the inverse Hessian of each tensor's inputs, made when first asked for, kept until it is done."""
 
     def __init__(self) -> None:
-        self.lacking: set[str] = set()
         self._curvatures: dict[str, Curvatures] = {}
         self._made: dict[tuple[str, int], np.ndarray] = {}
         self._locks: dict[str, threading.Lock] = {}
@@ -58,7 +53,6 @@ class InputFactors:
         with lock:
             found = [known for known in self._curvatures.get(name, ()) if known is not None and known.gram is not None]
             if not found:
-                self.lacking.add(name)
                 return None
             stacked = any(known.gram is not None and known.gram.ndim == 3 for known in found)
             key = name, number if stacked else 0

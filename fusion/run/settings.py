@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .protector import Protector
 
 OutputFormat = Literal["plain", "fp8", "mxfp4", "same"]
-Rounding = Literal["nearest", "stochastic", "error-feedback"]
+Rounding = Literal["auto", "nearest", "stochastic", "error-feedback"]
 Digest = Literal["xxh3-128", "blake3", "sha256"]
 MAX_THREADS = 4096
 FREE = ("device", "threads", "memory", "load_check", "tile_elements")  # no bit of the output depends on them
@@ -35,8 +35,8 @@ class Settings(Options):
         dtype: Float dtype to store: float32, float16, bfloat16 or float64. Default: the base's.
         output_format: What the output is stored as: plain floats; fp8, blocks of FP8 that transformers loads; mxfp4, of
             gpt-oss' experts; or the same as the models.
-        rounding: How floats become codes: nearest; stochastic, right on average; or error-feedback, which makes up for
-            errors by what inputs have in common, and takes full curvature.
+        rounding: How floats become codes: nearest; stochastic, right on average; error-feedback, which makes up for
+            errors by what inputs have in common, and takes full curvature; auto feeds errors back where that is there.
         max_shard_bytes: Largest output file, such as 5GB. Default: the base's shards.
         config_from: Whose names, configuration and tokenizer the output takes.
         tokenizer: Whose vocabulary the output has where the models have others: base, union, or one of the models; the
@@ -57,7 +57,7 @@ class Settings(Options):
     policies: Policies = field(default_factory=Policies)
     dtype: str | None = None
     output_format: OutputFormat = "plain"
-    rounding: Rounding = "nearest"
+    rounding: Rounding = "auto"
     max_shard_bytes: int | None = None
     config_from: Side = "tuned"
     tokenizer: str | None = None
@@ -79,7 +79,7 @@ class Settings(Options):
             # As recipes and configurations write it, too.
             object.__setattr__(self, "dtype", self.dtype.removeprefix("torch."))
             self.request()  # refuses what is no float dtype
-        if self.rounding != "nearest" and self.output_format == "plain":
+        if self.rounding in ("stochastic", "error-feedback") and self.output_format == "plain":
             raise MethodError(
                 f"`rounding` of `{self.rounding}` has no effect: floats are rounded to the nearest",
                 hint="`output_format` of `fp8`, `mxfp4` or `same` stores codes",

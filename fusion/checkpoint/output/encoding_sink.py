@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any, Protocol, final
 
@@ -38,7 +38,12 @@ class EncodingSink(Sink):
     Args:
         uniform: Numbers that round by chance; None rounds to the nearest.
         feedback: Has errors made up for; None leaves them.
+
+    Attributes:
+        not_fed_back: Names of tensors whose errors were not made up for.
     """
+
+    not_fed_back: Set[str]
 
     def __init__(
         self,
@@ -52,6 +57,7 @@ class EncodingSink(Sink):
         self._encodings = encodings
         self._uniform = uniform
         self._feedback = feedback
+        self.not_fed_back = self._without_factor = set[str]()
         self._strips: dict[tuple[str, int], tuple[np.ndarray, list[int]]] = {}
         self._lock = threading.Lock()
 
@@ -89,6 +95,8 @@ class EncodingSink(Sink):
             del self._strips[key]
         uniform = self._uniform(encoding.name, first, last) if self._uniform is not None else None
         factor = self._feedback.of(encoding.name, number) if self._feedback is not None else None
+        if factor is None:
+            self._without_factor.add(encoding.name)
         parts = encoding.encode(number, values, uniform, factor)
         for stored, part in zip(encoding.stored, parts, strict=True):
             whole = part.size if last - first == encoding.strip else 0

@@ -167,11 +167,11 @@ def test_errors_are_fed_back_by_what_was_measured(pair: tuple[Path, Path], tmp_p
     terms = (np.square(inputs).sum(0)[None],)
     curvature = {name: (Curvature(terms=terms, num_tokens=300, gram=inputs.T @ inputs), None)}
     lost = {}
-    for rounding in ("nearest", "error-feedback"):
+    for rounding in ("nearest", "auto", "error-feedback"):
         settings = sculpt.Settings(output_format="fp8", rounding=rounding)  # pyright: ignore[reportArgumentType]
         output = tmp_path / rounding
         prepared = prepare(tuned, [tuned], output=output, method=sculpt.TaskArithmetic(), settings=settings)
         execute(prepared, curvature=curvature)
         wanted, found = (sculpt.open_checkpoint(folder).read(name).astype(np.float32) for folder in (tuned, output))
         lost[rounding] = float(np.square(inputs @ (found - wanted).reshape(64, 32).T).sum())
-    assert lost["error-feedback"] < 0.6 * lost["nearest"]
+    assert lost["auto"] == lost["error-feedback"] < 0.6 * lost["nearest"]
