@@ -21,6 +21,7 @@ from ..checkpoint.output.encoding_sink import EncodingSink
 from ..checkpoint.output.folder_sink import FolderSink
 from ..checkpoint.output.guard import CHECKPOINT, refuse_output
 from ..checkpoint.output.layout import Layout, OutputTensor, make_layout
+from ..checkpoint.output.processes import Processes
 from ..checkpoint.output.workspace import beside
 from ..checkpoint.source import reading
 from ..checkpoint.special_tokens import TokenIds
@@ -43,6 +44,7 @@ from .bill import Bill, bill_of, encoding_bytes
 from .loop import run
 from .rounding import InputFactors, uniforms
 from .settings import Settings
+from .share import share_of
 from .staged import run_as_measured
 from .task import Context
 
@@ -72,6 +74,7 @@ class Prepared:
         encodings: Tensors that are written as codes, by name.
         configuration: What `config.json` and `generation_config.json` will say.
         finish: Changes what was copied beside the weights, in the folder that it is given; or None.
+        processes: That share the work.
     """
 
     plan: Plan
@@ -83,6 +86,7 @@ class Prepared:
     companions: Companions
     encodings: Mapping[str, Encoding] = field(default_factory=dict)
     finish: Callable[[Path], None] | None = None
+    processes: Processes = field(default_factory=Processes)
 
     @property
     def config(self) -> Mapping[str, Any] | None:
@@ -235,7 +239,7 @@ def execute(
     progress: Progress = silent,
     backend: Backend | None = None,
 ) -> Manifest:
-    """Run a prepared fuse and return its manifest.
+    """Run a prepared fuse and return its manifest; of several processes each does its share.
 
     Args:
         curvature: By output name, what was measured of the tensor in each model, the base first; a tensor without is
@@ -246,7 +250,8 @@ def execute(
     Raises:
         SculptError: Nothing is left under the output's name.
     """
-    plan, settings = prepared.plan, prepared.settings
+    plan, settings, processes = prepared.plan, prepared.settings, prepared.processes
+    staged = curvature is not None and not isinstance(curvature, Mapping)
     backend = backend or prepared.backend()
     bill = prepared.bill(backend)
     if bill.whole:  # what is seen whole comes and goes in large blocks
@@ -265,9 +270,11 @@ def execute(
         overwrite=overwrite,
         new_digest=DIGESTS[settings.digest],
         buffers=backend.threads + 4,
+        processes=processes,
     )
     encoder = _encoder(prepared, sink, curvature is not None)
-    inputs = InputDigests(sources, plan.steps, settings.digest)
+    steps = plan.steps if staged else share_of(plan.steps, plan.method, processes.launch)
+    inputs = InputDigests(sources, steps, settings.digest, processes.launch)
     with reading(sources), closing(inputs), sink:
         context = Context(
             plan=plan,
@@ -279,6 +286,7 @@ def execute(
             keep_nonfinite=settings.policies.on_nonfinite == "keep",
             protector=settings.protector(plan),
             whole_bytes=bill.budget,
+            launch=processes.launch,
         )
         if curvature is None or isinstance(curvature, Mapping):
             records = run(plan.steps, context, progress=progress)
@@ -289,11 +297,18 @@ def execute(
             first, *others = sorted(encoder.not_fed_back)
             more = f" and {len(others)} more" if others else ""
             logger.warning("`%s`%s has no full curvature, and is rounded to the nearest", first, more)
+        files, tensors = sink.digests()
+        shares = processes.gather("inputs", {str(k): v for k, v in inputs.results(backend.threads).items()})
+        if not processes.is_first:
+            sink.commit(lambda _: None)
+            return Manifest.read(prepared.output)
+        if processes.are_several:
+            records = {name: TensorRecord.from_json(entry["record"]) for name, entry in sink.noted().items()}
         outputs = [
             FileRecord(
                 name=shard.file_name,
                 nbytes=shard.nbytes,
-                digest=f"{settings.digest}:{sink.digest(shard.file_name)}",
+                digest=f"{settings.digest}:{files[shard.file_name]}",
             )
             for shard in prepared.layout.shards
         ]
@@ -303,9 +318,9 @@ def execute(
             settings=settings.recorded(),
             command=command,
             curvature=provenance,
-            digests=inputs.results(backend.threads),
+            digests={Path(file): digest for share in shares for file, digest in share.items()},
             outputs=outputs,
-            records=_as_stored(records, sink.tensor_digests(), prepared.encodings),
+            records=_as_stored(records, tensors, prepared.encodings),
         )
         check()
         whole: list[Manifest] = []

@@ -19,6 +19,7 @@ import numpy as np
 import xxhash
 
 from .disk import reserve
+from .pieces import Pieces
 
 PAGE = 4096  # a multiple of every disk's block
 SEGMENT = 1 << 18
@@ -64,6 +65,7 @@ class OutputFile:
         new_digest: Makes a hash object; one is fed in file order while the bytes are at hand.
         parts: First byte of what is hashed on its own as well, by name, in file order.
         resumed: Whether pieces were written by an earlier run: the digests are then taken from the file.
+        pieces: Where parts of segments go that other processes have the rest of; None where there are no others.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class OutputFile:
         *,
         parts: Mapping[str, int] = MappingProxyType({}),
         resumed: bool = False,
+        pieces: Pieces | None = None,
     ) -> None:
         self.file = file
         self.nbytes = nbytes
@@ -82,7 +85,8 @@ class OutputFile:
         self._waiting: dict[int, _Segment] = {}
         self._spare: list[np.ndarray] = []  # memory of segments that have been written
         self._pieced: set[int] = set()  # segments that are written by pieces, through the page cache
-        self._hashed = _InOrder(new_digest, parts, nbytes, broken=resumed)
+        self._pieces = pieces
+        self._hashed = _InOrder(new_digest, parts, nbytes, broken=resumed or pieces is not None)
         cloexec = getattr(os, "O_CLOEXEC", 0)
         self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | cloexec, 0o644)
         try:
@@ -103,7 +107,7 @@ class OutputFile:
         flat = data.reshape(-1).view(np.uint8)
         end = position + flat.size
         self._hashed.take(position, flat)  # before the disk can hold one up and with it those that follow
-        if self._use_direct:
+        if self._use_direct or self._pieces is not None:
             first = min(end, -(-position // SEGMENT) * SEGMENT)
             last = max(first, end // SEGMENT * SEGMENT)
             self._stage(position, flat[: first - position])
@@ -143,7 +147,7 @@ class OutputFile:
         size = min(SEGMENT, self.nbytes - number * SEGMENT)
         with self._lock:
             if number in self._pieced:
-                _pwrite(self._descriptor, data, position)
+                self._put(position, data)
                 return
             segment = self._waiting.get(number)
             if segment is None:
@@ -166,7 +170,13 @@ class OutputFile:
         segment = self._waiting.pop(number)
         self._pieced.add(number)
         for start, stop in segment.pieces.items():
-            _pwrite(self._descriptor, segment.bytes[start:stop], number * SEGMENT + start)
+            self._put(number * SEGMENT + start, segment.bytes[start:stop])
+
+    def _put(self, position: int, data: np.ndarray) -> None:
+        if self._pieces is None:
+            _pwrite(self._descriptor, data, position)
+        else:
+            self._pieces.put(self.file.name, position, data)
 
     def flush(self) -> None:
         """Write what waits in memory."""
@@ -196,6 +206,18 @@ class OutputFile:
         for descriptor in (self._descriptor, self._direct):
             if descriptor is not None:
                 os.close(descriptor)
+
+
+def digests_of(
+    file: Path, nbytes: int, new_digest: Callable[[], Any], parts: Mapping[str, int]
+) -> tuple[str, Mapping[str, str]]:
+    """Return the hexadecimal digest of a file that is whole, and `xxh3-128:hex` of its parts."""
+    hashed = _InOrder(new_digest, parts, nbytes, broken=True)
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        return hashed.finish(descriptor), hashed.parts
+    finally:
+        os.close(descriptor)
 
 
 @final

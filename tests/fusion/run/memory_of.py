@@ -65,7 +65,7 @@ def main() -> None:
     tuned = [folder / f"{k}.safetensors" for k in range(1, num_tuned + 1)]
     kind = METHODS[method](**options)
     prepared = prepare(folder / "0.safetensors", tuned, output=folder / "out", method=kind, settings=settings)
-    full = kind.needs_gram or protection is not None
+    full = kind.loads_torch or protection is not None
     curvature = statistics(prepared, prepared.plan.steps[0].shape[-1]) if full else tied(prepared)
     bill = prepared.bill(prepared.backend())
     before, peak, over = anonymous(), 0, threading.Event()
