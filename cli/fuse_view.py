@@ -154,7 +154,7 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
     told = f"{manifest.told_sparsity(asked)}. " if elements else ""
     say(
         f"{prepared.method.title} fused {len(manifest.fused)} tensors, {count(elements)} parameters, and copied "
-        f"{_copied(prepared.plan.steps)}. {told}{_losses(manifest)}{_budget(manifest)}{_conversions(prepared.plan)}"
+        f"{_copied(prepared.plan.steps)}. {told}{_losses(manifest)}{_budget(manifest)}{_conversions(prepared)}"
         f"The manifest holds each tensor's figures and the digests of all inputs: {_how_to_verify(prepared)}."
     )
     say(f"wrote {prepared.output}")
@@ -166,10 +166,12 @@ def _how_to_verify(prepared: Prepared) -> str:
     return f"`sculpt verify {prepared.output}`"
 
 
-def _conversions(plan: Plan) -> str:
+def _conversions(prepared: Prepared) -> str:
     from ..fusion.plan.plan import conversions
 
-    return "".join(f"{told[0].upper()}{told[1:]}. " for told in conversions(plan.steps, (plan.base, *plan.tuned)))
+    plan = prepared.plan
+    steps = [step for step in plan.steps if step.name not in prepared.encodings]  # a note tells of the others
+    return "".join(f"{told[0].upper()}{told[1:]}. " for told in conversions(steps, (plan.base, *plan.tuned)))
 
 
 def _copied(steps: Iterable[Step]) -> str:

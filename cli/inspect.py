@@ -28,18 +28,17 @@ def inspect_command(checkpoint: CheckpointPath, tensors: ListAll = False, json: 
 
         sculpt inspect sft/ --json
     """
-    from ..fusion.checkpoint import find_model
+    from ..fusion.checkpoint.open import open_whole
     from ..fusion.names import block_of, natural_key
-    from ..fusion.patch.reference import open_stored
     from .console import count, gigabytes, print_json, say, table
 
-    opened = open_stored(find_model(checkpoint))
+    opened = open_whole(checkpoint)
     infos = sorted(opened.tensors.values(), key=lambda info: natural_key(info.name))
     blocks: dict[str, list[TensorInfo]] = {}
     for info in infos:
         blocks.setdefault(block_of(info.name), []).append(info)
     if json:
-        print_json(_inspect_json(checkpoint, infos, blocks))
+        print_json(_inspect_json(checkpoint, infos, blocks) | {"decoded": dict(opened.decoded)})
         return
     if tensors:
         rows = [
@@ -61,6 +60,8 @@ def inspect_command(checkpoint: CheckpointPath, tensors: ListAll = False, json: 
     rows = [[name, str(len(held)), gigabytes(sum(i.nbytes for i in held))] for name, held in per_file.items()]
     table("files", ["file", "tensors", "size"], rows)
     total = sum(info.num_elements for info in infos)
+    for name, number in opened.decoded.items():
+        say(f"{number} tensor{'s' if number > 1 else ''} of {name}, shown as what the codes are read as")
     say(f"{len(infos)} tensors, {count(total)} parameters, {gigabytes(opened.nbytes)} in {len(opened.files)} file(s)")
 
 

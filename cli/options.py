@@ -66,7 +66,9 @@ POLICIES = FlagGroup(of=Policies, panel="Selection and disagreements")
 SETTINGS = FlagGroup(
     of=Settings,
     panel="Run",
-    panels=dict.fromkeys(("config_from", "tokenizer", "dtype", "max_shard_bytes", "digest"), "Output"),
+    panels=dict.fromkeys(
+        ("config_from", "tokenizer", "dtype", "output_format", "rounding", "max_shard_bytes", "digest"), "Output"
+    ),
     flags={"max_shard_bytes": "max_shard_size"},
     leave_out=("selection", "policies", "protection", "recipe", "tile_elements"),
     options={"max_shard_bytes": SIZE, "memory": SIZE},

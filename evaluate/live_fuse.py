@@ -17,6 +17,7 @@ import torch
 
 from ..fusion.arithmetic.curvature import Curvatures
 from ..fusion.arithmetic.two_sided import Protection
+from ..fusion.errors import MethodError
 from ..fusion.methods import Method
 from ..fusion.names import block_of
 from ..fusion.plan.plan import Plan, make_plan
@@ -58,6 +59,12 @@ class LiveFuse:
         dtype: str = "auto",
         backend: Backend | None = None,
     ) -> None:
+        if prepared.encodings:
+            raise MethodError(
+                "what is scored in memory are floats, not the codes that `output_format` asks for",
+                hint="leave it out here, and score the output itself",
+                options=["output_format"],
+            )
         tuned = prepared.plan.tuned[0]
         self.prepared = prepared
         self.curvature = curvature

@@ -21,7 +21,7 @@ from ..fusion.checkpoint.loading_rules import named_class
 from ..fusion.checkpoint.output.scratch import Scratch
 from ..fusion.checkpoint.output.workspace import told
 from ..fusion.checkpoint.pretrained import read_config
-from ..fusion.checkpoint.quantised import scales_of
+from ..fusion.checkpoint.quantised import codes_in
 from ..fusion.errors import ModelError, Way, first_line
 from ..fusion.names import block_of
 from . import privates
@@ -149,7 +149,7 @@ def _built(tensors: Tensors, config: Mapping[str, Any] | None) -> _Built:
     """
     if config is None:
         raise _NotCheckableError("there is no `config.json`")
-    if config.get("quantization_config") or next(scales_of(tensors), None):
+    if next(codes_in(tensors, config), None):
         raise _NotCheckableError("the weights are quantised")
     if config.get("auto_map") and named_class(config) is None:
         raise _NotCheckableError("the model's own code would have to run")

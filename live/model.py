@@ -129,7 +129,7 @@ def load_model(
         offload = Scratch()
         limits = {"cpu" if where.type == "cpu" else (where.index or 0): room}
         options |= {"device_map": "auto", "max_memory": limits, "offload_folder": str(offload.folder)}
-    if checkpoint.base is not None or checkpoint.folder is None or checkpoint.wrappers:
+    if checkpoint.base is not None or checkpoint.folder is None or checkpoint.wrappers or checkpoint.decoded:
         if offload is not None:
             raise ModelError(
                 f"`{checkpoint.ref}` takes {needed} bytes of the {room} that are free, and can only be run whole",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..fusion.checkpoint import Source
 from ..fusion.checkpoint.loading_rules import named_class
 from ..fusion.checkpoint.pretrained import load_config, needs_code
+from ..fusion.checkpoint.quantised import refuse_codes
 from ..fusion.errors import ModelError, SculptError, first_line
 from . import privates
 from .names import NameMap, map_names
@@ -102,8 +103,7 @@ def build(
     content = checkpoint.config if checkpoint.folder else None
     if content is None and not (folder / "config.json").is_file():
         raise ModelError(f"`{folder}` holds no `config.json`, so the model cannot be run")
-    if content and content.get("quantization_config"):
-        raise ModelError(f"`{folder}` is quantised, which sculpt cannot run", hint="calibrate the unquantised model")
+    refuse_codes(checkpoint)
     # The folder's code runs only where transformers has no class of its own for the model.
     remote = bool((content or {}).get("auto_map")) and named_class(content) is None
     if remote and not trust_remote_code:

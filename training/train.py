@@ -16,8 +16,9 @@ import transformers
 
 from ..data.encoding import Encoder
 from ..data.rows import chosen, open_rows
-from ..fusion.checkpoint import Checkpoint, Source
+from ..fusion.checkpoint import Source
 from ..fusion.checkpoint.identity import digest_of_data
+from ..fusion.checkpoint.open import open_whole
 from ..fusion.checkpoint.output.guard import ADAPTER, refuse_output
 from ..fusion.checkpoint.output.workspace import CHECKPOINTS, Workspace
 from ..fusion.errors import ModelError
@@ -107,7 +108,7 @@ def train_adapter(
         for epoch in range(1, math.ceil(schedule.epochs) + 1):
             refuse_output(output_of(output, epoch), [base, data], ADAPTER, overwrite=resume or overwrite)
     process = join(schedule.device)
-    opened, rows = Checkpoint(base), open_rows(data, schedule.media, fields=schedule.fields)
+    opened, rows = open_whole(base), open_rows(data, schedule.media, fields=schedule.fields)
     device = pick_device(schedule.device)
     if device.index is not None and ":" in schedule.device:
         raise ModelError(

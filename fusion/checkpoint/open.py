@@ -8,6 +8,7 @@ from ..errors import CheckpointError
 from ..ref import Asked, ModelRef, find_model
 from .adapter.config import ADAPTER_CONFIG, AdapterConfig, is_adapter
 from .adapter.source import AdapterSource
+from .coded.source import decoded
 from .folder import Checkpoint, holds_weights
 from .source import Source
 
@@ -24,11 +25,22 @@ def open_checkpoint(asked: Asked, base: Source | Asked | None = None) -> Source:
         CheckpointError: It cannot be read, or an adapter's base is nowhere.
     """
     ref = find_model(asked)
-    if ref.base is not None:
-        return _patched(ref, base)
-    if not needs_base(ref):
-        return Checkpoint(ref)
+    if ref.base is not None or not needs_base(ref):
+        return _whole(ref, base)
     return AdapterSource(ref, _opened(_named_base(ref) if base is None else base))
+
+
+def open_whole(asked: Asked) -> Source:
+    """Return a model that is no adapter; where it is quantised as the plain weights that its codes stand for.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    return _whole(find_model(asked), None)
+
+
+def _whole(ref: ModelRef, base: Source | Asked | None) -> Source:
+    return decoded(Checkpoint(ref) if ref.base is None else _patched(ref, base))
 
 
 def _patched(ref: ModelRef, base: Source | Asked | None) -> Source:
@@ -58,7 +70,7 @@ def open_adapter(asked: Asked, base: Source | Asked) -> AdapterSource:
 
 
 def _opened(base: Source | Asked) -> Source:
-    return base if isinstance(base, Source) else open_checkpoint(base)
+    return base if isinstance(base, Source) else open_whole(base)
 
 
 def _named_base(adapter: ModelRef) -> ModelRef:

@@ -85,6 +85,10 @@ def read_config(folder: Path, content: Mapping[str, Any], num_tensors: int, *, t
 
 
 def _of_this_machine(config: Any) -> Any:
+    parts = (config, *(getattr(config, key, None) for key in config.sub_configs))
+    for part in (found for found in parts if found is not None):
+        if getattr(part, "quantization_config", None) is not None:
+            del part.quantization_config  # codes are decoded or refused before: what is given has plain weights
     return with_own_kernels(config)
 
 

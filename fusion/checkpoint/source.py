@@ -24,6 +24,7 @@ from .tensor_info import TensorInfo
 
 if TYPE_CHECKING:
     from .adapter.low_rank import LowRank
+    from .coded.coded import Coded
 
 SAMPLE_BYTES = 4096
 
@@ -97,6 +98,15 @@ class Source(ABC):
     def companions(self) -> Mapping[Path, Path]:
         """Return the files beside the weights that a model is shipped with, by their names within its folder."""
         return {found.name: found.file for found in self.beside() if found.left is None}
+
+    def coded_as(self, name: str) -> Coded | None:
+        """Return how a tensor that is the model's own is stored as codes; None of one that is plain, or computed."""
+        del name
+
+    @property
+    def decoded(self) -> Mapping[str, int]:
+        """How many tensors are decoded while they are read, by the name of their format; none where all are plain."""
+        return {} if self.base is None else self.base.decoded
 
     @property
     def metadata(self) -> Mapping[str, str]:

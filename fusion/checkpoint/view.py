@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .companions import Companion
 from .identity import FileIdentity
 from .source import Source, Stored
+
+if TYPE_CHECKING:
+    from .coded.coded import Coded
 
 
 class View(Source):
@@ -51,6 +54,15 @@ class View(Source):
     def beside(self) -> Sequence[Companion]:
         """Return what lies beside the model's weights."""
         return self._own.beside()
+
+    def coded_as(self, name: str) -> Coded | None:
+        """Return how the model stores a tensor of its own."""
+        return None if name in self.made else self._own.coded_as(name)
+
+    @property
+    def decoded(self) -> Mapping[str, int]:
+        """What the model decodes."""
+        return self._own.decoded
 
     @property
     def metadata(self) -> Mapping[str, str]:

@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import CheckpointError
 from ..kernels.native import Kernel, address
 from .contexts import NEVER, Frame, Hint, top_exponent
-from .forms import Form
+from .forms import WordForm
 
 PROBABILITY_BITS = 12
 TOTAL = 1 << PROBABILITY_BITS
@@ -39,7 +39,7 @@ _LOGARITHMS = np.log2(1 + (np.arange(2048) + 0.5) / 2048)
 
 
 class DamagedFrameError(CheckpointError):
-    """Coded data are not what an encoder writes."""
+    """CodedFrame data are not what an encoder writes."""
 
 
 @cache
@@ -101,7 +101,7 @@ class Tables:
         return b"".join((*parts, lasts.astype(np.uint8).tobytes(), _varints(self.frequencies[written])))
 
     @classmethod
-    def unpack(cls, data: memoryview, form: Form) -> tuple[Tables, int, int, memoryview]:
+    def unpack(cls, data: memoryview, form: WordForm) -> tuple[Tables, int, int, memoryview]:
         """Return tables, `top`, `high` and what follows in the data."""
         top, high, count, runs = HEAD.unpack_from(data)
         data = data[HEAD.size :]
@@ -166,7 +166,7 @@ class _Room(threading.local):
 _room = _Room()
 
 
-def encode(base: np.ndarray, target: np.ndarray, form: Form, hint: Hint, start: int) -> bytes:
+def encode(base: np.ndarray, target: np.ndarray, form: WordForm, hint: Hint, start: int) -> bytes:
     """Return what makes target words of the base's.
 
     Args:
@@ -246,7 +246,7 @@ def _tables(counts: np.ndarray, *, keep_all: bool) -> Tables:
     return Tables(table_of=table_of, frequencies=frequencies.astype(np.uint32))
 
 
-def decode(data: memoryview, base: np.ndarray, form: Form, hint: Hint, start: int) -> np.ndarray:
+def decode(data: memoryview, base: np.ndarray, form: WordForm, hint: Hint, start: int) -> np.ndarray:
     """Return the target words.
 
     Raises:

@@ -13,7 +13,7 @@ from ..arithmetic.per_element import PerElement
 from ..arithmetic.random import SEGMENT, Key, tensor_key
 from ..kernels.native import Kernel, address
 from ..kernels.tiles import root_at, scratch_block
-from .forms import Form
+from .forms import WordForm
 
 NEVER = 255  # the context of an element that is the base's for certain
 
@@ -31,7 +31,7 @@ def _kernel(name: str, letter: str) -> Kernel:
     return Kernel("patch", name, signatures[name])
 
 
-def top_exponent(words: np.ndarray, form: Form) -> int:
+def top_exponent(words: np.ndarray, form: WordForm) -> int:
     """Return the largest exponent among words; 0 where they have none."""
     if not form.mask:
         return 0
@@ -61,7 +61,7 @@ class Hint(ABC):
         return 0
 
     @abstractmethod
-    def contexts(self, words: np.ndarray, form: Form, frame: Frame) -> np.ndarray:
+    def contexts(self, words: np.ndarray, form: WordForm, frame: Frame) -> np.ndarray:
         """Return the context of each of the base's words, uint8."""
 
 
@@ -89,7 +89,7 @@ class Plain(Hint):
 
     draws: ClassVar[bool] = False
 
-    def contexts(self, words: np.ndarray, form: Form, frame: Frame) -> np.ndarray:
+    def contexts(self, words: np.ndarray, form: WordForm, frame: Frame) -> np.ndarray:
         """Return how far each exponent is below `top`, at most 15."""
         out = np.empty(len(words), np.uint8)
         kernel = _kernel("contexts", form.letter)
@@ -118,7 +118,7 @@ class DrawnHint(Hint):
     seed: Seed
     keep: float
 
-    def contexts(self, words: np.ndarray, form: Form, frame: Frame) -> np.ndarray:
+    def contexts(self, words: np.ndarray, form: WordForm, frame: Frame) -> np.ndarray:
         """Return how far exponents are below `top`, and `NEVER` where nothing was drawn."""
         out, key = np.empty(len(words), np.uint8), self.seed.key(frame.start)
         place = frame.start, key.low, key.high, self.keep
@@ -150,7 +150,7 @@ class Threshold(Hint):
         assert prepared is not None
         return int(prepared[base != target].max(initial=0))
 
-    def contexts(self, words: np.ndarray, form: Form, frame: Frame) -> np.ndarray:
+    def contexts(self, words: np.ndarray, form: WordForm, frame: Frame) -> np.ndarray:
         """Return buckets below `high`, at most 14, with exponents; `NEVER` above `high`."""
         assert frame.prepared is not None
         out = np.empty(len(words), np.uint8)

@@ -14,7 +14,7 @@ DIRECT = 32  # numbers below are a token each
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
+class WordForm:
     """How a dtype is cut into words.
 
     Attributes:
@@ -45,13 +45,15 @@ class Form:
 
 
 @cache
-def form_of(dtype: str) -> Form:
+def form_of(dtype: str) -> WordForm:
     """Return the form of a dtype by its code: wide ones are two words an element, those below a byte are packed."""
     if dtype in ("BF16", "F16", "F32"):
         shift, mask = {"BF16": (7, 0xFF), "F16": (10, 0x1F), "F32": (23, 0xFF)}[dtype]
-        return Form(word=np.dtype(np.uint32 if dtype == "F32" else np.uint16), is_float=True, shift=shift, mask=mask)
+        return WordForm(
+            word=np.dtype(np.uint32 if dtype == "F32" else np.uint16), is_float=True, shift=shift, mask=mask
+        )
     words = {16: np.uint16, 32: np.uint32, 64: np.uint32}
-    return Form(word=np.dtype(words.get(DTYPES[dtype].bits, np.uint8)), is_float=False)
+    return WordForm(word=np.dtype(words.get(DTYPES[dtype].bits, np.uint8)), is_float=False)
 
 
 def num_words(dtype: str, num_elements: int) -> int:

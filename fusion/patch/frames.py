@@ -32,7 +32,7 @@ class OtherBaseError(CheckpointError):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Coded:
+class CodedFrame:
     """One frame as it is written; no code where the model has the base's words."""
 
     code: bytes
@@ -57,7 +57,7 @@ def coded(
     start: int,
     recipe: SeededRecipe | None = None,
     tuned: np.ndarray | None = None,
-) -> Coded:
+) -> CodedFrame:
     """Return a frame of words.
 
     Args:
@@ -68,11 +68,11 @@ def coded(
     """
     of_base, of_model = digest_of(base), digest_of(model)
     if of_base == of_model and (tuned is None or digest_of(tuned) == of_base):
-        return Coded(code=b"", base=of_base, model=of_model)
+        return CodedFrame(code=b"", base=of_base, model=of_model)
     form = form_of(dtype)
 
-    def made(kind: int, words: np.ndarray, hint: Hint) -> Coded:
-        return Coded(code=bytes([kind]) + encode(base, words, form, hint, start), base=of_base, model=of_model)
+    def made(kind: int, words: np.ndarray, hint: Hint) -> CodedFrame:
+        return CodedFrame(code=bytes([kind]) + encode(base, words, form, hint, start), base=of_base, model=of_model)
 
     if recipe is None:
         return made(MODEL, model, PLAIN)
@@ -83,7 +83,7 @@ def coded(
     return hinted if digest_of(same) == of_model else made(MODEL, model, PLAIN)
 
 
-def joined(frames: Sequence[Coded]) -> list[bytes]:
+def joined(frames: Sequence[CodedFrame]) -> list[bytes]:
     """Return the frames of a tensor as they are written, in pieces."""
     directory = b"".join(ENTRY.pack(len(frame.code), frame.base, frame.model) for frame in frames)
     return [directory, *(frame.code for frame in frames)]

@@ -20,7 +20,7 @@ from ..names import align, is_constant
 from ..progress import Progress, silent
 from .contents import Contents, FileEntry, TensorEntry
 from .forms import FRAME, num_words
-from .frames import Coded, coded, in_order, joined
+from .frames import CodedFrame, coded, in_order, joined
 from .reference import Reference, open_stored, words_of
 from .writer import PATCH, PatchWriter
 
@@ -106,14 +106,14 @@ class _Packing:
             done += info.nbytes
             self._progress(done, total, name)
 
-    def _tasks(self, names: list[str]) -> Iterator[Callable[[], Coded]]:
+    def _tasks(self, names: list[str]) -> Iterator[Callable[[], CodedFrame]]:
         for name in names:
             info = self._theirs.tensors[name]
             count = num_words(info.dtype, info.num_elements)
             for start in range(0, count, FRAME):
                 yield partial(self._coded, name, start, min(start + FRAME, count))
 
-    def _coded(self, name: str, start: int, stop: int) -> Coded:
+    def _coded(self, name: str, start: int, stop: int) -> CodedFrame:
         info, reference = self._theirs.tensors[name], self._references[name]
         found = coded(reference.words(start, stop), words_of(self._theirs, info, start, stop), info.dtype, start)
         reference.release(start, stop)

@@ -24,7 +24,7 @@ from ..transforms.scale import add_scaled
 from .contents import Contents, FileEntry, TensorEntry, inflated
 from .contexts import Seed
 from .forms import FRAME, form_of, num_words
-from .frames import Coded, Frames, coded, in_order, joined
+from .frames import CodedFrame, Frames, coded, in_order, joined
 from .recipe import SeededRecipe, kept_words, recipe_from, recipe_of
 from .reference import Reference, open_stored
 from .writer import PatchWriter
@@ -76,7 +76,7 @@ class PatchSink(Sink):
             output, fingerprint=fingerprint, made_by="fuse", of=len(plan.steps), overwrite=overwrite
         )
         self._frames: dict[tuple[str, int], _Frame] = {}
-        self._coded: dict[tuple[str, int], Coded] = {}
+        self._coded: dict[tuple[str, int], CodedFrame] = {}
         self._recipes: dict[str, SeededRecipe | None] = {}
         self._is_tuned: set[str] = set()  # the fine-tune's very elements
         self._roots: dict[str, bytes] = {}

@@ -17,7 +17,7 @@ import numpy as np
 from ..arithmetic.per_element import PerElement
 from ..checkpoint.json_file import checked
 from ..checkpoint.output.guard import Kind
-from ..checkpoint.output.lines import Lines, read_lines
+from ..checkpoint.output.lines import LineFile, read_lines
 from ..checkpoint.output.workspace import JOURNAL, Workspace, told
 from .contents import (
     CONTENTS,
@@ -67,7 +67,7 @@ class PatchWriter:
         self.tensors: dict[str, TensorEntry] = {}
         self.finished: dict[str, dict[str, Any]] = {}
         self._data: BinaryIO | None = None
-        self._journal: Lines | None = None
+        self._journal: LineFile | None = None
 
     def __enter__(self) -> PatchWriter:
         self._workspace = Workspace(self.output, made_by=self._made_by)
@@ -96,7 +96,7 @@ class PatchWriter:
                     self.tensors[entry["name"]] = checked(TensorEntry, entry["tensor"])
                     self.finished[entry["name"]] = entry
         self._data.seek(0, 2)
-        self._journal = Lines(journal, entries)
+        self._journal = LineFile(journal, entries)
         if not entries:
             self._journal.append(self._first)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Source, TensorInfo
 from ..checkpoint.json_file import read_json
-from ..checkpoint.quantised import PLAIN, scales_of
+from ..checkpoint.quantised import codes_in
 from ..checkpoint.special_tokens import TokenIds, own_tokens, unsaid_end
 from ..dtypes import DTYPES
 from ..names import config_values, is_vocabulary
@@ -34,6 +34,13 @@ class Configuration:
     rewritten: frozenset[str]
     notes: tuple[str, ...]
 
+    def with_codes(self, said: Mapping[str, Any] | None) -> Configuration:
+        """Return the files where `config.json` says how weights are stored as codes; as they are where none are."""
+        if said is None or CONFIG not in self.files:
+            return self
+        files = {**self.files, CONFIG: {**self.files[CONFIG], "quantization_config": dict(said)}}
+        return replace(self, files=files, rewritten=self.rewritten | {CONFIG})
+
 
 def configuration(
     plan: Plan, *, dtype: str | None = None, reshape: Reshape = dict, tokens: TokenIds | None = None
@@ -55,7 +62,7 @@ def configuration(
         main = _main_dtype(written.values())
         if dtype is not None or main != _main_dtype(source.tensors.values()):
             config = _with_dtype(config, dtype or main)
-        if config.get("quantization_config") and _is_plain(written):
+        if config.get("quantization_config") and next(codes_in(written, config), None) is None:
             del config["quantization_config"]
             notes.append(f"`quantization_config` of `{source.ref}` is left out: the weights are not quantised")
         files[CONFIG] = config if tokens is None else tokens.moved_in(config)
@@ -118,9 +125,3 @@ def _replaced(config: Mapping[str, Any], old: int, new: int) -> dict[str, Any]:
         else value
         for key, value in config.items()
     }
-
-
-def _is_plain(tensors: Mapping[str, TensorInfo]) -> bool:
-    """Return whether no tensor holds codes."""
-    kinds = {info.stored for info in tensors.values()}
-    return next(scales_of(tensors), None) is None and all(DTYPES[k].fusible or k in PLAIN for k in kinds)

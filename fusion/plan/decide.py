@@ -240,7 +240,7 @@ def _refuse_unreadable(match: Match, models: Sequence[Source]) -> None:
         if computed or (kind.numpy is None and own.stored(info.name) is None):
             raise CheckpointError(
                 f"`{info.name}` in `{own.ref}` is {kind.torch}, which sculpt cannot fuse yet",
-                hint="fuse the unquantised checkpoints, then quantise the result",
+                hint="take the unquantised checkpoint, or save one with the library that wrote this",
             )
 
 

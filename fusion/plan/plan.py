@@ -10,7 +10,7 @@ from functools import cached_property
 
 from ..checkpoint import Source
 from ..checkpoint.foreign import lora_names
-from ..checkpoint.quantised import format_name, scales_of
+from ..checkpoint.quantised import refuse_codes
 from ..checkpoint.relaid import Relaid
 from ..dtypes import DTYPES
 from ..errors import CheckpointError, MethodError, MismatchError
@@ -91,7 +91,7 @@ def make_plan(
     if any(len(match.parts) > 1 for match in matching.matches):
         for model in models:
             _refuse_lora(model)
-            _refuse_quantised(model)
+            refuse_codes(model)
     steps, notes, left_out, selected = [], [note for model in models for note in _forms(model)], {}, False
     passed_over: list[str] = []
     for match in matching.matches:
@@ -161,6 +161,8 @@ def _forms(model: Source) -> Iterable[str]:
     own = model.base or model
     for wrapper, count in own.wrappers.items():
         yield f"`{wrapper}` is taken out of {count} names of `{own.ref}`: it wrapped the model in training"
+    for format_name, count in own.decoded.items():
+        yield f"{count} tensor{'s' if count > 1 else ''} of `{own.ref}` decoded from {format_name}"
     if isinstance(model, Relaid):
         first = next(iter(model.made))
         more = f" and {len(model.made) - 1} more" if len(model.made) > 1 else ""
@@ -180,16 +182,6 @@ def conversions(steps: Sequence[Step], models: Sequence[Source]) -> list[str]:
         f"computed in float32, stored in {stored}"
         for (index, own, stored), count in found.items()
     ]
-
-
-def _refuse_quantised(model: Source) -> None:
-    """Refuse codes: their scales alone would be fused, or come from another model than they do."""
-    for codes, scales in scales_of(model.tensors):
-        raise CheckpointError(
-            f"`{codes}` in `{model.ref}` holds {format_name(model.config, scales)} codes, scaled by `{scales}`, "
-            "which sculpt cannot fuse yet",
-            hint="fuse the unquantised checkpoints, then quantise the result",
-        )
 
 
 def _left_out(match: Match, models: Sequence[Source], step: Step | None) -> Iterable[tuple[str, str, str]]:

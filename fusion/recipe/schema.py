@@ -43,7 +43,7 @@ from ..errors import DataError, MethodError
 from ..methods import METHODS, Method
 from ..plan.options import Policies, Selection, Side
 from ..run.calibration import Calibration
-from ..run.settings import Settings
+from ..run.settings import OutputFormat, Rounding, Settings
 from .document import Document, KeyPath, did_you_mean
 from .recipe import ModelEntry, ModelName, Parameter, Recipe, Slice, Vocabulary
 from .setting import Case, Gradient, Setting
@@ -129,6 +129,8 @@ class _Recipe(_Strict):
     chat_template: str | None = None
     dtype: str | None = None
     max_shard_size: str | None = None
+    output_format: OutputFormat = "plain"
+    rounding: Rounding = "auto"
     config_from: Side | None = None
     seed: int = 0
     policies: _Policies | None = None  # pyright: ignore[reportInvalidTypeForm]
@@ -280,6 +282,8 @@ def read_own(document: Document) -> Recipe:
             dtype=found.dtype,
             config_from=found.config_from or ("base" if found.slices else "tuned"),
             max_shard_bytes=parse_size(found.max_shard_size) if found.max_shard_size else None,
+            output_format=found.output_format,
+            rounding=found.rounding,
             selection=Selection(
                 include=tuple(found.include or ()), exclude=tuple(found.exclude or ()), rest=found.rest
             ),

@@ -6,13 +6,14 @@ threads. What a matrix transform works on is there whole, so that only as many t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from math import prod
 
 from ..arithmetic.group import Group
 from ..arithmetic.matrices import CHUNK
 from ..arithmetic.two_sided import Protection
+from ..checkpoint.output.encoding import Encoding
 from ..dtypes import DTYPES
 from ..errors import MemoryBudgetError
 from ..methods import Method
@@ -25,6 +26,8 @@ TORCH_BYTES = 230_000_000  # what importing torch adds, measured
 LET_IN_BYTES = 2 << 30  # of tensors worked on whole, where no budget was given and one alone does not take more
 MODEL_BYTES = 16  # an element's of each further model: its stored and its decoded form, its delta and a mask
 TOGETHER_BYTES = 1 << 20  # small tensors that one thread fuses before another's come before them in the file
+STRIP_BYTES = 32  # an element's while it is encoded: as floats, scaled, rounded, and what it was before
+FACTOR_BYTES = 28  # an input pair's of the factor of an inverse Hessian, while it is made
 WHOLE_BYTES = 5  # an element's of what a matrix transform made: a float32 and a mark
 
 
@@ -131,3 +134,10 @@ def _tile_bytes(steps: Sequence[Step], method: Method, backend: Backend) -> tupl
     buffers = (backend.threads + SPARE_BUFFERS) * buffer
     held = min((backend.threads + SPARE_BUFFERS) * max(buffer, TOGETHER_BYTES), sum(step.nbytes for step in steps))
     return buffers + backend.threads * arithmetic, held
+
+
+def encoding_bytes(encodings: Collection[Encoding], *, feedback: bool) -> int:
+    """Return what a thread takes that encodes a strip of a tensor, and makes up for its errors by a matrix."""
+    strips = max((encoding.strip for encoding in encodings), default=0)
+    inputs = max((encoding.num_inputs for encoding in encodings), default=0) if feedback else 0
+    return strips * STRIP_BYTES + inputs * inputs * FACTOR_BYTES

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..arithmetic.curvature import Curvatures
 from ..checkpoint import open_checkpoint
 from ..checkpoint.output.disk import free_bytes
+from ..checkpoint.output.encoding import Encoding
+from ..checkpoint.output.encoding_sink import EncodingSink
 from ..checkpoint.output.folder_sink import FolderSink
 from ..checkpoint.output.guard import refuse_output
 from ..checkpoint.output.layout import Layout, OutputTensor, make_layout
 from ..checkpoint.output.processes import Processes
+from ..checkpoint.output.sink import Sink
 from ..checkpoint.output.workspace import beside
 from ..checkpoint.source import reading
 from ..checkpoint.special_tokens import TokenIds
@@ -27,6 +33,7 @@ from ..methods import Method
 from ..patch.sink import FEW_FRAMES, FRAME_BYTES, PatchSink
 from ..plan.companions import Companions, account
 from ..plan.configuration import CONFIG, Configuration, Reshape, configuration
+from ..plan.encoding import encodings
 from ..plan.plan import Plan, idle_models, make_plan
 from ..progress import Progress, silent
 from ..record.card import model_card
@@ -35,12 +42,17 @@ from ..record.manifest import DIGESTS, FileRecord, Manifest, installed_version, 
 from ..record.records import TensorRecord
 from .allocator import return_large_blocks
 from .backend import SPARE_BUFFERS, Backend
-from .bill import Bill, bill_of
+from .bill import Bill, bill_of, encoding_bytes
 from .loop import run
+from .rounding import InputFactors, uniforms
 from .settings import Settings
 from .share import share_of
 from .staged import run_as_measured
 from .task import Context
+
+logger = logging.getLogger(__name__)
+
+FEEDS_BACK = ("auto", "error-feedback")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +73,7 @@ class Prepared:
     Attributes:
         options: Of the method, as the manifest has them: where tensors have their own, as the recipe says it.
         companions: What is copied beside the weights.
+        encodings: Tensors that are written as codes, by name.
         configuration: What `config.json` and `generation_config.json` will say.
         finish: Changes what was copied beside the weights, in the folder that it is given; or None.
         processes: That share the work.
@@ -73,6 +86,7 @@ class Prepared:
     output: Path
     configuration: Configuration
     companions: Companions
+    encodings: Mapping[str, Encoding] = field(default_factory=dict)
     finish: Callable[[Path], None] | None = None
     processes: Processes = field(default_factory=Processes)
 
@@ -122,7 +136,8 @@ class Prepared:
             or (settings.protection is not None and settings.protection.needs_gram),
         )
         frames = (backend.threads + FEW_FRAMES) * FRAME_BYTES if settings.emit == "patch" else 0
-        return replace(bill, process=bill.process + frames)
+        strips = encoding_bytes(tuple(self.encodings.values()), feedback=settings.rounding in FEEDS_BACK)
+        return replace(bill, process=bill.process + frames, tiles=bill.tiles + backend.threads * strips)
 
     def backend(self) -> Backend:
         """Return what the run computes with."""
@@ -179,9 +194,14 @@ def prepare_plan(
         torch_device(settings.device)
     companions = account(plan)
     written = configuration(plan, dtype=settings.dtype, reshape=reshape, tokens=tokens)
-    plan = replace(plan, notes=(*plan.notes, *written.notes, *companions.notes))
-    layout = make_layout(output_tensors(plan), plan.base, settings.max_shard_bytes, plan.config_from.metadata)
-    if settings.emit == "checkpoint":  # how small a patch will be is not known
+    coded = encodings(plan, settings.output_format)
+    written = written.with_codes(coded.said)
+    plan = coded.applied(replace(plan, notes=(*plan.notes, *written.notes, *companions.notes, *coded.notes)))
+    tensors = output_tensors(plan, coded.by_name)
+    layout = make_layout(tensors, plan.base, settings.max_shard_bytes, plan.config_from.metadata)
+    if settings.emit == "patch":  # how small it will be is not known
+        _refuse_codes(plan, is_coded=bool(coded.by_name))
+    else:
         copied = sum(file.stat().st_size for file in companions.files.values())
         _refuse_full_disk(output, copied + sum(shard.nbytes for shard in layout.shards))
     prepared = Prepared(
@@ -192,23 +212,39 @@ def prepare_plan(
         output=output,
         configuration=written,
         companions=companions,
+        encodings=coded.by_name,
         finish=finish,
     )
     prepared.needs()  # refuses what does not fit the memory
     return prepared
 
 
-def output_tensors(plan: Plan) -> list[OutputTensor]:
-    """Return what a run of the plan writes."""
-    return [
-        OutputTensor(
-            name=step.name,
-            dtype=step.dtype,
-            shape=step.shape,
-            origin=step.base.file.name if step.base and step.base.file else None,
+def output_tensors(plan: Plan, coded: Mapping[str, Encoding] = MappingProxyType({})) -> list[OutputTensor]:
+    """Return what a run of the plan writes: of tensors that are encoded their codes and scales."""
+    found: list[OutputTensor] = []
+    for step in plan.steps:
+        if step.name in coded:
+            found += coded[step.name].stored
+            continue
+        origin = step.base.file.name if step.base and step.base.file else None
+        found.append(OutputTensor(name=step.name, dtype=step.dtype, shape=step.shape, origin=origin))
+    return found
+
+
+def _refuse_codes(plan: Plan, *, is_coded: bool) -> None:
+    """Refuse a patch that starts from codes or ends in them: it is of plain weights, as they are stored."""
+    if plan.base.decoded:
+        raise MethodError(
+            f"`{plan.base.ref}` is quantised, and a patch of a fuse is over plain weights",
+            hint="without `emit` of `patch` the model itself is written",
+            options=["emit"],
         )
-        for step in plan.steps
-    ]
+    if is_coded:
+        raise MethodError(
+            "a patch of a fuse makes plain weights, and these are to be written as codes",
+            hint="either the patch or the format can be had",
+            options=["emit", "output_format"],
+        )
 
 
 def _refuse_full_disk(output: Path, needed: int) -> None:
@@ -245,8 +281,7 @@ def execute(
     staged = curvature is not None and not isinstance(curvature, Mapping)
     backend = backend or prepared.backend()
     bill = prepared.bill(backend)
-    if bill.whole:  # what is seen whole comes and goes in large blocks
-        return_large_blocks()
+    return_large_blocks()  # tensors that are seen whole, and copies of tiles, come and go
     sources = (plan.base, *plan.tuned)
 
     def check() -> None:
@@ -255,6 +290,7 @@ def execute(
         refuse_changed()
 
     sink = _sink(prepared, backend, bill, fingerprint=_fingerprint(prepared, provenance), overwrite=overwrite)
+    encoder = _encoder(prepared, sink, curvature is not None)
     steps = plan.steps if staged else share_of(plan.steps, plan.method, processes.launch)
     inputs = InputDigests(sources, steps, settings.digest, processes.launch)
     with reading(sources), closing(inputs), sink:
@@ -263,7 +299,7 @@ def execute(
             curvature=curvature if isinstance(curvature, Mapping) else None,
             seed=settings.seed,
             backend=backend,
-            sink=sink,
+            sink=encoder or sink,
             inputs=inputs,
             keep_nonfinite=settings.policies.on_nonfinite == "keep",
             protector=settings.protector(plan),
@@ -275,6 +311,10 @@ def execute(
         else:
             records = run_as_measured(context, curvature, progress=progress)
         check()
+        if encoder is not None and encoder.not_fed_back and settings.rounding == "error-feedback":
+            first, *others = sorted(encoder.not_fed_back)
+            more = f" and {len(others)} more" if others else ""
+            logger.warning("`%s`%s has no full curvature, and is rounded to the nearest", first, more)
         files, tensors = sink.digests()
         shares = processes.gather("inputs", {str(k): v for k, v in inputs.results(backend.threads).items()})
         if not processes.is_first:
@@ -299,7 +339,7 @@ def execute(
             curvature=provenance,
             digests={Path(file): digest for share in shares for file, digest in share.items()},
             outputs=outputs,
-            records={name: replace(records[name], digest=digest) for name, digest in tensors.items()},
+            records=_as_stored(records, tensors, prepared.encodings),
         )
         check()
         whole: list[Manifest] = []
@@ -340,6 +380,41 @@ def _sink(
         held_bytes=bill.held,
         processes=prepared.processes,
     )
+
+
+def _encoder(prepared: Prepared, sink: Sink, measured: bool) -> EncodingSink | None:
+    """Return what encodes tensors before they come to a sink, if any are.
+
+    Raises:
+        MethodError: Errors are to be fed back, and nothing is known of the inputs.
+    """
+    settings = prepared.settings
+    if not prepared.encodings:
+        return None
+    if settings.rounding == "error-feedback" and not measured:
+        raise MethodError(
+            "`error-feedback` takes the full curvature that calibration measures, and there is none",
+            hint="`rounding` of `nearest` or `stochastic` takes none",
+            options=["rounding"],
+        )
+    return EncodingSink(
+        sink,
+        prepared.encodings,
+        uniform=partial(uniforms, settings.seed) if settings.rounding == "stochastic" else None,
+        feedback=InputFactors() if measured and settings.rounding in FEEDS_BACK else None,
+    )
+
+
+def _as_stored(
+    records: Mapping[str, TensorRecord], digests: Mapping[str, str], coded: Mapping[str, Encoding]
+) -> dict[str, TensorRecord]:
+    """Return records with what the files hold: of tensors that are encoded dtype and digest of their codes."""
+    found = {}
+    for name, record in records.items():
+        stored = coded[name].stored[0] if name in coded else None
+        dtype = stored.dtype if stored is not None else record.dtype
+        found[name] = replace(record, dtype=dtype, digest=digests[stored.name if stored is not None else name])
+    return found
 
 
 def resume_facts(prepared: Prepared, provenance: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .backend import Backend
     from .protector import Protector
 
+OutputFormat = Literal["plain", "fp8", "mxfp4", "same"]
+Rounding = Literal["auto", "nearest", "stochastic", "error-feedback"]
 Digest = Literal["xxh3-128", "blake3", "sha256"]
 Emitted = Literal["checkpoint", "patch"]
 MAX_THREADS = 4096
@@ -33,6 +35,10 @@ class Settings(Options):
     Attributes:
         seed: Of the random masks; an element's draw depends on seed, tensor name and place alone.
         dtype: Float dtype to store: float32, float16, bfloat16 or float64. Default: the base's.
+        output_format: What the output is stored as: plain floats; fp8, blocks of FP8 that transformers loads; mxfp4, of
+            gpt-oss' experts; or the same as the models.
+        rounding: How floats become codes: nearest; stochastic, right on average; error-feedback, which makes up for
+            errors by what inputs have in common, and takes full curvature; auto feeds errors back where that is there.
         max_shard_bytes: Largest output file, such as 5GB. Default: the base's shards.
         config_from: Whose names, configuration and tokenizer the output takes.
         tokenizer: Whose vocabulary the output has where the models have others: base, union, or one of the models; the
@@ -53,6 +59,8 @@ class Settings(Options):
     selection: Selection = field(default_factory=Selection)
     policies: Policies = field(default_factory=Policies)
     dtype: str | None = None
+    output_format: OutputFormat = "plain"
+    rounding: Rounding = "auto"
     max_shard_bytes: int | None = None
     config_from: Side = "tuned"
     tokenizer: str | None = None
@@ -75,6 +83,12 @@ class Settings(Options):
             # As recipes and configurations write it, too.
             object.__setattr__(self, "dtype", self.dtype.removeprefix("torch."))
             self.request()  # refuses what is no float dtype
+        if self.rounding in ("stochastic", "error-feedback") and self.output_format == "plain":
+            raise MethodError(
+                f"`rounding` of `{self.rounding}` has no effect: floats are rounded to the nearest",
+                hint="`output_format` of `fp8`, `mxfp4` or `same` stores codes",
+                options=["rounding", "output_format"],
+            )
         if self.digest not in get_args(Digest):
             raise MethodError(
                 f"`digest` must be one of {', '.join(get_args(Digest))}, got `{self.digest}`", options=["digest"]

@@ -100,6 +100,8 @@ class TensorTask:
             curvatures=self._curvatures(),
             depth=context.plan.depth_of(step.name),
         )
+        if step.action == "fuse":
+            context.sink.measured(step.name, self.group.curvatures)
         protector = context.protector
         self.seen = protector.seen(self.group) if protector is not None else self.group  # what the method is told
         self.region = self.method.region(self.seen) if step.action == "fuse" else "element"

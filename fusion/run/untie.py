@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..checkpoint import Asked, find_model
+from ..checkpoint.open import open_whole
 from ..checkpoint.output.guard import CHECKPOINT, refuse_output
 from ..checkpoint.untied import UntiedSource, untied
 from ..methods import Passthrough
-from ..patch.reference import open_stored
 from ..plan.plan import make_plan
 from ..progress import Progress, silent
 from ..record.manifest import Manifest
@@ -29,6 +29,6 @@ def untie(
     refuse_output(output, [ref], CHECKPOINT, overwrite=overwrite)
     settings = Settings(config_from="base")
     method = Passthrough()
-    plan = make_plan([UntiedSource(open_stored(ref))], lambda _: method, settings.request())
+    plan = make_plan([UntiedSource(open_whole(ref))], lambda _: method, settings.request())
     prepared = prepare_plan(plan, output=output, settings=settings, reshape=untied)
     return execute(prepared, command=command, overwrite=overwrite, progress=progress)

@@ -22,6 +22,7 @@ from ...errors import CheckpointError
 from ...names import OUTPUT_MODULES, config_values, is_vocabulary, tied_source, with_vocabulary
 from ...ref import ModelRef
 from ..bytes_of import as_bytes
+from ..coded.coded import Coded
 from ..companions import Companion, files_of_tokenizer, further_weights, look_beside
 from ..identity import FileIdentity, identities
 from ..source import Source, Stored
@@ -231,6 +232,10 @@ class AdapterSource(Source):
     def stored(self, name: str, start: int = 0, stop: int | None = None) -> Stored | None:
         """Return where the base holds a tensor that the adapter leaves alone."""
         return None if name in self.patches else self._base.stored(name, start, stop)
+
+    def coded_as(self, name: str) -> Coded | None:
+        """Return how the base stores a tensor that the adapter leaves alone."""
+        return None if name in self.patches else self._base.coded_as(name)
 
     def mapped(self) -> Mapping[Path, np.ndarray]:
         """Return the bytes of the base's files."""

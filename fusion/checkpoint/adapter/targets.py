@@ -12,7 +12,7 @@ import numpy as np
 
 from ...errors import CheckpointError
 from ...names import config_values, is_vocabulary
-from ..quantised import format_name, scales_of
+from ..quantised import refuse_codes
 from ..tensor_info import TensorInfo
 from .config import AdapterConfig
 from .module_names import ModelNames, ModelParameter, ParameterPart
@@ -134,16 +134,6 @@ class _Resolver:
             )
         self.add(name, rows=(info.name, rows))
 
-    def _refuse_quantised(self, names: Sequence[str]) -> None:
-        """Say that a base is quantised, where that is why factors do not fit it."""
-        for codes, scales in scales_of(self._base.tensors):
-            if codes in names:
-                kind = format_name(self._base.config, scales)
-                raise CheckpointError(
-                    f"`{codes}` in `{self._base.ref}` holds {kind} codes, to which an adapter cannot be added",
-                    hint="fuse into the unquantised base",
-                )
-
     def note_evidence(self, parts: _Parts) -> None:
         """Learn from weights that are not square which way round the others lie."""
         found = self.parameter(parts.module + ".weight")
@@ -197,7 +187,7 @@ class _Resolver:
             if ways and rank * experts == parts.a.shape[0] and parts.b.shape[1] == rank * experts:
                 fitting[name] = (found, experts, ways)
         if len(fitting) != 1:
-            self._refuse_quantised([part.tensor for found in candidates.values() for part in found.parts])
+            refuse_codes(self._base, [part.tensor for found in candidates.values() for part in found.parts])
             shapes = ", ".join(f"`{name}` {list(found.shape)}" for name, found in candidates.items())
             raise CheckpointError(
                 f"the factors of `{module}` in `{self._folder}`, {list(parts.b.shape)} and {list(parts.a.shape)}, "

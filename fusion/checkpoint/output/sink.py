@@ -31,6 +31,10 @@ class Sink(ABC):
         """Take note that what this thread has room for is what a `Map` makes of a `RawTile`; most sinks do not mind."""
         del name, tile, wanted
 
+    def measured(self, name: str, curvatures: Any) -> None:
+        """Take what was measured of a tensor in each model, before any of it is written."""
+        del name, curvatures
+
     def finish(self, name: str, entry: Mapping[str, Any]) -> None:
         """Note that a tensor is whole; `finished` gives `entry` back to a run that resumes."""
         del name, entry

@@ -1,8 +1,9 @@
-"""Checkpoints of codes are refused by name, whatever the format; plain weights by a stale configuration are not."""
+"""Codes that can be decoded are fused as the weights that they stand for; others are refused by name."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 import sculpt
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sculpt.fusion.errors import CheckpointError
+from sculpt.fusion.run.diff import diff
 
+WRITTEN = Path(__file__).parents[1] / "checkpoint" / "quantised"
+NAME = "model.layers.0.mlp.up_proj.weight"
 LINEAR = "model.layers.0.mlp.up_proj"
 BF16 = torch.bfloat16
 
@@ -21,50 +25,33 @@ def codes(dtype: torch.dtype, *shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.uint8).to(dtype)
 
 
-# As the libraries of each format name and store what they write.
+# As the libraries of each format name and store what they write, of formats that are not decoded.
 FORMATS: dict[str, dict[str, torch.Tensor]] = {
-    "gptq": {
-        f"{LINEAR}.qweight": codes(torch.int32, 1, 8),
-        f"{LINEAR}.qzeros": codes(torch.int32, 1, 1),
-        f"{LINEAR}.scales": torch.ones(1, 8, dtype=torch.float16),
-        f"{LINEAR}.g_idx": codes(torch.int32, 8),
+    "aqlm": {
+        f"{LINEAR}.codes": codes(torch.int16, 8, 1, 1),
+        f"{LINEAR}.codebooks": torch.ones(1, 256, 1, 8, dtype=torch.float16),
+        f"{LINEAR}.scales": torch.ones(8, 1, 1, 1, dtype=torch.float16),
     },
-    "awq": {
+    "awq of another kernel": {
         f"{LINEAR}.qweight": codes(torch.int32, 8, 1),
-        f"{LINEAR}.qzeros": codes(torch.int32, 1, 1),
+        f"{LINEAR}.qzeros": codes(torch.int32, 8, 1),
         f"{LINEAR}.scales": torch.ones(1, 8, dtype=torch.float16),
     },
-    "bitsandbytes 4-bit": {
-        f"{LINEAR}.weight": codes(torch.uint8, 32, 1),
-        f"{LINEAR}.weight.absmax": torch.ones(1),
-        f"{LINEAR}.weight.quant_map": torch.ones(16),
-        f"{LINEAR}.weight.quant_state.bitsandbytes__nf4": codes(torch.uint8, 80),
+    "quanto": {
+        f"{LINEAR}.weight._data": codes(torch.int8, 8, 8),
+        f"{LINEAR}.weight._scale": torch.ones(8, 1, dtype=BF16),
     },
-    "bitsandbytes 8-bit": {f"{LINEAR}.weight": codes(torch.int8, 8, 8), f"{LINEAR}.SCB": torch.ones(8)},
-    "compressed-tensors": {
+    "sparse": {
         f"{LINEAR}.weight_packed": codes(torch.int32, 8, 1),
-        f"{LINEAR}.weight_scale": torch.ones(8, 1, dtype=BF16),
-        f"{LINEAR}.weight_shape": torch.ones(2, dtype=torch.int64),
+        f"{LINEAR}.scale_packed": torch.ones(8, 1, dtype=BF16),
+        f"{LINEAR}.meta": codes(torch.int16, 8, 1),
     },
-    "int8": {f"{LINEAR}.weight": codes(torch.int8, 8, 8), f"{LINEAR}.weight_scale": torch.ones(8, 1, dtype=BF16)},
-    "fp8 of blocks": {
-        f"{LINEAR}.weight": codes(torch.float8_e4m3fn, 8, 8),
-        f"{LINEAR}.weight_scale_inv": torch.ones(1, 1),
-    },
-    "mxfp4": {
-        "model.layers.0.mlp.experts.down_proj_blocks": codes(torch.uint8, 2, 8, 1, 16),
-        "model.layers.0.mlp.experts.down_proj_scales": codes(torch.uint8, 2, 8, 1),
-    },
-    "nvfp4": {
-        f"{LINEAR}.weight": codes(torch.uint8, 8, 4),
-        f"{LINEAR}.weight_scale": codes(torch.float8_e4m3fn, 8, 1),
-        f"{LINEAR}.weight_scale_2": torch.ones(1),
-    },
-    "mlx": {
+    "mlx without its configuration": {
         f"{LINEAR}.weight": codes(torch.uint32, 8, 1),
         f"{LINEAR}.scales": torch.ones(8, 1, dtype=BF16),
         f"{LINEAR}.biases": torch.ones(8, 1, dtype=BF16),
     },
+    "bytes without scales": {f"{LINEAR}.weight": codes(torch.uint8, 8, 8)},
 }
 
 
@@ -76,20 +63,42 @@ def write(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any]
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("exclude", [(), ("*up_proj*", "*down_proj*")], ids=["selected", "excluded"])
-def test_codes_are_refused_by_name(kind: str, exclude: tuple[str, ...], tmp_path: Path) -> None:
-    base, tuned = (write(tmp_path / name, FORMATS[kind]) for name in ("base", "sft"))
+@pytest.mark.parametrize("exclude", [(), ("*up_proj*",)], ids=["selected", "excluded"])
+def test_codes_that_nothing_decodes_are_refused_by_name(kind: str, exclude: tuple[str, ...], tmp_path: Path) -> None:
+    config = {"quantization_config": {"quant_method": "x", "version": "gemv"}} if "without its" not in kind else None
+    base, tuned = (write(tmp_path / name, FORMATS[kind], config) for name in ("base", "sft"))
     settings = sculpt.Settings(selection=sculpt.Selection(exclude=exclude))
-    with pytest.raises(CheckpointError, match=r"proj.* in `.*base` holds .* codes, scaled by `model"):
+    with pytest.raises(CheckpointError, match=r"proj.* in `.*base` holds .* codes, (scaled )?by `(model|config)"):
         sculpt.fuse(base, tuned, output=tmp_path / "out", method=sculpt.Linear(), settings=settings)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_quantised_fine_tune_of_a_plain_base_is_refused_as_such(tmp_path: Path) -> None:
-    base = write(tmp_path / "base", {f"{LINEAR}.weight": torch.ones(8, 8, dtype=BF16)})
-    tuned = write(tmp_path / "sft", FORMATS["gptq"], {"quantization_config": {"quant_method": "gptq"}})
-    with pytest.raises(CheckpointError, match=r"`sft`|sft` holds gptq codes"):
-        sculpt.fuse(base, tuned, output=tmp_path / "out", method=sculpt.Linear())
+def as_plain(kind: str, folder: Path) -> Path:
+    """Write what a format's library decoded."""
+    folder.mkdir()
+    save_file(load_file(WRITTEN / kind / "expected.safetensors"), folder / "model.safetensors")
+    dtype = json.loads((WRITTEN / kind / "config.json").read_text())["torch_dtype"]
+    (folder / "config.json").write_text(json.dumps({"torch_dtype": dtype}))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["ct-int4", "mlx-int4"])
+def test_models_of_several_formats_are_fused_as_what_they_stand_for(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "given").mkdir()
+    quantised = shutil.copytree(WRITTEN / kind, tmp_path / "given" / "sft")
+    (quantised / "expected.safetensors").unlink()
+    (quantised / "quant_config.json").write_text("{}")
+    tuned, base = as_plain(kind, tmp_path / "sft"), as_plain("ct-fp8", tmp_path / "base")
+    pairs = {"decoded": (WRITTEN / "ct-fp8", quantised), "plain": (base, tuned)}
+    for name, (first, second) in pairs.items():
+        method = sculpt.TaskArithmetic(scale=0.5)
+        sculpt.fuse(first, second, output=tmp_path / name, method=method)
+    assert (tmp_path / "decoded" / "model.safetensors").read_bytes() == (
+        tmp_path / "plain" / "model.safetensors"
+    ).read_bytes()
+    assert json.loads((tmp_path / "decoded" / "config.json").read_text()) == {"torch_dtype": "bfloat16"}
+    assert not (tmp_path / "decoded" / "quant_config.json").exists()
+    assert diff(quantised, tuned).tensors[0].changed == 0
 
 
 def test_plain_weights_beside_a_stale_configuration_are_fused(tmp_path: Path) -> None:

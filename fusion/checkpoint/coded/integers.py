@@ -1,0 +1,263 @@
+"""Weights of few bits with scales and zeros of groups: compressed-tensors, GPTQ, AWQ, MLX.
+
+What libraries do: `PackedQuantizationCompressor` of compressed-tensors, the torch layers of AutoGPTQ and GPTQModel,
+`dequantize_gemm` of AutoAWQ, `mlx.core.dequantize`. All compute in the dtype of the scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ...errors import CheckpointError
+from ..tensor_info import TensorInfo
+from . import codes
+from .coded import Coded, Rows, Scaled, StoredParts, by_rows
+
+WORD = 32
+ACROSS = 1 << 18  # elements that are decoded at once where codes lie across the rows
+AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # in which half of a byte of a word each of eight columns lies
+
+
+def _float(parts: StoredParts, scale: TensorInfo) -> np.dtype:
+    kind = scale.kind
+    if not kind.fusible or kind.numpy is None:
+        raise CheckpointError(f"`{scale.name}` in `{parts.own.ref}` is {kind.torch}, expected scales of a float dtype")
+    return kind.numpy
+
+
+def _through(dtype: np.dtype) -> np.dtype | None:
+    return dtype if dtype.itemsize == 2 else None
+
+
+def _group_numbers(parts: StoredParts, name: str, columns: int, groups: int) -> np.ndarray | None:
+    """Return the scale's number of each column, where a checkpoint lists it (`desc_act`, `actorder`)."""
+    if name not in parts.own.tensors:
+        return None
+    found = parts.stored(name).reshape(-1).astype(np.int64)
+    if found.shape != (columns,) or (found.size and not (found.min() >= 0 and found.max() < groups)):
+        raise CheckpointError(
+            f"`{name}` in `{parts.own.ref}` is no list of a group below {groups} for {columns} columns"
+        )
+    return found
+
+
+def compressed(parts: StoredParts, packed: TensorInfo) -> Coded | None:
+    """Return a `pack-quantized` weight of compressed-tensors; None where a tensor beside it is missing."""
+    stem = packed.name.removesuffix("_packed")
+    scale, shape = parts.info(f"{stem}_scale"), parts.info(f"{stem}_shape")
+    if scale is None or shape is None or len(packed.shape) != 2:
+        return None
+    rows, columns = (int(size) for size in parts.stored(shape.name).reshape(-1)[-2:])
+    groups = scale.shape[-1] if len(scale.shape) == 2 else 1
+    per_row = len(scale.shape) == 2 or scale.shape == (rows,)
+    fits = rows == packed.shape[0] and groups > 0 and columns % groups == 0
+    if not fits or (per_row and scale.shape[0] != rows) or (not per_row and prod(scale.shape) != 1):
+        raise parts.misfit(packed.name, scale.name, f"expected the scales of [{rows}, {columns}]")
+    bits = _bits_of(parts, packed, columns)
+    dtype, offset, words = _float(parts, scale), 1 << (bits - 1), packed.shape[1]
+    zero = parts.info(f"{stem}_zero_point")
+
+    def values(first: int, last: int) -> np.ndarray:
+        stored = parts.own.read(packed.name, first * words, last * words).reshape(-1, words)
+        if bits == 4:
+            pairs = codes.looked_up(_SIGNED, np.ascontiguousarray(stored).view(np.uint8))
+            return np.ascontiguousarray(pairs[:, :columns])
+        return codes.unpacked(stored, bits, columns).astype(np.float32) - offset
+
+    def zeros(first: int, last: int) -> np.ndarray:
+        assert zero is not None
+        if zero.stored != "I32":
+            return parts.floats(zero.name, first * groups, last * groups).reshape(-1, groups)
+        low, high = first // WORD * bits, -(-last // WORD) * bits  # 32 rows lie in as many words as they have bits
+        columnwise = parts.stored(zero.name).reshape(-1, groups)[low:high].T
+        found = codes.unpacked(columnwise, bits, min(rows, -(-last // WORD) * WORD) - first // WORD * WORD).T
+        return found[first % WORD :][: last - first].astype(np.float32) - offset
+
+    one = by_rows(parts, scale.name, groups)
+    numbers = _group_numbers(parts, f"{stem}_g_idx", columns, groups)
+    decoder = Scaled(
+        columns=columns,
+        dtype=dtype,
+        values=values,
+        scales=one if per_row else lambda first, last: np.broadcast_to(one(0, 1), (last - first, 1)),
+        width=columns // groups if numbers is None else numbers,
+        zeros=zeros if zero is not None else None,
+        through=_through(dtype),
+    )
+    beside = tuple(f"{stem}_{part}" for part in ("scale", "shape", "zero_point", "g_idx"))
+    return parts.coded(
+        stem,
+        f"compressed-tensors int{bits}",
+        decoder,
+        shape=(rows, columns),
+        dtype=scale.stored,
+        codes=packed.name,
+        beside=beside,
+    )
+
+
+_SIGNED = codes.nibble_pairs(np.arange(-8, 8, dtype=np.float32))
+
+
+def _bits_of(parts: StoredParts, packed: TensorInfo, columns: int) -> int:
+    """Return the bits of a code: those of the configuration's that give the packed width."""
+    fitting = [bits for bits in range(1, 9) if -(-columns * bits // WORD) == packed.shape[1]]
+    said = {bits for bits in _said_bits(parts.said) if bits in fitting} or set(fitting)
+    if len(said) != 1:
+        raise CheckpointError(
+            f"`{packed.name}` in `{parts.own.ref}` packs {columns} columns into {packed.shape[1]} words, and "
+            "`config.json` does not say of how many bits a code is"
+        )
+    return said.pop()
+
+
+def _said_bits(said: Any) -> set[int]:
+    if isinstance(said, Mapping):
+        own = {value for key, value in said.items() if key == "num_bits" and isinstance(value, int)}
+        return own.union(*(_said_bits(value) for value in said.values()))
+    return set()
+
+
+def gptq(parts: StoredParts, packed: TensorInfo, scale: TensorInfo, zero: TensorInfo) -> Coded:
+    """Return a weight of GPTQ: codes packed down the inputs, (inputs · bits / 32, outputs)."""
+    stem = packed.name.rpartition(".")[0]
+    groups, outputs = scale.shape
+    bits = parts.said.get("bits")
+    bits = bits if bits in (2, 3, 4, 8) else zero.shape[-1] * WORD // max(1, outputs)
+    inputs = packed.shape[0] * WORD // max(1, bits)
+    if bits not in (2, 3, 4, 8) or outputs != packed.shape[1] or zero.shape != (groups, outputs * bits // WORD):
+        raise parts.misfit(packed.name, zero.name, f"not of {bits} bits for {groups} groups of [{outputs}, {inputs}]")
+    dtype, mask = _float(parts, scale), (1 << bits) - 1
+    # The first version of the format stores zeros less one, and what wraps around with it.
+    more = 0 if parts.said.get("checkpoint_format") == "gptq_v2" else 1
+    numbers = _group_numbers(parts, f"{stem}.g_idx", inputs, groups)
+    width = numbers if numbers is not None and _listed(numbers, inputs, groups) else inputs // max(1, groups)
+
+    def values(first: int, last: int) -> np.ndarray:
+        columns = parts.stored(packed.name)[:, first:last].T
+        if bits == 4:
+            return codes.looked_up(_UNSIGNED, np.ascontiguousarray(columns).view(np.uint8))
+        return codes.unpacked(columns, bits, inputs).astype(np.float32)
+
+    def zeros(first: int, last: int) -> np.ndarray:
+        low, high = first // WORD * bits, -(-last // WORD) * bits
+        count = min(outputs, -(-last // WORD) * WORD) - first // WORD * WORD
+        found = codes.unpacked(parts.stored(zero.name)[:, low:high], bits, count)
+        return ((found[:, first % WORD :][:, : last - first] + more) & mask).T.astype(np.float32)
+
+    decoder = Scaled(
+        columns=inputs,
+        dtype=dtype,
+        values=values,
+        scales=_of_columns(parts, scale),
+        width=width,
+        zeros=zeros,
+        through=_through(dtype),
+        piece=ACROSS,
+    )
+    return parts.coded(
+        f"{stem}.weight",
+        f"GPTQ int{bits}",
+        decoder,
+        shape=(outputs, inputs),
+        dtype=scale.stored,
+        codes=packed.name,
+        beside=(scale.name, zero.name, f"{stem}.g_idx"),
+        in_order=False,
+    )
+
+
+def _listed(numbers: np.ndarray, columns: int, groups: int) -> bool:
+    """Return whether groups are anything but runs of equal length."""
+    return columns % groups != 0 or not np.array_equal(numbers, np.arange(columns) // (columns // groups))
+
+
+def _of_columns(parts: StoredParts, scale: TensorInfo) -> Rows:
+    return lambda first, last: parts.stored(scale.name)[:, first:last].T.astype(np.float32)
+
+
+def awq(parts: StoredParts, packed: TensorInfo, scale: TensorInfo, zero: TensorInfo) -> Coded:
+    """Return a weight of AWQ, as its GEMM kernel has it: 4-bit codes packed across the outputs, out of order."""
+    stem = packed.name.rpartition(".")[0]
+    groups, outputs = scale.shape
+    inputs = packed.shape[0]
+    if packed.shape[1] * 8 != outputs or zero.shape != (groups, packed.shape[1]) or inputs % max(1, groups):
+        raise parts.misfit(packed.name, zero.name, f"not of 4 bits for {groups} groups of [{outputs}, {inputs}]")
+    dtype = _float(parts, scale)
+
+    def unpacked(name: str, first: int, last: int) -> np.ndarray:
+        low = first // 8
+        words = np.ascontiguousarray(parts.stored(name)[:, low : -(-last // 8)].T).view(np.uint32)
+        found = np.empty((len(words), 8, words.shape[1]), np.float32)
+        for row, place in enumerate(AWQ_ORDER):
+            found[:, row] = words >> (4 * place) & 15
+        return found.reshape(-1, words.shape[1])[first - 8 * low : last - 8 * low]
+
+    decoder = Scaled(
+        columns=inputs,
+        dtype=dtype,
+        values=lambda first, last: unpacked(packed.name, first, last),
+        scales=_of_columns(parts, scale),
+        width=inputs // max(1, groups),
+        zeros=lambda first, last: unpacked(zero.name, first, last),
+        through=_through(dtype),
+        piece=ACROSS,
+    )
+    return parts.coded(
+        f"{stem}.weight",
+        "AWQ int4",
+        decoder,
+        shape=(outputs, inputs),
+        dtype=scale.stored,
+        codes=packed.name,
+        beside=(scale.name, zero.name),
+        in_order=False,
+    )
+
+
+def mlx(parts: StoredParts, packed: TensorInfo, scale: TensorInfo, bias: TensorInfo) -> Coded | None:
+    """Return a weight of MLX's affine mode: `scale · code + bias`; None where the configuration does not say how."""
+    stem = packed.name.rpartition(".")[0]
+    own = parts.said.get(stem)
+    said = {**parts.said, **(own if isinstance(own, Mapping) else {})}
+    bits, group = said.get("bits"), said.get("group_size")
+    if not isinstance(bits, int) or not isinstance(group, int) or said.get("mode", "affine") != "affine":
+        return None
+    words, groups = packed.shape[-1], scale.shape[-1] if scale.shape else 0
+    columns = groups * group
+    fits = scale.shape == bias.shape and scale.shape[:-1] == packed.shape[:-1]
+    if not fits or not 1 <= bits <= 8 or columns * bits != words * WORD:
+        raise parts.misfit(packed.name, scale.name, f"not of {bits} bits in groups of {group}")
+    dtype = _float(parts, scale)
+
+    def values(first: int, last: int) -> np.ndarray:
+        stored = parts.own.read(packed.name, first * words, last * words).reshape(-1, words)
+        if bits == 4:
+            return codes.looked_up(_UNSIGNED, np.ascontiguousarray(stored).view(np.uint8))
+        return codes.unpacked(stored, bits, columns).astype(np.float32)
+
+    decoder = Scaled(
+        columns=columns,
+        dtype=dtype,
+        values=values,
+        scales=by_rows(parts, scale.name, groups),
+        width=group,
+        biases=by_rows(parts, bias.name, groups),
+        through=_through(dtype),
+    )
+    return parts.coded(
+        packed.name,
+        f"MLX int{bits}",
+        decoder,
+        shape=(*packed.shape[:-1], columns),
+        dtype=scale.stored,
+        codes=packed.name,
+        beside=(scale.name, bias.name),
+    )
+
+
+_UNSIGNED = codes.nibble_pairs(np.arange(16, dtype=np.float32))
