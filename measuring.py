@@ -277,6 +277,7 @@ def _session(model: MeasuredModel, calibration: Calibration, progress: Progress)
     options = CalibrationOptions(
         data=calibration.data,  # pyright: ignore[reportArgumentType] (`of_tuned` made it one)
         kinds=calibration.protect_kinds if calibration.data == GENERAL else (),
+        chats=calibration.protect_chats,
         full=("*",) if model.full else (),
         only_changed=model.base,
         **{field.name: getattr(calibration, field.name) for field in fields(SampleRun)},

@@ -74,7 +74,7 @@ SETTINGS = FlagGroup(
 CALIBRATION = FlagGroup(
     of=Calibration,
     panel="Curvature",
-    panels=dict.fromkeys(("protect", "protect_samples", "protect_kinds"), "Protection"),
+    panels=dict.fromkeys(("protect", "protect_samples", "protect_kinds", "protect_chats"), "Protection"),
     flags={
         "enabled": "calibration",
         "of_other_model": "hessian_of_other_model",
@@ -150,9 +150,9 @@ def protection_of(
     if calibration.protect is not None:
         return replace(protection, **chosen)
     idle = sorted(
-        {parameter for _, parameter in PROTECTION.fields}.union({"protect_samples", "protect_kinds"}).intersection(
-            given
-        )
+        {parameter for _, parameter in PROTECTION.fields}.union(
+            {"protect_samples", "protect_kinds", "protect_chats"}
+        ).intersection(given)
     )
     if idle:
         raise MethodError(

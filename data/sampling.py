@@ -115,21 +115,33 @@ def _kind_by_kind(
 ) -> list[Example]:
     """Return samples of each kind until its share of the tokens is full; the last of each is cut to fit.
 
-    Long rows would otherwise count for many short ones, and what is measured is a mean over tokens.
+    Long rows would otherwise count for many short ones, and what is measured is a mean over tokens. A sample with
+    pictures or sound is never cut.
     """
-    share = max(1, count * encoder.max_length // len(rows.kinds))
+    parts = {kind: rows.shares.get(kind, 1) for kind in rows.kinds}
     found: list[Example] = []
-    for kind, numbers in rows.kinds.items():
-        left = share
-        for number in chosen(len(numbers), len(numbers), seed):
+    for kind in rows.kinds:
+        share = left = max(1, count * encoder.max_length * parts[kind] // sum(parts.values()))
+        for sample in of_kind(rows, kind, encoder, seed):
+            found.append(sample.cut(left))
+            left -= found[-1].num_tokens
             if left <= 0:
                 break
-            for sample in encoder.examples(rows.row(numbers[number]))[:1]:
-                found.append(replace(sample.cut(left), kind=kind))
-                left -= found[-1].num_tokens
         if left > 0:
             logger.warning("`%s` of the set `%s` has %d tokens, its share is %d", kind, rows.name, share - left, share)
     return found
+
+
+def of_kind(rows: Rows, kind: str, encoder: Encoder, seed: int) -> Iterator[Example]:
+    """Yield the samples of a kind, whole, in the order in which they are drawn."""
+    numbers = rows.kinds[kind]
+    whole = None
+    for number in chosen(len(numbers), len(numbers), seed):
+        row = rows.row(numbers[number])
+        if row.media and whole is None:
+            whole = encoder.unlimited()
+        for sample in ((whole if row.media else encoder) or encoder).examples(row)[:1]:
+            yield replace(sample, kind=kind)
 
 
 def tokens_by_kind(samples: Sequence[Example]) -> dict[str, int]:

@@ -14,8 +14,8 @@ from ..data.row import Row
 from ..data.rows import Rows
 from ..fusion.errors import DataError, ModelError
 from ..live.model import LiveModel
-from .generation import generate
-from .likelihood import Likelihood, likelihoods
+from ..predict.generation import generate
+from ..predict.likelihood import Likelihood, likelihoods
 from .suite import Caption, Classification, ExactMatch, MultipleChoice, Perplexity
 
 Advance = Callable[[int], None]

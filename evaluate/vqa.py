@@ -13,7 +13,7 @@ from typing import Any
 
 from ..data.row import Row
 from ..fusion.errors import DataError
-from .generation import generate
+from ..predict.generation import generate
 from .scorers import Job, Scored
 from .suite import Vqa
 

@@ -86,7 +86,11 @@ def _run(
 ) -> DiagonalHessian:
     if workspace is not None and not resume:  # what a killed run left must not be taken for this one's
         workspace.empty()
+    if not processes.is_first:
+        wait(processes)  # for the first one's answers to the questions of the general set
     with Session(checkpoint, options, progress=progress, share=(processes.rank, processes.count)) as session:
+        if processes.is_first:
+            wait(processes)
         provenance = session.provenance()
         if workspace is not None:
             _refuse_full_disk(session, workspace)

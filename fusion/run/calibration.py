@@ -122,6 +122,8 @@ class Calibration(SampleRun):
         protect_samples: How many general samples, of each that is given; of the general set as many tokens as these
             have at full length, the same number of each kind.
         protect_kinds: Kinds of the general set, such as `novels,csv`. Default: all.
+        protect_chats: Let a base with a chat template answer the general set's questions itself, and protect it in
+            these chats too.
     """
 
     hessian: Given | Sequence[Given] | None = None
@@ -131,6 +133,7 @@ class Calibration(SampleRun):
     protect: Given | GeneralSide | Sequence[Given | GeneralSide] | None = None
     protect_samples: int = 128
     protect_kinds: tuple[str, ...] = ()
+    protect_chats: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -139,11 +142,12 @@ class Calibration(SampleRun):
                 f"`protect_samples` must be at least 1, got {self.protect_samples}", options=["protect_samples"]
             )
         object.__setattr__(self, "protect_kinds", tuple(self.protect_kinds))
-        if self.protect_kinds and not any(side.is_shipped for side in self.sides):
-            raise MethodError(
-                f"`protect_kinds` are of the general set that ships, `{SHIPPED}`, which is not among what protects",
-                options=["protect_kinds"],
-            )
+        for name, is_given in (("protect_kinds", bool(self.protect_kinds)), ("protect_chats", not self.protect_chats)):
+            if is_given and not any(side.is_shipped for side in self.sides):
+                raise MethodError(
+                    f"`{name}` is about the general set that ships, `{SHIPPED}`, which is not among what protects",
+                    options=[name],
+                )
         if self.hessian is not None and self.data is not None:
             raise MethodError("`hessian` and `data` exclude each other", options=["hessian", "data"])
         if not self.enabled:
@@ -186,11 +190,25 @@ class Calibration(SampleRun):
 
     def of_general(self) -> list[Calibration]:
         """Return the same for each general side: what it is measured on, or its statistics."""
-        unset = replace(self, hessian=None, data=None, protect=None, protect_kinds=(), samples=self.protect_samples)
+        unset = replace(
+            self,
+            hessian=None,
+            data=None,
+            protect=None,
+            protect_kinds=(),
+            protect_chats=True,
+            samples=self.protect_samples,
+        )
         return [
             replace(unset, hessian=side.source)
             if side.is_statistics
-            else replace(unset, data=GENERAL, protect=SHIPPED, protect_kinds=self.protect_kinds)
+            else replace(
+                unset,
+                data=GENERAL,
+                protect=SHIPPED,
+                protect_kinds=self.protect_kinds,
+                protect_chats=self.protect_chats,
+            )
             if side.is_shipped
             else replace(unset, data=side.source)
             for side in self.sides
