@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from math import sqrt
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 60
 MAX_NAMED = 8
+FAR = 0.1  # nats a token, from which on a kind may be warned of
 
 
 def _groups(steps: Iterable[Step]) -> dict[tuple[str, str, str], list[Step]]:
@@ -148,6 +149,8 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
     columns = ["block", "tensors", "parameters", "sparsity", "clipped", "Σ|δ|", "‖fused − base‖₂"]
     if rows:
         table("realised sparsity", columns, rows, note=more)
+    if manifest.moved is not None:
+        show_moved(manifest.moved)
     elements = sum(record.num_fused for record in manifest.fused)
     target = manifest.options.get("sparsity")
     asked = f" (asked for {target:.2%})" if isinstance(target, float) else ""
@@ -155,9 +158,44 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
     say(
         f"{prepared.method.title} fused {len(manifest.fused)} tensors, {count(elements)} parameters, and copied "
         f"{_copied(prepared.plan.steps)}. {told}{_losses(manifest)}{_budget(manifest)}{_conversions(prepared.plan)}"
+        f"{moved_sentence(manifest.moved)}"
         f"The manifest holds each tensor's figures and the digests of all inputs: `sculpt verify {prepared.output}`."
     )
     say(f"wrote {prepared.output}")
+
+
+def show_moved(moved: Mapping[str, Any]) -> None:
+    """Print how far each kind of general data moved, and warn of the one that moved most, if that is far."""
+    if "why_not" in moved:
+        say(f"note: how far the model moved from its base was not measured: {moved['why_not']}")
+        return
+    kinds = moved["kinds"]
+    rows = [[k["kind"], f"{k['divergence']:.3f}", f"{k['same']:.1%}", str(k["num_tokens"])] for k in kinds[:MAX_ROWS]]
+    more = f"and {len(kinds) - MAX_ROWS} more" if len(kinds) > MAX_ROWS else None
+    columns = ["data", "nats a token", "same next token", "tokens"]
+    table("how far it moved from the base, on rows that were not measured", columns, rows, note=more)
+    if moved["without"]:
+        say(f"note: all rows of {', '.join(moved['without'])} were measured, so nothing is said of how far they moved")
+    first = kinds[0]
+    mean = sum(k["divergence"] for k in kinds) / len(kinds)
+    if first["divergence"] > max(FAR, 2 * mean):
+        say(
+            f"warning: `{first['kind']}` moved most, by {first['divergence']:.2f} nats a token where the mean is "
+            f"{mean:.2f}; {first['same']:.0%} of its next tokens are the base's. More such data, or more weight, would "
+            "hold it"
+        )
+
+
+def moved_sentence(moved: Mapping[str, Any] | None) -> str:
+    """Return how far a model moved from its base, in a sentence; nothing where that was not measured."""
+    if not moved or "why_not" in moved:
+        return ""
+    kinds = moved["kinds"]
+    mean = sum(k["divergence"] for k in kinds) / len(kinds)
+    return (
+        f"On general data that were not measured its next tokens are {mean:.3f} nats from the base's, "
+        f"`{kinds[0]['kind']}` the farthest with {kinds[0]['divergence']:.3f}. "
+    )
 
 
 def _conversions(plan: Plan) -> str:

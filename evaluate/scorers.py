@@ -120,7 +120,7 @@ def multiple_choice(task: MultipleChoice, job: Job) -> Scored:
         choices = task.choices or row.texts("choices")
         start = len(wanted)
         wanted += [example for choice in choices for example in job.completed(row, choice)]
-        questions.append((range(start, len(wanted)), choices, _right_choice(row, choices)))
+        questions.append((range(start, len(wanted)), choices, right_choice(row, choices)))
     found = job.likelihoods(wanted)
     right = 0
     for places, choices, answer in questions:
@@ -133,7 +133,8 @@ def multiple_choice(task: MultipleChoice, job: Job) -> Scored:
     return Scored(score=100 * right / len(questions), num_rows=len(questions), figures={"chance": chance})
 
 
-def _right_choice(row: Row, choices: list[str]) -> int:
+def right_choice(row: Row, choices: list[str]) -> int:
+    """Return the number of the right one of the choices of a row."""
     answer: Any = row.get("answer")
     if isinstance(answer, str) and [choice.strip() for choice in choices].count(answer.strip()) == 1:
         return [choice.strip() for choice in choices].index(answer.strip())

@@ -45,7 +45,7 @@ def vqa(task: Vqa, job: Job) -> Scored:
     """Write an answer to `prompt`, of its `image`, and compare it with all of `answers`."""
     people, prompts = [], []
     for row in job.rows:
-        people.append(_answers(row))
+        people.append(people_of(row))
         prompts.append(job.encoder.prompt(row, room=task.max_new_tokens))
     written = generate(
         job.model,
@@ -59,7 +59,7 @@ def vqa(task: Vqa, job: Job) -> Scored:
     return Scored(score=100 * fsum(scores) / len(scores), num_rows=len(scores))
 
 
-def _answers(row: Row) -> list[str]:
+def people_of(row: Row) -> list[str]:
     """Return what people answered: texts, or objects with an `answer`, as the data set's annotations have."""
     given: Any = row.get("answers")
     found = [one.get("answer") if isinstance(one, dict) else one for one in given] if isinstance(given, list) else []

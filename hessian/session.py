@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
@@ -13,7 +14,6 @@ from typing import Any
 from ..data.batching import Batch, make_batches, sizes_in
 from ..data.counting import batches_of_answers
 from ..data.encoding import Encoder
-from ..data.general import ASKED
 from ..data.rows import Rows, open_rows
 from ..data.sampling import digest_of, draw_samples, tokens_by_kind
 from ..data.texts import num_positions
@@ -335,7 +335,7 @@ class Session:
             dtype=str(self.dtype).removeprefix("torch."),
             all_experts=self.options.all_experts,
             kinds=tuple(sorted(tokens_by_kind(self.samples).items())),
-            num_answered=sum(sample.kind in ASKED for sample in self.samples),
+            kind_samples=tuple(sorted(Counter(s.kind for s in self.samples if s.kind is not None).items())),
             versions=_versions(),
         )
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, final
 
 from ..data.example import Example
@@ -31,11 +31,18 @@ class Answers:
 
     Args:
         model: All that tells the model from any other, and how it is run.
-        load: Gives the model as it runs, which is closed with this.
+        load: Gives the model as it runs, which is left with this.
+        at_once: How many questions are answered at once, where it is not what is best for many.
     """
 
-    def __init__(self, model: Mapping[str, Any], load: Callable[[], LiveModel]) -> None:
+    def __init__(
+        self,
+        model: Mapping[str, Any],
+        load: Callable[[], AbstractContextManager[LiveModel]],
+        at_once: int | None = None,
+    ) -> None:
         self._load = load
+        self._at_once = at_once
         self._live: LiveModel | None = None
         self._stack = ExitStack()
         facts = json.dumps({**model, "tokens": MAX_TOKENS}, sort_keys=True, default=str).encode()
@@ -66,7 +73,7 @@ class Answers:
     @property
     def batch_size(self) -> int:
         """How many questions are best answered at once."""
-        return STREAMED_BATCH if self._model.streamed else BATCH
+        return STREAMED_BATCH if self._model.streamed else self._at_once or BATCH
 
     def known(self, prompt: Example) -> str | None:
         """Return an answer that was given before; None where there is none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ def general_rows(
     chats: bool = True,
     seed: int = 0,
     dtype: str = "auto",
-    load: Callable[[], LiveModel],
+    load: Callable[[], AbstractContextManager[LiveModel]],
+    at_once: int | None = None,
     answering: Callable[[int], None] = lambda _answers: None,
 ) -> Iterator[Rows]:
     """Give the rows of the general set for a model, which answers the questions among them as they are read.
@@ -46,6 +47,7 @@ def general_rows(
         seed: What rows will be drawn by: questions are answered in that order, many at once.
         dtype: What `load` loads the model in.
         load: Gives the model as it runs, for the first answer that is not known.
+        at_once: How many questions are answered at once; what is best for many where it is not given.
         answering: Told how many questions have been answered.
 
     Raises:
@@ -64,7 +66,7 @@ def general_rows(
         ranges[kind] = range(texts.count + len(questions), texts.count + len(questions) + len(rows))
         questions += rows
     told = {"model": checkpoint.resume_key(), "beside": checkpoint.companions_key(), "dtype": dtype}
-    with Answers(told, load) as answers:
+    with Answers(told, load, at_once) as answers:
         own = _Own(answers, questions, order, encoder.unlimited(), answering)
 
         def read(number: int) -> Mapping[str, Any]:

@@ -124,6 +124,9 @@ class Calibration(SampleRun):
         protect_kinds: Kinds of the general set, such as `novels,csv`. Default: all.
         protect_chats: Let a base with a chat template answer the general set's questions itself, and protect it in
             these chats too.
+        protect_check: Compare the fused model with its base on every kind of the general set, on rows that were not
+            measured, and say how far each moved. About as many tokens are run through both as through the base before,
+            divided by nine.
     """
 
     hessian: Given | Sequence[Given] | None = None
@@ -134,6 +137,7 @@ class Calibration(SampleRun):
     protect_samples: int = 128
     protect_kinds: tuple[str, ...] = ()
     protect_chats: bool = True
+    protect_check: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

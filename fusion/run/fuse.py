@@ -211,6 +211,7 @@ def execute(
     curvature: Mapping[str, Curvatures] | Iterator[Mapping[str, Curvatures]] | None = None,
     provenance: Mapping[str, Any] | None = None,
     refuse_changed: Callable[[], None] = lambda: None,
+    compare: Callable[[Path], Mapping[str, Any]] | None = None,
     command: str | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -223,6 +224,7 @@ def execute(
             fused with H = I. An iterator gives it block by block, as it is being measured.
         provenance: Where the curvature came from, for the manifest.
         refuse_changed: Raises where what the curvature was read from has changed meanwhile.
+        compare: Says of the finished folder how far the model in it is from its base, for the manifest.
 
     Raises:
         SculptError: Nothing is left under the output's name.
@@ -285,7 +287,7 @@ def execute(
         )
         check()
         whole: list[Manifest] = []
-        sink.commit(lambda folder: whole.append(_add_files(folder, prepared, manifest)))
+        sink.commit(lambda folder: whole.append(_add_files(folder, prepared, manifest, compare)))
     return whole[0]
 
 
@@ -311,7 +313,12 @@ def _fingerprint(prepared: Prepared, provenance: Mapping[str, Any] | None) -> st
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> Manifest:
+def _add_files(
+    folder: Path,
+    prepared: Prepared,
+    manifest: Manifest,
+    compare: Callable[[Path], Mapping[str, Any]] | None,
+) -> Manifest:
     """Copy configuration, tokenizer and code from the chosen side, write the card, then the manifest of all of it."""
     plan = prepared.plan
     prepared.companions.copy(folder)
@@ -320,6 +327,8 @@ def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> Manifest
         (folder / name).write_text(text, encoding="utf-8")
     if prepared.finish is not None:
         prepared.finish(folder)
+    if compare is not None:
+        manifest = replace(manifest, moved=compare(folder))
     (folder / "README.md").write_text(model_card(plan, manifest, prepared.output.name), encoding="utf-8")
     manifest = replace(manifest.of_folder(folder, prepared.settings.digest), files=prepared.companions.told(folder))
     manifest.write(folder)

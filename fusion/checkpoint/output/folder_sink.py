@@ -206,15 +206,15 @@ class FolderSink(Sink):
         return {name: digest for file in self._files.values() for name, digest in file.part_digests().items()}
 
     def commit(self, add_files: Callable[[Path], None]) -> None:
-        """Let `add_files` write the other files into the folder, then give it the output's name."""
+        """Let `add_files` write the other files into the folder, whose weights are whole; then give it its name."""
         folder = self._workspace.payload
         with told(self._workspace.folder):
             index = self._layout.index()
             if index is not None:
                 (folder / self._layout.index_name).write_bytes(index)
-            add_files(folder)
             self._drain()
             for file in self._files.values():
                 file.flush()
+            add_files(folder)
             self._close()
         self._workspace.publish(CHECKPOINT.may_replace if self._overwrite else None)
