@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
+OWN := $(wildcard constraints-$(shell uname -s | tr A-Z a-z)-$(shell uname -m).txt)
 MERGEKIT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sculpt/mergekit
 
 .PHONY: demo test zoo check torture bench mergekit-venv clean help
@@ -9,14 +10,14 @@ MERGEKIT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sculpt/mergekit
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml constraints.txt $(OWN)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes $(addprefix --requirement ,constraints.txt $(OWN))
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-demo: .venv/ready  ## Fine-tune a real model, repair it, and compare: about six minutes
+demo: .venv/ready  ## Fine-tune a real model, repair it, and compare: about ten minutes on two cores
 	$(BIN)/sculpt demo
 
 test: .venv/ready $(MERGEKIT)/ready  ## Run every test, those of agreement with mergekit included

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import product, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from .fusion.arithmetic.two_sided import counted_together
 from .fusion.checkpoint import ModelRef, Source
 from .fusion.checkpoint.identity import identities, refuse_changed
 from .fusion.checkpoint.output.guard import refuse_inputs
+from .fusion.checkpoint.output.launch import Launch
 from .fusion.errors import CurvatureError, MethodError, SculptError, Way
 from .fusion.progress import Progress, silent
 from .fusion.record.manifest import file_digest
@@ -126,7 +127,7 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
     shares = _Shares(progress, len(models))
     with ExitStack() as stack:
         found = [
-            _measured(model, own, shares.of(k), stack, prepared.settings.digest)
+            _measured(model, own, shares.of(k), stack, prepared)
             for k, (model, (_, _, own)) in enumerate(zip(models, measured, strict=True))
         ]
         yield Statistics(
@@ -253,15 +254,17 @@ def _models(
 
 
 def _measured(
-    model: MeasuredModel, calibration: Calibration, progress: Progress, stack: ExitStack, digest: str
+    model: MeasuredModel, calibration: Calibration, progress: Progress, stack: ExitStack, prepared: Prepared
 ) -> Measured:
     if calibration.hessian is not None:
-        return _measured_before(model, calibration, digest)
-    session = stack.enter_context(_session(model, calibration, progress))
+        return _measured_before(model, calibration, prepared.settings.digest)
+    from .hessian.parallel import in_step
+
+    session = stack.enter_context(_session(model, calibration, progress, prepared.processes.launch))
     seen: dict[str, None] = {}
 
     def blocks() -> Iterator[Mapping[str, Curvature]]:
-        for block in session.blocks():
+        for block in in_step(session.blocks(), prepared.processes):
             seen.update(dict.fromkeys(block))
             yield block
 
@@ -302,8 +305,9 @@ def _measured_before(model: MeasuredModel, calibration: Calibration, algorithm: 
     )
 
 
-def _session(model: MeasuredModel, calibration: Calibration, progress: Progress) -> Session:
+def _session(model: MeasuredModel, calibration: Calibration, progress: Progress, launch: Launch) -> Session:
     from .hessian import CalibrationOptions
+    from .hessian.parallel import own_device
     from .hessian.session import Session
 
     options = CalibrationOptions(
@@ -314,7 +318,10 @@ def _session(model: MeasuredModel, calibration: Calibration, progress: Progress)
         only_changed=model.base,
         **{field.name: getattr(calibration, field.name) for field in fields(SampleRun)},
     )
-    return Session(model.checkpoint.ref, options, progress=progress, wanted=model.wanted)
+    options = replace(options, device=own_device(options.device, launch))
+    return Session(
+        model.checkpoint.ref, options, progress=progress, share=(launch.rank, launch.count), wanted=model.wanted
+    )
 
 
 def _provenance(models: Sequence[MeasuredModel], found: Sequence[Measured], num_tuned: int) -> dict[str, Any]:

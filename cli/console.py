@@ -41,13 +41,23 @@ def shown(text: str) -> str:
     return UNSHOWN.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
 
 
+def speaks() -> bool:
+    """Return whether this process speaks for all that share a command; all tell of what goes wrong."""
+    from ..fusion.checkpoint.output.launch import launched
+
+    return launched().is_first
+
+
 def say(text: str) -> None:
     """Print a line for people, or a few."""
-    console.print(Text("\n".join(map(shown, text.split("\n")))))
+    if speaks():
+        console.print(Text("\n".join(map(shown, text.split("\n")))))
 
 
 def print_json(content: Any) -> None:
     """Print data for programs, keys sorted."""
+    if not speaks():
+        return
     is_utf8 = (sys.stdout.encoding or "").lower().startswith("utf")
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=not is_utf8)
     sys.stdout.write(UNSHOWN_IN_JSON.sub(lambda found: f"\\u{ord(found.group()):04x}", text) + "\n")
@@ -100,6 +110,8 @@ def _way(way: Way, *, recipe: bool) -> str:
 
 def table(title: str, columns: list[str], rows: list[list[str]], *, note: str | None = None) -> None:
     """Print a table; the first column is text, the others are figures."""
+    if not speaks():
+        return
     view = Table(
         title=Text(shown(title)),
         title_justify="left",
@@ -140,7 +152,9 @@ def progress_bar(what: str, *, unit: str = "bytes", hidden: bool = False) -> Ite
     columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
     columns += [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
     columns += [TimeRemainingColumn(), TextColumn("{task.fields[item]}")]
-    with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as bar:
+    with Progress(
+        *columns, console=console, transient=True, disable=hidden or not (console.is_terminal and speaks())
+    ) as bar:
         task = bar.add_task(what, total=None, item="")
 
         def report(done: int, total: int, item: str) -> None:

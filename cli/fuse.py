@@ -50,6 +50,11 @@ EXAMPLES = {
     "dare-ties": ["sculpt dare-ties base/ code/ math/ --sparsity 0.8 --weights 1,0.5"],
     "della": ["sculpt della base/ code/ math/ --density 0.3"],
     "fisher": ["sculpt fisher base/ code/ math/ --hessian code.safetensors --hessian math.safetensors"],
+    "iso-c": ["sculpt iso-c base/ code/ math/ --scale 0.7"],
+    "lines": [
+        "sculpt lines base/ sft/ --alpha 0.3 --beta 0.7",
+        "sculpt lines base/ code/ math/ --weights 0.5 --alpha 0.5 --beta 0.5",
+    ],
     "linear": ["sculpt linear one/ two/ three/ --weights 2,1,1"],
     "model-stock": ["sculpt model-stock base/ run1/ run2/ run3/"],
     "regmean": [
@@ -66,6 +71,8 @@ EXAMPLES = {
         "sculpt task-arithmetic base/ sft/ --scale 0.5",
         "sculpt task-arithmetic base/ code/ math/ --weights 0.6,0.4",
     ],
+    "tsv-m": ["sculpt tsv-m base/ code/ math/ chat/"],
+    "wudi": ["sculpt wudi base/ code/ math/", "sculpt wudi base/ code/ math/ --no-normalize"],
 }
 
 

@@ -49,7 +49,7 @@ def train_command(
 
         sculpt lora-train base/ --data train.jsonl -o plain/ --method lora
     """
-    from ..hessian.parallel import join
+    from ..training.together import join
     from ..training.train import train_adapter
     from .console import print_json, progress_bar, quiet_libraries
 

@@ -202,18 +202,47 @@ def _single(example: Example) -> Batch:
     return Batch(inputs=example.inputs, masks=(), num_samples=1, what=example.what)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What a batch has room for.
+
+    Attributes:
+        samples: Most samples, or None.
+        tokens: Most tokens with padding, unless one sample has more; or None.
+    """
+
+    samples: int | None = None
+    tokens: int | None = None
+
+    @property
+    def is_for_one(self) -> bool:
+        """Whether there is room for one sample only."""
+        return self.samples == 1
+
+    def filled(self, samples: Sequence[Example]) -> Iterator[Sequence[Example]]:
+        """Yield samples, the longest first, by the batch."""
+        start = 0
+        while start < len(samples):
+            longest = max(1, samples[start].length)
+            count = len(samples) if self.tokens is None else max(1, self.tokens // longest)
+            stop = start + (count if self.samples is None else min(count, self.samples))
+            yield samples[start:stop]
+            start = stop
+
+
 def make_batches(
-    samples: Sequence[Example], batch_size: int, *, may_pad: bool, sizes: frozenset[int], max_length: int | None
+    samples: Sequence[Example], room: Room, *, may_pad: bool, sizes: frozenset[int], max_length: int | None
 ) -> list[Batch]:
     """Return batches of samples of like length, padded on the right.
 
     Args:
+        room: What a batch has room for.
         may_pad: False for models in which padding is not without effect, or which lose sight of which sample a token
             belongs to, such as mixtures of experts; then only samples of the same shapes share a batch.
         sizes: Lengths that must not occur, as a padded token is recognised by the shape of what it is in.
         max_length: What the model can take, or None.
     """
-    if batch_size == 1:
+    if room.is_for_one:
         return [_single(sample) for sample in samples]
     padded = [sample for sample in samples if may_pad and set(sample.inputs) <= set(PADDED)]
     others = [sample for sample in samples if not (may_pad and set(sample.inputs) <= set(PADDED))]
@@ -223,21 +252,15 @@ def make_batches(
         by_inputs[tuple(sorted(sample.inputs))].append(sample)
     for group in by_inputs.values():
         group.sort(key=lambda sample: -sample.length)
-        for chunk in _chunks(group, batch_size):
+        for chunk in room.filled(group):
             batch = _pad(chunk, sizes, max_length) if len(chunk) > 1 else None
             batches += [batch] if batch else map(_single, chunk)
     by_shape: dict[Any, list[Example]] = defaultdict(list)
     for sample in others:
         by_shape[tuple(sorted((key, tuple(value.shape)) for key, value in sample.inputs.items()))].append(sample)
     for group in by_shape.values():
-        for chunk in _chunks(group, batch_size):
-            batches.append(_join(chunk))
+        batches += map(_join, room.filled(group))
     return batches
-
-
-def _chunks(samples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
-    for start in range(0, len(samples), size):
-        yield samples[start : start + size]
 
 
 def _what(samples: Sequence[Example]) -> str:

@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..fusion.errors import DataError
-from .batching import Batch, collate, free_length
+from .batching import Batch, Room, collate, free_length
 from .example import IGNORED, PADDED, Example
 from .texts import is_of_tokens
 
 
 def batches_of_answers(
     samples: Sequence[Example],
-    batch_size: int,
+    room: Room,
     *,
     may_pad: bool,
     looks_back: bool,
@@ -34,6 +34,7 @@ def batches_of_answers(
     """Return batches of samples of like length whose masks are 1 for what is to be predicted.
 
     Args:
+        room: What a batch has room for.
         may_pad: False for models in which padding is not without effect; then only samples of one length share a batch.
         looks_back: Whether no token sees those after it, so that padding behind a sample changes nothing of it.
         sizes: Lengths that must not occur.
@@ -46,7 +47,7 @@ def batches_of_answers(
     alike: dict[Any, list[Example]] = defaultdict(list)
     for one in texts:
         alike[() if may_pad else tuple(sorted((key, value.shape[1]) for key, value in one.inputs.items()))].append(one)
-    groups = [same[start : start + batch_size] for same in alike.values() for start in range(0, len(same), batch_size)]
+    groups: list[Sequence[Example]] = [group for same in alike.values() for group in room.filled(same)]
     groups += [[one] for one in samples if not set(one.inputs) <= set(PADDED)]
     return [_counted(group, may_pad or looks_back, sizes, max_length) for group in groups]
 

@@ -43,12 +43,12 @@ def moved_from(
         return movement(opened, model, how, progress=progress)
     sides: list[tuple[str, Rows, OnFile | None]] = [(file.name, open_rows(file), None) for file in data]
     skipped: list[str] = []
-    for _, name, task in () if suite is None else suite.tasks():
+    for folder, name, task in [] if suite is None else [(suite.folder, name, task) for _, name, task in suite.tasks()]:
         if isinstance(task, Harness):
             skipped.append(name)
             continue
-        media = task.media and suite.folder / task.media
-        sides.append((name, open_rows(suite.folder / task.file, media, fields=task.fields).limited(task.limit), task))
+        media = task.media and folder / task.media
+        sides.append((name, open_rows(folder / task.file, media, fields=task.fields).limited(task.limit), task))
 
     def drawn(live: LiveModel) -> ToCompare:
         ways: set[OrIgnore] = {"error" if task is None else task.unknown_fields for *_, task in sides}

@@ -15,7 +15,7 @@ from ..fusion.arithmetic.curvature import Curvature, Curvatures
 from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.checkpoint.output.checked import digest_of
 from ..fusion.checkpoint.output.disk import sync
-from ..fusion.checkpoint.output.lines import Lines, read_lines
+from ..fusion.checkpoint.output.lines import LineFile, read_lines
 from ..fusion.checkpoint.output.workspace import JOURNAL, Workspace, told
 from ..fusion.methods import Method
 from .evaluate import SuiteScores, TaskScore
@@ -46,7 +46,7 @@ class KnownPoints:
                 workspace.empty()
                 entries = []
             workspace.begun = True
-            self._lines = Lines(file, entries)
+            self._lines = LineFile(file, entries)
             if not entries:
                 self._lines.append(first)
         self._known = {entry["key"]: entry for entry in entries[1:] if "key" in entry}

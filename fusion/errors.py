@@ -12,6 +12,7 @@
     ├── ModelError           transformers cannot build or run the model
     ├── DeviceError          a device is unknown to torch or not there
     └── OutputError          the output exists, lies inside an input, or cannot be written
+        └── LostProcessError     one of several processes has ended: what is done stays, for the same command to go on
 
 The library raises, `cli/app.py` prints. A message is one sentence: lower case, no full stop, values in
 backticks. `hint` is a second sentence about the way out; `ways` are options that allow it. Options have the names of
@@ -134,6 +135,10 @@ class DeviceError(SculptError):
 
 class OutputError(SculptError):
     """The output exists, lies inside an input, or cannot be written."""
+
+
+class LostProcessError(OutputError):
+    """One of several processes has ended before its work was done; the same command goes on from what is there."""
 
 
 def first_line(error: BaseException) -> str:

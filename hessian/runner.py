@@ -9,13 +9,15 @@ from pathlib import Path
 
 from ..fusion.arithmetic.curvature import Curvature
 from ..fusion.checkpoint.output.disk import free_bytes
-from ..fusion.checkpoint.output.workspace import SUFFIX, Workspace
+from ..fusion.checkpoint.output.launch import Launch
+from ..fusion.checkpoint.output.processes import Processes
+from ..fusion.checkpoint.output.workspace import SUFFIX, Workspace, beside, is_interrupt, is_of_the_machine
 from ..fusion.errors import OutputError
 from ..fusion.progress import Progress
 from .forward.journal import GRAMS, Journal
 from .measure.statistics import ReturnError
 from .options import CalibrationOptions
-from .parallel import Processes, add_up, join, own_device, wait
+from .parallel import all_summed, own_device, reasons_of_all
 from .session import Session
 from .store.diagonal import DiagonalHessian
 from .store.file_format import STATISTICS
@@ -34,10 +36,18 @@ def run(
     progress: Progress,
 ) -> DiagonalHessian:
     """Return the statistics of a whole calibration, and write them."""
-    processes = join(options.device)
-    options = replace(options, device=own_device(options.device))
+    processes = Processes()
+    options = replace(options, device=own_device(options.device, processes.launch))
     with ExitStack() as stack:
         workspace = None if output is None else stack.enter_context(_workspace(output, processes))
+        stack.push(
+            lambda _kind, error, _trace: processes.leave(error, kept=is_interrupt(error) or is_of_the_machine(error))
+        )
+        if output is not None and workspace is not None:
+            if processes.is_first:
+                processes.lead(workspace.folder)
+            else:
+                processes.follow(beside(output, _suffix(Launch(count=processes.count))))
 
         def attempt(*, resume: bool, in_store: bool = True) -> DiagonalHessian:
             return _run(
@@ -67,10 +77,13 @@ def run(
 
 def _workspace(output: Path, processes: Processes) -> Workspace:
     """Return the folder of an unfinished run: each process has its own."""
-    share = f"-{processes.rank}-of-{processes.count}" if processes.count > 1 else ""
-    workspace = Workspace(output, made_by="calibrate", suffix=f"{share}{SUFFIX}")
+    workspace = Workspace(output, made_by="calibrate", suffix=_suffix(processes.launch))
     workspace.resumable = True
     return workspace
+
+
+def _suffix(launch: Launch) -> str:
+    return f"-{launch.rank}-of-{launch.count}{SUFFIX}" if launch.count > 1 else SUFFIX
 
 
 def _run(
@@ -86,11 +99,10 @@ def _run(
 ) -> DiagonalHessian:
     if workspace is not None and not resume:  # what a killed run left must not be taken for this one's
         workspace.empty()
-    if not processes.is_first:
-        wait(processes)  # for the first one's answers to the questions of the general set
+    if not processes.is_first and processes.folder is not None:
+        processes.wait_for_first("answered")  # the questions of the general set, once for all
     with Session(checkpoint, options, progress=progress, share=(processes.rank, processes.count)) as session:
-        if processes.is_first:
-            wait(processes)
+        processes.say("answered")
         provenance = session.provenance()
         if workspace is not None:
             _refuse_full_disk(session, workspace)
@@ -102,7 +114,13 @@ def _run(
         for block in session.blocks(may_return=True):
             curvatures |= block
         missing = session.collector.why_missing(curvatures)
-        total, why_missing = add_up(curvatures, missing, processes, session.grams)
+        total: dict[str, Curvature] = {}
+        for block in all_summed(curvatures, processes):
+            if workspace is None or not processes.are_several or session.grams is None:
+                total |= block
+            elif processes.is_first:
+                total |= session.grams.keep(block)
+        why_missing = reasons_of_all(missing, total, processes)
         session.checkpoint.refuse_changed()
         hessian = DiagonalHessian(curvatures=total, provenance=provenance, why_missing=why_missing)
         if workspace is not None and processes.is_first:
@@ -110,7 +128,10 @@ def _run(
             if session.grams is not None:  # the store goes
                 hessian = DiagonalHessian.load(workspace.payload)
             workspace.publish(STATISTICS.may_replace if overwrite else None)
-        wait(processes)
+            processes.say("done")
+        elif workspace is not None:
+            processes.wait_for_first("done")
+            hessian = DiagonalHessian.load(workspace.output)
     return hessian
 
 

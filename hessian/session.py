@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..data.batching import Batch, make_batches, sizes_in
+from ..data.batching import Batch, Room, make_batches, sizes_in
 from ..data.counting import batches_of_answers
 from ..data.encoding import Encoder
 from ..data.rows import Rows, open_rows
@@ -184,10 +184,13 @@ class Session:
         self.activations.__exit__()
 
     def _batches(self) -> list[Batch]:
+        options = self.options
+        alone = options.batch_size is None and options.batch_tokens is None
+        room = Room(samples=1 if alone else options.batch_size, tokens=options.batch_tokens)
         if not self._counts_all:
             return batches_of_answers(
                 self.own_samples,
-                self.options.batch_size,
+                room,
                 may_pad=masks_padding(self.model) and not is_mixture(self.model.config),
                 looks_back=self.model.can_generate() and not is_encoder_decoder(self.model.config),
                 sizes=sizes_in(self.model.config),
@@ -195,7 +198,7 @@ class Session:
             )
         return make_batches(
             self.own_samples,
-            self.options.batch_size,
+            room,
             may_pad=masks_padding(self.model) and not is_mixture(self.model.config),
             sizes=sizes_in(self.model.config),
             max_length=num_positions(self.model),

@@ -12,7 +12,7 @@ from typing import Any, final
 from ..data.example import Example
 from ..data.sampling import digest_of
 from ..fusion.cache import default_cache
-from ..fusion.checkpoint.output.lines import Lines, read_lines
+from ..fusion.checkpoint.output.lines import LineFile, read_lines
 from ..live.model import LiveModel
 from .generation import generate
 
@@ -48,11 +48,11 @@ class Answers:
         facts = json.dumps({**model, "tokens": MAX_TOKENS}, sort_keys=True, default=str).encode()
         file = default_cache() / "answers" / f"{hashlib.sha256(facts).hexdigest()[:32]}.lines"
         entries: list[dict[str, Any]] = []
-        self._lines: Lines | None = None
+        self._lines: LineFile | None = None
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             entries = read_lines(file)
-            self._lines = Lines(file, entries)
+            self._lines = LineFile(file, entries)
             self._stack.callback(self._lines.close)
         except OSError as error:
             logger.warning("answers are not kept for later runs: cannot write `%s`: %s", file, error.strerror)

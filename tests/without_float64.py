@@ -1,7 +1,8 @@
 """A device that has no float64, as Apple's: tensors on it are CPU tensors in a wrapper that names another device.
 
 Every operation on the device runs on the CPU; one that gives float64 raises what torch raises there. As on a real
-device, a tensor on it and one on the CPU do not mix, unless one is a single number.
+device, a tensor on it and one on the CPU do not mix, unless one is a single number. On request it has float64, as CUDA:
+then only that mixing is refused.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from sculpt.fusion import device
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -46,12 +48,13 @@ class _There(torch.Tensor):
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     there = any(isinstance(tensor, _There) for tensor in tensors)
-    copies = func.overloadpacket in (torch.ops.aten.copy_, torch.ops.aten._to_copy)
+    copies = func.overloadpacket in (torch.ops.aten.copy_, torch.ops.aten._to_copy, torch.ops.aten.to)
     if there and not copies and any(not isinstance(tensor, _There) and tensor.ndim for tensor in tensors):
         raise RuntimeError(f"Expected all tensors to be on the same device: {func}")
-    if kwargs.get("device") is not None:
-        there = torch.device(kwargs["device"]).type == NAME
-        kwargs = {**kwargs, "device": torch.device("cpu") if there else kwargs["device"]}
+    places = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.device)]
+    if places:
+        there = places[0].type == NAME
+        args, kwargs = tree_map(lambda leaf: torch.device("cpu") if leaf == DEVICE else leaf, (args, kwargs))
     if func is torch.ops.prim.device.default:
         return DEVICE
     bare_args, bare = tree_map(lambda leaf: leaf.inner if isinstance(leaf, _There) else leaf, (args, kwargs))
@@ -64,7 +67,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     def wrapped(value: Any) -> Any:
         if not (there and isinstance(value, torch.Tensor)):
             return value
-        if value.dtype == torch.float64:
+        if value.dtype == torch.float64 and NAME in device.WITHOUT_FLOAT64:
             raise TypeError(f"the device has no float64, which {func} gives")
         return _There(value)
 
@@ -87,8 +90,12 @@ class _Functions(TorchFunctionMode):
 
 
 @contextmanager
-def device_without_float64() -> Iterator[str]:
-    """Yield the name of a device that refuses float64, which exists while the block runs, on all its threads."""
+def device_without_float64(*, but_has_it: bool = False) -> Iterator[str]:
+    """Yield the name of a device that refuses float64, which exists while the block runs, on all its threads.
+
+    Args:
+        but_has_it: It refuses nothing but tensors of the CPU.
+    """
     run = threading.Thread.run
 
     def run_there(thread: threading.Thread) -> None:
@@ -96,6 +103,6 @@ def device_without_float64() -> Iterator[str]:
             run(thread)
 
     with pytest.MonkeyPatch.context() as patch, _Mode(), _Functions():
-        patch.setattr("sculpt.fusion.device.WITHOUT_FLOAT64", (NAME,))
+        patch.setattr(device, "WITHOUT_FLOAT64", () if but_has_it else (NAME,))
         patch.setattr(threading.Thread, "run", run_there)
         yield NAME

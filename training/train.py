@@ -23,7 +23,6 @@ from ..fusion.checkpoint.output.workspace import CHECKPOINTS, Workspace
 from ..fusion.errors import ModelError
 from ..fusion.lora.write import entries_of_base, publish_adapter, write_adapter
 from ..fusion.progress import Progress, silent
-from ..hessian.parallel import from_first, join
 from ..live.devices import compute_dtype, pick_device
 from ..live.privates import around_saving, use_one_gpu
 from .callback import LoRASculptCallback
@@ -31,6 +30,7 @@ from .data import TrainingSet, collate_labelled
 from .model import load_base, optimizer_of, their_deprecations, with_adapter
 from .settings import AdapterMethod, Schedule, split
 from .terms import QKV, ConflictTerm, L2Term, OrthogonalTerm, Term
+from .together import from_first, join
 from .trainer import add_term
 from .watcher import EachEpoch, Watcher, may_fail
 from .work import settle

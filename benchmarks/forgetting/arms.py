@@ -1,10 +1,13 @@
 """The arms: commands of `sculpt`, each with the strengths that it may take.
 
-`{s}` is the strength. Files are made when an arm names them, and kept: `{target-128}`, as many training examples of
-the target task; `{default-128}` and so on, general samples; `{hessian-target-128}`,
-diagonal statistics of the fine-tune on those examples; `{full-target-128}`, `{full-default-128}`, full moments of
-the fine-tune and of the base; `{crossed-target-128}` and so on, of the other model. After `;` the result so far is the
-tuned model. `sequential` is the script beside this file.
+`{s}` is the strength, `{rest}` one minus it. Files are made when an arm names them, and kept: `{target-128}`, as many
+training examples of the target task, `{asked-128}` with the answers apart; `{default-128}` and so on, general samples;
+`{hessian-target-128}`, diagonal statistics of the fine-tune on those examples; `{full-target-128}`,
+`{full-default-128}`, full moments of the fine-tune and of the base; `{crossed-target-128}` and so on, of the other
+model; `{answers-asked-128}`, of the answers' tokens alone; `{fisher-…}`, `{magnitudes-…}` and `{gradients-…}`, what
+`rivals/measure.py` measures. `{--flag full-target-128}` is the flag with each fine-tune's file, where several are
+merged. After `;` the result so far is the tuned model. `sequential` is the script beside this file; names in `rivals/`
+are methods that are no commands of sculpt.
 
 Left out, because they are other arms bit for bit: AdaDARE-γ at sparsity 0 is interpolation, top-k by magnitude is TIES.
 """
@@ -18,9 +21,13 @@ SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)  # of a tenth of the deltas that wa
 LAMBDAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 HIGHER_LAMBDAS = (*LAMBDAS, 30.0, 100.0)  # where pictures protect: there the best lies higher
 SMALL_LAMBDAS = (0.001, 0.002, 0.005, 0.01, 0.03, 0.1, 0.3, 1.0)  # where the delta stands in for samples
+WEIGHTED_LAMBDAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # where A is of what is learned
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+ALPHAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 SPARSITIES = (0.5, 0.9, 0.99)
 SAMPLES = (8, 32, 128, 512)
 SOME = 128  # samples of either side, unless their number is what is studied
+FEW = 64  # where each takes a backward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +49,11 @@ class Arm:
 
 
 def two_sided(
-    curvature: str = "full", *, target: str = f"target-{SOME}", protect: str = f"default-{SOME}", more: str = ""
+    curvature: str = "full", *, target: str = f"full-target-{SOME}", protect: str = f"default-{SOME}", more: str = ""
 ) -> str:
     """Return the command of a two-sided fuse from full statistics of both sides; its strength is λ."""
     return (
-        f"fuse --hessian {{full-{target}}} --protect {{full-{protect}}} --protect-weight {{s}} "
+        f"fuse {{--hessian {target}}} --protect {{full-{protect}}} --protect-weight {{s}} "
         f"--curvature {curvature} --gamma 1 {more or '--sparsity 0'}"
     )
 
@@ -109,18 +116,81 @@ def _variations() -> list[Arm]:
         variations[f"at 1, drop by both {p}"] = two_sided(more=both)
     for count in SAMPLES:
         if count != SOME:
-            variations[f"at 1, target-{count}"] = two_sided(target=f"target-{count}")
+            variations[f"at 1, target-{count}"] = two_sided(target=f"full-target-{count}")
             variations[f"at 1, default-{count}"] = two_sided(protect=f"default-{count}")
+    crossed = two_sided(target=f"crossed-target-{SOME}")
     variations |= {
-        "at 1, crossed": two_sided().replace("{full-", "{crossed-") + " --hessian-of-other-model",
+        "at 1, crossed": crossed.replace("{full-", "{crossed-") + " --hessian-of-other-model",
         "at 1, sequential": f"sequential --target {{target-{SOME}}} --protect {{default-{SOME}}} --weight {{s}}",
         "at 1, low-rank 16": f"{two_sided()} ; lora-extract --rank 16 --exclude *embed_tokens* ; lora-merge",
     }
     return [Arm(name=f"two-sided {k}", command=command, grid=(1.0,)) for k, command in variations.items()]
 
 
+def _weighted() -> list[Arm]:
+    """Return `two-sided full` with the target's inputs weighted by what is learned at them."""
+    kinds = {"by answers": f"answers-asked-{SOME}", "by gradients": f"gradients-asked-{SOME}"}
+    return [
+        Arm(name=f"two-sided {name}", command=two_sided(target=target), grid=WEIGHTED_LAMBDAS, start=0.3)
+        for name, target in kinds.items()
+    ]
+
+
+def _rivals() -> list[Arm]:
+    """Return other repairs of one fine-tune."""
+    general = f"--general {{full-default-{SOME}}}"
+    fishers = f"--target {{fisher-asked-{FEW}}} --general {{fisher-default-{FEW}}}"
+    soft = f"fuse --protect {{full-default-{SOME}}} --target-curvature identity --protect-weight {{s}}"
+    found = {
+        "lines": ("lines --alpha {s} --beta {rest}", SHARES, 0.3),
+        "dg-hard": ("dg-hard --set threshold={s}", (0.2, 0.35, 0.5, 0.7, 1.0, 1.4), 0.7),
+        "dg-hard, scaled": ("dg-hard --set scale={s}", GAMMAS, 0.7),
+        "cgm soft": (f"cgm {fishers} --set form=soft alpha={{s}}", ALPHAS, 1.0),
+        "cgm hard": (f"cgm {fishers} --set form=hard reverted={{s}}", SHARES[1:], 0.5),
+        "aim": (f"aim --general {{magnitudes-default-{SOME}}} --set omega={{s}}", SHARES[:6], 0.4),
+        "null space, hard": (f"null-space {general} --set strength={{s}}", (0.5, 0.7, 0.8, 0.9, 0.95, 0.99), 0.9),
+        "null space, soft": (soft, SMALL_LAMBDAS, 0.03),
+        "iso-c": ("iso-c --scale {s}", GAMMAS, 0.7),
+        "ace": ("ace --set scale={s}", GAMMAS, 0.7),
+    }
+    return [Arm(name=name, command=command, grid=grid, start=start) for name, (command, grid, start) in found.items()]
+
+
+def _merged() -> list[Arm]:
+    """Return what makes one model of the fine-tunes of several tasks."""
+    each = f"{{--hessian full-target-{SOME}}}"
+    scales = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2)
+    found = {
+        "average": ("task-arithmetic --weights 0.5", (), 0.0),
+        "task arithmetic": ("task-arithmetic --scale {s}", scales, 0.5),
+        "ties 0.1": ("ties --density 0.1 --scale {s}", SCALES, 1.4),
+        "dare-ties 0.9": ("dare-ties --sparsity 0.9 --scale {s}", SCALES, 0.7),
+        "model stock": ("model-stock", (), 0.0),
+        "lines": ("lines --alpha {s} --beta {rest} --weights 0.7", SHARES, 0.3),
+        "tsv-m": ("tsv-m --scale {s}", scales, 0.7),
+        "iso-c": ("iso-c --scale {s}", scales, 0.7),
+        "wudi": ("wudi --scale {s}", scales, 0.7),
+        "wudi by Adam": ("wudi-adam --set scale={s}", scales, 0.7),
+        "actmat": ("wudi --no-normalize --scale {s}", scales, 0.7),
+        "ace": ("ace --set scale={s}", scales, 0.7),
+        "fisher": (f"fisher {{--hessian hessian-target-{SOME}}}", (), 0.0),
+        "fisher by gradients": (f"fisher-by-gradients --target {{--each fisher-asked-{FEW}}}", (), 0.0),
+        "regmean": (f"regmean {each} --alpha {{s}}", (0.1, 0.5, 0.9, 0.99), 0.9),
+        "regmean++": (f"sequential --target {{--each target-{SOME}}} --alpha {{s}}", (0.1, 0.5, 0.9, 0.99), 0.9),
+        "two-sided full": (two_sided(), LAMBDAS, 0.3),
+        "two-sided full, no samples": (
+            f"fuse --protect {{full-default-{SOME}}} --protect-weight {{s}}",
+            SMALL_LAMBDAS,
+            0.1,
+        ),
+        "two-sided by gradients": (two_sided(target=f"gradients-asked-{SOME}"), WEIGHTED_LAMBDAS, 0.3),
+    }
+    return [Arm(name=name, command=command, grid=grid, start=start) for name, (command, grid, start) in found.items()]
+
+
 COMMON = (*_classical(), *_two_sided("default", "two-sided full"))
-TEXT = {arm.name: arm for arm in (*COMMON, *_variations())}
+TEXT = {arm.name: arm for arm in (*COMMON, *_variations(), *_weighted(), *_rivals())}
+MERGED = {arm.name: arm for arm in _merged()}
 IMAGES = {
     arm.name: arm
     for arm in (
@@ -129,4 +199,3 @@ IMAGES = {
         *_two_sided("mixed", "two-sided mixed", HIGHER_LAMBDAS),
     )
 }
-ARMS = TEXT | IMAGES

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from arms import Arm
+from climbing import climb
 from fuse import fuse_and_score
 from score import Scores
 from sculpt.evaluate.scores import h_score
@@ -28,17 +29,6 @@ def retention(row: Mapping[str, Any], base: Mapping[str, Any]) -> float:
 def h_of(row: Mapping[str, Any], base: Mapping[str, Any]) -> float:
     """Return the harmonic mean of target accuracy and retention, both in percent."""
     return h_score([retention(row, base)], [row["target accuracy"]])
-
-
-def climb(grid: Sequence[float], start: float, value: Callable[[float], float]) -> float:
-    """Return a strength whose neighbours on the grid are both worse; the best of all if there is one peak."""
-    place = min(range(len(grid)), key=lambda k: abs(grid[k] - start))
-    while True:
-        near = [k for k in (place, place - 1, place + 1) if 0 <= k < len(grid)]
-        best = max(near, key=lambda k: value(grid[k]))
-        if best == place:
-            return grid[place]
-        place = best
 
 
 def best_strength(rows: Sequence[dict[str, Any]], base: Mapping[str, Any], arm: str, tuned: Mapping[str, Any]) -> Any:

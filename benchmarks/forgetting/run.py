@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from arms import ARMS
+from arms import IMAGES, MERGED, TEXT
 from choose import run_arm
 from fuse import ArmError, Files
 from score import SPLITS, Scores
@@ -31,9 +31,10 @@ SEEDS = (0, 1, 2)
 def score_arms(work: Path, task: str, kind: str, seed: int, patterns: Sequence[str]) -> int:
     """Score every arm whose name fits a pattern; return how many failed."""
     failed = 0
-    if not tuned_folder(work, task, kind, seed).exists():
-        print(f"{task} {kind} {seed} is not trained yet", file=sys.stderr)
-        return 1
+    for part in TASKS[task].parts or (task,):
+        if not tuned_folder(work, part, kind, seed).exists():
+            print(f"{part} {kind} {seed} is not trained yet", file=sys.stderr)
+            return 1
     for split in SPLITS:
         Scores(work).base(task, split)
     for arm in TASKS[task].arms.values():
@@ -65,8 +66,8 @@ def main() -> None:
     ]
     args.work.mkdir(parents=True, exist_ok=True)
     if args.what == "arms":
-        for arm in ARMS.values():
-            print(f"{arm.name:32} {arm.command}")
+        for arms in (TEXT | IMAGES, MERGED):
+            print(*(f"{arm.name:32} {arm.command}" for arm in arms.values()), sep="\n", end="\n\n")
         return
     if args.what == "table":
         titles = {pair: f"{pair[0]}, {'all weights' if pair[1] == 'full' else 'LoRA'}" for pair in pairs}
@@ -78,9 +79,9 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     failed = 0
     for seed, (task, kind) in product(seeds, pairs):
-        if args.what == "train":
+        if args.what == "train" and not TASKS[task].parts:
             print(train(args.work, task, kind, seed), flush=True)
-        else:
+        elif args.what == "score":
             failed += score_arms(args.work, task, kind, seed, args.arm)
     sys.exit(min(failed, 1))
 

@@ -1,9 +1,12 @@
-"""Two-sided curvature, one layer after the other: each is measured behind the fused layers before it.
+"""One layer after the other: each is measured behind the layers before it as they are fused.
 
     python benchmarks/forgetting/sequential.py base/ sft/ --target target.jsonl --protect general.jsonl -o fused/
+    python benchmarks/forgetting/sequential.py base/ code/ math/ --target code.jsonl math.jsonl --alpha 0.9 -o merged/
 
-What `sculpt fuse --protect` does not do: there every layer is measured in the fine-tune and in the base as they are.
-For models of the Llama family, held in memory as a whole.
+With `--protect`, two-sided curvature as `sculpt fuse --protect` does not measure it: there every layer is measured in
+the fine-tunes and in the base as they are. With `--alpha`, RegMean++ (Nguyen et al., arXiv:2508.03121): RegMean's
+average of linear layers, each fine-tune's own layer run behind the merged ones before it; all else is averaged, the
+embeddings first. For models of the Llama family, held in memory as a whole.
 """
 
 from __future__ import annotations
@@ -11,18 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import sculpt
 import torch
 from sculpt.fusion.arithmetic.curvature import Curvature
-from sculpt.fusion.arithmetic.two_sided import Protection
-from sculpt.fusion.run.protector import Protector
 from torch import Tensor
 
 Hidden = list[tuple[Tensor, Tensor]]  # of each sample: hidden state (1, tokens, width), and positions
+Known = Curvature | None
+Combine = Callable[[Tensor, Sequence[Tensor], Sequence[Known], Known], Tensor]  # base, tuned, their statistics, general
 
 
 class Side:
@@ -30,13 +33,13 @@ class Side:
 
     Args:
         model: Whose layers are measured.
+        rows: Token ids of each sample, (1, tokens).
+        embeddings: What the samples begin as.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, file: Path) -> None:
+    def __init__(self, model: Any, rows: Sequence[Tensor], embeddings: Tensor) -> None:
         self.model = model
-        texts = [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
-        rows = [torch.tensor([tokenizer(text, truncation=True, max_length=512).input_ids]) for text in texts]
-        self.hidden: Hidden = [(model.model.embed_tokens(row), torch.arange(row.shape[1])[None]) for row in rows]
+        self.hidden: Hidden = [(embeddings[row], torch.arange(row.shape[1])[None]) for row in rows]
 
     def through(self, layer: Any) -> Hidden:
         """Return the hidden states behind a layer."""
@@ -65,66 +68,117 @@ class Side:
         self.through(layer)
         for handle in handles:
             handle.remove()
-        return {
-            f"{name}.weight": Curvature(
-                terms=(gram.diagonal().numpy()[None],), num_tokens=counts[name], gram=gram.float().numpy()
-            )
-            for name, gram in grams.items()
-        }
+        return {f"{name}.weight": curvature(gram, counts[name]) for name, gram in grams.items()}
+
+    def before_head(self) -> Curvature:
+        """Return the curvature of the output layer."""
+        rows = torch.cat([self.model.model.norm(state)[0] for state, _ in self.hidden])
+        return curvature((rows.T @ rows).double(), len(rows))
 
 
-def fuse_parameter(
-    base: Tensor, tuned: Tensor, sides: tuple[Curvature, Curvature] | None, protection: Protection
-) -> Tensor:
-    curvature = None if sides is None else replace(sides[0], general=sides[1])
-    flat, moved = base.numpy().reshape(-1), tuned.numpy().reshape(-1)
-    shape = tuple(base.shape)
-    whole = Protector(protection).tuned("w", shape, curvature, 0, base.numel(), lambda a, b: (flat[a:b], moved[a:b]))
-    return torch.from_numpy(np.ascontiguousarray(whole).reshape(shape))
+def curvature(gram: Tensor, num_tokens: int) -> Curvature:
+    return Curvature(terms=(gram.diagonal().numpy()[None],), num_tokens=num_tokens, gram=gram.float().numpy())
+
+
+def two_sided(weight: float) -> Combine:
+    """Return what mixes deltas by the inputs of both sides; without any it interpolates."""
+    settings = sculpt.Settings(protection=sculpt.Protection(weight=weight))
+    method = sculpt.TaskArithmetic()
+
+    def combine(base: Tensor, tuned: Sequence[Tensor], known: Sequence[Known], general: Known) -> Tensor:
+        if general is None:
+            return base + (tuned[0] - base) / (1 + weight)
+        return sculpt.apply(method, base, list(tuned), curvature=list(known), general=general, settings=settings)
+
+    return combine
+
+
+def regmean(alpha: float) -> Combine:
+    """Return RegMean's average."""
+    method = sculpt.RegMean(alpha=alpha)
+    return lambda base, tuned, known, _general: sculpt.apply(method, base, list(tuned), curvature=list(known))
 
 
 @torch.no_grad()
+def fuse(
+    base: Any,
+    tuned: Sequence[Any],
+    fused: Any,
+    *,
+    targets: Sequence[Sequence[Tensor]],
+    general: Sequence[Tensor],
+    combine: Combine,
+    averages_embeddings: bool,
+) -> None:
+    """Fill a model with what base and fine-tunes are fused to.
+
+    Args:
+        fused: A copy of the base, changed in place.
+        targets: Of each fine-tune the token ids of samples.
+        general: Token ids of general samples; none without a base term.
+        averages_embeddings: Whether samples begin as averaged embeddings, or as each model's own.
+    """
+    models = (base, *tuned)
+    embeddings = [model.model.embed_tokens.weight for model in models]
+    if averages_embeddings:
+        mean = torch.stack(embeddings[1:]).mean(0)
+        embeddings = [mean] * len(models)
+    sides = [Side(model, rows, own) for model, rows, own in zip(models, (general, *targets), embeddings, strict=True)]
+    for layers in zip(*(model.model.layers for model in models), fused.model.layers, strict=True):
+        *before, own = layers
+        known = [side.measured(layer) for side, layer in zip(sides, before, strict=True)]
+        parameters = [dict(layer.named_parameters()) for layer in before]
+        for name, parameter in own.named_parameters():
+            first, *others = (found[name] for found in parameters)
+            parameter.copy_(combine(first, others, [one.get(name) for one in known[1:]], known[0].get(name)))
+        for side in sides:
+            side.hidden = side.through(own)
+    if averages_embeddings:
+        fused.model.embed_tokens.weight.copy_(embeddings[0])
+    else:  # tied: what the output layer sees
+        heads = [side.before_head() for side in sides]
+        own = [model.model.embed_tokens.weight for model in models]
+        fused.model.embed_tokens.weight.copy_(combine(own[0], own[1:], heads[1:], heads[0]))
+    norms = [model.model.norm.weight for model in models]
+    fused.model.norm.weight.copy_(combine(norms[0], norms[1:], [None] * len(tuned), None))
+
+
 def main() -> None:
     import transformers
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", type=Path)
-    parser.add_argument("tuned", type=Path)
-    parser.add_argument("--target", type=Path, required=True)
-    parser.add_argument("--protect", type=Path, required=True)
+    parser.add_argument("tuned", type=Path, nargs="+")
+    parser.add_argument("--target", type=Path, nargs="+", required=True)
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument("--protect", type=Path)
+    way.add_argument("--alpha", type=float)
     parser.add_argument("--weight", type=float, default=1.0)
     parser.add_argument("--seed", type=int, help="has no effect: nothing is random")
     parser.add_argument("--output", "-o", type=Path, required=True)
     args = parser.parse_args()
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.base, local_files_only=True)
-    base, tuned, fused = (
-        transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-        for folder in (args.base, args.tuned, args.base)
+
+    def model(folder: Path) -> Any:
+        found = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        return found.eval()
+
+    def rows(file: Path) -> list[Tensor]:
+        texts = [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
+        return [torch.tensor([tokenizer(text, truncation=True, max_length=512).input_ids]) for text in texts]
+
+    fused = model(args.base)
+    fuse(
+        model(args.base),
+        [model(folder) for folder in args.tuned],
+        fused,
+        targets=[rows(file) for file in args.target],
+        general=rows(args.protect) if args.protect else [],
+        combine=two_sided(args.weight) if args.protect else regmean(args.alpha),
+        averages_embeddings=args.protect is None,
     )
-    protection = Protection(weight=args.weight)
-    target, general = Side(tuned, tokenizer, args.target), Side(base, tokenizer, args.protect)
-    layers = zip(base.model.layers, tuned.model.layers, fused.model.layers, strict=True)
-    for before, after, own in layers:
-        ours, theirs = target.measured(after), general.measured(before)
-        tuned_parameters = dict(after.named_parameters())
-        for name, parameter in own.named_parameters():
-            sides = (ours[name], theirs[name]) if name in ours else None
-            parameter.copy_(fuse_parameter(parameter, tuned_parameters[name], sides, protection))
-        target.hidden, general.hidden = target.through(own), general.through(own)
-    embedding = fused.model.embed_tokens.weight
-    heads = [head_inputs(side) for side in (target, general)]
-    embedding.copy_(fuse_parameter(embedding, tuned.model.embed_tokens.weight, (heads[0], heads[1]), protection))
-    norm = fused.model.norm.weight
-    norm.copy_(fuse_parameter(norm, tuned.model.norm.weight, None, protection))
     fused.to(torch.bfloat16).save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
-
-
-def head_inputs(side: Side) -> Curvature:
-    """Return the curvature of the tied output layer."""
-    rows = torch.cat([side.model.model.norm(state)[0] for state, _ in side.hidden])
-    gram = (rows.T @ rows).double()
-    return Curvature(terms=(gram.diagonal().numpy()[None],), num_tokens=len(rows), gram=gram.float().numpy())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from fnmatch import fnmatch
 from operator import itemgetter
 from typing import Any
 
-from arms import ARMS
 from choose import FIRST_SEED, best_strength, h_of, retention
 from tasks import TASKS
 
@@ -33,12 +32,15 @@ class Table:
     """The test scores of one task and kind, with those of base and fine-tune to compare with."""
 
     def __init__(self, rows: Sequence[Row], task: str, kind: str) -> None:
+        self.arms = TASKS[task].arms
+        self.parts = [Table(rows, part, kind) for part in TASKS[task].parts]
         mine = [row for row in rows if row["task"] == task]
         self.base = {row["split"]: row for row in mine if row["arm"] == "base"}
         self.rows = [row for row in mine if row.get("kind") == kind]
         self.tests = [row for row in self.rows if row["split"] == "test"]
         self.tuned = {row["seed"]: row for row in self.tests if row["arm"] == "fine-tune"}
         self.columns: dict[str, Callable[[Row], float]] = {
+            **{f"{part} acc": itemgetter(f"{part} accuracy") for part in TASKS[task].parts},
             "target acc": lambda row: row["target accuracy"],
             "gain kept %": self.gain_kept,
             **figures(TASKS[task].scored),
@@ -47,9 +49,13 @@ class Table:
         }
 
     def gain_kept(self, row: Row) -> float:
-        """Return how much of what the fine-tune of this seed gained is kept, in percent."""
+        """Return how much of what the fine-tune of this seed gained is kept, in percent; of several the mean."""
         if row["arm"] == "base":
             return 0.0
+        if self.parts:
+            names = TASKS[row["task"]].parts
+            own = [{**row, "target accuracy": row[f"{part} accuracy"]} for part in names]
+            return statistics.fmean(table.gain_kept(one) for table, one in zip(self.parts, own, strict=True))
         start = self.base["test"]["target accuracy"]
         end = self.tuned.get(row.get("seed"))
         return 100 * (row["target accuracy"] - start) / (end["target accuracy"] - start) if end else float("nan")
@@ -58,7 +64,7 @@ class Table:
         """Yield arm, strengths, and the test score at each seed's strength, that validation chose."""
         if "test" in self.base and fits("base", patterns):
             yield "base", "", [self.base["test"]]
-        for arm in ARMS.values():
+        for arm in self.arms.values():
             if not fits(arm.name, patterns):
                 continue
             found = [row for row in self.tests if row["arm"] == arm.name and row["strength"] == self._strength(row)]
@@ -67,10 +73,10 @@ class Table:
                 yield arm.name, strengths, sorted(found, key=lambda row: row["seed"])
 
     def _strength(self, row: Row) -> float | None:
-        if not ARMS[row["arm"]].grid:
+        if not self.arms[row["arm"]].grid:
             return None
-        if len(ARMS[row["arm"]].grid) == 1:
-            return ARMS[row["arm"]].grid[0]
+        if len(self.arms[row["arm"]].grid) == 1:
+            return self.arms[row["arm"]].grid[0]
         found = (
             best_strength(self.rows, self.base["validation"], row["arm"], {"seed": seed})
             for seed in (row["seed"], FIRST_SEED)
@@ -79,7 +85,7 @@ class Table:
 
     def curves(self, patterns: Sequence[str]) -> Iterator[tuple[str, str, list[Row]]]:
         """Yield arm, strength, and the test scores of all seeds at it, for every strength."""
-        for arm in ARMS.values():
+        for arm in self.arms.values():
             found = [row for row in self.tests if row["arm"] == arm.name]
             for strength in arm.grid if arm.curve and fits(arm.name, patterns) else ():
                 at = [row for row in found if row["strength"] == strength]

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import corpora
 import images
-from arms import IMAGES, TEXT, Arm
+from arms import IMAGES, MERGED, TEXT, Arm
 from language import Language
 from sculpt.demo.task import Question
 from vision_language import VisionLanguage
@@ -31,6 +31,7 @@ class Task:
         learning_rate: By the kind of fine-tune; the kinds that there are.
         scored: Sources of general ability by split; those of validation choose strengths.
         protects: Sources of general samples.
+        parts: Tasks whose fine-tunes are merged; none of a task that is learned.
     """
 
     model: Language | VisionLanguage
@@ -40,6 +41,7 @@ class Task:
     scored: Mapping[str, tuple[str, ...]]
     protects: Mapping[str, Callable[[], Sequence[Sample]]]
     arms: Mapping[str, Arm]
+    parts: tuple[str, ...] = ()
 
     @cached_property
     def examples(self) -> dict[str, tuple[Question, ...]]:
@@ -47,14 +49,20 @@ class Task:
         return self.target()
 
     def samples(self, side: str) -> Sequence[Sample]:
-        """Return rows of a side to measure on: `target`, or a source of protection."""
+        """Return rows of a side to measure on: `target`, `asked` with the answers apart, or a source of protection."""
         if side == "target":
             return [sample_of(example) for example in self.examples["train"]]
+        if side == "asked":
+            return [asked(example) for example in self.examples["train"]]
         return self.protects[side]()
 
 
 def sample_of(example: Question) -> Sample:
     return images.as_row(example) if isinstance(example, images.Shown) else {"text": example.text}
+
+
+def asked(example: Question) -> Sample:
+    return {"prompt": example.prompt, "completion": "".join(example.answers)}
 
 
 def texts(name: str) -> list[Sample]:
@@ -90,6 +98,16 @@ TASKS = {
         scored=SCORED,
         protects=PROTECTS,
         arms=TEXT,
+    ),
+    "tagging+pronouncing": Task(
+        model=LANGUAGE,
+        target=dict,
+        batch_size=0,
+        learning_rate={"full": 0.0, "lora": 0.0},
+        scored=SCORED,
+        protects=PROTECTS,
+        arms=MERGED,
+        parts=("tagging", "pronouncing"),
     ),
     "scenes": Task(
         model=VisionLanguage(),

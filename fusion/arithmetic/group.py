@@ -19,11 +19,13 @@ class Group:
         name: In the output.
         shape: Of what is fused; fewer rows than the output has for a grown vocabulary.
         curvatures: What calibration measured of the tensor in each model, the base first; None where it did not.
+        depth: How far through its stack of layers it is, from 0, the first layer or none at all, to 1, the last.
     """
 
     name: str
     shape: tuple[int, ...]
     curvatures: Curvatures = ()
+    depth: float = 0.0
 
     @property
     def base(self) -> Curvature | None:

@@ -118,3 +118,13 @@ def delivered(tile: Tile) -> Fused:
     part = slice(tile.start, tile.start + tile.base.shape[0])
     values, kept = (xp.asarray(found[part], device=tile.base.device) for found in (whole.values, whole.kept))
     return Fused(values=values, kept=kept)
+
+
+def added(base: np.ndarray, moved: Any) -> np.ndarray:
+    """Return `base + moved`, the bits of the base where nothing moved: -0 stays -0."""
+    return np.where(moved == 0, base, base + moved)
+
+
+def differs(base: np.ndarray, tuned: Sequence[np.ndarray]) -> np.ndarray:
+    """Return where any model differs from the base."""
+    return np.logical_or.reduce([model != base for model in tuned])

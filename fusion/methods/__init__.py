@@ -13,8 +13,10 @@ from .dare_ties import DareTies as DareTies
 from .della import Della as Della
 from .della_linear import DellaLinear as DellaLinear
 from .fisher import Fisher as Fisher
+from .iso_c import IsoC as IsoC
 from .karcher import Karcher as Karcher
 from .linear import Linear as Linear
+from .lines import Lines as Lines
 from .magnitude import Magnitude as Magnitude
 from .method import Method as Method
 from .model_stock import ModelStock as ModelStock
@@ -29,6 +31,8 @@ from .slerp import Slerp as Slerp
 from .tailor import Tailor as Tailor
 from .task_arithmetic import TaskArithmetic as TaskArithmetic
 from .ties import Ties as Ties
+from .tsv_m import TsvM as TsvM
+from .wudi import Wudi as Wudi
 
 METHODS: dict[str, type[Method]] = {
     found.name: found

@@ -18,9 +18,8 @@ import numpy as np
 
 from ..arithmetic.average import mean_matrices, mixings, shares
 from ..arithmetic.group import Group, Region
-from ..arithmetic.matrices import CHUNK, Matrices, Whole, delivered
+from ..arithmetic.matrices import CHUNK, Matrices, Whole, added, delivered, differs
 from ..arithmetic.passes import Map, Reduction
-from ..arithmetic.per_element import per_element
 from ..arithmetic.per_model import PerModel, as_tuple
 from ..arithmetic.row_layout import row_layout
 from ..device import device_of, float64_device, torch_device
@@ -75,12 +74,12 @@ class RegMean(Method):
 
     def _by_element(self, matrices: Matrices) -> Whole:
         group = matrices.group
-        parts = [per_element(share, group.shape) for share in shares(group, as_tuple(self.weights))]
+        parts = shares(group, as_tuple(self.weights))
         pieces = []
         for start in range(0, prod(group.shape), CHUNK):
             base, *tuned = matrices.flat(start, min(start + CHUNK, prod(group.shape)))
             moved = sum(part.expand(start, len(base)) * (t - base) for part, t in zip(parts, tuned, strict=True))
-            pieces.append((_added(base, moved), _differs(base, tuned)))
+            pieces.append((added(base, moved), differs(base, tuned)))
         values, kept = (np.concatenate(found) for found in zip(*pieces, strict=True))
         return Whole(values=values, kept=kept)
 
@@ -104,8 +103,8 @@ class RegMean(Method):
                     torch.from_numpy(np.ascontiguousarray(t - base)).to(device) @ matrix
                     for t, matrix in zip(tuned, mixed, strict=True)
                 )
-                values[stack, rows] = _added(base, moved.cpu().numpy())  # pyright: ignore[reportAttributeAccessIssue]
-                kept[stack, rows] = _differs(base, tuned)
+                values[stack, rows] = added(base, moved.cpu().numpy())  # pyright: ignore[reportAttributeAccessIssue]
+                kept[stack, rows] = differs(base, tuned)
         assert values is not None  # a tensor without elements has no spans
         return Whole(values=layout.join(values), kept=layout.join(kept))
 
@@ -129,11 +128,3 @@ class RegMean(Method):
         """Return the map at once."""
         yield from ()
         return Map(function=delivered)
-
-
-def _differs(base: np.ndarray, tuned: list[np.ndarray]) -> np.ndarray:
-    return np.logical_or.reduce([model != base for model in tuned])
-
-
-def _added(base: np.ndarray, moved: Any) -> np.ndarray:
-    return np.where(moved == 0, base, base + moved)  # -0 stays -0

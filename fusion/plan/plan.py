@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from ..checkpoint import Source
 from ..checkpoint.foreign import lora_names
@@ -16,6 +17,7 @@ from ..errors import CheckpointError, MethodError, MismatchError
 from ..methods import Method
 from ..names import OUTPUT_MODULES, Renaming, config_values, selects, tied_source
 from .decide import KEPT, decide, is_left_to_the_class
+from .layers import fraction_through, stacks
 from .matching import Match, Matching, laid_alike, whole_models
 from .options import Policies, Selection, Side
 from .step import Request, Step
@@ -49,6 +51,14 @@ class Plan:
     def bytes_read(self) -> int:
         """Stored bytes of everything that is read."""
         return sum(step.bytes_read for step in self.steps)
+
+    @cached_property
+    def _stacks(self) -> dict[str, int]:
+        return stacks(step.name for step in self.steps)
+
+    def depth_of(self, name: str) -> float:
+        """Return how far through its stack of layers an output tensor is, in [0, 1]; 0 outside all stacks."""
+        return fraction_through(name, self._stacks)
 
     def with_method(self, method: Method) -> Plan:
         """Return the plan with this method for every tensor."""

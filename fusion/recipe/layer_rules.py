@@ -14,7 +14,7 @@ from ..checkpoint import Source
 from ..checkpoint.pretrained import load_config
 from ..errors import ModelError
 from ..names import config_values
-from .layers import COUNT_KEYS, PREDICTOR_KEYS
+from ..plan.layers import COUNT_KEYS, PREDICTOR_KEYS
 
 # Lists of the numbers of layers; other lists have an entry a layer.
 NUMBERS = (

@@ -16,13 +16,13 @@ from ..errors import MethodError
 from ..methods import Method
 from ..names import with_vocabulary
 from ..plan.configuration import Reshape
+from ..plan.layers import fraction_through, stack_of, stacks
 from ..plan.matching import Match, laid_alike
 from ..plan.plan import Plan, idle_models, make_plan
 from ..run.fuse import Prepared, prepare_plan
 from ..run.settings import Settings
 from .chat_template import TOKENIZER_CONFIG, find_template, write_template
 from .layer_rules import config_of_layers
-from .layers import fraction_through, stack_of, stacks
 from .recipe import ModelEntry, ModelName, Recipe, Vocabulary
 from .slices import match_slices
 from .tokenizers import Finish, OutputTokens, known_tokens, load_tokenizer, taken_from, tokenizer_folder, union

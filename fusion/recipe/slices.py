@@ -9,8 +9,8 @@ from ..checkpoint import Source
 from ..errors import MethodError
 from ..methods import Method
 from ..names import Renaming, align
+from ..plan.layers import comes_after, place_of, stack_of
 from ..plan.matching import Match, Matching, make_match, shapes_of
-from .layers import comes_after, place_of, stack_of
 from .recipe import ModelEntry, ModelName, Recipe, Slice
 
 

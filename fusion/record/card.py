@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 from ..checkpoint import Source
-from ..methods import METHODS
 from ..plan.plan import Plan
 from .manifest import MANIFEST, Manifest
 
@@ -31,7 +30,7 @@ def model_card(plan: Plan, manifest: Manifest, name: str) -> str:
     names = "\n".join(f"- {json.dumps(found)}" for found in dict.fromkeys(inputs))
     tuned = ", ".join(f"`{found}`" for found in told[1:])
     merged = f"`{told[0]}`" + (f" and its fine-tune {tuned}" if tuned else "")
-    method = METHODS[manifest.method]
+    method = plan.method
     return f"""---
 base_model:
 {names}

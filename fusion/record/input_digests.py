@@ -15,6 +15,7 @@ from typing import Any, final
 import numpy as np
 
 from ..checkpoint import Source
+from ..checkpoint.output.launch import Launch
 from ..plan.step import Step
 from .manifest import DIGESTS, file_digest
 
@@ -81,9 +82,13 @@ class InputDigests:
     Args:
         sources: Base and tuned models, in the order of a step's tensors.
         steps: What will be read. Where it is not, the rest of a file is read at the end.
+        launch: This process among those that share the files.
     """
 
-    def __init__(self, sources: Sequence[Source], steps: Sequence[Step], algorithm: str) -> None:
+    def __init__(
+        self, sources: Sequence[Source], steps: Sequence[Step], algorithm: str, launch: Launch | None = None
+    ) -> None:
+        rank, count = (0, 1) if launch is None else (launch.rank, launch.count)
         self._algorithm = algorithm
         self._background = ThreadPoolExecutor(1)
         mapped = {file: content for source in sources for file, content in source.mapped().items()}
@@ -94,7 +99,8 @@ class InputDigests:
                 place = sources[index].stored(info.name) if info is not None else None
                 if place is not None and place[1] < place[2]:
                     read.setdefault(place[0], []).append(place[1:])
-        files = dict.fromkeys(file for source in sources for file in source.all_files)
+        every = list(dict.fromkeys(file for source in sources for file in source.all_files))
+        files = [file for k, file in enumerate(every) if k * count // len(every) == rank]
         self._files = {
             file: _File(mapped[file], DIGESTS[algorithm], _unread(len(mapped[file]), read.get(file, ())))
             for file in files
@@ -112,7 +118,7 @@ class InputDigests:
             file.see(place[1], place[2])
 
     def results(self, threads: int) -> dict[Path, str]:
-        """Return `algorithm:hex` of each input file."""
+        """Return `algorithm:hex` of each input file of this process's share."""
         with ThreadPoolExecutor(threads) as pool:
             finished = dict(zip(self._files, pool.map(_File.finish, self._files.values()), strict=True))
         found = {file: f"{self._algorithm}:{digest}" for file, digest in finished.items()}

@@ -24,6 +24,7 @@ PROCESS_BYTES = 120_000_000  # the interpreter with NumPy, measured
 TORCH_BYTES = 230_000_000  # what importing torch adds, measured
 LET_IN_BYTES = 2 << 30  # of tensors worked on whole, where no budget was given and one alone does not take more
 MODEL_BYTES = 16  # an element's of each further model: its stored and its decoded form, its delta and a mask
+TOGETHER_BYTES = 1 << 20  # small tensors that one thread fuses before another's come before them in the file
 WHOLE_BYTES = 5  # an element's of what a matrix transform made: a float32 and a mark
 
 
@@ -34,19 +35,21 @@ class Bill:
     Attributes:
         process: The interpreter and its libraries.
         tiles: Buffers that tiles are computed into and written from, and the arithmetic on all threads.
+        held: Copies of tiles that were written before their turn to be hashed came.
         whole: Of tensors that are worked on whole, all that may be under way at once.
         budget: Up to what such tensors are let in.
     """
 
     process: int
     tiles: int
+    held: int
     whole: int
     budget: int
 
     @property
     def total(self) -> int:
         """What the process takes at its height."""
-        return self.process + self.tiles + self.whole
+        return self.process + self.tiles + self.held + self.whole
 
 
 def whole_bytes(step: Step, method: Method, protection: Protection | None) -> int:
@@ -90,8 +93,8 @@ def bill_of(
     Raises:
         MemoryBudgetError: A tensor takes more than the budget.
     """
-    tiles = _tile_bytes(steps, method, backend)
-    room = None if memory is None else max(0, memory - tiles)
+    tiles, held = _tile_bytes(steps, method, backend)
+    room = None if memory is None else max(0, memory - tiles - held)
     wholes = {step.name: whole_bytes(step, step.method or method, protection) for step in steps}
     if protection is not None and any((step.method or method).scope != "tensor" for step in steps):
         # All tensors of a block or model are gone through again and again: a few are held, and threads hold others.
@@ -99,19 +102,21 @@ def bill_of(
     name, largest = max(wholes.items(), key=lambda found: found[1], default=("", 0))
     if room is not None and largest > room:
         shape = next(step.shape for step in steps if step.name == name)
-        enough = largest + _tile_bytes(steps, method, unlimited())
-        raise MemoryBudgetError(name, shape, method.title, needed=largest + tiles, budget=memory or 0, enough=enough)
+        needed, enough = largest + tiles + held, largest + sum(_tile_bytes(steps, method, unlimited()))
+        raise MemoryBudgetError(name, shape, method.title, needed=needed, budget=memory or 0, enough=enough)
     at_once = sum(sorted(wholes.values())[-backend.threads :])
     budget = max(largest, LET_IN_BYTES) if room is None else room
     return Bill(
         process=PROCESS_BYTES + (TORCH_BYTES if loads_torch else 0),
         tiles=tiles,
+        held=held,
         whole=min(at_once, budget),
         budget=budget,
     )
 
 
-def _tile_bytes(steps: Sequence[Step], method: Method, backend: Backend) -> int:
+def _tile_bytes(steps: Sequence[Step], method: Method, backend: Backend) -> tuple[int, int]:
+    """Return what tiles take while they are computed and written, and what is held of them to be hashed in order."""
     buffer, arithmetic = 0, 0
     for step in steps:
         own = step.method or method
@@ -123,4 +128,6 @@ def _tile_bytes(steps: Sequence[Step], method: Method, backend: Backend) -> int:
             piece = min(max(backend.piece_elements, row), step.num_elements)
             each = method.bytes_per_element if region != "matrix" else Method.bytes_per_element
             arithmetic = max(arithmetic, piece * (each + MODEL_BYTES * max(0, len(step.tuned) - 1)))
-    return (backend.threads + SPARE_BUFFERS) * buffer + backend.threads * arithmetic
+    buffers = (backend.threads + SPARE_BUFFERS) * buffer
+    held = min((backend.threads + SPARE_BUFFERS) * max(buffer, TOGETHER_BYTES), sum(step.nbytes for step in steps))
+    return buffers + backend.threads * arithmetic, held

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..checkpoint.output.disk import free_bytes
 from ..checkpoint.output.folder_sink import FolderSink
 from ..checkpoint.output.guard import CHECKPOINT, refuse_output
 from ..checkpoint.output.layout import Layout, OutputTensor, make_layout
+from ..checkpoint.output.processes import Processes
 from ..checkpoint.output.workspace import beside
 from ..checkpoint.source import reading
 from ..checkpoint.special_tokens import TokenIds
@@ -30,11 +31,13 @@ from ..progress import Progress, silent
 from ..record.card import model_card
 from ..record.input_digests import InputDigests
 from ..record.manifest import DIGESTS, FileRecord, Manifest, installed_version, make_manifest
+from ..record.records import TensorRecord
 from .allocator import return_large_blocks
-from .backend import Backend
+from .backend import SPARE_BUFFERS, Backend
 from .bill import Bill, bill_of
 from .loop import run
 from .settings import Settings
+from .share import share_of
 from .staged import run_as_measured
 from .task import Context
 
@@ -59,6 +62,7 @@ class Prepared:
         companions: What is copied beside the weights.
         configuration: What `config.json` and `generation_config.json` will say.
         finish: Changes what was copied beside the weights, in the folder that it is given; or None.
+        processes: That share the work.
     """
 
     plan: Plan
@@ -69,6 +73,7 @@ class Prepared:
     configuration: Configuration
     companions: Companions
     finish: Callable[[Path], None] | None = None
+    processes: Processes = field(default_factory=Processes)
 
     @property
     def config(self) -> Mapping[str, Any] | None:
@@ -217,7 +222,7 @@ def execute(
     progress: Progress = silent,
     backend: Backend | None = None,
 ) -> Manifest:
-    """Run a prepared fuse and return its manifest.
+    """Run a prepared fuse and return its manifest; of several processes each does its share.
 
     Args:
         curvature: By output name, what was measured of the tensor in each model, the base first; a tensor without is
@@ -229,7 +234,8 @@ def execute(
     Raises:
         SculptError: Nothing is left under the output's name.
     """
-    plan, settings = prepared.plan, prepared.settings
+    plan, settings, processes = prepared.plan, prepared.settings, prepared.processes
+    staged = curvature is not None and not isinstance(curvature, Mapping)
     backend = backend or prepared.backend()
     bill = prepared.bill(backend)
     if bill.whole:  # what is seen whole comes and goes in large blocks
@@ -247,9 +253,12 @@ def execute(
         fingerprint=_fingerprint(prepared, provenance),
         overwrite=overwrite,
         new_digest=DIGESTS[settings.digest],
-        buffers=backend.threads + 4,
+        buffers=backend.threads + SPARE_BUFFERS,
+        held_bytes=bill.held,
+        processes=processes,
     )
-    inputs = InputDigests(sources, plan.steps, settings.digest)
+    steps = plan.steps if staged else share_of(plan.steps, plan.method, processes.launch)
+    inputs = InputDigests(sources, steps, settings.digest, processes.launch)
     with reading(sources), closing(inputs), sink:
         context = Context(
             plan=plan,
@@ -261,17 +270,25 @@ def execute(
             keep_nonfinite=settings.policies.on_nonfinite == "keep",
             protector=settings.protector(plan),
             whole_bytes=bill.budget,
+            launch=processes.launch,
         )
         if curvature is None or isinstance(curvature, Mapping):
             records = run(plan.steps, context, progress=progress)
         else:
             records = run_as_measured(context, curvature, progress=progress)
         check()
+        files, tensors = sink.digests()
+        shares = processes.gather("inputs", {str(k): v for k, v in inputs.results(backend.threads).items()})
+        if not processes.is_first:
+            sink.commit(lambda _: None)
+            return Manifest.read(prepared.output)
+        if processes.are_several:
+            records = {name: TensorRecord.from_json(entry["record"]) for name, entry in sink.noted().items()}
         outputs = [
             FileRecord(
                 name=shard.file_name,
                 nbytes=shard.nbytes,
-                digest=f"{settings.digest}:{sink.digest(shard.file_name)}",
+                digest=f"{settings.digest}:{files[shard.file_name]}",
             )
             for shard in prepared.layout.shards
         ]
@@ -281,9 +298,9 @@ def execute(
             settings=settings.recorded(),
             command=command,
             curvature=provenance,
-            digests=inputs.results(backend.threads),
+            digests={Path(file): digest for share in shares for file, digest in share.items()},
             outputs=outputs,
-            records={name: replace(records[name], digest=digest) for name, digest in sink.tensor_digests().items()},
+            records={name: replace(records[name], digest=digest) for name, digest in tensors.items()},
         )
         check()
         whole: list[Manifest] = []

@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, final
 
-from ..methods import Method
-from ..names import block_of
 from ..plan.plan import Step
 from ..progress import Progress
 from ..record.records import TensorRecord
 from .bill import whole_bytes
 from .protector import HELD
+from .share import share_of, together
 from .stages import Results, stages
 from .task import Context, TensorTask
 
@@ -25,16 +24,9 @@ Unit = list[TensorTask]
 
 
 def units(steps: Sequence[Step], context: Context) -> Iterator[Unit]:
-    """Return the tensors that share a reduction together: each alone, or by the method's scope."""
-    shared: dict[tuple[Method, str], Unit] = {}
-    for step in steps:
-        task = TensorTask(step, context)
-        if task.method.scope == "tensor" or step.action != "fuse":
-            yield [task]
-        else:
-            block = block_of(step.name) if task.method.scope == "block" else ""
-            shared.setdefault((task.method, block), []).append(task)
-    yield from shared.values()
+    """Return the tensors that share a reduction together."""
+    for group in together(steps, context.plan.method):
+        yield [TensorTask(step, context) for step in group]
 
 
 def _bill(unit: Unit) -> int:
@@ -146,8 +138,10 @@ def _without_collector() -> Iterator[None]:
 def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[str, Any]:
     """Fuse or copy every step into the sink; return a record for each output tensor, or what was found of it.
 
-    Tensors that the sink knows as finished, and whose bytes are still there, are not run again.
+    Of several processes each does its share, and returns what came of that. Tensors that the sink knows as finished,
+    and whose bytes are still there, are not run again.
     """
+    steps = share_of(steps, context.plan.method, context.launch)
     total = sum(step.bytes_read for step in steps)
     records = _resumed(steps, context)
     done = sum(step.bytes_read for step in steps if step.name in records)
@@ -216,11 +210,13 @@ def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[
 
 
 def _resumed(steps: Sequence[Step], context: Context) -> dict[str, Any]:
-    records = {}
-    for step in steps:
-        entry = context.sink.finished.get(step.name)
-        if entry is not None:
-            record = TensorRecord.from_json(entry["record"])
-            if TensorTask(step, context).still_written(record.digest):
-                records[step.name] = record
+    """Return the records of tensors that an interrupted run left whole, with all that shared their reduction."""
+    records: dict[str, Any] = {}
+    for group in together(steps, context.plan.method):
+        entries = {step.name: context.sink.finished.get(step.name) for step in group}
+        own = {name: TensorRecord.from_json(entry["record"]) for name, entry in entries.items() if entry is not None}
+        if len(own) == len(group) and all(
+            TensorTask(step, context).still_written(own[step.name].digest) for step in group
+        ):
+            records |= own
     return records

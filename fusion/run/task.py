@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import Any, final
@@ -22,6 +22,7 @@ from ..arithmetic.tile import RawTile, root_curvature
 from ..arithmetic.two_sided import score_curvature
 from ..checkpoint import Source, TensorInfo
 from ..checkpoint.bytes_of import as_bytes
+from ..checkpoint.output.launch import Launch
 from ..checkpoint.output.sink import Sink
 from ..checkpoint.safetensors_file import MIN_RELEASED
 from ..dtypes import DTYPES
@@ -51,6 +52,7 @@ class Context:
     Attributes:
         curvature: By output name, what was measured of the tensor in each model, the base first.
         whole_bytes: What tensors that are worked on whole may take together.
+        launch: This process among those that share the work.
     """
 
     plan: Plan
@@ -62,6 +64,7 @@ class Context:
     keep_nonfinite: bool
     protector: Protector | None = None
     whole_bytes: int = LET_IN_BYTES
+    launch: Launch = field(default_factory=Launch)
 
 
 def _is_nonfinite(array: np.ndarray) -> np.ndarray:
@@ -95,6 +98,7 @@ class TensorTask:
             name=step.name,
             shape=_fused_shape(step, self._inputs[0][1].shape if self._inputs else step.shape),
             curvatures=self._curvatures(),
+            depth=context.plan.depth_of(step.name),
         )
         protector = context.protector
         self.seen = protector.seen(self.group) if protector is not None else self.group  # what the method is told

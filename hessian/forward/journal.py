@@ -19,7 +19,7 @@ from torch import Tensor
 from ...fusion.checkpoint.output.checked import DamagedError, digest_of, read_checked, write_checked
 from ...fusion.checkpoint.output.disk import sync, sync_all
 from ...fusion.checkpoint.output.lines import line_of, read_lines
-from ...fusion.checkpoint.output.workspace import MARK, STATE, Workspace, told
+from ...fusion.checkpoint.output.workspace import MARK, PROCESSES, STATE, Workspace, told
 from ..measure.statistics import ParameterStatistics
 from ..store.gram_store import GramStore, LostError
 from .tape import Event, Handle, Tape
@@ -132,7 +132,7 @@ class Journal:
         os.replace(beside, self.folder / STATE)
         sync(self.folder)
         for file in self.folder.iterdir():
-            if file.name not in used | {STATE, GRAMS, MARK}:
+            if file.name not in used | {STATE, GRAMS, MARK, PROCESSES}:
                 file.unlink()
 
     def _write_statistics(self, name: str, statistics: Mapping[str, ParameterStatistics]) -> str:

@@ -2,7 +2,7 @@
 
 Rows are gathered until there are about as many as columns, so that a product of (rows, width) matrices is what takes
 the time and not the writing of a (width, width) result for each few rows. Products are in the inputs' own precision,
-float32 at least; their sum is float64.
+float32 at least; their sum is float64. Only the lower half is computed: the other is the same.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .moments import wide
+from ...fusion.device import float64_device
 
 MIN_ROWS = 512
+STRIP = 256  # rows of the result that are computed at once: up to the diagonal, and to the end of its block
 
 
 def own_rows(rows: Tensor, weights: Tensor | None) -> Tensor:
@@ -29,19 +30,21 @@ class LastProduct:
     """The product that was made last: tensors that see the same inputs, as q, k and v do, share it."""
 
     pieces: tuple[Tensor, ...] = ()
-    product: Tensor | None = None
+    strips: tuple[Tensor, ...] = ()
 
-    def of(self, pieces: Sequence[Tensor]) -> Tensor:
-        """Return Σ x·xᵀ over the rows of all pieces, float64."""
+    def of(self, pieces: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return Σ x·xᵀ over the rows of all pieces: its lower half, as strips of `STRIP` rows."""
         same = len(pieces) == len(self.pieces) and all(a is b for a, b in zip(pieces, self.pieces, strict=True))
-        if self.product is None or not same:
+        if not self.strips or not same:
             rows = torch.cat(list(pieces)) if len(pieces) > 1 else pieces[0]
-            self.pieces, self.product = tuple(pieces), wide(rows.T @ rows)
-        return self.product
+            starts = range(0, rows.shape[1], STRIP)
+            self.strips = tuple(rows[:, k : k + STRIP].T @ rows[:, : k + STRIP] for k in starts)
+            self.pieces = tuple(pieces)
+        return self.strips
 
     def forget(self) -> None:
         """Let go of it."""
-        self.pieces, self.product = (), None
+        self.pieces, self.strips = (), ()
 
 
 @dataclass(eq=False)
@@ -67,15 +70,24 @@ class GramSum:
             self._flush()
 
     def _flush(self) -> None:
-        if self._waiting:
-            product = self.last.of(self._waiting)
-            self._total = product.clone() if self._total is None else self._total.add_(product)
-            self._waiting, self._rows = [], 0
+        if not self._waiting:
+            return
+        strips = self.last.of(self._waiting)
+        if self._total is None:
+            device = float64_device(strips[0].device)
+            self._total = torch.zeros(self.width, self.width, dtype=torch.float64, device=device)
+        for start, strip in zip(range(0, self.width, STRIP), strips, strict=True):
+            self._total[start : start + STRIP, : strip.shape[1]].add_(strip.to(self._total.device))
+        self._waiting, self._rows = [], 0
 
     def total(self) -> Tensor:
         """Return the sum, (width, width), float64."""
         self._flush()
-        return torch.zeros(self.width, self.width, dtype=torch.float64) if self._total is None else self._total
+        if self._total is None:
+            return torch.zeros(self.width, self.width, dtype=torch.float64)
+        for start in range(STRIP, self.width, STRIP):
+            self._total[:start, start : start + STRIP] = self._total[start : start + STRIP, :start].T
+        return self._total
 
     def start_from(self, total: Tensor) -> None:
         """Take up the sum of an earlier run."""

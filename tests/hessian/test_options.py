@@ -254,7 +254,21 @@ def test_another_class_can_be_asked_for(tmp_path: Path) -> None:
         calibrate(folder, data=data, auto_class="AutoModelForNothing")
 
 
-@pytest.mark.parametrize("option", ["samples", "max_length", "batch_size"])
+def test_short_samples_fill_batches_of_so_many_tokens_and_change_no_statistic(tmp_path: Path) -> None:
+    folder, data = zoo.settle(zoo.TEXT["llama"], tmp_path, num_rows=7)
+    with Session(folder, CalibrationOptions(data=data, batch_tokens=20)) as session:
+        batches = session._batches()
+        longest = max(sample.length for sample in session.samples)
+    assert 1 < len(batches) < 7
+    assert all(batch.num_samples == 1 or batch.masks[0].shape[0] * longest <= 40 for batch in batches)
+    alone, together = calibrate(folder, data=data), calibrate(folder, data=data, batch_tokens=20)
+    for name in alone:
+        assert alone[name].num_tokens == together[name].num_tokens
+        for ours, theirs in zip(alone[name].terms, together[name].terms, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("option", ["samples", "max_length", "batch_size", "batch_tokens"])
 def test_counts_below_one_are_refused(option: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"`{option}` must be at least 1, got 0"):
         calibrate(tmp_path, **{option: 0})

@@ -54,6 +54,29 @@ def fused(found: dict[str, Path], output: Path, protect: Any, **given: Any) -> b
     return b"".join(file.read_bytes() for file in sorted(output.glob("*.safetensors")))
 
 
+def test_completions_alone_count_of_the_target_and_all_tokens_of_what_protects(
+    found: dict[str, Path], tmp_path: Path
+) -> None:
+    def labelled(side: str) -> Path:
+        rows = [json.loads(line) for line in found[side].read_text().splitlines()]
+        for row in rows:
+            half = len(row["input_ids"]) // 2
+            row["labels"] = [-100] * half + row["input_ids"][half:]
+        (tmp_path / side).write_text("\n".join(map(json.dumps, rows)))
+        return (tmp_path / side).rename(tmp_path / f"{side}.jsonl")
+
+    target, general = labelled("target"), labelled("one")
+    measured = tmp_path / "answers.safetensors"
+    sculpt.calibrate(found["tuned"], data=target, output=measured, full=["*"], count="completion")
+    expected = fused(found, tmp_path / "files", found["one measured"], data=None, hessian=measured)
+    given = Calibration(data=target, protect=general, count="completion")
+    settings = sculpt.Settings(protection=sculpt.Protection())
+    sculpt.fuse(
+        found["base"], found["tuned"], output=tmp_path / "out", method=PLAIN, calibration=given, settings=settings
+    )
+    assert b"".join(file.read_bytes() for file in sorted((tmp_path / "out").glob("*.safetensors"))) == expected
+
+
 def test_sides_are_weighted_means_of_their_own_tokens(found: dict[str, Path], tmp_path: Path, tensors_of: Read) -> None:
     fused(found, tmp_path / "out", [found["one"], GeneralSide(source=found["two"], weight=3)])
 

@@ -15,17 +15,20 @@ from sculpt.hessian.options import CalibrationOptions
 
 from . import zoo  # noqa: TID251
 
-Device = Callable[[], AbstractContextManager[str]]
+Device = Callable[..., AbstractContextManager[str]]
 
 
-@pytest.mark.parametrize(("kind", "batch_size"), [("llama", 1), ("mamba", 1), ("llava", 3)])
+@pytest.mark.parametrize(
+    ("kind", "batch_size", "has_float64"),
+    [("llama", 1, False), ("mamba", 1, False), ("llava", 3, False), ("llama", 3, True)],
+)
 def test_statistics_are_those_of_the_cpu(
-    kind: str, batch_size: int, device_without_float64: Device, tmp_path: Path
+    kind: str, batch_size: int, has_float64: bool, device_without_float64: Device, tmp_path: Path
 ) -> None:
     folder, data = zoo.settle(zoo.ALL[kind], tmp_path)
     options = CalibrationOptions(data=data, batch_size=batch_size, dtype="float32", full=("*",))
     wanted = calibrate(folder, options, output=tmp_path / "cpu.safetensors", device="cpu")
-    with device_without_float64() as device:
+    with device_without_float64(but_has_it=has_float64) as device:
         found = calibrate(folder, options, output=tmp_path / "device.safetensors", device=device)
     assert list(found) == list(wanted)
     for name in wanted:

@@ -166,8 +166,8 @@ class AdapterSource(Source):
         """Return whether two patches train the same tokens to the same values, or none."""
         if first.rows is None or second.rows is None:
             return first.rows is second.rows
-        own = (self.read_own(rows[0]) for rows in (first.rows, second.rows))
-        return first.rows[1] == second.rows[1] and np.array_equal(*own)
+        own, other = (self.read_own(rows[0]) for rows in (first.rows, second.rows))
+        return first.rows[1] == second.rows[1] and np.array_equal(own, other)
 
     def _refuse_uneven_vocabulary(self) -> None:
         """Refuse an adapter that makes one of two vocabulary matrices longer: the other's rows are not in it."""

@@ -17,14 +17,19 @@ import numpy as np
 import xxhash
 
 from ...errors import OutputError, os_error
+from .allowance import Allowance
 from .buffers import Buffer, Buffers
 from .guard import CHECKPOINT
+from .launch import Launch
 from .layout import Layout, Shard
-from .lines import Lines, read_lines
-from .output_file import SEGMENT, OutputFile
+from .lines import LineFile, read_lines
+from .output_file import HELD_BYTES, SEGMENT, OutputFile, digests_of
+from .pieces import Pieces, write_pieces
+from .processes import Processes
 from .sink import Sink
-from .workspace import JOURNAL, Workspace, told
+from .workspace import JOURNAL, Workspace, beside, is_interrupt, payload_of, told
 
+OTHER_JOURNALS = "journal-*.jsonl"  # of processes but the first
 SYNC_BYTES = 1 << 28  # of a file are written before the disk is asked to keep up
 
 
@@ -40,6 +45,7 @@ class FolderSink(Sink):
         made_by: The command, for `status`.
         new_digest: Makes the hash object for `digest`.
         buffers: How many tiles may be computed, or computed and not yet on the disk.
+        processes: That write this checkpoint together, each its own tensors; all call `digests` and `commit`.
     """
 
     def __init__(
@@ -52,6 +58,8 @@ class FolderSink(Sink):
         overwrite: bool = False,
         new_digest: Callable[[], Any] = xxhash.xxh3_128,
         buffers: int = 8,
+        held_bytes: int = HELD_BYTES,
+        processes: Processes | None = None,
     ) -> None:
         self.output = output
         self._made_by = made_by
@@ -62,16 +70,26 @@ class FolderSink(Sink):
         self._files: dict[str, OutputFile] = {}
         self._synced: dict[str, int] = {}
         self._buffers = Buffers(buffers)
+        self._held = Allowance(held_bytes)
         # One thread waits for the disk while the other copies into the page cache; more only take cores from methods.
         self._writing = ThreadPoolExecutor(2)
         self._failure: OutputError | None = None
         self._lock = threading.Lock()
-        self._journal: Lines | None = None
+        self._journal: LineFile | None = None
+        self._processes = processes or Processes(Launch())
+        self._pieces: Pieces | None = None
+        self._workspace: Workspace | None = None
 
     def __enter__(self) -> FolderSink:
-        self._workspace = Workspace(self.output, made_by=self._made_by)
         try:
-            with told(self._workspace.folder):
+            if self._processes.is_first:
+                self._workspace = Workspace(self.output, made_by=self._made_by)
+                self._folder = self._workspace.folder
+                self._processes.lead(self._folder)
+            else:
+                self._folder = self._processes.follow(beside(self.output))
+            self._payload = payload_of(self._folder, self.output)
+            with told(self._folder):
                 self._open()
         except BaseException as error:
             self._leave(error)
@@ -79,44 +97,77 @@ class FolderSink(Sink):
         return self
 
     def _open(self) -> None:
-        journal = self._workspace.folder / JOURNAL
         first = {"fingerprint": self._fingerprint, "of": len(self._layout.tensors), "unit": "tensors"}
-        entries = read_lines(journal)
-        if entries[:1] != [first]:  # another run's files, or none whose journal can be believed
-            self._workspace.empty()
-            entries = []
-        self._workspace.begun = True
+        entries: list[dict[str, Any]] = []
+        if self._workspace is not None:
+            entries = self._taken_over(first, self._workspace)
+            self._payload.mkdir(exist_ok=True)
+        if self._processes.gather("begun", self._fingerprint)[0] != self._fingerprint:
+            raise OutputError(f"process {self._processes.rank} has another output to make than the first")
+        if self._workspace is None:
+            entries = read_lines(self._folder / JOURNAL)
+            self._journal = LineFile(self._journal_of(self._processes.rank), [])
+            self._journal.append(first)
         self.finished = {entry["name"]: entry for entry in entries[1:]}
-        self._workspace.payload.mkdir(exist_ok=True)
+        if self._processes.are_several:
+            self._pieces = Pieces(self._pieces_of(self._processes.rank))
         for shard in self._layout.shards:
             self._create(shard)
-        self._journal = Lines(journal, entries)
+
+    def _taken_over(self, first: dict[str, Any], workspace: Workspace) -> list[dict[str, Any]]:
+        """Return what an interrupted run noted, by all of its processes, in the journal of this one."""
+        journal = self._folder / JOURNAL
+        entries = read_lines(journal)
+        if entries[:1] != [first]:  # another run's files, or none whose journal can be believed
+            workspace.empty()
+            entries = []
+        workspace.begun = True
+        self._journal = LineFile(journal, entries)
         if not entries:
             self._journal.append(first)
+            entries = [first]
+        for other in sorted(self._folder.glob(OTHER_JOURNALS)):
+            own = read_lines(other)
+            for entry in own[1:] if own[:1] == [first] else []:
+                self._journal.append(entry)
+                entries.append(entry)
+            other.unlink()
+        return entries
+
+    def _journal_of(self, rank: int) -> Path:
+        return self._folder / (OTHER_JOURNALS.replace("*", str(rank)) if rank else JOURNAL)
+
+    def _pieces_of(self, rank: int) -> Path:
+        return self._folder / f"pieces-{rank}.bin"
 
     def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         self._leave(error)
 
     def _leave(self, error: BaseException | None) -> None:
         """Close, and let the workspace go; where it is kept, with all that waits in memory on the disk."""
-        interrupted = error is not None and not isinstance(error, Exception)
+        interrupted = is_interrupt(error)
         try:
             self._writing.shutdown(cancel_futures=not interrupted)
             with suppress(OSError):  # what is missing on the disk is made again: every tensor has its digest
                 self._close(flush=interrupted)
         finally:
-            self._workspace.__exit__(None, error, None)
+            self._processes.leave(error, kept=interrupted)
+            if self._workspace is not None:
+                self._workspace.__exit__(None, error, None)
 
     def _create(self, shard: Shard) -> None:
         output = OutputFile(
-            self._workspace.payload / shard.file_name,
+            self._payload / shard.file_name,
             shard.nbytes,
             self._new_digest,
             parts=shard.offsets,
             resumed=bool(self.finished),
+            pieces=self._pieces,
+            held=self._held,
         )
         self._files[shard.file_name] = output
-        output.write(0, np.frombuffer(shard.header, np.uint8))
+        if self._processes.is_first:
+            output.write(0, np.frombuffer(shard.header, np.uint8))
 
     def _close(self, *, flush: bool = False) -> None:
         files, self._files = list(self._files.values()), {}
@@ -129,6 +180,8 @@ class FolderSink(Sink):
                 file.close()
         if journal is not None:
             journal.close()
+        if self._pieces is not None:
+            self._pieces.close()
 
     @contextmanager
     def room(self, name: str, start: int, stop: int, dtype: np.dtype) -> Iterator[np.ndarray]:
@@ -187,28 +240,63 @@ class FolderSink(Sink):
         return self._files[shard.file_name].read(shard.offsets[name] + first_byte, nbytes)
 
     def finish(self, name: str, entry: Mapping[str, Any]) -> None:
-        """Note in the journal that a tensor is whole; `entry` is given back by `finished` on resuming."""
+        """Note in the journal that a tensor is whole; `entry` is given back by `finished` on resuming.
+
+        Raises:
+            OutputError: Another process failed.
+        """
         assert self._journal is not None
-        with told(self._workspace.folder / JOURNAL):
+        with told(self._folder / JOURNAL):
             self._journal.append({"name": name, **entry})
+        self._processes.check()
 
-    def digest(self, file_name: str) -> str:
-        """Return the hexadecimal digest of a shard that is whole."""
+    def digests(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Return the hexadecimal digest of each file, and `xxh3-128:hex` of each tensor's bytes; all are written."""
         self._drain()
-        file = self._files[file_name]
-        try:
-            return file.digest()
-        except OSError as error:
-            raise os_error(error, file.file) from error
+        found: dict[str, tuple[str, Mapping[str, str]]] = {}
+        if self._processes.are_several:
+            with told(self._payload):
+                found = self._digests_together()
+        for name, file in [] if found else self._files.items():
+            try:
+                found[name] = file.digest(), file.part_digests()
+            except OSError as error:
+                raise os_error(error, file.file) from error
+        tensors = {name: digest for _, parts in found.values() for name, digest in parts.items()}
+        return {name: own for name, (own, _) in found.items()}, tensors
 
-    def tensor_digests(self) -> dict[str, str]:
-        """Return `xxh3-128:hex` of each tensor's bytes, once `digest` was asked for of every shard."""
-        return {name: digest for file in self._files.values() for name, digest in file.part_digests().items()}
+    def _digests_together(self) -> dict[str, tuple[str, Mapping[str, str]]]:
+        """Put the pieces of all processes where they belong, then have each hash its share of the files."""
+        processes = self._processes
+        for file in self._files.values():
+            file.flush()
+            file.sync()
+        assert self._journal is not None
+        self._journal.sync()
+        self._close()
+        processes.gather("written")
+        if processes.is_first:
+            for rank in range(processes.count):
+                write_pieces(self._pieces_of(rank), self._payload)
+        processes.gather("joined")
+        own = {
+            shard.file_name: digests_of(self._payload / shard.file_name, shard.nbytes, self._new_digest, shard.offsets)
+            for shard in self._layout.shards[processes.rank :: processes.count]
+        }
+        return {name: tuple(one) for part in processes.gather("digests", own) for name, one in part.items()}
+
+    def noted(self) -> dict[str, Mapping[str, Any]]:
+        """Return what `finish` was told of each tensor, by all processes, once `digests` was asked for."""
+        journals = [self._journal_of(rank) for rank in range(self._processes.count)]
+        return {entry["name"]: entry for journal in journals for entry in read_lines(journal)[1:]}
 
     def commit(self, add_files: Callable[[Path], None]) -> None:
-        """Let `add_files` write the other files into the folder, whose weights are whole; then give it its name."""
-        folder = self._workspace.payload
-        with told(self._workspace.folder):
+        """Have the first process write the other files beside the weights, which are whole, then name the folder."""
+        if self._workspace is None:
+            self._processes.wait_for_first("done")
+            return
+        folder = self._payload
+        with told(self._folder):
             index = self._layout.index()
             if index is not None:
                 (folder / self._layout.index_name).write_bytes(index)
@@ -218,3 +306,4 @@ class FolderSink(Sink):
             add_files(folder)
             self._close()
         self._workspace.publish(CHECKPOINT.may_replace if self._overwrite else None)
+        self._processes.say("done")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +34,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 @final
-class Lines:
+class LineFile:
     """A journal that is being written; any thread may append.
 
     Args:
@@ -52,6 +53,10 @@ class Lines:
         with self._lock:
             self._stream.write(line)
             self._stream.flush()
+
+    def sync(self) -> None:
+        """Bring all entries to the disk."""
+        os.fsync(self._stream.fileno())
 
     def close(self) -> None:
         """Close the file."""

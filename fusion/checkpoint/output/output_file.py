@@ -18,11 +18,14 @@ from typing import Any, final
 import numpy as np
 import xxhash
 
+from .allowance import Allowance
 from .disk import reserve
+from .pieces import Pieces
 
 PAGE = 4096  # a multiple of every disk's block
 SEGMENT = 1 << 18
 MIN_DIRECT_BYTES = 1 << 24  # smaller files go through the page cache
+HELD_BYTES = 1 << 24
 MAX_WAITING = 256  # segments; the oldest of more is written as it is
 
 
@@ -64,6 +67,8 @@ class OutputFile:
         new_digest: Makes a hash object; one is fed in file order while the bytes are at hand.
         parts: First byte of what is hashed on its own as well, by name, in file order.
         resumed: Whether pieces were written by an earlier run: the digests are then taken from the file.
+        pieces: Where parts of segments go that other processes have the rest of; None where there are no others.
+        held: What may be held in memory until it can be hashed in order; the rest is read from the file at the end.
     """
 
     def __init__(
@@ -74,6 +79,8 @@ class OutputFile:
         *,
         parts: Mapping[str, int] = MappingProxyType({}),
         resumed: bool = False,
+        pieces: Pieces | None = None,
+        held: Allowance | None = None,
     ) -> None:
         self.file = file
         self.nbytes = nbytes
@@ -82,7 +89,9 @@ class OutputFile:
         self._waiting: dict[int, _Segment] = {}
         self._spare: list[np.ndarray] = []  # memory of segments that have been written
         self._pieced: set[int] = set()  # segments that are written by pieces, through the page cache
-        self._hashed = _InOrder(new_digest, parts, nbytes, broken=resumed)
+        self._pieces = pieces
+        allowance = held or Allowance(HELD_BYTES)
+        self._hashed = _InOrder(new_digest, parts, nbytes, allowance, broken=resumed or pieces is not None)
         cloexec = getattr(os, "O_CLOEXEC", 0)
         self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | cloexec, 0o644)
         try:
@@ -103,7 +112,7 @@ class OutputFile:
         flat = data.reshape(-1).view(np.uint8)
         end = position + flat.size
         self._hashed.take(position, flat)  # before the disk can hold one up and with it those that follow
-        if self._use_direct:
+        if self._use_direct or self._pieces is not None:
             first = min(end, -(-position // SEGMENT) * SEGMENT)
             last = max(first, end // SEGMENT * SEGMENT)
             self._stage(position, flat[: first - position])
@@ -143,7 +152,7 @@ class OutputFile:
         size = min(SEGMENT, self.nbytes - number * SEGMENT)
         with self._lock:
             if number in self._pieced:
-                _pwrite(self._descriptor, data, position)
+                self._put(position, data)
                 return
             segment = self._waiting.get(number)
             if segment is None:
@@ -166,7 +175,13 @@ class OutputFile:
         segment = self._waiting.pop(number)
         self._pieced.add(number)
         for start, stop in segment.pieces.items():
-            _pwrite(self._descriptor, segment.bytes[start:stop], number * SEGMENT + start)
+            self._put(number * SEGMENT + start, segment.bytes[start:stop])
+
+    def _put(self, position: int, data: np.ndarray) -> None:
+        if self._pieces is None:
+            _pwrite(self._descriptor, data, position)
+        else:
+            self._pieces.put(self.file.name, position, data)
 
     def flush(self) -> None:
         """Write what waits in memory."""
@@ -193,9 +208,22 @@ class OutputFile:
 
     def close(self) -> None:
         """Close; what waits in memory is lost."""
+        self._hashed.drop()
         for descriptor in (self._descriptor, self._direct):
             if descriptor is not None:
                 os.close(descriptor)
+
+
+def digests_of(
+    file: Path, nbytes: int, new_digest: Callable[[], Any], parts: Mapping[str, int]
+) -> tuple[str, Mapping[str, str]]:
+    """Return the hexadecimal digest of a file that is whole, and `xxh3-128:hex` of its parts."""
+    hashed = _InOrder(new_digest, parts, nbytes, Allowance(0), broken=True)
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        return hashed.finish(descriptor), hashed.parts
+    finally:
+        os.close(descriptor)
 
 
 @final
@@ -204,16 +232,24 @@ class _InOrder:
 
     Args:
         parts: First byte of each part, in file order; it ends where the next begins.
+        allowance: What may be held of bytes that are not next.
         broken: Whether bytes are missing from what will come.
 
     Attributes:
         parts: Digests of the parts that have been hashed whole.
     """
 
-    HELD_BYTES = 1 << 26
     PIECE = 1 << 22
 
-    def __init__(self, new_digest: Callable[[], Any], parts: Mapping[str, int], nbytes: int, *, broken: bool) -> None:
+    def __init__(
+        self,
+        new_digest: Callable[[], Any],
+        parts: Mapping[str, int],
+        nbytes: int,
+        allowance: Allowance,
+        *,
+        broken: bool,
+    ) -> None:
         self._new_digest = new_digest
         self._lock = threading.Lock()
         self._nbytes = nbytes
@@ -221,7 +257,8 @@ class _InOrder:
         self._first = min(parts.values(), default=nbytes)  # what comes before is the header
         self._start()
         self._held: dict[int, np.ndarray] = {}
-        self._room = self.HELD_BYTES
+        self._allowance = allowance
+        self._gap = nbytes  # first byte that could not be held: from there on the file is read
         self._broken = broken
 
     def _start(self) -> None:
@@ -235,15 +272,18 @@ class _InOrder:
         with self._lock:
             if self._broken or position < self._next or position in self._held:  # bytes are written a second time
                 self._broken = True
+                self._drop()
             elif position > self._next:
-                if data.size <= self._room:
+                if position < self._gap and self._allowance.take(data.size):
                     self._held[position] = data.copy()
-                    self._room -= data.size
+                else:
+                    self._gap = min(self._gap, position)
+                    self._drop(self._gap)
             else:
                 self._feed(data)
                 while self._next in self._held:
                     held = self._held.pop(self._next)
-                    self._room += held.size
+                    self._allowance.give(held.size)
                     self._feed(held)
 
     def _feed(self, data: Any) -> None:  # bytes, or an array of them
@@ -261,12 +301,21 @@ class _InOrder:
             self.parts[name] = f"xxh3-128:{self._part.hexdigest()}"
             self._part = xxhash.xxh3_128()
 
+    def _drop(self, first: int = 0) -> None:
+        for position in [position for position in self._held if position >= first]:
+            self._allowance.give(self._held.pop(position).size)
+
+    def drop(self) -> None:
+        """Let go of what is held."""
+        with self._lock:
+            self._drop()
+
     def finish(self, descriptor: int) -> str:
         """Return the digest; bytes that were not hashed are read from the file."""
         with self._lock:
             if self._broken:
                 self._start()
-            self._held.clear()
+            self._drop()
             while self._next < self._nbytes:
                 piece = os.pread(descriptor, min(self.PIECE, self._nbytes - self._next), self._next)
                 if not piece:

@@ -38,7 +38,7 @@ def _is_running(pid: int) -> bool:
         return False
     except (OSError, OverflowError):
         return True
-    return True
+    return _stat(pid)[:1] not in (["Z"], ["X"])  # it has ended, and whoever started it has not asked how
 
 
 def _boot() -> str | None:
@@ -57,7 +57,12 @@ def _space() -> str | None:
 
 def _started(pid: int) -> str | None:
     """Return when a process began, in the system's own count; None where that is not told."""
+    return next(iter(_stat(pid)[19:]), None)
+
+
+def _stat(pid: int) -> list[str]:
+    """Return what Linux says of a process, from its state on; nothing elsewhere."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []

@@ -7,6 +7,7 @@
     out.partial/journal.jsonl            of a fuse or a sweep: what is done, a line each
     out.partial/state.json               of a calibration: the last unit that is done, with digests of files beside it
     out.partial/checkpoints              of a training
+    out.partial/processes                where several processes that make one output meet
 
 What is there when a run is killed is put right by the next one: if `out` is what `committing` says, nothing is left to
 do but to remove the folder; if there is no `out`, the former one gets its name back.
@@ -19,14 +20,15 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, final
 
-from ...errors import OutputError, SculptError, os_error
+from ...errors import LostProcessError, OutputError, SculptError, os_error
 from . import disk
+from .launch import launched
 from .owner import is_gone, this_process
 
 try:
@@ -44,6 +46,7 @@ SUFFIX = ".partial"
 JOURNAL = "journal.jsonl"
 STATE = "state.json"
 CHECKPOINTS = "checkpoints"
+PROCESSES = "processes"
 MOST_TRIES = 64  # to lock a folder that others make and remove
 
 
@@ -55,6 +58,11 @@ def beside(output: Path, suffix: str = SUFFIX) -> Path:
     """Return where an output is put together."""
     whole = Path(os.path.abspath(output))
     return whole.with_name(whole.name + suffix)
+
+
+def payload_of(folder: Path, output: Path) -> Path:
+    """Return what is to become an output, in its workspace."""
+    return folder / f"output{output.suffix}"
 
 
 def lock(folder: Path) -> int | None:
@@ -138,7 +146,7 @@ class Workspace:
                 self._take_own_folder()
             try:
                 self._mark()
-                self.payload = self.folder / f"output{self.output.suffix}"
+                self.payload = payload_of(self.folder, self.output)
                 self._repair()
             except BaseException:
                 self.close(keep=True)
@@ -214,15 +222,15 @@ class Workspace:
         committing.unlink(missing_ok=True)
 
     def empty(self) -> None:
-        """Remove what is in the folder, but for its mark; what comes there now is this run's."""
+        """Remove what is in the folder, but for its mark and its processes; what comes there now is this run's."""
         self.begun = True
         with told(self.folder):
-            self._empty()
+            self._empty({MARK, PROCESSES})
 
-    def _empty(self) -> None:
+    def _empty(self, spared: Collection[str]) -> None:
         # Last what says that the output is in its place: without it, the rest would look like a run to go on from.
         for path in sorted(self.folder.iterdir(), key=lambda path: path.name == COMMITTING):
-            if path.name != MARK:
+            if path.name not in spared:
                 _remove(path)
 
     def publish(self, may_replace: Callable[[Path], bool] | None = None) -> None:
@@ -280,12 +288,12 @@ class Workspace:
                 self._descriptor = None
 
     def _holds_something(self) -> bool:
-        return any(path.name not in (MARK, NEW_MARK) for path in self.folder.iterdir())
+        return any(path.name not in (MARK, NEW_MARK, PROCESSES) for path in self.folder.iterdir())
 
     def _vanish(self) -> None:
         if os.path.lexists(self.folder / REPLACED) and not os.path.lexists(self.output):
             return  # the former output could not be put back: the next run does it
-        self._empty()
+        self._empty({MARK})
         (self.folder / MARK).unlink(missing_ok=True)  # the last to go: without it the rest would be nobody's
         self.folder.rmdir()
         if not self.published:
@@ -299,9 +307,13 @@ class Workspace:
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        interrupted = not isinstance(error, Exception)
         resumable = self.resumable and is_of_the_machine(error)
-        self.close(keep=error is not None and (interrupted or resumable or not self.begun))
+        self.close(keep=error is not None and (is_interrupt(error) or resumable or not self.begun))
+
+
+def is_interrupt(error: BaseException | None) -> bool:
+    """Return whether a run was stopped from outside, so that the same command is to go on from what it left."""
+    return error is not None and (isinstance(error, LostProcessError) or not isinstance(error, Exception))
 
 
 def is_of_the_machine(error: BaseException | None) -> bool:
@@ -365,6 +377,8 @@ def write_file(
 def repair(output: Path) -> None:
     """Put right what a killed run left of an output, unless another run is at it."""
     folder = beside(output)
+    if not launched().is_first:  # the first of several processes does
+        return
     if folder.is_symlink() or not folder.is_dir() or not is_marked(folder):
         return
     with suppress(OutputError):

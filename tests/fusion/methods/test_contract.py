@@ -20,8 +20,10 @@ from sculpt.fusion.methods import (
     Della,
     DellaLinear,
     Fisher,
+    IsoC,
     Karcher,
     Linear,
+    Lines,
     Magnitude,
     Method,
     ModelStock,
@@ -36,6 +38,8 @@ from sculpt.fusion.methods import (
     Tailor,
     TaskArithmetic,
     Ties,
+    TsvM,
+    Wudi,
 )
 from sculpt.fusion.run.backend import Backend, TorchBackend
 
@@ -66,8 +70,10 @@ CASES: list[tuple[Method, int, Method | None]] = [
     (DellaLinear(density=0.4, epsilon=0.3), 1, DellaLinear(scale=0)),
     (DellaLinear(density=(0.4, 0.6), rescale="none", weights=(1, 2)), 2, DellaLinear(weights=0)),
     (Fisher(weights=(1, 2)), 2, None),
+    (IsoC(scale=0.7), 2, IsoC(scale=0)),
     (Karcher(), 2, Karcher(weights=(1, 0, 0))),
     (Linear(weights=(3, 1, 1)), 2, Linear(weights=(1, 0, 0))),
+    (Lines(alpha=0.3, beta=0.6, weights=(1, 0.5)), 2, Lines(alpha=0, beta=0)),
     (Magnitude(density=0.2), 1, Magnitude(density=0)),
     (Magnitude(density=(0.2, 0.9), weights=(1, -0.5), rescale="l1"), 2, Magnitude(scale=0)),
     (ModelStock(), 3, None),
@@ -91,6 +97,9 @@ CASES: list[tuple[Method, int, Method | None]] = [
     (Ties(density=0.3), 3, Ties(scale=0)),
     (Ties(density=(0.4, 0.2), weights=(1, 0.5), election="unweighted", scale=0.7), 2, Ties(weights=0)),
     (Ties(density=0.3), 1, Ties(density=0)),
+    (TsvM(scale=0.7), 3, TsvM(scale=0)),
+    (Wudi(scale=0.7), 2, Wudi(scale=0)),
+    (Wudi(normalize=False), 3, None),
 ]
 CASES += [
     (method(), max(2, method.min_models) if method.max_models is None else method.min_models, None)

@@ -25,6 +25,7 @@ from sculpt.fusion.run.backend import (
     KernelBackend,
     NumpyBackend,
     TorchBackend,
+    _device_kernels,
     pick_backend,
 )
 from sculpt.fusion.run.fuse import execute, prepare
@@ -108,6 +109,19 @@ def test_cuda_computes_the_same_bits(pair: tuple[Path, Path], tmp_path: Path, me
     backends = NumpyBackend(), TorchBackend("cuda", tile_elements=1 << 16)
     found = {fused_bytes(pair, tmp_path / str(k), method, backend) for k, backend in enumerate(backends)}
     assert len(found) == 1
+
+
+def test_without_a_c_compiler_torch_computes_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert _device_kernels("cuda") is None
+    assert "C compiler" in caplog.text
+    monkeypatch.setenv("CC", "cc")
+    assert _device_kernels("cuda") is not None
+    assert _device_kernels("mps") is None
 
 
 def test_torch_computes_tiles_of_several_threads_apart() -> None:

@@ -18,6 +18,8 @@ from sculpt.fusion.run.fuse import prepare
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 SHAPE = (1500, 1500)
+TALL = (6000, 300)  # whose singular vectors are found quickly
+BY_SINGULAR_VECTORS = ("tsv-m", "iso-c")
 # Methods that look at more than a row at a time are here in the form that does; a protection stands before one.
 CASES: dict[str, tuple[str, int, dict[str, object], dict[str, object] | None]] = {
     **{
@@ -40,20 +42,28 @@ CASES: dict[str, tuple[str, int, dict[str, object], dict[str, object] | None]] =
 
 @pytest.fixture(scope="module", name="folder")
 def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of a base and three fine-tunes, each with four matrices."""
-    folder = tmp_path_factory.mktemp("memory")
-    base = {f"layers.{k}.weight": np.random.default_rng(k).standard_normal(SHAPE).astype("f4") for k in range(4)}
+    return models_in(tmp_path_factory.mktemp("memory"), SHAPE)
+
+
+@pytest.fixture(scope="module", name="tall")
+def _tall(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models_in(tmp_path_factory.mktemp("tall"), TALL)
+
+
+def models_in(folder: Path, shape: tuple[int, int]) -> Path:
+    """Return the folder, with a base and three fine-tunes, each with four matrices."""
+    base = {f"layers.{k}.weight": np.random.default_rng(k).standard_normal(shape).astype("f4") for k in range(4)}
     for model in range(4):
         rng = np.random.default_rng(100 + model)
-        changed = {name: a + rng.standard_normal(SHAPE).astype("f4") / 100 if model else a for name, a in base.items()}
+        changed = {name: a + rng.standard_normal(shape).astype("f4") / 100 if model else a for name, a in base.items()}
         save_file(changed, folder / f"{model}.safetensors")
     return folder
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_takes_what_its_plan_says(case: str, folder: Path, tmp_path: Path) -> None:
+def test_a_run_takes_what_its_plan_says(case: str, folder: Path, tall: Path, tmp_path: Path) -> None:
     method, num_tuned, options, protection = CASES[case]
-    for file in folder.glob("*.safetensors"):
+    for file in (tall if case in BY_SINGULAR_VECTORS else folder).glob("*.safetensors"):
         (tmp_path / file.name).symlink_to(file)
     arguments = [str(tmp_path), method, str(num_tuned), json.dumps(options), json.dumps(protection)]
     done = subprocess.run(
