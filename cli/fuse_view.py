@@ -164,8 +164,12 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
     say(f"wrote {prepared.output}")
 
 
-def show_moved(moved: Mapping[str, Any]) -> None:
-    """Print how far each kind of general data moved, and warn of the one that moved most, if that is far."""
+def show_moved(moved: Mapping[str, Any], *, held_out: bool = True) -> None:
+    """Print how far each kind of data moved, and warn of the one that moved most, if that is far.
+
+    Args:
+        held_out: Whether they are kinds of the general set, but for the rows that were measured.
+    """
     if "why_not" in moved:
         say(f"note: how far the model moved from its base was not measured: {moved['why_not']}")
         return
@@ -173,16 +177,18 @@ def show_moved(moved: Mapping[str, Any]) -> None:
     rows = [[k["kind"], f"{k['divergence']:.3f}", f"{k['same']:.1%}", str(k["num_tokens"])] for k in kinds[:MAX_ROWS]]
     more = f"and {len(kinds) - MAX_ROWS} more" if len(kinds) > MAX_ROWS else None
     columns = ["data", "nats a token", "same next token", "tokens"]
-    table("how far it moved from the base, on rows that were not measured", columns, rows, note=more)
+    where = ", on general data that were not measured" if held_out else ""
+    table(f"how far it moved from the base{where}", columns, rows, note=more)
     if moved["without"]:
-        say(f"note: all rows of {', '.join(moved['without'])} were measured, so nothing is said of how far they moved")
+        why = "all of its rows were measured" if held_out else "nothing of it is to be predicted here"
+        say(f"note: of {', '.join(moved['without'])} nothing is said: {why}")
     first = kinds[0]
     mean = sum(k["divergence"] for k in kinds) / len(kinds)
     if first["divergence"] > max(FAR, 2 * mean):
         say(
             f"warning: `{first['kind']}` moved most, by {first['divergence']:.2f} nats a token where the mean is "
-            f"{mean:.2f}; {first['same']:.0%} of its next tokens are the base's. More such data, or more weight, would "
-            "hold it"
+            f"{mean:.2f}; {first['same']:.0%} of its next tokens are the base's. Protect more such data, or give "
+            "it more weight, to hold it"
         )
 
 

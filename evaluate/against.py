@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..data.encoding import Encoder
 from ..data.example import Example
 from ..data.row import Row
 from ..data.rows import Rows, chosen, open_rows
 from ..fusion.checkpoint import open_checkpoint
+from ..fusion.errors import CheckpointError
 from ..fusion.progress import Progress, silent
+from ..fusion.record.manifest import MANIFEST, Manifest
 from ..fusion.rows import OrIgnore, RowOptions
+from ..fusion.run.calibration import GENERAL
 from ..live.model import LiveModel
 from ..predict.movement import HowToRun, Movement, ToCompare, movement, movement_on
 from .scorers import right_choice
 from .suite import Harness, MultipleChoice, OnFile, Suite
 from .vqa import people_of
+
+logger = logging.getLogger(__name__)
 
 TOKENS = 2048  # of each file or task that are compared
 MAX_LENGTH = 512
@@ -40,7 +47,7 @@ def moved_from(
     """
     opened = open_checkpoint(base)
     if not data and suite is None:
-        return movement(opened, model, how, progress=progress)
+        return movement(opened, model, how, measured=_protected_on(model), progress=progress)
     sides: list[tuple[str, Rows, OnFile | None]] = [(file.name, open_rows(file), None) for file in data]
     skipped: list[str] = []
     for folder, name, task in [] if suite is None else [(suite.folder, name, task) for _, name, task in suite.tasks()]:
@@ -71,6 +78,21 @@ def moved_from(
         return found, [*(name for name, *_ in sides), *skipped]
 
     return movement_on(drawn, opened, model, how, progress=progress)
+
+
+def _protected_on(model: Path) -> list[tuple[int, Mapping[str, int]]]:
+    """Return what of the general set a model was protected on, of each draw the seed and the samples of each kind."""
+    try:
+        curvature = (Manifest.read(model).curvature or {}) if (model / MANIFEST).is_file() else {}
+    except CheckpointError as error:
+        logger.warning("rows that `%s` was protected on may be among those that are compared: %s", model, error.message)
+        return []
+    general: Any = curvature.get("general") or []
+    return [
+        (one["seed"], dict(one.get("kind_samples") or ()))
+        for one in (general if isinstance(general, list) else [general])
+        if one.get("data") == GENERAL
+    ]
 
 
 def _examples(encoder: Encoder, name: str, rows: Rows, task: OnFile | None) -> Iterator[Example]:

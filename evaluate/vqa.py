@@ -21,6 +21,7 @@ NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(NUMBERS)}}
 ARTICLES = ("a", "an", "the")
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
+RIGHT = 0.5  # from which score on an answer is right, where it is to be right or wrong
 ENOUGH = 3  # people who give an answer make it right
 
 
@@ -56,7 +57,9 @@ def vqa(task: Vqa, job: Job) -> Scored:
         advance=job.advance,
     )
     scores = [vqa_accuracy(text, own) for text, own in zip(written, people, strict=True)]
-    return Scored(score=100 * fsum(scores) / len(scores), num_rows=len(scores))
+    return Scored(
+        score=100 * fsum(scores) / len(scores), num_rows=len(scores), outcomes=tuple(score >= RIGHT for score in scores)
+    )
 
 
 def people_of(row: Row) -> list[str]:

@@ -89,7 +89,7 @@ def _compared(base: Tensor, other: Tensor) -> list[tuple[float, int]]:
     found: list[tuple[float, int]] = []
     for rows in zip(base.split(ROWS), other.split(ROWS), strict=True):
         before, after = (logits[:, :size].log_softmax(-1) for logits in rows)
-        apart = torch.where(before > -torch.inf, before.exp() * (before - after), 0).sum(-1)
+        apart = torch.where(before == -torch.inf, 0, before.exp() * (before - after)).sum(-1)
         if not bool(torch.isfinite(apart).all()):
             raise ModelError("the outputs of a model are not finite, so nothing can be said of how far they moved")
         found += zip(apart.tolist(), (before.argmax(-1) == after.argmax(-1)).int().tolist(), strict=True)
