@@ -103,7 +103,12 @@ def show_uncovered(manifest: Manifest, found: Statistics) -> None:
     for reason, group in by_reason.items():
         others = f" and {len(group) - 1} others" if len(group) > 1 else ""
         say(f"note: {instead} for `{group[0]}`{others}: {reason}")
-    between = [record for record in manifest.fused if record.measured and INTERPOLATION in (record.protected or "")]
+    # A norm is interpolated by design where the delta stands in for samples.
+    between = [
+        record
+        for record in manifest.fused
+        if record.measured and len(record.shape) > 1 and INTERPOLATION in (record.protected or "")
+    ]
     if between:
         named = [f"`{record.name}`{_of_experts(record.protected or '')}" for record in between]
         shown = ", ".join(named[:MAX_NAMED]) + (f" and {len(named) - MAX_NAMED} more" if named[MAX_NAMED:] else "")

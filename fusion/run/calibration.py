@@ -131,8 +131,7 @@ class Calibration(SampleRun):
         protect_chats: Let a base with a chat template answer the general set's questions itself, and protect it in
             these chats too.
         protect_check: Compare the fused model with its base on every kind of the general set, on rows that were not
-            measured, and say how far each moved. About as many tokens are run through both as through the base before,
-            divided by nine.
+            measured, and say how far each moved. Some 4,000 tokens then go through both.
     """
 
     hessian: Given | Sequence[Given] | None = None
