@@ -7,6 +7,7 @@ from dataclasses import asdict
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
+from ..fusion.arithmetic.two_sided import LOW_RANK
 from ..fusion.names import block_of, kind_of, natural_key
 from ..fusion.run.protector import INTERPOLATION, TARGET_ALONE
 from .console import count, gigabytes, say, table
@@ -156,6 +157,10 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
         table("realised sparsity", columns, rows, note=more)
     if manifest.moved is not None:
         show_moved(manifest.moved)
+    if any(LOW_RANK in (record.protected or "") for record in manifest.fused):
+        say(
+            "note: the deltas are of low rank, as an adapter's are: samples of the task (`--data`) say more than they do"
+        )
     elements = sum(record.num_fused for record in manifest.fused)
     target = manifest.options.get("sparsity")
     asked = f" (asked for {target:.2%})" if isinstance(target, float) else ""
