@@ -158,9 +158,7 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
     if manifest.moved is not None:
         show_moved(manifest.moved)
     if any(LOW_RANK in (record.protected or "") for record in manifest.fused):
-        say(
-            "note: the deltas are of low rank, as an adapter's are: samples of the task (`--data`) say more than they do"
-        )
+        say("note: the deltas are of low rank, as an adapter's are: samples of the task (`--data`) say more")
     elements = sum(record.num_fused for record in manifest.fused)
     target = manifest.options.get("sparsity")
     asked = f" (asked for {target:.2%})" if isinstance(target, float) else ""
