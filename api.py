@@ -198,6 +198,7 @@ def fuse(
             curvature=found.curvature,
             provenance=found.provenance,
             refuse_changed=found.refuse_changed,
+            compare=found.compare,
             overwrite=overwrite,
             progress=progress,
         )

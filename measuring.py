@@ -18,7 +18,7 @@ from .fusion.checkpoint import ModelRef, Source
 from .fusion.checkpoint.identity import identities, refuse_changed
 from .fusion.checkpoint.output.guard import refuse_inputs
 from .fusion.checkpoint.output.launch import Launch
-from .fusion.errors import CurvatureError, MethodError, Way
+from .fusion.errors import CurvatureError, MethodError, SculptError, Way
 from .fusion.progress import Progress, silent
 from .fusion.record.manifest import file_digest
 from .fusion.run.calibration import FROM_DELTA, GENERAL, STATISTICS, Calibration, SampleRun
@@ -41,12 +41,15 @@ class Statistics:
         provenance: Where it comes from, for the manifest.
         why_missing: Gives, after the fuse, the reason why a tensor of the first tuned model has none.
         refuse_changed: Raises CheckpointError where a file of statistics has changed since it was opened.
+        compare: Says of a fused folder how far each kind of the general set moved; None where the base is not
+            protected, or nobody wants to know.
     """
 
     curvature: Mapping[str, Curvatures] | Iterator[Mapping[str, Curvatures]] | None
     provenance: dict[str, Any] | None
     why_missing: Callable[[], Mapping[str, str]]
     refuse_changed: Callable[[], None] = lambda: None
+    compare: Callable[[Path], Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +135,36 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
             provenance=_provenance(models, found, len(prepared.plan.tuned)),
             why_missing=found[0].why_missing,
             refuse_changed=lambda: refuse_changed(before),
+            compare=None
+            if protection is None or not calibration.protect_check
+            else _comparison(
+                prepared.plan.base,
+                calibration,
+                [one.provenance for model, one in zip(models, found, strict=True) if not model.place],
+                progress,
+            ),
         )
+
+
+def _comparison(
+    base: Source, calibration: Calibration, general: Sequence[Mapping[str, Any]], progress: Progress
+) -> Callable[[Path], Mapping[str, Any]]:
+    """Return what says of a fused folder how far it moved from its base; of what it cannot say, why not."""
+    seen = [(one["seed"], dict(one["kind_samples"])) for one in general if one.get("data") == GENERAL]
+
+    def compare(folder: Path) -> Mapping[str, Any]:
+        from .predict.movement import HowToRun, movement
+
+        how = HowToRun(**{field.name: getattr(calibration, field.name) for field in fields(HowToRun)})
+        try:
+            return movement(
+                base, folder, how, chats=calibration.protect_chats, seed=calibration.seed, measured=seen,
+                progress=progress,
+            ).as_json()  # fmt: skip
+        except SculptError as error:  # what was fused is whole, whatever cannot be said of it
+            return {"why_not": error.message}
+
+    return compare
 
 
 def _refuse_idle_delta(options: Sequence[Calibration]) -> None:
@@ -281,6 +313,7 @@ def _session(model: MeasuredModel, calibration: Calibration, progress: Progress,
     options = CalibrationOptions(
         data=calibration.data,  # pyright: ignore[reportArgumentType] (`of_tuned` made it one)
         kinds=calibration.protect_kinds if calibration.data == GENERAL else (),
+        chats=calibration.protect_chats,
         full=("*",) if model.full else (),
         only_changed=model.base,
         **{field.name: getattr(calibration, field.name) for field in fields(SampleRun)},

@@ -30,8 +30,9 @@ from incremental import add_options, run_merges, show
 from sculpt.data.example import Example
 from sculpt.data.tokens import tokenize
 from sculpt.demo.brown import BROWN, parse, read_files, split_files
-from sculpt.demo.fetch import default_cache, fetch
+from sculpt.demo.fetch import fetch
 from sculpt.demo.models import smollm2
+from sculpt.fusion.cache import default_cache
 from sculpt.fusion.checkpoint import Checkpoint, open_checkpoint
 from sculpt.learn.buffer import BufferSample, batches
 from sculpt.learn.training import predictions

@@ -35,7 +35,8 @@ from typing import Any
 import torch
 from incremental import add_options, run_merges, show
 from sculpt.data.encoding import Encoder
-from sculpt.demo.fetch import Package, default_cache, fetch
+from sculpt.demo.fetch import Package, fetch
+from sculpt.fusion.cache import default_cache
 from sculpt.fusion.checkpoint import Checkpoint, open_checkpoint
 from sculpt.learn.buffer import BufferSample, draw_buffer, read_buffer
 from torch import Tensor, nn

@@ -34,10 +34,11 @@ import torch
 from sculpt import fuse
 from sculpt.api import Calibration
 from sculpt.demo.brown import BROWN, tagging_task
-from sculpt.demo.fetch import default_cache, fetch
+from sculpt.demo.fetch import fetch
 from sculpt.demo.models import smollm2
 from sculpt.demo.score import score_model
 from sculpt.demo.task import Question, encode_prose, encode_question
+from sculpt.fusion.cache import default_cache
 from sculpt.fusion.lora.density import adapter_density
 from sculpt.fusion.lora.prune import prune_adapter
 from sculpt.fusion.methods import Dare

@@ -211,7 +211,11 @@ def register(app: typer.Typer) -> None:
     """Add `compare` and `scores`."""
     groups = {
         "compared": FlagGroup(of=CompareOptions, panel="What is compared"),
-        "calibration": replace(CALIBRATION, flags={**CALIBRATION.flags, "batch_size": "calibration_batch_size"}),
+        "calibration": replace(
+            CALIBRATION,
+            flags={**CALIBRATION.flags, "batch_size": "calibration_batch_size"},
+            leave_out=(*CALIBRATION.leave_out, "protect_check"),
+        ),
         "protection": PROTECTION,
         "scoring": FlagGroup(of=ScoringOptions, panel="Scoring"),
         "selection": SELECTION,

@@ -128,10 +128,11 @@ def table(title: str, columns: list[str], rows: list[list[str]], *, note: str | 
 
 
 def quiet_environment() -> None:
-    """Set what must be set before torch and transformers are imported, if they are: no hub, no warnings of theirs."""
+    """Set what must be set before torch and transformers are imported, if they are: no hub, warnings or bars."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' own too
 
 
 def quiet_libraries() -> None:

@@ -36,7 +36,7 @@ def run(
     ),
     cache: Annotated[
         Path | None,
-        typer.Option("--cache", help="Folder of downloads. Default: `$SCULPT_CACHE`, else `~/.cache/sculpt`."),
+        typer.Option("--cache", help="Folder of downloads. Default: `$SCULPT_CACHE`, else in the user's cache."),
     ] = None,
     gamma: Annotated[
         float,
@@ -54,8 +54,8 @@ def run(
 ) -> None:
     """Run the demo and print its table."""
     _quiet_libraries()
-    from ..demo.fetch import default_cache
     from ..demo.run import run_demo
+    from ..fusion.cache import default_cache
     from .console import print_json
 
     result = run_demo(

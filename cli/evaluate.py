@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,28 +15,41 @@ from .options import AsJson
 
 if TYPE_CHECKING:
     from ..evaluate.evaluate import SuiteScores
+    from ..evaluate.flips import Flips
     from ..evaluate.suite import Suite
+    from ..predict.movement import Movement
 
 EVAL_HELP = """Score a model on a suite of tasks: what it could do before (P) and what it was fine-tuned on (T).
 
 Every task gives one score in [0, 100]. Avg is their mean; the H-score is the harmonic mean of the two sides' means.
+
+With --against, how far its next tokens are from a base's, which takes no labels: on the suite's tasks and on --data, or
+else on every kind of the general set that ships. With a suite also which answers flipped: what was
+forgotten, and what learned.
 
 **Examples**
 
     sculpt eval sft-fused/ --suite suite.yaml
 
     sculpt eval base/ --suite suite.yaml --device cuda --json > base.json
+
+    sculpt eval sft-fused/ --against base/
+
+    sculpt eval sft-fused/ --against base/ --suite suite.yaml --tuned sft/ --data chats.jsonl
 """
 GATE_HELP = """Exit 1, with a sentence, when a model falls short of a limit: for continuous integration.
 
 A limit names a task, `pretrained`, `target`, `avg` or `h-score`, and a number, or a share of the base's or the
-fine-tune's own score.
+fine-tune's own score. --max-forgotten is a limit on single answers: what the base had right and the model has wrong, in
+the worst of the pre-trained tasks, less what guessing explains.
 
 **Examples**
 
     sculpt gate sft-fused/ --suite suite.yaml --min h-score=0.9*base --base base/
 
     sculpt gate sft-fused/ --suite suite.yaml --min 'target>=0.97*tuned' --tuned sft/ --min prose=40
+
+    sculpt gate sft-fused/ --suite suite.yaml --base base/ --max-forgotten 2%
 """
 
 Model = Annotated[Path, typer.Argument(help="The checkpoint to score.")]
@@ -74,18 +88,68 @@ class ScoringOptions:
         }
 
 
-def eval_command(model: Model, suite: SuiteFile, json: AsJson = False, *, scoring: ScoringOptions) -> None:
-    """Score one model."""
+def eval_command(
+    model: Model,
+    suite: Annotated[Path | None, typer.Option("--suite", help="The suite, a YAML file.")] = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", help="A base, and say how far the model is from it.")
+    ] = None,
+    tuned: Annotated[
+        Path | None, typer.Option("--tuned", help="The fine-tune, and say how much of it stayed and what was healed.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", help="Data on which to compare with the base; repeatable.")
+    ] = None,
+    json: AsJson = False,
+    *,
+    scoring: ScoringOptions,
+) -> None:
+    """Score one model, and say how far it is from its base."""
+    from ..evaluate.suite import read_suite
+    from ..fusion.errors import MethodError
     from .console import print_json
+    from .fuse_view import show_moved
 
-    scores = scored(model, suite, scoring)
-    print_json({"model": str(model), **scores.as_json()}) if json else show_scores(f"{model}", scores)
+    if suite is None and against is None:
+        raise MethodError("there is nothing to do without `--suite` or `--against`")
+    if data and against is None:
+        raise MethodError("`--data` has no effect without `--against`")
+    if tuned is not None and (against is None or suite is None):
+        raise MethodError("`--tuned` has no effect without `--against` and `--suite`")
+    read = None if suite is None else read_suite(suite)
+    content: dict[str, Any] = {"model": str(model)}
+    if read is not None:
+        scores = scored(model, read, scoring)
+        content |= scores.as_json()
+        if not json:
+            show_scores(f"{model}", scores)
+        if against is not None:
+            base, third = scored(against, read, scoring), None if tuned is None else scored(tuned, read, scoring)
+            found = flips_of(read, base, scores, third, json=json)
+            content["flips"] = [one.as_json() for one in found]
+    if against is not None:
+        content["moved"] = moved(model, against, data or [], read, scoring).as_json()
+        if not json:
+            show_moved(content["moved"], held_out=read is None and not data)
+    if json:
+        print_json(content)
 
 
 def gate_command(
     model: Model,
     suite: SuiteFile,
-    limits: Annotated[list[str], typer.Option("--min", help="A limit, such as h-score=0.9*base; repeatable.")],
+    limits: Annotated[
+        list[str] | None, typer.Option("--min", help="A limit, such as h-score=0.9*base; repeatable.")
+    ] = None,
+    max_forgotten: Annotated[
+        str | None,
+        typer.Option(
+            "--max-forgotten",
+            metavar="PERCENT",
+            help="Most that may be forgotten of a pre-trained task, such as 2%: of its answers, the base's right ones "
+            "that are wrong now, less what guessing explains.",
+        ),
+    ] = None,
     base: Annotated[Path | None, typer.Option("--base", help="What `base` in a limit stands for.")] = None,
     tuned: Annotated[Path | None, typer.Option("--tuned", help="What `tuned` in a limit stands for.")] = None,
     json: AsJson = False,
@@ -93,40 +157,122 @@ def gate_command(
     scoring: ScoringOptions,
 ) -> None:
     """Score a model, and those that it is compared with; exit 1 unless every limit is reached."""
+    from ..evaluate.flips import counted_tasks, parse_percent, worst
     from ..evaluate.gate import Limit, judge
     from ..evaluate.suite import read_suite
     from ..fusion.errors import MethodError
     from .console import print_json, say
 
-    parsed = [Limit.parse(limit) for limit in limits]
+    parsed = [Limit.parse(limit) for limit in limits or ()]
+    most = None if max_forgotten is None else parse_percent(max_forgotten)
     read = read_suite(suite)
     given = {"base": base, "tuned": tuned}
     for limit in parsed:
         limit.check(read.measures())
         if limit.of and given[limit.of] is None:
             raise MethodError(f"`{limit.text}` needs `--{limit.of}`")
+    if most is None and not parsed:
+        raise MethodError("a gate needs a limit, `--min` or `--max-forgotten`")
+    if most is not None and base is None:
+        raise MethodError("`--max-forgotten` needs `--base`")
+    if most is not None and not counted_tasks(read, "pretrained"):
+        raise MethodError("`--max-forgotten` needs a task under `pretrained:` whose answers are right or wrong")
     others: dict[str, SuiteScores] = {}
     for name, path in given.items():
-        if path is not None and any(limit.of == name for limit in parsed):
+        if path is not None and (most is not None or any(limit.of == name for limit in parsed)):
             others[name] = scored(path, read, scoring)
     own = scored(model, read, scoring)
     verdicts = judge(parsed, own.measures, {name: scores.measures for name, scores in others.items()})
     passed = all(verdict.passed for verdict in verdicts)
-    if json:
-        print_json(
-            {
-                "passed": passed,
-                "limits": [
-                    {"limit": v.limit.text, "score": v.score, "least": v.least, "passed": v.passed} for v in verdicts
-                ],
-                "model": own.as_json(),
-                **{name: scores.as_json() for name, scores in others.items()},
-            }
+    content: dict[str, Any] = {
+        "limits": [{"limit": v.limit.text, "score": v.score, "least": v.least, "passed": v.passed} for v in verdicts],
+        "model": own.as_json(),
+        **{name: scores.as_json() for name, scores in others.items()},
+    }
+    told = [(verdict.passed, verdict.sentence()) for verdict in verdicts]
+    if most is not None:
+        found = flips_of(read, others["base"], own, others.get("tuned"), json=json)
+        first = worst(found)
+        holds = first.forgotten <= most + 1e-9
+        passed = passed and holds
+        content |= {
+            "flips": [one.as_json() for one in found],
+            "forgotten": {"worst": first.name, "percent": first.forgotten, "most": most, "passed": holds},
+        }
+        told.append(
+            (
+                holds,
+                f"most was forgotten of {first.name}: {first.forgotten:.2f} % of its answers, {first.lost:.2f} % with "
+                f"what guessing explains, which is {'within' if holds else 'above'} {most:g} %",
+            )
         )
-    for verdict in verdicts:
-        say(f"{'passed' if verdict.passed else 'failed'}: {verdict.sentence()}")
+    if json:
+        print_json({"passed": passed, **content})
+    for holds, sentence in told:
+        say(f"{'passed' if holds else 'failed'}: {sentence}")
     if not passed:
         raise typer.Exit(1)
+
+
+def flips_of(
+    suite: Suite, base: SuiteScores, model: SuiteScores, tuned: SuiteScores | None, *, json: bool
+) -> list[Flips]:
+    """Return how answers flipped, and show it to people; tasks whose answers are not right or wrong are named."""
+    from ..evaluate.flips import counted_tasks, flips
+    from .console import say, table
+
+    found = flips(base, model, tuned)
+    if json:
+        return found
+
+    def percent(value: float | None) -> str:
+        return "–" if value is None else f"{value:.2f}"
+
+    columns = ["task", "side", "rows", "lost", "won", "by luck", "forgotten", "learned", "preserved"]
+    columns += ["healed", "non-damage", "target retention"] if tuned is not None else []
+    rows = []
+    for one in found:
+        kept = [one.lost, one.won, one.by_luck, one.forgotten, one.learned, one.preserved]
+        if tuned is not None:
+            is_target = one.side == "target"
+            kept += [one.healed, None if is_target else one.retained, one.retained if is_target else None]
+        rows.append([one.name, one.side, str(one.num_rows), *map(percent, kept)])
+    if rows:
+        table("answers that flipped from the base's, in percent", columns, rows)
+        say(_means(found))
+    others = sorted({name for _, name, _ in suite.tasks()} - set(counted_tasks(suite)))
+    if others:
+        say(f"note: answers to {', '.join(others)} are not right or wrong one by one, so none of them flips")
+    return found
+
+
+def _means(found: list[Flips]) -> str:
+    """Return the means over the tasks of each side."""
+    sides = {side: [one for one in found if one.side == side] for side in ("pretrained", "target")}
+    general, target = sides["pretrained"], sides["target"]
+    values = {
+        "forgotten": [one.forgotten for one in general],
+        "preserved": [one.preserved for one in general],
+        "healed": [one.healed for one in general],
+        "non-damage": [one.retained for one in general],
+        "target retention": [one.retained for one in target],
+    }
+    means = {name: [value for value in some if value is not None] for name, some in values.items()}
+    told = ", ".join(f"{name} {fmean(some):.2f} %" for name, some in means.items() if some)
+    return f"means over tasks: {told}" if told else "no task of the pre-trained side was compared"
+
+
+def moved(model: Path, base: Path, data: list[Path], suite: Suite | None, scoring: ScoringOptions) -> Movement:
+    """Return how far a model is from its base, with a bar meanwhile."""
+    from .console import progress_bar, quiet_libraries
+
+    quiet_libraries()
+    from ..evaluate.against import moved_from
+    from ..predict.movement import HowToRun
+
+    how = HowToRun(device=scoring.device, dtype=scoring.dtype)
+    with progress_bar(f"comparing {model} with {base}", unit="samples") as report:
+        return moved_from(base, model, how, data=data, suite=suite, progress=report)
 
 
 def scored(model: Path, suite: Path | Suite, scoring: ScoringOptions) -> SuiteScores:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
+from ..fusion.arithmetic.two_sided import LOW_RANK
 from ..fusion.names import block_of, kind_of, natural_key
 from ..fusion.run.protector import INTERPOLATION, TARGET_ALONE
 from .console import count, gigabytes, say, table
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 60
 MAX_NAMED = 8
+FAR = 0.1  # nats a token, from which on a kind may be warned of
 
 
 def _groups(steps: Iterable[Step]) -> dict[tuple[str, str, str], list[Step]]:
@@ -102,7 +104,12 @@ def show_uncovered(manifest: Manifest, found: Statistics) -> None:
     for reason, group in by_reason.items():
         others = f" and {len(group) - 1} others" if len(group) > 1 else ""
         say(f"note: {instead} for `{group[0]}`{others}: {reason}")
-    between = [record for record in manifest.fused if record.measured and INTERPOLATION in (record.protected or "")]
+    # A norm is interpolated by design where the delta stands in for samples.
+    between = [
+        record
+        for record in manifest.fused
+        if record.measured and len(record.shape) > 1 and INTERPOLATION in (record.protected or "")
+    ]
     if between:
         named = [f"`{record.name}`{_of_experts(record.protected or '')}" for record in between]
         shown = ", ".join(named[:MAX_NAMED]) + (f" and {len(named) - MAX_NAMED} more" if named[MAX_NAMED:] else "")
@@ -148,6 +155,10 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
     columns = ["block", "tensors", "parameters", "sparsity", "clipped", "Σ|δ|", "‖fused − base‖₂"]
     if rows:
         table("realised sparsity", columns, rows, note=more)
+    if manifest.moved is not None:
+        show_moved(manifest.moved)
+    if any(LOW_RANK in (record.protected or "") for record in manifest.fused):
+        say("note: the deltas are of low rank, as an adapter's are: samples of the task (`--data`) say more")
     elements = sum(record.num_fused for record in manifest.fused)
     target = manifest.options.get("sparsity")
     asked = f" (asked for {target:.2%})" if isinstance(target, float) else ""
@@ -155,9 +166,50 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
     say(
         f"{prepared.method.title} fused {len(manifest.fused)} tensors, {count(elements)} parameters, and copied "
         f"{_copied(prepared.plan.steps)}. {told}{_losses(manifest)}{_budget(manifest)}{_conversions(prepared)}"
+        f"{moved_sentence(manifest.moved)}"
         f"The manifest holds each tensor's figures and the digests of all inputs: {_how_to_verify(prepared)}."
     )
     say(f"wrote {prepared.output}")
+
+
+def show_moved(moved: Mapping[str, Any], *, held_out: bool = True) -> None:
+    """Print how far each kind of data moved, and warn of the one that moved most, if that is far.
+
+    Args:
+        held_out: Whether they are kinds of the general set, but for the rows that were measured.
+    """
+    if "why_not" in moved:
+        say(f"note: how far the model moved from its base was not measured: {moved['why_not']}")
+        return
+    kinds = moved["kinds"]
+    rows = [[k["kind"], f"{k['divergence']:.3f}", f"{k['same']:.1%}", str(k["num_tokens"])] for k in kinds[:MAX_ROWS]]
+    more = f"and {len(kinds) - MAX_ROWS} more" if len(kinds) > MAX_ROWS else None
+    columns = ["data", "nats a token", "same next token", "tokens"]
+    where = ", on general data that were not measured" if held_out else ""
+    table(f"how far it moved from the base{where}", columns, rows, note=more)
+    if moved["without"]:
+        why = "all of its rows were measured" if held_out else "nothing of it is to be predicted here"
+        say(f"note: of {', '.join(moved['without'])} nothing is said: {why}")
+    first = kinds[0]
+    mean = sum(k["divergence"] for k in kinds) / len(kinds)
+    if first["divergence"] > max(FAR, 2 * mean):
+        say(
+            f"warning: `{first['kind']}` moved most, by {first['divergence']:.2f} nats a token where the mean is "
+            f"{mean:.2f}; {first['same']:.0%} of its next tokens are the base's. Protect more such data, or give "
+            "it more weight, to hold it"
+        )
+
+
+def moved_sentence(moved: Mapping[str, Any] | None) -> str:
+    """Return how far a model moved from its base, in a sentence; nothing where that was not measured."""
+    if not moved or "why_not" in moved:
+        return ""
+    kinds = moved["kinds"]
+    mean = sum(k["divergence"] for k in kinds) / len(kinds)
+    return (
+        f"On general data that were not measured its next tokens are {mean:.3f} nats from the base's, "
+        f"`{kinds[0]['kind']}` the farthest with {kinds[0]['divergence']:.3f}. "
+    )
 
 
 def _how_to_verify(prepared: Prepared) -> str:

@@ -73,10 +73,11 @@ SETTINGS = FlagGroup(
     leave_out=("selection", "policies", "protection", "recipe", "tile_elements"),
     options={"max_shard_bytes": SIZE, "memory": SIZE},
 )
+PROTECT_ONLY = ("protect", "protect_samples", "protect_kinds", "protect_chats", "protect_check")
 CALIBRATION = FlagGroup(
     of=Calibration,
     panel="Curvature",
-    panels=dict.fromkeys(("protect", "protect_samples", "protect_kinds"), "Protection"),
+    panels=dict.fromkeys(PROTECT_ONLY, "Protection"),
     flags={
         "enabled": "calibration",
         "of_other_model": "hessian_of_other_model",
@@ -151,11 +152,7 @@ def protection_of(
         return replace(recipe, **chosen)
     if calibration.protect is not None:
         return replace(protection, **chosen)
-    idle = sorted(
-        {parameter for _, parameter in PROTECTION.fields}.union({"protect_samples", "protect_kinds"}).intersection(
-            given
-        )
-    )
+    idle = sorted({*(parameter for _, parameter in PROTECTION.fields), *PROTECT_ONLY}.intersection(given))
     if idle:
         raise MethodError(
             f"`{flag_of(idle[0])}` has no effect without `--protect`",

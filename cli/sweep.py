@@ -318,7 +318,11 @@ def register(app: typer.Typer) -> None:
     """Add `sweep`."""
     groups = {
         "grid": FlagGroup(of=GridOptions, panel="What is tried"),
-        "calibration": replace(CALIBRATION, flags={**CALIBRATION.flags, "batch_size": "calibration_batch_size"}),
+        "calibration": replace(
+            CALIBRATION,
+            flags={**CALIBRATION.flags, "batch_size": "calibration_batch_size"},
+            leave_out=(*CALIBRATION.leave_out, "protect_check"),
+        ),
         "protection": HELD,
         "scoring": FlagGroup(of=ScoringOptions, panel="Scoring"),
         "selection": SELECTION,

@@ -11,6 +11,7 @@ half of the text) in its encoder and the completion (the second half) in its dec
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from array import array
@@ -25,14 +26,16 @@ from ..fusion.checkpoint.pretrained import is_encoder_decoder
 from ..fusion.errors import DataError, Way
 from ..fusion.rows import RowOptions
 from .example import Example
-from .fit import TooLongError
+from .fit import Fit, TooLongError
 from .processed import Processed, without_media
 from .ready_made import MAIN, ready_made
 from .row import Row
-from .texts import Inputs, Texts, selected
+from .texts import Inputs, Texts, num_positions, selected
 from .tokens import Tokens
 
 logger = logging.getLogger(__name__)
+
+UNLIMITED = 1 << 20
 
 READ = (
     *("text", "text_pair", "messages", "prompt", "completion", "tools", "chat_template_kwargs"),
@@ -99,6 +102,15 @@ class Encoder:
     def max_length(self) -> int:
         """The longest length."""
         return self.fit.length
+
+    def unlimited(self) -> Encoder:
+        """Return the same for samples as long as the model has positions for, or as there can be."""
+        found = copy.copy(self)
+        found.texts = copy.copy(self.texts)
+        found.texts.fit = Fit(length=min(UNLIMITED, num_positions(self.model) or UNLIMITED))
+        found.processed = Processed(found.texts, self.model, self.arguments)
+        found.fit = found.texts.fit
+        return found
 
     def examples(self, row: Row) -> list[Example]:
         """Return the examples of a row: one, or of running text as many as it fills; none of a row without a token.

@@ -82,8 +82,11 @@ class Example:
         return int(self.answers.max()) + 1 if self.num_predicted else 0
 
     def cut(self, num_tokens: int) -> Example:
-        """Return the beginning of an example of text, of so many tokens: in encoder and decoder half of them each."""
-        if self.num_tokens <= num_tokens:
+        """Return the beginning of an example of text, of so many tokens: in encoder and decoder half of them each.
+
+        One with pictures or sound is returned whole.
+        """
+        if self.num_tokens <= num_tokens or not set(self.inputs) <= set(PADDED):
             return self
         length = max(1, num_tokens // (2 if "decoder_input_ids" in self.inputs else 1))
         inputs = {key: value[:, :length] if key in PADDED else value for key, value in self.inputs.items()}

@@ -101,6 +101,21 @@ class Processed:
         said = {"role": "assistant", "content": [{"type": "text", "text": row.text("completion")}]}
         return [user, said], 1
 
+    def why_not(self, kind: str) -> str | None:
+        """Return why users cannot show the model an image, or let it hear a sound, and ask; None where they can."""
+        parts = {"image": ("image_processor",), "audio": ("feature_extractor", "audio_processor")}[kind]
+        if not self._takes(kind) or not self.texts.has_processor:
+            return f"which takes no {kind}"
+        if not any(getattr(self.texts.processor, part, None) is not None for part in parts):
+            return f"whose processor takes no {kind}"
+        return None if self._takes_chats else "whose processor has no chat template"
+
+    def _takes(self, kind: str) -> bool:
+        """Return whether the model's forward has an argument for media of a kind."""
+        return self.model.main_input_name == "pixel_values" or any(
+            part in argument for part in TAKEN[kind] for argument in self.arguments
+        )
+
     @property
     def _takes_chats(self) -> bool:
         return self.texts.has_processor and bool(getattr(self.processor, "chat_template", None))
@@ -115,10 +130,7 @@ class Processed:
     def _refuse_blind(self, media: Mapping[str, Any], what: str) -> None:
         """Raise DataError for an image or a video that a model of text could only read as a word."""
         named = next(iter(media))
-        takes = self.model.main_input_name == "pixel_values" or any(
-            part in argument for part in TAKEN[named] for argument in self.arguments
-        )
-        if not takes:
+        if not self._takes(named):
             raise DataError(f"{what} holds {KIND_NAMES[named]}, but `{type(self.model).__name__}` takes none")
 
     def _chat(self, row: Row, template: Template, messages: Sequence[Any], **options: Any) -> Inputs:

@@ -43,6 +43,7 @@ class Rows:
         documents: Whether rows are running text, which is cut to samples, rather than samples; `kinds` always are.
         fields: Where the file names a field otherwise: ours to theirs.
         kinds: Where rows are of several kinds, all of which are to be shared alike: the rows of each.
+        shares: Of kinds that are to have more tokens than others, how many times as many.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Rows:
     documents: bool = False
     fields: Mapping[str, str] = field(default_factory=dict)
     kinds: Mapping[str, range] = field(default_factory=dict)
+    shares: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.count
@@ -147,7 +149,9 @@ def chosen(count: int, num_rows: int, seed: int) -> list[int]:
 
 def _general(kinds: Sequence[str]) -> Rows:
     texts, ranges = [], {}
-    for kind in kinds:
+    for kind in general.kinds():
+        if kind not in kinds:
+            continue
         ranges[kind] = range(len(texts), len(texts) + len(general.texts(kind)))
         texts += general.texts(kind)
     return Rows(

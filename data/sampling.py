@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -115,20 +115,62 @@ def _kind_by_kind(
 ) -> list[Example]:
     """Return samples of each kind until its share of the tokens is full; the last of each is cut to fit.
 
-    Long rows would otherwise count for many short ones, and what is measured is a mean over tokens.
+    Long rows would otherwise count for many short ones, and what is measured is a mean over tokens. A sample with
+    pictures or sound is never cut.
     """
-    share = max(1, count * encoder.max_length // len(rows.kinds))
+    parts = {kind: rows.shares.get(kind, 1) for kind in rows.kinds}
     found: list[Example] = []
-    for kind, numbers in rows.kinds.items():
-        left = share
-        for number in chosen(len(numbers), len(numbers), seed):
+    for kind in rows.kinds:
+        share = left = max(1, count * encoder.max_length * parts[kind] // sum(parts.values()))
+        for sample in of_kind(rows, kind, encoder, seed):
+            found.append(sample.cut(left))
+            left -= found[-1].num_tokens
             if left <= 0:
                 break
-            for sample in encoder.examples(rows.row(numbers[number]))[:1]:
-                found.append(replace(sample.cut(left), kind=kind))
-                left -= found[-1].num_tokens
         if left > 0:
             logger.warning("`%s` of the set `%s` has %d tokens, its share is %d", kind, rows.name, share - left, share)
+    return found
+
+
+def of_kind(rows: Rows, kind: str, encoder: Encoder, seed: int, *, without: Collection[int] = ()) -> Iterator[Example]:
+    """Yield the samples of a kind, whole, in the order in which they are drawn; but those of some of its rows."""
+    numbers = rows.kinds[kind]
+    whole = None
+    for number in chosen(len(numbers), len(numbers), seed):
+        if number in without:
+            continue
+        row = rows.row(numbers[number])
+        if row.media and whole is None:
+            whole = encoder.unlimited()
+        for sample in ((whole if row.media else encoder) or encoder).examples(row)[:1]:
+            yield replace(sample, kind=kind)
+
+
+def held_out(
+    rows: Rows,
+    encoder: Encoder,
+    measured: Sequence[tuple[int, Mapping[str, int]]],
+    *,
+    seed: int,
+    num_tokens: int,
+    most: int,
+) -> list[Example]:
+    """Return samples of each kind that were not measured, until so many of their tokens are to be predicted.
+
+    Args:
+        measured: Seeds, and how many samples of each kind were drawn by each.
+        most: Tokens of one sample, which is cut; more samples say more than longer ones.
+    """
+    found: list[Example] = []
+    for kind, numbers in rows.kinds.items():
+        taken = {k for own, counts in measured for k in chosen(counts.get(kind, 0), len(numbers), own)}
+        left = num_tokens
+        for sample in of_kind(rows, kind, encoder, seed, without=taken):
+            if left <= 0:
+                break
+            sample = sample.cut(max(most, sample.num_tokens - sample.num_predicted + most))
+            found += [sample] if sample.num_predicted else []
+            left -= sample.num_predicted
     return found
 
 

@@ -18,7 +18,6 @@ from ..fusion.errors import DataError, Way
 
 logger = logging.getLogger(__name__)
 
-CACHE_VARIABLE = "SCULPT_CACHE"
 TIMEOUT_SECONDS = 600
 
 
@@ -43,14 +42,6 @@ class Package:
     file: str
     sha256: str
     megabytes: int
-
-
-def default_cache() -> Path:
-    """Return the folder of downloads: `$SCULPT_CACHE`, or `sculpt` in the user's cache folder."""
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sculpt"
 
 
 def cached_file(package: Package, cache: Path) -> Path:

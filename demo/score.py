@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data.example import Example
-from ..evaluate.likelihood import likelihoods
 from ..evaluate.scores import average, h_score
+from ..predict.likelihood import likelihoods
 
 BATCH_ROWS = 16
 

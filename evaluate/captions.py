@@ -9,7 +9,7 @@ from ..data.encoding import Encoder
 from ..data.row import Row
 from ..fusion.errors import ModelError
 from ..live.model import LiveModel
-from .generation import generate
+from ..predict.generation import generate
 from .suite import Caption
 
 Cider = Callable[[Sequence[str], Sequence[Sequence[str]]], float]

@@ -18,7 +18,11 @@ from .suite import Harness, Suite, TaskSide, read_suite
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScore:
-    """One task's score, in [0, 100], and what else its scorer measured."""
+    """One task's score, in [0, 100], and what else its scorer measured.
+
+    Attributes:
+        outcomes, luck: As its scorer gives them.
+    """
 
     name: str
     side: TaskSide
@@ -26,6 +30,12 @@ class TaskScore:
     score: float
     num_rows: int
     figures: Mapping[str, float] = field(default_factory=dict)
+    outcomes: tuple[bool, ...] = ()
+    luck: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values, but of single rows."""
+        return {name: value for name, value in asdict(self).items() if name not in ("outcomes", "luck")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +77,7 @@ class SuiteScores:
         """Return the scores as plain values."""
         return {
             "suite": self.suite,
-            "tasks": [asdict(task) for task in self.tasks],
+            "tasks": [task.as_json() for task in self.tasks],
             "measures": self.measures,
         }
 
@@ -155,6 +165,8 @@ def score_suite(
                 score=scored.score,
                 num_rows=scored.num_rows,
                 figures=scored.figures,
+                outcomes=scored.outcomes,
+                luck=scored.luck,
             )
         )
     progress(len(tasks), len(tasks), "")

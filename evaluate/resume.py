@@ -92,7 +92,7 @@ class KnownPoints:
         entry = {
             "key": _key(point.method, point.blocks, point.protection, point.seed),
             "suite": point.scores.suite,
-            "tasks": [asdict(task) for task in point.scores.tasks],
+            "tasks": [task.as_json() for task in point.scores.tasks],
             "distance": asdict(point.distance),
         }
         with told(self._file):

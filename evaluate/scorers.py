@@ -14,8 +14,8 @@ from ..data.row import Row
 from ..data.rows import Rows
 from ..fusion.errors import DataError, ModelError
 from ..live.model import LiveModel
-from .generation import generate
-from .likelihood import Likelihood, likelihoods
+from ..predict.generation import generate
+from ..predict.likelihood import Likelihood, likelihoods
 from .suite import Caption, Classification, ExactMatch, MultipleChoice, Perplexity
 
 Advance = Callable[[int], None]
@@ -29,11 +29,15 @@ class Scored:
         score: In [0, 100], more is better.
         figures: What else it measured.
         num_rows: Rows of the file that it scored.
+        outcomes: Of each row, whether its answer is right; empty where answers are not right or wrong.
+        luck: The mean of 1/(k − 1) over rows of k choices: how many answers are lucky for one that is wrong.
     """
 
     score: float
     num_rows: int
     figures: Mapping[str, float] = field(default_factory=dict)
+    outcomes: tuple[bool, ...] = ()
+    luck: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +111,8 @@ def exact_match(task: ExactMatch, job: Job) -> Scored:
         text = text.translate(str.maketrans("", "", string.punctuation)) if task.ignore_punctuation else text
         return " ".join(text.split())
 
-    right = sum(form(text) in map(form, wanted) for text, wanted in zip(written, answers, strict=True))
-    return Scored(score=100 * right / len(job.rows), num_rows=len(job.rows))
+    right = tuple(form(text) in map(form, wanted) for text, wanted in zip(written, answers, strict=True))
+    return Scored(score=100 * sum(right) / len(right), num_rows=len(right), outcomes=right)
 
 
 def multiple_choice(task: MultipleChoice, job: Job) -> Scored:
@@ -120,20 +124,27 @@ def multiple_choice(task: MultipleChoice, job: Job) -> Scored:
         choices = task.choices or row.texts("choices")
         start = len(wanted)
         wanted += [example for choice in choices for example in job.completed(row, choice)]
-        questions.append((range(start, len(wanted)), choices, _right_choice(row, choices)))
+        questions.append((range(start, len(wanted)), choices, right_choice(row, choices)))
     found = job.likelihoods(wanted)
-    right = 0
+    right = []
     for places, choices, answer in questions:
         scores = []
         for place, choice in zip(places, choices, strict=True):
             size = {"none": 1, "tokens": found[place].num_tokens, "characters": len(choice)}[task.normalize]
             scores.append(found[place].log_probability / size)
-        right += max(range(len(scores)), key=scores.__getitem__) == answer
-    chance = 100 * math.fsum(1 / len(choices) for _, choices, _ in questions) / len(questions)
-    return Scored(score=100 * right / len(questions), num_rows=len(questions), figures={"chance": chance})
+        right.append(max(range(len(scores)), key=scores.__getitem__) == answer)
+    counts = [len(choices) for _, choices, _ in questions]
+    return Scored(
+        score=100 * sum(right) / len(right),
+        num_rows=len(right),
+        figures={"chance": 100 * math.fsum(1 / count for count in counts) / len(counts)},
+        outcomes=tuple(right),
+        luck=math.fsum(1 / (count - 1) for count in counts if count > 1) / len(counts),
+    )
 
 
-def _right_choice(row: Row, choices: list[str]) -> int:
+def right_choice(row: Row, choices: list[str]) -> int:
+    """Return the number of the right one of the choices of a row."""
     answer: Any = row.get("answer")
     if isinstance(answer, str) and [choice.strip() for choice in choices].count(answer.strip()) == 1:
         return [choice.strip() for choice in choices].index(answer.strip())
@@ -152,17 +163,20 @@ def classification(_task: Classification, job: Job) -> Scored:
             hint="`scorer: multiple-choice` with `choices` classifies with a language model",
         )
     rows = list(job.rows)
-    right = sum(
-        classify(
-            job.model,
-            rows,
-            batch_size=job.batch_size,
-            max_length=job.max_length,
-            options=job.encoder.options,
-            advance=job.advance,
-        )
+    right = classify(
+        job.model,
+        rows,
+        batch_size=job.batch_size,
+        max_length=job.max_length,
+        options=job.encoder.options,
+        advance=job.advance,
     )
-    return Scored(score=100 * right / len(rows), num_rows=len(rows))
+    return Scored(
+        score=100 * sum(right) / len(rows),
+        num_rows=len(rows),
+        outcomes=tuple(right),
+        luck=1 / max(1, job.model.model.config.num_labels - 1),
+    )
 
 
 def caption(task: Caption, job: Job) -> Scored:

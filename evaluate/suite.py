@@ -30,7 +30,7 @@ class _Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class _OnFile(_Schema):
+class OnFile(_Schema):
     """A task on a file of rows: JSONL, Parquet or text.
 
     Attributes:
@@ -48,7 +48,7 @@ class _OnFile(_Schema):
     unknown_fields: OrIgnore = "error"
 
 
-class Perplexity(_OnFile):
+class Perplexity(OnFile):
     """How well the model predicts text, or a completion after its prompt.
 
     Attributes:
@@ -68,7 +68,7 @@ class Perplexity(_OnFile):
         return self
 
 
-class ExactMatch(_OnFile):
+class ExactMatch(OnFile):
     """The percentage of prompts that the model answers with the very text; generated greedily.
 
     Attributes:
@@ -86,7 +86,7 @@ class ExactMatch(_OnFile):
     ignore_punctuation: bool = False
 
 
-class Vqa(_OnFile):
+class Vqa(OnFile):
     """VQA accuracy: an answer counts min(people who gave it / 3, 1); generated greedily.
 
     Attributes:
@@ -98,7 +98,7 @@ class Vqa(_OnFile):
     stop: list[str] = ["\n"]
 
 
-class MultipleChoice(_OnFile):
+class MultipleChoice(OnFile):
     """The percentage of questions where the right choice is the likeliest.
 
     Attributes:
@@ -111,13 +111,13 @@ class MultipleChoice(_OnFile):
     normalize: Literal["none", "tokens", "characters"] = "none"
 
 
-class Classification(_OnFile):
+class Classification(OnFile):
     """The percentage of texts or images that a model with a classification head puts into the right class."""
 
     scorer: Literal["classification"]
 
 
-class Caption(_OnFile):
+class Caption(OnFile):
     """CIDEr of generated captions, against several references each, times 100 as captioning papers give it."""
 
     scorer: Literal["caption"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..data.row import Row
 from ..fusion.errors import DataError
-from .generation import generate
+from ..predict.generation import generate
 from .scorers import Job, Scored
 from .suite import Vqa
 
@@ -21,6 +21,7 @@ NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(NUMBERS)}}
 ARTICLES = ("a", "an", "the")
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
+RIGHT = 0.5  # from which score on an answer is right, where it is to be right or wrong
 ENOUGH = 3  # people who give an answer make it right
 
 
@@ -45,7 +46,7 @@ def vqa(task: Vqa, job: Job) -> Scored:
     """Write an answer to `prompt`, of its `image`, and compare it with all of `answers`."""
     people, prompts = [], []
     for row in job.rows:
-        people.append(_answers(row))
+        people.append(people_of(row))
         prompts.append(job.encoder.prompt(row, room=task.max_new_tokens))
     written = generate(
         job.model,
@@ -56,10 +57,12 @@ def vqa(task: Vqa, job: Job) -> Scored:
         advance=job.advance,
     )
     scores = [vqa_accuracy(text, own) for text, own in zip(written, people, strict=True)]
-    return Scored(score=100 * fsum(scores) / len(scores), num_rows=len(scores))
+    return Scored(
+        score=100 * fsum(scores) / len(scores), num_rows=len(scores), outcomes=tuple(score >= RIGHT for score in scores)
+    )
 
 
-def _answers(row: Row) -> list[str]:
+def people_of(row: Row) -> list[str]:
     """Return what people answered: texts, or objects with an `answer`, as the data set's annotations have."""
     given: Any = row.get("answers")
     found = [one.get("answer") if isinstance(one, dict) else one for one in given] if isinstance(given, list) else []

@@ -19,12 +19,15 @@ class CalibrationOptions(SampleRun):
             (docs/data.md). `general`: the general set that ships. Default: a text that ships.
         kinds: Kinds of the general set, such as `novels,csv`. Default: all, with the same number of tokens of each, in
             all those of `samples` at full length.
+        chats: Let a model with a chat template answer the general set's questions itself, and measure it on these chats
+            too.
         only_changed: Measure only tensors that differ from this base; stop after the last.
         full: Keep the whole Σx·xᵀ of these tensors too, for Model Tailor and two-sided curvature; repeatable.
     """
 
     data: Path | str | None = None
     kinds: tuple[str, ...] = ()
+    chats: bool = True
     only_changed: Asked | None = None
     full: tuple[str, ...] = ()
 

@@ -99,7 +99,10 @@ def _run(
 ) -> DiagonalHessian:
     if workspace is not None and not resume:  # what a killed run left must not be taken for this one's
         workspace.empty()
+    if not processes.is_first and processes.folder is not None:
+        processes.wait_for_first("answered")  # the questions of the general set, once for all
     with Session(checkpoint, options, progress=progress, share=(processes.rank, processes.count)) as session:
+        processes.say("answered")
         provenance = session.provenance()
         if workspace is not None:
             _refuse_full_disk(session, workspace)

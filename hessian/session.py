@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
@@ -12,7 +14,7 @@ from typing import Any
 from ..data.batching import Batch, Room, make_batches, sizes_in
 from ..data.counting import batches_of_answers
 from ..data.encoding import Encoder
-from ..data.rows import open_rows
+from ..data.rows import Rows, open_rows
 from ..data.sampling import digest_of, draw_samples, tokens_by_kind
 from ..data.texts import num_positions
 from ..fusion.arithmetic.curvature import Curvature
@@ -21,11 +23,13 @@ from ..fusion.checkpoint.pretrained import is_encoder_decoder
 from ..fusion.errors import CurvatureError, DataError, ModelError, Way
 from ..fusion.names import block_of
 from ..fusion.progress import Progress, silent
+from ..fusion.run.calibration import GENERAL
 from ..fusion.run.diff import changed_tensors
 from ..live import skeleton
 from ..live.devices import activation_budget, compute_dtype, pick_device
 from ..live.privates import masks_padding
 from ..live.units import Unit, find_units
+from ..predict.general import general_rows, load_to_answer
 from .forward.activations import Activations
 from .forward.expert_tokens import measure_experts
 from .forward.forward import Forward
@@ -105,7 +109,6 @@ class Session:
 
     def _draw(self, share: tuple[int, int]) -> None:
         options = self.options
-        rows = open_rows(options.data, options.media, options.kinds, fields=options.fields)
         encoder = Encoder(
             self.skeleton.folder,
             self.model,
@@ -114,21 +117,44 @@ class Session:
             ends_texts=True,
             trust_remote_code=options.trust_remote_code,
         )
-        self.data_name, self.max_length = rows.name, encoder.max_length
         if options.data is None and "input_ids" not in encoder.arguments:
             raise DataError(
                 f"`{type(self.model).__name__}` takes no text, so the text that ships says nothing of it",
                 ways=[Way(option="data", effect="names samples that the model is for")],
             )
         self._counts_all = options.count == "all"
-        self.samples = draw_samples(
-            rows,
-            encoder,
-            count=options.samples,
-            seed=options.seed,
-            usable=lambda example: self._counts_all or example.num_predicted > 0,
-        )
+        with self._rows(encoder) as rows:
+            self.data_name, self.max_length = rows.name, encoder.max_length
+            self.samples = draw_samples(
+                rows,
+                encoder,
+                count=options.samples,
+                seed=options.seed,
+                usable=lambda example: self._counts_all or example.num_predicted > 0,
+            )
         self.own_samples = self.samples[share[0] :: share[1]]
+
+    def _rows(self, encoder: Encoder) -> AbstractContextManager[Rows]:
+        """Return what the samples are drawn from; of the general set, what this model can be asked too."""
+        options = self.options
+        if str(options.data) != GENERAL:
+            return nullcontext(open_rows(options.data, options.media, fields=options.fields))
+        return general_rows(
+            self.checkpoint,
+            encoder,
+            kinds=options.kinds,
+            chats=options.chats,
+            seed=options.seed,
+            dtype=options.dtype,
+            load=lambda: load_to_answer(
+                self.checkpoint,
+                device=options.device,
+                dtype=options.dtype,
+                auto_class=options.auto_class,
+                trust_remote_code=options.trust_remote_code,
+            ),
+            answering=lambda count: self.progress(0, 1, f"its own answers: {count}"),
+        )
 
     def _prepare(self) -> None:
         self.units = find_units(self.model)
@@ -312,6 +338,7 @@ class Session:
             dtype=str(self.dtype).removeprefix("torch."),
             all_experts=self.options.all_experts,
             kinds=tuple(sorted(tokens_by_kind(self.samples).items())),
+            kind_samples=tuple(sorted(Counter(s.kind for s in self.samples if s.kind is not None).items())),
             versions=_versions(),
         )
 

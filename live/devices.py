@@ -25,15 +25,20 @@ def pick_device(name: str) -> torch.device:
 def compute_dtype(name: str, checkpoint: Source, device: torch.device) -> torch.dtype:
     """Return the dtype of the forward: float32 on a CPU, on an accelerator the dtype of most of the weights."""
     if name == "auto":
-        sizes: dict[str, int] = {}
-        for info in checkpoint.tensors.values():
-            if info.kind.fusible:
-                sizes[info.kind.torch] = sizes.get(info.kind.torch, 0) + info.nbytes
-        name = "float32" if device.type == "cpu" or not sizes else max(sizes, key=lambda key: (sizes[key], key))
+        return torch.float32 if device.type == "cpu" else stored_dtype(checkpoint)
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ModelError(f"`{name}` is no dtype to compute in", hint="float32, bfloat16, float16 or auto")
     return dtype
+
+
+def stored_dtype(checkpoint: Source) -> torch.dtype:
+    """Return the dtype of most of the weights; float32 where none is of floats."""
+    sizes: dict[str, int] = {}
+    for info in checkpoint.tensors.values():
+        if info.kind.fusible:
+            sizes[info.kind.torch] = sizes.get(info.kind.torch, 0) + info.nbytes
+    return getattr(torch, max(sizes, key=lambda key: (sizes[key], key)) if sizes else "float32")
 
 
 def activation_budget(memory: int | None) -> int:

@@ -120,8 +120,7 @@ def load_model(
         seed=0,
         trust_remote_code=trust_remote_code,
     )
-    needed = sum(info.num_elements for info in checkpoint.tensors.values()) * torch.empty(0, dtype=kind).itemsize
-    room = int(HEADROOM * _free_memory(where)) if memory_bytes is None else memory_bytes
+    needed, room = _bytes_of(checkpoint, kind), _room(where) if memory_bytes is None else memory_bytes
     options: dict[str, Any] = {"dtype": kind, "config": load_config(checkpoint, trust_remote_code=trust_remote_code)}
     folder: Path | None = skeleton.folder
     offload = None
@@ -173,7 +172,16 @@ def read_tensor(checkpoint: Source, name: str) -> torch.Tensor:
     return tensor
 
 
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+def fits(checkpoint: Source, kind: torch.dtype, device: torch.device) -> bool:
+    """Return whether a device has the room for the weights of a model."""
+    return _bytes_of(checkpoint, kind) <= _room(device)
+
+
+def _bytes_of(checkpoint: Source, kind: torch.dtype) -> int:
+    return sum(info.num_elements for info in checkpoint.tensors.values()) * kind.itemsize
+
+
+def _room(device: torch.device) -> int:
+    """Return what weights may fill of a device."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return int(HEADROOM * free)

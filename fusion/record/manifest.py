@@ -143,6 +143,8 @@ class Manifest:
         outputs: The weight files that were written.
         companions: Every other file of the folder.
         files: What became of every file beside the inputs' weights.
+        moved: How far the next tokens moved from the base's on each kind of general data that was not measured; None
+            where nobody looked.
     """
 
     method: str
@@ -154,6 +156,7 @@ class Manifest:
     outputs: tuple[FileRecord, ...]
     companions: tuple[FileRecord, ...] = ()
     files: tuple[InputFile, ...] = ()
+    moved: Mapping[str, Any] | None = None
     renamings: tuple[str, ...]
     notes: tuple[str, ...]
     versions: Mapping[str, str | None]

@@ -53,6 +53,7 @@ from .task import Context
 logger = logging.getLogger(__name__)
 
 FEEDS_BACK = ("auto", "error-feedback")
+NOT_COMPARED = {"why_not": "a patch was written, and no model that could run"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +262,7 @@ def execute(
     curvature: Mapping[str, Curvatures] | Iterator[Mapping[str, Curvatures]] | None = None,
     provenance: Mapping[str, Any] | None = None,
     refuse_changed: Callable[[], None] = lambda: None,
+    compare: Callable[[Path], Mapping[str, Any]] | None = None,
     command: str | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -273,6 +275,7 @@ def execute(
             fused with H = I. An iterator gives it block by block, as it is being measured.
         provenance: Where the curvature came from, for the manifest.
         refuse_changed: Raises where what the curvature was read from has changed meanwhile.
+        compare: Says of the finished folder how far the model in it is from its base, for the manifest.
 
     Raises:
         SculptError: Nothing is left under the output's name.
@@ -343,7 +346,7 @@ def execute(
         )
         check()
         whole: list[Manifest] = []
-        sink.commit(lambda folder: whole.append(_add_files(folder, prepared, manifest)))
+        sink.commit(lambda folder: whole.append(_add_files(folder, prepared, manifest, compare)))
     return whole[0]
 
 
@@ -440,7 +443,12 @@ def _fingerprint(prepared: Prepared, provenance: Mapping[str, Any] | None) -> st
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> Manifest:
+def _add_files(
+    folder: Path,
+    prepared: Prepared,
+    manifest: Manifest,
+    compare: Callable[[Path], Mapping[str, Any]] | None,
+) -> Manifest:
     """Copy configuration, tokenizer and code from the chosen side, write the card, then the manifest of all of it."""
     plan = prepared.plan
     prepared.companions.copy(folder)
@@ -449,6 +457,8 @@ def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> Manifest
         (folder / name).write_text(text, encoding="utf-8")
     if prepared.finish is not None:
         prepared.finish(folder)
+    if compare is not None:
+        manifest = replace(manifest, moved=compare(folder) if prepared.settings.emit == "checkpoint" else NOT_COMPARED)
     (folder / "README.md").write_text(model_card(plan, manifest, prepared.called), encoding="utf-8")
     manifest = replace(manifest.of_folder(folder, prepared.settings.digest), files=prepared.companions.told(folder))
     manifest.write(folder)

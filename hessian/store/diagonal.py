@@ -166,6 +166,7 @@ def _merge_two(first: DiagonalHessian, second: DiagonalHessian) -> DiagonalHessi
         max_length=max(ours.max_length, theirs.max_length),
         dtype=_joined(ours.dtype, theirs.dtype),
         kinds=_added(ours.kinds, theirs.kinds),
+        kind_samples=_added(ours.kind_samples, theirs.kind_samples),
     )
     missing = {**first.why_missing, **second.why_missing}
     return DiagonalHessian(

@@ -22,6 +22,7 @@ class Provenance:
         dtype: What the forward ran in; sums are always float64.
         all_experts: Whether every token was sent to every expert.
         kinds: (kind, tokens of it), sorted, where the data are of several kinds.
+        kind_samples: (kind, samples of it), sorted; they are the first of those that the seed draws.
         versions: (package, version), sorted.
     """
 
@@ -37,4 +38,5 @@ class Provenance:
     dtype: str
     all_experts: bool = False
     kinds: tuple[tuple[str, int], ...] = ()
+    kind_samples: tuple[tuple[str, int], ...] = ()
     versions: tuple[tuple[str, str], ...] = ()

@@ -125,6 +125,79 @@ def tuned(home: Path) -> Path:
     return save(model, home / "sft")
 
 
+def test_a_model_is_compared_with_its_base_on_a_suite_and_on_data(sculpt: Sculpt, home: Path, tuned: Path) -> None:
+    arguments = ("eval", "sft", "--suite", "suite.yaml", "--device", "cpu", "--against", "base", "--tuned", "sft")
+    done = sculpt(*arguments, "--data", "prose.jsonl", "--json", cwd=home)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {kind["kind"] for kind in found["moved"]["kinds"]} == {"prose.jsonl", "prose", "quiz"}
+    assert [one["name"] for one in found["flips"]] == ["quiz"]
+    assert found["flips"][0]["target_retention"] == 100
+    assert found["measures"]["quiz"] == pytest.approx(100 / 3)
+    shown = sculpt(*arguments, cwd=home).stderr
+    for part in (
+        "answers that flipped",
+        "target retention 100.00 %",
+        "answers to prose are not right or wrong",
+        "nats",
+    ):
+        assert part in shown
+    for idle in (("--data", "prose.jsonl"), ("--tuned", "base")):
+        refused = sculpt("eval", "sft", "--suite", "suite.yaml", *idle, cwd=home)
+        assert refused.stderr.startswith(f"error: `{idle[0]}` has no effect without `--against`")
+    assert sculpt("eval", "sft", cwd=home).stderr.startswith("error: there is nothing to do without `--suite`")
+
+
+def test_a_gate_names_the_task_of_which_most_was_forgotten(sculpt: Sculpt, home: Path) -> None:
+    from sculpt.evaluate.evaluate import evaluate
+
+    save(llama(3), home / "other")
+    (home / "two.yaml").write_text(
+        "pretrained:\n"
+        "  same: {scorer: multiple-choice, file: same.jsonl}\n"
+        "  turned: {scorer: multiple-choice, file: turned.jsonl}\n"
+    )
+    # Each prompt has the base's choice as its answer; those that another model chooses otherwise are apart.
+    letters = [(chr(97 + k), chr(97 + (7 * k + 3) % 26)) for k in range(26)]
+    rows = [{"prompt": "Sky", "choices": pair, "answer": 0} for pair in letters]
+    for name in ("same", "turned"):
+        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = (
+        evaluate(home / name, home / "two.yaml", device="cpu").tasks[0].outcomes for name in ("base", "other")
+    )
+    kept = [{**row, "answer": 0 if a else 1} for row, a, b in zip(rows, first, second, strict=True) if a == b]
+    lost = [{**row, "answer": 0 if a else 1} for row, a, b in zip(rows, first, second, strict=True) if a != b]
+    assert kept
+    assert lost
+    (home / "same.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    (home / "turned.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*lost, kept[0]]))
+    arguments = ("gate", "other", "--suite", "two.yaml", "--device", "cpu", "--base", "base", "--max-forgotten")
+    failed = sculpt(*arguments, "2%", "--json", cwd=home)
+    assert failed.returncode == 1
+    share = 100 * len(lost) / (len(lost) + 1)
+    assert f"failed: most was forgotten of turned: {share:.2f} % of its answers" in failed.stderr
+    found = json.loads(failed.stdout)
+    assert (found["passed"], found["forgotten"]["worst"], found["forgotten"]["most"]) == (False, "turned", 2)
+    assert sculpt(*arguments, "100", cwd=home).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "a gate needs a limit, `--min` or `--max-forgotten`"),
+        (("--max-forgotten", "2%"), "`--max-forgotten` needs `--base`"),
+        (("--max-forgotten", "2%", "--base", "b"), "`--max-forgotten` needs a task under `pretrained:` whose answers"),
+        (("--max-forgotten", "some"), "`some` is no share of the answers"),
+    ],
+)
+def test_a_gate_on_what_is_forgotten_that_cannot_be_judged_is_refused(
+    arguments: tuple[str, ...], told: str, sculpt: Sculpt, home: Path
+) -> None:
+    done = sculpt("gate", "nowhere", "--suite", "suite.yaml", *arguments, cwd=home)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {told}"), done.stderr
+
+
 def test_a_sweep_shows_its_points_and_writes_the_one_that_is_picked(sculpt: Sculpt, home: Path, tuned: Path) -> None:
     arguments = ("sweep", "base", "sft", "--suite", "suite.yaml", "--device", "cpu", "--no-calibration")
     done = sculpt(*arguments, "--gamma", "0:1:0.5", "--pick", "avg", "-o", "out", "--json", cwd=home)

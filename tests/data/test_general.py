@@ -63,7 +63,7 @@ def test_the_wheel_holds_a_megabyte_of_it_at_most_and_every_source_is_named() ->
 
 
 def test_questions_have_no_answers_and_several_languages() -> None:
-    asked = general.questions()
+    asked = general.texts("questions")
     assert len(asked) >= 150
     assert sum(not text.isascii() for text in asked) > 30
     assert max(map(len, asked)) < 200

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from sculpt.demo.brown import BROWN, SHARES, detokenize, parse, read_files, split_files, tagging_task
-from sculpt.demo.fetch import cached_file, default_cache
+from sculpt.demo.fetch import cached_file
 from sculpt.demo.tiny import cipher_task, documents, split_documents
+from sculpt.fusion.cache import default_cache
 from sculpt.fusion.errors import DataError
 
 NAMES = [f"c{genre}{number:02}" for genre in "abcdefghjklmnpr" for number in range(1, 34)]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from sculpt.demo import fetch as fetching
-from sculpt.demo.fetch import FetchError, Package, cached_file, default_cache, fetch
+from sculpt.demo.fetch import FetchError, Package, cached_file, fetch
 from sculpt.demo.models import new_folder
+from sculpt.fusion.cache import default_cache
 from sculpt.fusion.errors import DataError
 
 CONTENT = b"the weights"

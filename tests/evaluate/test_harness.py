@@ -11,9 +11,9 @@ import torch
 from sculpt.data.encoding import Encoder
 from sculpt.data.row import Row
 from sculpt.evaluate.evaluate import score_suite
-from sculpt.evaluate.likelihood import likelihoods
 from sculpt.evaluate.suite import read_suite
 from sculpt.live.model import LiveModel, load_model
+from sculpt.predict.likelihood import likelihoods
 
 CORPUS = [
     "The capital of France is Paris. Question: what is that? Answer: that is the answer, the one and only.",
@@ -200,7 +200,7 @@ def test_an_answer_may_begin_with_a_line_break_and_is_chosen_greedily(
 def test_a_model_whose_state_padding_enters_writes_the_same_in_any_batch(tmp_path: Path) -> None:
     from sculpt.data.example import Example
     from sculpt.demo.tiny import byte_tokenizer
-    from sculpt.evaluate.generation import generate
+    from sculpt.predict.generation import generate
     from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
     torch.manual_seed(0)

@@ -12,11 +12,11 @@ import torch
 from sculpt.data.example import IGNORED, Example
 from sculpt.demo.tiny import byte_tokenizer
 from sculpt.evaluate.evaluate import evaluate, score_suite
-from sculpt.evaluate.generation import cut_at, generate
-from sculpt.evaluate.likelihood import likelihoods
 from sculpt.evaluate.suite import read_suite
 from sculpt.fusion.errors import DataError, ModelError
 from sculpt.live.model import LiveModel, load_model
+from sculpt.predict.generation import cut_at, generate
+from sculpt.predict.likelihood import likelihoods
 
 from .conftest import Pair, save
 

@@ -291,7 +291,7 @@ class FolderSink(Sink):
         return {entry["name"]: entry for journal in journals for entry in read_lines(journal)[1:]}
 
     def commit(self, add_files: Callable[[Path], None]) -> None:
-        """Have the first process write the other files by `add_files`, then give the folder the output's name."""
+        """Have the first process write the other files beside the weights, which are whole, then name the folder."""
         if self._workspace is None:
             self._processes.wait_for_first("done")
             return
@@ -300,10 +300,10 @@ class FolderSink(Sink):
             index = self._layout.index()
             if index is not None:
                 (folder / self._layout.index_name).write_bytes(index)
-            add_files(folder)
             self._drain()
             for file in self._files.values():
                 file.flush()
+            add_files(folder)
             self._close()
         self._workspace.publish(CHECKPOINT.may_replace if self._overwrite else None)
         self._processes.say("done")

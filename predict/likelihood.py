@@ -48,7 +48,7 @@ def likelihoods(
         ModelError: The model's outputs are not finite.
     """
     found: list[Likelihood | None] = [None] * len(examples)
-    for places in _batches(model, examples, batch_size):
+    for places in batches(model, examples, batch_size):
         batch = collate([examples[place] for place in places])
         wanted = batch.wanted
         logits = logits_at(model, batch.inputs_on(device, model.dtype), wanted.where)
@@ -74,10 +74,18 @@ def likelihoods(
     return [likelihood for likelihood in found if likelihood is not None]
 
 
-def _batches(model: Any, examples: Sequence[Example], batch_size: int) -> Iterator[list[int]]:
-    """Yield numbers of examples of like length together, as many as the batch and its logits have room for."""
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    room = LOGIT_BYTES // (4 * vocabulary)
+def batches(
+    model: Any, examples: Sequence[Example], batch_size: int, *, logit_bytes: int = LOGIT_BYTES
+) -> Iterator[list[int]]:
+    """Yield numbers of examples of like length together, as many as the batch and its logits have room for.
+
+    Raises:
+        ModelError: The model predicts no tokens.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ModelError(f"`{type(model).__name__}` predicts no tokens")
+    room = logit_bytes // (4 * head.weight.shape[0])
     order = sorted(range(len(examples)), key=lambda k: (examples[k].num_tokens, k))
     batch: list[int] = []
     wanted = 0

@@ -1,0 +1,24 @@
+"""Where what can be made again is kept from one run to the next."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+VARIABLE = "SCULPT_CACHE"
+
+
+def user_cache() -> Path:
+    """Return the folder of sculpt in the user's cache folder."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "sculpt"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "sculpt"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sculpt"
+
+
+def default_cache() -> Path:
+    """Return `$SCULPT_CACHE`, or the folder of sculpt in the user's cache folder."""
+    named = os.environ.get(VARIABLE)
+    return Path(named) if named else user_cache()

@@ -1,0 +1,94 @@
+"""What a model answers to questions: greedily, each once, kept in the cache folder from one run to the next."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, final
+
+from ..data.example import Example
+from ..data.sampling import digest_of
+from ..fusion.cache import default_cache
+from ..fusion.checkpoint.output.lines import LineFile, read_lines
+from ..live.model import LiveModel
+from .generation import generate
+
+logger = logging.getLogger(__name__)
+
+MAX_TOKENS = 48
+BATCH = 16
+STREAMED_BATCH = 128  # each token that is written takes a pass over the weights, from the disk
+
+
+@final
+class Answers:
+    """The answers of one model; a context manager, as the model is loaded for the first that is not known.
+
+    A line of JSON an answer is added to a file of the cache as soon as it is there, so a run that is killed goes on.
+
+    Args:
+        model: All that tells the model from any other, and how it is run.
+        load: Gives the model as it runs, which is left with this.
+        at_once: How many questions are answered at once, where it is not what is best for many.
+    """
+
+    def __init__(
+        self,
+        model: Mapping[str, Any],
+        load: Callable[[], AbstractContextManager[LiveModel]],
+        at_once: int | None = None,
+    ) -> None:
+        self._load = load
+        self._at_once = at_once
+        self._live: LiveModel | None = None
+        self._stack = ExitStack()
+        facts = json.dumps({**model, "tokens": MAX_TOKENS}, sort_keys=True, default=str).encode()
+        file = default_cache() / "answers" / f"{hashlib.sha256(facts).hexdigest()[:32]}.lines"
+        entries: list[dict[str, Any]] = []
+        self._lines: LineFile | None = None
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            entries = read_lines(file)
+            self._lines = LineFile(file, entries)
+            self._stack.callback(self._lines.close)
+        except OSError as error:
+            logger.warning("answers are not kept for later runs: cannot write `%s`: %s", file, error.strerror)
+        self._known = {entry["prompt"]: entry["answer"] for entry in entries}
+
+    def __enter__(self) -> Answers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def _model(self) -> LiveModel:
+        if self._live is None:
+            self._live = self._stack.enter_context(self._load())
+        return self._live
+
+    @property
+    def batch_size(self) -> int:
+        """How many questions are best answered at once."""
+        return STREAMED_BATCH if self._model.streamed else self._at_once or BATCH
+
+    def known(self, prompt: Example) -> str | None:
+        """Return an answer that was given before; None where there is none."""
+        return self._known.get(digest_of([prompt]))
+
+    def to(self, prompts: Sequence[Example]) -> list[str]:
+        """Return what the model answers, of at most `MAX_TOKENS` tokens."""
+        digests = [digest_of([prompt]) for prompt in prompts]
+        new = {digest: prompt for digest, prompt in zip(digests, prompts, strict=True) if digest not in self._known}
+        if new:
+            written = generate(
+                self._model, [*new.values()], max_new_tokens=MAX_TOKENS, stop=(), batch_size=self.batch_size
+            )
+            for digest, answer in zip(new, written, strict=True):
+                self._known[digest] = answer
+                if self._lines is not None:
+                    self._lines.append({"prompt": digest, "answer": answer})
+        return [self._known[digest] for digest in digests]
