@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import product, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,27 @@ class Measured:
     curvature: Mapping[str, Curvature] | Iterator[Mapping[str, Curvature]]
     provenance: dict[str, Any]
     why_missing: Callable[[], Mapping[str, str]]
+
+
+def with_found(prepared: Prepared, calibration: Calibration) -> tuple[Calibration, list[str]]:
+    """Return where the curvature comes from, and what is to be said of statistics that lie beside the tuned models.
+
+    Those that `calibrate` put there are used where neither samples nor other statistics were named.
+    """
+    from .hessian.store.found import find_statistics
+
+    protection, method = prepared.settings.protection, prepared.method
+    takes = method.uses_curvature or (protection is not None and protection.takes_samples)
+    if not (takes and calibration.enabled) or calibration.hessian is not None:
+        return calibration, []
+    full = method.needs_gram or (protection is not None and protection.needs_gram)
+    found = [find_statistics(model, full=full, purpose=prepared.title) for model in prepared.plan.tuned]
+    whole = [one for one in found if one is not None and one.why_not is None]
+    why = "samples were named" if calibration.data is not None else "other tuned models have none that can be used"
+    if calibration.data is None and len(whole) == len(found):
+        told = [f"using the statistics in {one.file}, of {one.told}" for one in whole]
+        return replace(calibration, hessian=[one.file for one in whole] if len(whole) > 1 else whole[0].file), told
+    return calibration, [f"note: {one.file} is not used: {one.why_not or why}" for one in found if one is not None]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import typer
 from typer.models import CommandInfo
 
 from . import (
+    benchmark,
     bound,
     calibrate,
     compare,
@@ -28,8 +29,10 @@ from . import (
     lora_sweep,
     lora_train,
     merge,
+    repair,
     report,
     status,
+    suite,
     sweep,
     untie,
     verify,
@@ -47,11 +50,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Repair a fine-tuned model that forgot, with no retraining: checkpoint surgery on safetensors.",
-    epilog="Start with `sculpt fuse base/ sft/`, or see it all at work with `sculpt demo`.",
+    epilog="Start with `sculpt repair base/ sft/`, or see it all at work with `sculpt demo`.",
 )
 FAMILIES = {
-    "Repair": (fuse, calibrate, demo),
-    "Choose a strength": (bound, evaluate, sweep, compare),
+    "Repair": (repair, fuse, calibrate, demo),
+    "Score and choose": (compare, evaluate, suite, sweep, benchmark, bound),
     "Look and check": (inspect, verify, status, report),
     "Merge several": (merge, lora, untie),
     "Train without forgetting": (lora_train, lora_sweep, lora_sparse),
@@ -93,7 +96,7 @@ def _options(
     del version
 
 
-def _narrowed(word: str) -> typer.Typer:
+def narrowed(word: str) -> typer.Typer:
     """Return the app with the one command that `word` names, if any: building the options of all takes 50 ms."""
     found = copy(app)
     found.registered_commands = [command for command in app.registered_commands if command.name == word]
@@ -112,7 +115,7 @@ def main() -> None:
     show_warnings()
     try:
         try:
-            _narrowed(sys.argv[1] if len(sys.argv) > 1 else "")()
+            narrowed(sys.argv[1] if len(sys.argv) > 1 else "")()
         finally:
             sys.stdout.flush()
     except SculptError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,9 +23,9 @@ Every task gives one score in [0, 100]. Avg is their mean; the H-score is the ha
 
 **Examples**
 
-    sculpt eval sft-fused/ --suite suite.yaml
+    sculpt eval sft-two-sided/ --suite suite.yaml
 
-    sculpt eval base/ --suite suite.yaml --device cuda --json > base.json
+    sculpt eval base/ sft/ sft-two-sided/ --suite suite.yaml --json > scores.json
 """
 GATE_HELP = """Exit 1, with a sentence, when a model falls short of a limit: for continuous integration.
 
@@ -33,12 +34,13 @@ fine-tune's own score.
 
 **Examples**
 
-    sculpt gate sft-fused/ --suite suite.yaml --min h-score=0.9*base --base base/
+    sculpt gate sft-two-sided/ --suite suite.yaml --min h-score=0.9*base --base base/
 
-    sculpt gate sft-fused/ --suite suite.yaml --min 'target>=0.97*tuned' --tuned sft/ --min prose=40
+    sculpt gate sft-two-sided/ --suite suite.yaml --min 'target>=0.97*tuned' --tuned sft/ --min prose=40
 """
 
 Model = Annotated[Path, typer.Argument(help="The checkpoint to score.")]
+Models = Annotated[list[Path], typer.Argument(help="The checkpoint to score, or several.")]
 SuiteFile = Annotated[Path, typer.Option("--suite", help="The suite, a YAML file.")]
 
 
@@ -74,12 +76,20 @@ class ScoringOptions:
         }
 
 
-def eval_command(model: Model, suite: SuiteFile, json: AsJson = False, *, scoring: ScoringOptions) -> None:
-    """Score one model."""
+def eval_command(models: Models, suite: SuiteFile, json: AsJson = False, *, scoring: ScoringOptions) -> None:
+    """Score one model, or several side by side."""
     from .console import print_json
 
-    scores = scored(model, suite, scoring)
-    print_json({"model": str(model), **scores.as_json()}) if json else show_scores(f"{model}", scores)
+    refuse_missing(suite)
+    found = {str(model): scored(model, suite, scoring) for model in models}
+    if json:
+        content = [{"model": name, **scores.as_json()} for name, scores in found.items()]
+        print_json(content[0] if len(content) == 1 else {"models": content})
+    elif len(found) == 1:
+        for name, scores in found.items():
+            show_scores(name, scores)
+    else:
+        show_side_by_side(found)
 
 
 def gate_command(
@@ -96,7 +106,7 @@ def gate_command(
     from ..evaluate.gate import Limit, judge
     from ..evaluate.suite import read_suite
     from ..fusion.errors import MethodError
-    from .console import print_json, say
+    from .console import out, print_json, say
 
     parsed = [Limit.parse(limit) for limit in limits]
     read = read_suite(suite)
@@ -124,7 +134,7 @@ def gate_command(
             }
         )
     for verdict in verdicts:
-        say(f"{'passed' if verdict.passed else 'failed'}: {verdict.sentence()}")
+        (say if json else out)(f"{'passed' if verdict.passed else 'failed'}: {verdict.sentence()}")
     if not passed:
         raise typer.Exit(1)
 
@@ -142,7 +152,7 @@ def scored(model: Path, suite: Path | Suite, scoring: ScoringOptions) -> SuiteSc
 
 def show_scores(title: str, scores: SuiteScores) -> None:
     """Print a table of the tasks, and the means."""
-    from .console import say, table
+    from .console import out, say, table
 
     rows = []
     for task in scores.tasks:
@@ -153,12 +163,32 @@ def show_scores(title: str, scores: SuiteScores) -> None:
     table(f"{title}: {scores.suite}", ["task", "side", "scorer", "rows", "score", "also"], rows)
     measures = scores.measures
     if scores.has_both_sides:
-        say(
+        out(
             f"pre-trained {measures['pretrained']:.2f}, target {measures['target']:.2f}; Avg {measures['avg']:.2f}, "
             f"H-score {measures['h-score']:.2f}, mean of the two sides {measures['source-target-avg']:.2f}"
         )
     else:
         say("Avg and H-score need tasks on both sides, `pretrained:` and `target:`")
+
+
+def show_side_by_side(found: Mapping[str, SuiteScores]) -> None:
+    """Print a row a task and mean, a column a model."""
+    from .console import table
+
+    first = next(iter(found.values()))
+    means = {"pretrained": "general: mean", "target": "target: mean", "avg": "Avg", "h-score": "H-score"}
+    titles = {
+        task.name: f"{'general' if task.side == 'pretrained' else task.side}: {task.name}" for task in first.tasks
+    }
+    titles |= {name: title for name, title in means.items() if name in first.measures}
+    rows = [[title, *(f"{scores.measures[name]:.2f}" for scores in found.values())] for name, title in titles.items()]
+    table(first.suite, ["score", *found], rows)
+
+
+def refuse_missing(file: Path) -> None:
+    """Refuse a file that is not there, before anything heavy is loaded."""
+    if not file.exists():
+        raise DataError(f"`{file}` does not exist")
 
 
 def register(app: typer.Typer) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..fusion.names import block_of, kind_of, natural_key
 from ..fusion.run.protector import INTERPOLATION, TARGET_ALONE
-from .console import count, gigabytes, say, table
+from .console import count, gigabytes, out, say, table
 
 if TYPE_CHECKING:
     from ..fusion.plan.plan import Plan, Step
@@ -41,17 +41,17 @@ def show_plan(prepared: Prepared) -> None:
         [kind, action, str(len(steps)), count(sum(s.num_elements for s in steps)), why]
         for (action, kind, why), steps in _groups(plan.steps).items()
     ]
-    table(f"{prepared.method.title}: plan", ["tensors", "action", "number", "parameters", "why"], rows)
-    say(f"copied: {_copied(plan.steps)}")
+    table(f"{prepared.title}: plan", ["tensors", "action", "number", "parameters", "why"], rows, text=4)
+    out(f"copied: {_copied(plan.steps)}")
     show_notes(plan)
-    say(f"options: {', '.join(f'{key} {value}' for key, value in prepared.options.items())}")
+    out(f"options: {', '.join(f'{key} {value}' for key, value in prepared.options.items())}")
     if prepared.settings.protection is not None:
         protection = asdict(prepared.settings.protection)
-        say(f"protection of the base: {', '.join(f'{key} {value}' for key, value in protection.items())}")
+        out(f"protection of the base: {', '.join(f'{key} {value}' for key, value in protection.items())}")
     need = prepared.needs()
-    say(f"read {gigabytes(need.bytes_read)}, write {gigabytes(need.bytes_written)} in {need.num_files} file(s)")
-    say(f"peak memory about {gigabytes(need.memory)}, beside {gigabytes(need.mapped)} of mapped files")
-    say(f"output {prepared.output}, {gigabytes(free_bytes(prepared.output))} free there")
+    out(f"read {gigabytes(need.bytes_read)}, write {gigabytes(need.bytes_written)} in {need.num_files} file(s)")
+    out(f"peak memory about {gigabytes(need.memory)}, beside {gigabytes(need.mapped)} of mapped files")
+    out(f"output {prepared.output}, {gigabytes(free_bytes(prepared.output))} free there")
 
 
 def show_notes(plan: Plan) -> None:
@@ -132,7 +132,7 @@ def _block_row(block: str, records: list[TensorRecord]) -> list[str]:
         count(elements),
         f"{1 - sum(r.kept or 0 for r in records) / elements:.2%}",
         f"{sum(r.clipped or 0 for r in records) / elements:.2%}",
-        f"{sum(r.delta_l1 or 0 for r in records):.4g}",
+        f"{sum(r.fine_tuned_l1 or 0 for r in records):.4g}",
         f"{sqrt(sum((r.distance_l2 or 0) ** 2 for r in records)):.4g}",
     ]
 
@@ -147,13 +147,13 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
     more = f"and {len(ordered) - MAX_ROWS} more, in the manifest" if len(ordered) > MAX_ROWS else None
     columns = ["block", "tensors", "parameters", "sparsity", "clipped", "Σ|δ|", "‖fused − base‖₂"]
     if rows:
-        table("realised sparsity", columns, rows, note=more)
+        table("realised sparsity", columns, rows, note=more, aside=True)
     elements = sum(record.num_fused for record in manifest.fused)
     target = manifest.options.get("sparsity")
     asked = f" (asked for {target:.2%})" if isinstance(target, float) else ""
     told = f"{manifest.told_sparsity(asked)}. " if elements else ""
     say(
-        f"{prepared.method.title} fused {len(manifest.fused)} tensors, {count(elements)} parameters, and copied "
+        f"{prepared.title} fused {len(manifest.fused)} tensors, {count(elements)} parameters, and copied "
         f"{_copied(prepared.plan.steps)}. {told}{_losses(manifest)}{_budget(manifest)}{_conversions(prepared.plan)}"
         f"The manifest holds each tensor's figures and the digests of all inputs: `sculpt verify {prepared.output}`."
     )

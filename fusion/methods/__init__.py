@@ -29,6 +29,7 @@ from .slerp import Slerp as Slerp
 from .tailor import Tailor as Tailor
 from .task_arithmetic import TaskArithmetic as TaskArithmetic
 from .ties import Ties as Ties
+from .two_sided import TwoSided as TwoSided
 
 METHODS: dict[str, type[Method]] = {
     found.name: found

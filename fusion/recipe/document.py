@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ..errors import RecipeError, first_line
+from ..errors import RecipeError, did_you_mean, first_line
 
 KeyPath = tuple[str | int, ...]  # keys and indices from the top
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -99,14 +99,6 @@ class Document:
                 content = content[part]
                 place.append(part)
         return tuple(place)
-
-
-def did_you_mean(name: str, known: Collection[str]) -> str | None:
-    """Return a hint that names what comes near, or all that is known."""
-    near = difflib.get_close_matches(name, known, n=1)
-    if near:
-        return f"did you mean `{near[0]}`?"
-    return f"known here: {', '.join(sorted(known))}" if known else None
 
 
 def dotted(place: Sequence[str | int]) -> str:

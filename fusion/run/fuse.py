@@ -21,8 +21,9 @@ from ..checkpoint.source import reading
 from ..checkpoint.special_tokens import TokenIds
 from ..checkpoint.tokens import other_tokens
 from ..device import torch_device
-from ..errors import MethodError, OutputError
+from ..errors import MethodError, OutputError, Way
 from ..methods import Method
+from ..methods.two_sided import title_under
 from ..plan.companions import Companions, account
 from ..plan.configuration import CONFIG, Configuration, Reshape, configuration
 from ..plan.plan import Plan, idle_models, make_plan
@@ -59,6 +60,7 @@ class Prepared:
         companions: What is copied beside the weights.
         configuration: What `config.json` and `generation_config.json` will say.
         finish: Changes what was copied beside the weights, in the folder that it is given; or None.
+        called: What the model card calls the output. Default: its own name.
     """
 
     plan: Plan
@@ -69,6 +71,7 @@ class Prepared:
     configuration: Configuration
     companions: Companions
     finish: Callable[[Path], None] | None = None
+    called: str | None = None
 
     @property
     def config(self) -> Mapping[str, Any] | None:
@@ -79,6 +82,11 @@ class Prepared:
     def method(self) -> Method:
         """The method of all tensors that have none of their own."""
         return self.plan.method
+
+    @property
+    def title(self) -> str:
+        """What makes the output: `two-sided curvature, then TIES`."""
+        return title_under(type(self.method), protects=self.settings.protection is not None)
 
     def needs(self) -> Needs:
         """Return what the run takes, from headers alone."""
@@ -140,6 +148,14 @@ def prepare(
     return prepare_plan(plan, output=output, settings=settings, options=method.options())
 
 
+def _refuse_unprotected(method: Method, settings: Settings) -> None:
+    if method.protects and settings.protection is None:
+        raise MethodError(
+            f"{method.title} is nothing without a base that is protected",
+            ways=[Way(option="protect", value="default", effect="protects it on the general set that ships")],
+        )
+
+
 def prepare_plan(
     plan: Plan,
     *,
@@ -160,6 +176,7 @@ def prepare_plan(
     Raises:
         SculptError: The output does not fit.
     """
+    _refuse_unprotected(plan.method, settings)
     if settings.protection is not None and not plan.tuned:
         raise MethodError("a base is protected from tuned models, and there are none")
     if settings.device not in ("auto", "cpu"):
@@ -320,7 +337,9 @@ def _add_files(folder: Path, prepared: Prepared, manifest: Manifest) -> Manifest
         (folder / name).write_text(text, encoding="utf-8")
     if prepared.finish is not None:
         prepared.finish(folder)
-    (folder / "README.md").write_text(model_card(plan, manifest, prepared.output.name), encoding="utf-8")
+    (folder / "README.md").write_text(
+        model_card(plan, manifest, prepared.called or prepared.output.name), encoding="utf-8"
+    )
     manifest = replace(manifest.of_folder(folder, prepared.settings.digest), files=prepared.companions.told(folder))
     manifest.write(folder)
     return manifest

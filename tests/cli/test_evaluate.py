@@ -81,16 +81,15 @@ def test_json_holds_each_task_and_the_means(sculpt: Sculpt, home: Path) -> None:
 
 def test_people_see_a_table(sculpt: Sculpt, home: Path) -> None:
     done = sculpt("eval", "base", "--suite", "suite.yaml", "--device", "cpu", cwd=home)
-    assert done.stdout == ""
     for part in ("prose", "multiple-choice", "33.33", "H-score"):
-        assert part in done.stderr
+        assert part in done.stdout
 
 
 def test_a_gate_that_is_passed_exits_0_and_one_that_is_not_exits_1(sculpt: Sculpt, home: Path) -> None:
     arguments = ("gate", "base", "--suite", "suite.yaml", "--device", "cpu", "--base", "base")
     passed = sculpt(*arguments, "--min", "h-score=0.9*base", "--min", "quiz=33", cwd=home)
     assert passed.returncode == 0, passed.stderr
-    assert "passed: quiz is 33.33, which reaches 33.00" in passed.stderr
+    assert "passed: quiz is 33.33, which reaches 33.00" in passed.stdout
     failed = sculpt(*arguments, "--min", "quiz=base+1", "--json", cwd=home)
     assert failed.returncode == 1
     assert "failed: quiz is 33.33, which is below base +1 = 34.33" in failed.stderr
@@ -141,8 +140,7 @@ def test_a_sweep_shows_its_points_and_writes_the_one_that_is_picked(sculpt: Scul
     assert manifest["options"]["gamma"] == best["strength"]
     assert manifest["command"].startswith("sculpt sweep base sft")
     assert (home / "out/sweep.csv").read_text().count("\n") == 6
-    for part in ("H-score against strength", "to set the weights"):
-        assert part in done.stderr
+    assert (home / "out/fused/README.md").read_text().count("# sft-adadare\n") == 1
     again = sculpt(*arguments, "--pick", "avg", "-o", "out", cwd=home)
     assert again.returncode == 1
     assert again.stderr.startswith("error: `out` exists")
@@ -177,7 +175,7 @@ def test_a_sweep_of_protections_writes_the_one_that_is_picked(sculpt: Sculpt, ho
 
 
 def test_a_comparison_is_a_table_in_every_form(sculpt: Sculpt, home: Path, tuned: Path) -> None:
-    arguments = ("compare", "base", "sft", "--suite", "suite.yaml", "--device", "cpu", "--no-calibration")
+    arguments = ("benchmark", "base", "sft", "--suite", "suite.yaml", "--device", "cpu", "--no-calibration")
     done = sculpt(*arguments, "--methods", "adadare,dare", "-o", "t.md", "-o", "t.tex", "--json", cwd=home)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
@@ -208,7 +206,7 @@ def test_help_imports_nothing_heavy() -> None:
         "heavy = {'torch', 'transformers', 'numba', 'matplotlib', 'jinja2'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    for command in ("eval", "gate", "sweep", "compare", "scores", "bound"):
+    for command in ("eval", "gate", "sweep", "benchmark", "compare", "scores", "bound"):
         done = subprocess.run([sys.executable, "-c", script, command, "--help"], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert f"sculpt {command}" in done.stdout
