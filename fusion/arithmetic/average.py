@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from .gram import cholesky, mean_matrix, refuse_other_shapes
 from .group import Group
-from .two_sided import mean_squares
+from .per_element import PerElement, computed
+from .two_sided import apart, mean_squares
 
 
-def shares(group: Group, weights: Sequence[float]) -> list[np.ndarray]:
+def shares(group: Group, weights: Sequence[float]) -> list[PerElement]:
     """Return `w_k·a_k / Σ_j w_j·a_j` of each tuned model, a_k the mean square of an element's input.
 
-    Float64 arrays that broadcast to the shape. An element that no model saw an input of counts by the weights alone.
+    An element that no model saw an input of counts by the weights alone.
 
     Raises:
         CurvatureError: The statistics do not fit the tensor.
     """
-    parts = [w * mean_squares(group, c, 0.0) for w, c in zip(weights, group.tuned, strict=True)]
-    total, alike = sum(parts), sum(weights)
-    return [
-        np.divide(part, total, out=np.full(np.shape(total), weight / alike), where=total > 0)
-        for part, weight in zip(np.broadcast_arrays(*parts), weights, strict=True)
-    ]
+    sides = [mean_squares(group, curvature, 0.0) for curvature in group.tuned]
+    alike = sum(weights)
+
+    def share(k: int) -> Callable[..., np.ndarray]:
+        def of(*terms: np.ndarray) -> np.ndarray:
+            parts = [w * own for w, own in zip(weights, apart(sides, terms), strict=True)]
+            total: Any = sum(parts)
+            return np.divide(parts[k], total, out=np.full(total.shape, weights[k] / alike), where=total > 0)
+
+        return of
+
+    arrays = tuple(term for side in sides for term in side.terms)
+    return [computed(share(k), arrays, group.shape) for k in range(len(sides))]
 
 
 def mean_matrices(group: Group, stack: int, device: Any) -> list[Any]:

@@ -11,21 +11,21 @@ from array_api_compat import array_namespace
 
 from ..errors import CurvatureError
 from .curvature import Curvature
-from .per_element import PerElement, per_element
+from .per_element import PerElement, computed
 from .random import Key, random_words
 
 TWO_32 = 4294967296.0
 
 
-def sum_of_squares(name: str, curvature: Curvature, shape: tuple[int, ...]) -> np.ndarray:
-    """Return `Σ terms` as an array that broadcasts to a tensor of this shape, float64.
+def checked_terms(name: str, curvature: Curvature, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """Return the sums of squares of a tensor of this shape, float64 arrays that broadcast to it; their sum is Σx².
 
     A grown vocabulary has more rows in the statistics than are fused: only the first `shape[0]` rows count.
 
     Raises:
         CurvatureError: A term does not broadcast to the shape, or holds a negative or non-finite sum.
     """
-    total: Any = np.zeros((1,) * len(shape))
+    found = []
     for term in curvature.terms:
         cut = term[: shape[0]] if term.ndim and shape and term.shape[0] > max(shape[0], 1) else term
         if cut.ndim != len(shape) or any(t not in (1, s) for t, s in zip(cut.shape, shape, strict=True)):
@@ -35,17 +35,27 @@ def sum_of_squares(name: str, curvature: Curvature, shape: tuple[int, ...]) -> n
             )
         if not (np.isfinite(cut).all() and (cut >= 0).all()):
             raise CurvatureError(f"the statistics of `{name}` hold a negative or non-finite sum of squares")
-        total = total + cut
-    return total
+        found.append(cut)
+    return tuple(found)
+
+
+def _root_of_sum(*terms: np.ndarray) -> np.ndarray:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return np.sqrt(2.0 * total + 1.0)
 
 
 def root_curvature(name: str, curvature: Curvature, shape: tuple[int, ...]) -> PerElement:
     """Return `sqrt(2·Σ terms + 1)` for a tensor of this shape, computed in float64 and rounded to float32.
 
+    Args:
+        curvature: With one term at least.
+
     Raises:
         CurvatureError: The statistics do not fit the tensor.
     """
-    return per_element(np.sqrt(2.0 * sum_of_squares(name, curvature, shape) + 1.0), shape)
+    return computed(_root_of_sum, checked_terms(name, curvature, shape), shape)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

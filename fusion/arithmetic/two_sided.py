@@ -19,7 +19,7 @@ Where models are put together and each has another, an error on each counts by i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -31,8 +31,9 @@ from ..typed import Options
 from .curvature import UNMEASURED, Curvature
 from .gram import cholesky
 from .group import Group
+from .per_element import PerElement, computed
 from .per_model import PerModel, as_tuple
-from .tile import sum_of_squares
+from .tile import checked_terms
 
 EXPERT = re.compile(r"\.experts\.\d+\.")
 
@@ -145,8 +146,8 @@ def _count(experts: Sequence[Curvature]) -> dict[str, Any]:
     return {"num_tokens": total, "mean_square": mean / max(1, total)}
 
 
-def fractions(group: Group, which: Sequence[int], protection: Protection, shares: Sequence[float]) -> list[np.ndarray]:
-    """Return which fraction of each delta stays by the diagonals, float64 arrays that broadcast to the shape.
+def fractions(group: Group, which: Sequence[int], protection: Protection, shares: Sequence[float]) -> list[PerElement]:
+    """Return which fraction of each delta stays by the diagonals.
 
     Args:
         which: Tuned models that are put together.
@@ -160,21 +161,27 @@ def fractions(group: Group, which: Sequence[int], protection: Protection, shares
     weight, counts = protection.balance(sources, shares)
     if "data" not in sources and len(group.shape) > 1 and not (group.base and group.base.num_tokens):
         weight = 0.0  # no general sample came near
-    parts = []
-    for k, source, count in zip(which, sources, counts, strict=True):
+    sides = []
+    for k, source in zip(which, sources, strict=True):
         if source == "data":
-            own = mean_squares(group, group.tuned[k], protection.ridge)
+            sides.append(mean_squares(group, group.tuned[k], protection.ridge))
         else:  # the diagonal of a delta's is G's
-            own = np.full_like(general, general.mean()) if source == "identity" else general
-        parts.append(own if count == 1 else count * own)
-    parts = np.broadcast_arrays(*parts)
+            sides.append(general.flat() if source == "identity" else general)
     alike = [count / (sum(counts) + weight) for count in counts]
-    both = sum(parts) + weight * general
     known = reached((group.base, *(group.tuned[k] for k in which)), group.shape)
-    return [
-        np.where(known, np.divide(part, both, out=np.full(both.shape, fraction), where=both > 0), fraction)
-        for part, fraction in zip(parts, alike, strict=True)
-    ]
+
+    def fraction(j: int) -> Callable[..., np.ndarray]:
+        def of(known: np.ndarray, *terms: np.ndarray) -> np.ndarray:
+            base, *own = apart((general, *sides), terms)
+            parts = [one if count == 1 else count * one for one, count in zip(own, counts, strict=True)]
+            both = sum(parts) + weight * base
+            ratio = np.divide(parts[j], both, out=np.full(both.shape, alike[j]), where=both > 0)
+            return np.where(known, ratio, alike[j])
+
+        return of
+
+    arrays = (known, *general.terms, *(term for side in sides for term in side.terms))
+    return [computed(fraction(j), arrays, group.shape) for j in range(len(sides))]
 
 
 def reached(sides: Sequence[Curvature | None], shape: tuple[int, ...]) -> np.ndarray:
@@ -190,12 +197,60 @@ def reached(sides: Sequence[Curvature | None], shape: tuple[int, ...]) -> np.nda
     return np.any([term.any(inner, keepdims=True) for term in terms], axis=0)
 
 
-def mean_squares(group: Group, curvature: Curvature | None, ridge: float) -> np.ndarray:
-    """Return the mean of x² of each element's input, with its ridge; 0 where nothing was seen."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MeanSquares:
+    """The mean of x² of each element's input, with a ridge: `Σ terms / num_tokens + ridge`.
+
+    Attributes:
+        terms: float64, each broadcasts to the tensor.
+    """
+
+    terms: tuple[np.ndarray, ...]
+    num_tokens: int
+    ridge: float
+
+    def of(self, terms: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the means of those elements that the terms are given of."""
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        return total / self.num_tokens + self.ridge
+
+    def flat(self) -> MeanSquares:
+        """Return the same for a tensor whose elements all have the mean of these."""
+        # Over one array at once: a mean of means would be rounded otherwise.
+        mean = float(self.of(self.terms).mean()) if len(self.terms) == 1 else self._mean() + self.ridge
+        return MeanSquares(terms=(np.full((1,) * self.terms[0].ndim, mean),), num_tokens=1, ridge=0.0)
+
+    def _mean(self) -> float:
+        return sum(float((term / self.num_tokens).mean()) for term in self.terms)
+
+    def ridged(self, fraction: float, mean: float | None) -> MeanSquares:
+        """Return the same with a fraction of its mean, or of the one given, for a ridge."""
+        return replace(self, ridge=fraction * (self._mean() if mean is None else mean))
+
+
+def mean_squares(group: Group, curvature: Curvature | None, ridge: float) -> MeanSquares:
+    """Return the mean of x² of each element's input, with its ridge; 0 where nothing was seen.
+
+    Raises:
+        CurvatureError: The statistics do not fit the tensor.
+    """
     if curvature is None or not curvature.terms or not curvature.num_tokens:
-        return np.zeros((1,) * len(group.shape))
-    mean = sum_of_squares(group.name, curvature, group.shape) / curvature.num_tokens
-    return mean + ridge * (mean.mean() if curvature.mean_square is None else curvature.mean_square)
+        return MeanSquares(terms=(np.zeros((1,) * len(group.shape)),), num_tokens=1, ridge=0.0)
+    terms = checked_terms(group.name, curvature, group.shape)
+    means = MeanSquares(terms=terms, num_tokens=curvature.num_tokens, ridge=0.0)
+    return means.ridged(ridge, curvature.mean_square)
+
+
+def apart(sides: Sequence[MeanSquares], terms: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return the means of each side, whose terms follow one another."""
+    found, first = [], 0
+    for side in sides:
+        last = first + len(side.terms)
+        found.append(side.of(terms[first:last]))
+        first = last
+    return found
 
 
 def put_together(curvatures: Sequence[Curvature | None], shares: Sequence[float]) -> Curvature | None:

@@ -7,6 +7,7 @@ from typing import final
 
 import numpy as np
 
+from ..arithmetic.per_element import Repeated
 from ..arithmetic.sums import BLOCK
 from ..arithmetic.tile import RawTile
 from .native import address
@@ -14,7 +15,8 @@ from .native import address
 LANES = 512  # 256 of a sum, 256 of a sum of squares
 
 _ONES = np.ones(BLOCK, np.float32)
-_ROOT_OF_ONES = address(_ONES), 1 << 40, BLOCK
+WHOLE = 1 << 40  # more elements than a tensor has
+_ROOT_OF_ONES = address(_ONES), WHOLE, BLOCK
 
 
 def num_blocks(tile: RawTile) -> int:
@@ -26,7 +28,15 @@ def root_of(tile: RawTile) -> tuple[int, int, int]:
     """Return `sqrt(H)` as (address of values, repeat, inner), signature `F u u`; ones for `H = I`."""
     if tile.root is None:
         return _ROOT_OF_ONES
-    return address(tile.root.values), tile.root.repeat, tile.root.inner
+    if isinstance(tile.root, Repeated):
+        return address(tile.root.values), tile.root.repeat, tile.root.inner
+    values = _scratch.root(len(tile.base))
+    tile.root.fill(tile.start, values)
+    return (
+        (address(values) - values.itemsize * tile.start) % (1 << 64),
+        1,
+        WHOLE,
+    )  # kernels count from the tensor's first
 
 
 @final
@@ -37,6 +47,7 @@ class _Scratch(threading.local):
         self._blocks = np.empty((8, BLOCK), np.float32)
         self._lanes = np.empty(LANES, np.float64)
         self._rows = np.empty(0, np.float32)
+        self._root = np.empty(0, np.float32)
         self.blocks = [address(block) for block in self._blocks]
         self.lanes = address(self._lanes)
 
@@ -44,6 +55,11 @@ class _Scratch(threading.local):
         if self._rows.size < count:
             self._rows = np.empty(count, np.float32)
         return address(self._rows)
+
+    def root(self, count: int) -> np.ndarray:
+        if self._root.size < count:
+            self._root = np.empty(count, np.float32)
+        return self._root[:count]
 
 
 _scratch = _Scratch()

@@ -19,7 +19,7 @@ from array_api_compat import array_namespace
 from ..arithmetic.average import shares
 from ..arithmetic.group import Group
 from ..arithmetic.passes import Fused, Map, Reduction
-from ..arithmetic.per_element import PerElement, per_element
+from ..arithmetic.per_element import PerElement
 from ..arithmetic.per_model import PerModel, as_tuple
 from ..arithmetic.tile import Tile
 from .checks import averages
@@ -70,7 +70,7 @@ class Fisher(Method):
 
     def prepare(self, group: Group) -> tuple[PerElement, ...]:
         """Return the share of each tuned model."""
-        return tuple(per_element(share, group.shape) for share in shares(group, as_tuple(self.weights)))
+        return tuple(shares(group, as_tuple(self.weights)))
 
     def reduce(self, num_elements: int) -> Reduction:  # noqa: ARG002 (nothing need be known of the tensor)
         """Return the map at once."""

@@ -20,7 +20,6 @@ from ..arithmetic.average import mean_matrices, mixings, shares
 from ..arithmetic.group import Group, Region
 from ..arithmetic.matrices import CHUNK, Matrices, Whole, delivered
 from ..arithmetic.passes import Map, Reduction
-from ..arithmetic.per_element import per_element
 from ..arithmetic.per_model import PerModel, as_tuple
 from ..arithmetic.row_layout import row_layout
 from ..device import device_of, float64_device, torch_device
@@ -75,7 +74,7 @@ class RegMean(Method):
 
     def _by_element(self, matrices: Matrices) -> Whole:
         group = matrices.group
-        parts = [per_element(share, group.shape) for share in shares(group, as_tuple(self.weights))]
+        parts = shares(group, as_tuple(self.weights))
         pieces = []
         for start in range(0, prod(group.shape), CHUNK):
             base, *tuned = matrices.flat(start, min(start + CHUNK, prod(group.shape)))

@@ -21,7 +21,6 @@ from ..arithmetic.from_delta import delta_moment, inputs_of
 from ..arithmetic.gram import mean_matrix, refuse_other_shapes
 from ..arithmetic.group import Group
 from ..arithmetic.matrices import CHUNK, Matrices, Models, Rows
-from ..arithmetic.per_element import per_element
 from ..arithmetic.per_model import spread
 from ..arithmetic.row_layout import row_layout
 from ..arithmetic.two_sided import LOW_RANK, Moment, Protection, fractions, mixing_blocks, put_together, reached
@@ -186,10 +185,7 @@ class Protector:
         kept = self._once(
             group.name,
             party[0],
-            lambda: [
-                per_element(found, group.shape)
-                for found in fractions(group, party, self.protection, [shares[k] for k in party])
-            ],
+            lambda: fractions(group, party, self.protection, [shares[k] for k in party]),
         )
         parts = [one.expand(start, len(base)) for one in kept]
         tuned = [models[k + 1] for k in party]

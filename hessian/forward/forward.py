@@ -120,7 +120,8 @@ class Forward:
     def _make_runs(self, batches: Sequence[Batch], tapes: Mapping[int, Tape] | None) -> list[_Run]:
         runs = []
         for index, batch in enumerate(batches):
-            run = _Run(index, batch, RowWeights(batch.masks, batch.num_samples))
+            masks = [mask.to(self.device) for mask in batch.masks]
+            run = _Run(index, batch, RowWeights(masks, batch.num_samples))
             if tapes is not None:
                 run.tape = tapes.get(index)
                 run.done = run.tape is None

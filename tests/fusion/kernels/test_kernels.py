@@ -6,18 +6,16 @@ from collections.abc import Callable
 from itertools import product
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 import sculpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sculpt.fusion.arithmetic.passes import Map, Pass, run_on
-from sculpt.fusion.arithmetic.per_element import PerElement
 from sculpt.fusion.arithmetic.random import Key
 from sculpt.fusion.arithmetic.ranks import EVERYTHING, NOTHING, Cut, Search, digit_counts
 from sculpt.fusion.arithmetic.tile import RawTile
-from sculpt.fusion.kernels import kernel_for
+from sculpt.fusion.kernels import KERNELS
 from sculpt.fusion.methods import METHODS, Magnitude, Method, Ties, adadare, dare
 from sculpt.fusion.run.backend import Backend, KernelBackend, NumpyBackend
 from sculpt.fusion.transforms.bernoulli import Drawn, bernoulli
@@ -26,53 +24,11 @@ from sculpt.fusion.transforms.merge import Merging, elect, total
 from sculpt.fusion.transforms.scale import add_scaled, add_weighted, scale
 from sculpt.fusion.transforms.trim import Within, band, saliencies, trim
 
-BFLOAT16, FLOAT16, FLOAT32 = (np.dtype(found) for found in (ml_dtypes.bfloat16, np.float16, np.float32))
-SIZES = (1, 4095, 4096, 4097, 100_000)
-DTYPES = [
-    pytest.param((BFLOAT16, BFLOAT16, BFLOAT16), id="bfloat16"),
-    pytest.param((FLOAT16, FLOAT16, FLOAT16), id="float16"),
-    pytest.param((FLOAT32, FLOAT32, FLOAT32), id="float32"),
-    pytest.param((BFLOAT16, FLOAT16, FLOAT32), id="mixed"),
-]
-LAYOUTS = [
-    pytest.param(None, id="no-curvature"),
-    pytest.param((100, 2048), id="columns"),
-    pytest.param((64, 1), id="rows"),
-    pytest.param((1, 7), id="own"),
-    pytest.param((3, 37), id="ragged"),
-]
-START = 5 * 4096
-
-Dtypes = tuple[np.dtype, np.dtype, np.dtype]
-
-
-def make_tile(
-    dtypes: Dtypes, size: int, layout: tuple[int, int] | None = None, start: int = START, num_models: int = 1
-) -> RawTile:
-    """Return a tile with a share of zero deltas, of huge and of tiny ones."""
-    rng = np.random.default_rng(size)
-    base = (rng.standard_normal(size) * 0.02).astype(dtypes[0])
-    tuned = []
-    for _ in range(num_models):
-        delta = rng.standard_normal(size) * rng.choice([0.0, 1e-3, 1e-3, 1e-3, 1e-6, 0.1], size)
-        tuned.append((base.astype(np.float32) + delta.astype(np.float32)).astype(dtypes[1]))
-    root = None
-    if layout is not None:
-        repeat, inner = layout
-        outer = -(-(start + size) // (repeat * inner))
-        values = np.exp(rng.standard_normal(outer * inner)).astype(np.float32) + 1
-        root = PerElement(values=values, repeat=repeat, inner=inner)
-    keys = tuple(Key(low=2**32 - 999 * k, high=0xDEADBEEF + k) for k in range(1, num_models + 1))
-    return RawTile(start=start, base=base, tuned=tuple(tuned), keys=keys, root=root)
-
-
-def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
-    """Return whether two arrays are equal bit for bit, a negative zero told from a zero."""
-    return one.dtype == other.dtype and np.array_equal(one.view(np.uint8), other.view(np.uint8))
+from .tiles import BFLOAT16, DTYPES, FLOAT16, FLOAT32, LAYOUTS, SIZES, START, Dtypes, make_tile, same_bits
 
 
 def check_pass(tile: RawTile, function: Callable[..., Any], *arguments: Any) -> None:
-    kernel = kernel_for(function, arguments, tile)
+    kernel = KERNELS.find(function, arguments, tile)
     assert kernel is not None
     expected = NumpyBackend().run_pass(tile, Pass(function=function, arguments=arguments))
     assert same_bits(kernel(tile, *arguments), expected)
@@ -80,7 +36,7 @@ def check_pass(tile: RawTile, function: Callable[..., Any], *arguments: Any) -> 
 
 def check_map(tile: RawTile, dtype: np.dtype, function: Callable[..., Any], *arguments: Any) -> None:
     expected, found = np.empty(len(tile.base), dtype), np.empty(len(tile.base), dtype)
-    kernel = kernel_for(function, arguments, tile, found)
+    kernel = KERNELS.find(function, arguments, tile, found)
     assert kernel is not None
     rows = NumpyBackend().run_map(tile, Map(function=function, arguments=arguments), expected)
     assert same_bits(kernel(tile, found, *arguments), rows)
@@ -176,16 +132,16 @@ def test_non_finite_inputs_show_in_the_figures(bad: float) -> None:
         (tile.base if side == 0 else tile.tuned[0])[4321] = bad
         for function, arguments in ((adadare.drop_and_rescale, (10.0, 0.5)), (add_scaled, (1.0,))):
             out = np.empty(5000, np.float16)
-            kernel = kernel_for(function, arguments, tile, out)
+            kernel = KERNELS.find(function, arguments, tile, out)
             assert kernel is not None
             assert not np.isfinite(kernel(tile, out, *arguments)[3]).all()
 
 
 def test_a_wider_dtype_has_no_kernel() -> None:
     float64 = np.dtype(np.float64)
-    assert kernel_for(adadare.score_sums, (), make_tile((float64, BFLOAT16, BFLOAT16), 10)) is None
+    assert KERNELS.find(adadare.score_sums, (), make_tile((float64, BFLOAT16, BFLOAT16), 10)) is None
     tile = make_tile((BFLOAT16, BFLOAT16, BFLOAT16), 10)
-    assert kernel_for(dare.drop_and_rescale, (0.5, 1.0), tile, np.empty(10, np.float64)) is None
+    assert KERNELS.find(dare.drop_and_rescale, (0.5, 1.0), tile, np.empty(10, np.float64)) is None
 
 
 MERGINGS = [

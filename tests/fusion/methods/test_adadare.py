@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from sculpt.fusion.arithmetic.passes import Map, Pass
-from sculpt.fusion.arithmetic.per_element import PerElement
+from sculpt.fusion.arithmetic.per_element import Repeated
 from sculpt.fusion.arithmetic.random import tensor_key
 from sculpt.fusion.arithmetic.tile import RawTile
 from sculpt.fusion.errors import MethodError
@@ -34,7 +34,7 @@ def heavy_tailed(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def tile(base: np.ndarray, tuned: np.ndarray, h: np.ndarray | None, seed: int = 0) -> RawTile:
     root = None
     if h is not None:
-        root = PerElement(values=np.sqrt(h).astype(np.float32), repeat=len(base) // len(h), inner=len(h))
+        root = Repeated(values=np.sqrt(h).astype(np.float32), repeat=len(base) // len(h), inner=len(h))
     return RawTile(start=0, base=base, tuned=(tuned,), keys=(tensor_key(seed, "w"),), root=root)
 
 
