@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,7 @@ class MeasuredModel:
         full: Whether Σ x·xᵀ is wanted, not the diagonal alone.
         purpose: What wants it.
         weight: Of its means, where those of several sides are added up.
+        others: What the other models of the fuse are, by fingerprint.
     """
 
     checkpoint: Source
@@ -69,6 +70,7 @@ class MeasuredModel:
     full: bool
     purpose: str
     weight: float = 1.0
+    others: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def role(self) -> str:
@@ -223,6 +225,7 @@ def _models(
     plan, protection, method = prepared.plan, prepared.settings.protection, prepared.method
     protects = protection is not None and protection.needs_gram
     full = method.needs_gram or (protection is not None and protection.needs_gram and protection.takes_samples)
+    roles = {model.fingerprint: "a tuned model" for model in plan.tuned} | {plan.base.fingerprint: "the base"}
     models = []
     for place, weight in places:
         checkpoint = (plan.base, *plan.tuned)[place]
@@ -236,6 +239,7 @@ def _models(
                 full=full if place else protects,
                 purpose="two-sided curvature" if protects else method.title,
                 weight=weight,
+                others=roles,
             )
         )
     return models
@@ -278,7 +282,8 @@ def _measured_before(model: MeasuredModel, calibration: Calibration, algorithm: 
         raise CurvatureError(
             f"the statistics were measured on `{hessian.provenance.model}`, "
             f"not on the {model.role} `{model.checkpoint.ref}`",
-            hint=f"calibrate the {model.role}, or accept them with `of_other_model`",
+            hint=_is_of(hessian.provenance.model_fingerprint, model)
+            + f"calibrate the {model.role}, or accept them with `of_other_model`",
             options=["Calibration.of_other_model"],
         )
     if model.full and all(found.gram is None for found in hessian.values()):
@@ -289,6 +294,12 @@ def _measured_before(model: MeasuredModel, calibration: Calibration, algorithm: 
     return Measured(
         curvature=hessian, provenance={**asdict(hessian.provenance), **digest}, why_missing=lambda: hessian.why_missing
     )
+
+
+def _is_of(fingerprint: str, model: MeasuredModel) -> str:
+    """Return whose statistics they are, if they are of another model of the fuse."""
+    whose = model.others.get(fingerprint)
+    return "" if whose is None else f"they are those of {whose}: are base and tuned swapped? Else "
 
 
 def _session(model: MeasuredModel, calibration: Calibration, progress: Progress) -> Session:

@@ -1,6 +1,6 @@
 """The app: every command, and the one table from exception to sentence and exit code.
 
-Exit codes: 0 done, 1 refused or failed with one sentence, 2 usage, 130 interrupted.
+Exit codes: 0 done, 1 refused or failed with one sentence, 2 usage, 3 a gate that was not passed, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
-from .evaluate import ScoringOptions, SuiteFile
+from .evaluate import ScoringOptions, SuiteFile, refuse_missing
 from .flags import FlagGroup, given_flags, with_options
 from .options import (
     CALIBRATION,
@@ -112,6 +112,7 @@ def benchmark_command(
     """Score every row, show the table, and write it."""
     from .console import print_json, progress_bar, quiet_libraries, say
 
+    refuse_missing(suite)
     quiet_libraries()
     from ..api import prepare_fuse
     from ..evaluate.comparison import PAPERS, Contender, compare, table_of

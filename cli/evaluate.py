@@ -27,7 +27,9 @@ Every task gives one score in [0, 100]. Avg is their mean; the H-score is the ha
 
     sculpt eval base/ sft/ sft-two-sided/ --suite suite.yaml --json > scores.json
 """
-GATE_HELP = """Exit 1, with a sentence, when a model falls short of a limit: for continuous integration.
+GATE_HELP = """Exit 3, with a sentence, when a model falls short of a limit: for continuous integration.
+
+A gate that could not be run exits 1, as every command that fails.
 
 A limit names a task, `pretrained`, `target`, `avg` or `h-score`, and a number, or a share of the base's or the
 fine-tune's own score.
@@ -39,6 +41,7 @@ fine-tune's own score.
     sculpt gate sft-two-sided/ --suite suite.yaml --min 'target>=0.97*tuned' --tuned sft/ --min prose=40
 """
 
+NOT_PASSED = 3  # the exit code of a gate that was judged; one that could not be run has 1, as any failure
 Model = Annotated[Path, typer.Argument(help="The checkpoint to score.")]
 Models = Annotated[list[Path], typer.Argument(help="The checkpoint to score, or several.")]
 SuiteFile = Annotated[Path, typer.Option("--suite", help="The suite, a YAML file.")]
@@ -108,6 +111,7 @@ def gate_command(
     from ..fusion.errors import MethodError
     from .console import out, print_json, say
 
+    refuse_missing(suite)
     parsed = [Limit.parse(limit) for limit in limits]
     read = read_suite(suite)
     given = {"base": base, "tuned": tuned}
@@ -136,7 +140,7 @@ def gate_command(
     for verdict in verdicts:
         (say if json else out)(f"{'passed' if verdict.passed else 'failed'}: {verdict.sentence()}")
     if not passed:
-        raise typer.Exit(1)
+        raise typer.Exit(NOT_PASSED)
 
 
 def scored(model: Path, suite: Path | Suite, scoring: ScoringOptions) -> SuiteScores:

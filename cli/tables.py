@@ -13,7 +13,7 @@ LEAST_WRAPPED = 20  # cells of a column of text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class Fitted:
     """What of a table is shown.
 
     Attributes:
@@ -33,7 +33,7 @@ def shortened(text: str, width: int) -> str:
     return f"{text[: width - 1 - first]}…{text[len(text) - first :]}" if width > 1 else "…"[:width]
 
 
-def lay_out(widths: Sequence[int], width: int | None, *, bar: int | None, text: int | None) -> Layout:
+def fitted(widths: Sequence[int], width: int | None, *, bar: int | None, text: int | None) -> Fitted:
     """Return which columns there is room for, and how wide they are.
 
     Args:
@@ -60,7 +60,7 @@ def lay_out(widths: Sequence[int], width: int | None, *, bar: int | None, text: 
             own[text] = widths[text]
             own[text] = max(LEAST_WRAPPED, own[text] - over())
     own[0] = max(1, own[0] - over())
-    return Layout(places=tuple(places), widths=tuple(own[k] for k in places))
+    return Fitted(places=tuple(places), widths=tuple(own[k] for k in places))
 
 
 def _padded(cell: str, width: int, *, right: bool) -> str:
@@ -73,7 +73,7 @@ def table_lines(
 ) -> list[str]:
     """Return the heads and the rows as lines; the first column is a name, the others are figures but for `text`."""
     every = [columns, *rows]
-    layout = lay_out(
+    layout = fitted(
         [max(cell_len(row[k]) for row in every) for k in range(len(columns))], width, bar=bar, text=text
     )  # fmt: skip
     lines = []

@@ -160,9 +160,12 @@ def os_error(error: OSError, path: Path) -> OutputError:
     return OutputError(f"cannot write `{path}`: {error.strerror or error}")
 
 
+def near(name: str, known: Collection[str]) -> str | None:
+    """Return a hint that names what comes near, if anything does."""
+    found = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean `{found[0]}`?" if found else None
+
+
 def did_you_mean(name: str, known: Collection[str]) -> str | None:
     """Return a hint that names what comes near, or all that is known."""
-    near = difflib.get_close_matches(name, known, n=1)
-    if near:
-        return f"did you mean `{near[0]}`?"
-    return f"known here: {', '.join(sorted(known))}" if known else None
+    return near(name, known) or (f"known here: {', '.join(sorted(known))}" if known else None)

@@ -61,6 +61,13 @@ class Document:
                 raise self.error(place, "unknown key", hint=hint) from error
             if first["type"] == "missing":
                 raise self.error(place, f"`{first['loc'][-1]}` is missing") from error
+            if first["type"] == "union_tag_invalid":
+                known = [tag.strip("' ") for tag in first["ctx"]["expected_tags"].split(",")]
+                key, tag = first["ctx"]["discriminator"].strip("'"), first["ctx"]["tag"]
+                raise self.error(place, f"no {key} is called `{tag}`", hint=did_you_mean(tag, known)) from error
+            if first["type"] == "union_tag_not_found":
+                key = first["ctx"]["discriminator"].strip("'")
+                raise self.error(place, f"`{key}` is missing") from error
             message = first["msg"].removeprefix("Value error, ")
             raise self.error(place, message[:1].lower() + message[1:]) from error
 

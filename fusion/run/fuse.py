@@ -26,7 +26,7 @@ from ..methods import Method
 from ..methods.two_sided import title_under
 from ..plan.companions import Companions, account
 from ..plan.configuration import CONFIG, Configuration, Reshape, configuration
-from ..plan.plan import Plan, idle_models, make_plan
+from ..plan.plan import Plan, idle_models, make_plan, swapped
 from ..progress import Progress, silent
 from ..record.card import model_card
 from ..record.input_digests import InputDigests
@@ -144,7 +144,7 @@ def prepare(
     opened = open_checkpoint(base)
     models = [opened, *(open_checkpoint(path, opened) for path in tuned)]
     plan = make_plan(models, lambda _: method, settings.request())
-    plan = replace(plan, notes=(*idle_models(models), *plan.notes, *other_tokens(models)))
+    plan = replace(plan, notes=(*idle_models(models), *swapped(models), *plan.notes, *other_tokens(models)))
     return prepare_plan(plan, output=output, settings=settings, options=method.options())
 
 

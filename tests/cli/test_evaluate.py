@@ -85,13 +85,13 @@ def test_people_see_a_table(sculpt: Sculpt, home: Path) -> None:
         assert part in done.stdout
 
 
-def test_a_gate_that_is_passed_exits_0_and_one_that_is_not_exits_1(sculpt: Sculpt, home: Path) -> None:
+def test_a_gate_that_is_passed_exits_0_and_one_that_is_not_exits_3(sculpt: Sculpt, home: Path) -> None:
     arguments = ("gate", "base", "--suite", "suite.yaml", "--device", "cpu", "--base", "base")
     passed = sculpt(*arguments, "--min", "h-score=0.9*base", "--min", "quiz=33", cwd=home)
     assert passed.returncode == 0, passed.stderr
     assert "passed: quiz is 33.33, which reaches 33.00" in passed.stdout
     failed = sculpt(*arguments, "--min", "quiz=base+1", "--json", cwd=home)
-    assert failed.returncode == 1
+    assert failed.returncode == 3
     assert "failed: quiz is 33.33, which is below base +1 = 34.33" in failed.stderr
     assert json.loads(failed.stdout)["passed"] is False
 
