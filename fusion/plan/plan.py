@@ -236,14 +236,14 @@ def idle_models(models: Sequence[Source]) -> Iterable[str]:
 def swapped(models: Sequence[Source]) -> Iterable[str]:
     """Yield a note where the base looks like the fine-tune, and no tuned model does: one may stand for the other."""
     base, *tuned = models
-    if not tuned or not base.folder.is_dir():
+    if not tuned:
         return
     named = (base.config or {}).get("_name_or_path")
     if named and any(named in (model.ref.asked, model.ref.repository) for model in tuned):
         yield f"the configuration of `{base.ref}` says that it came from `{named}`: are base and tuned swapped?"
         return
-    left = left_by_training(base.folder)
-    if left and not any(model.folder.is_dir() and left_by_training(model.folder) for model in tuned):
+    left, *others = (left_by_training(model.folder) for model in models)
+    if left and not any(others):
         yield (
             f"`{base.ref}` holds `{left}`, which training leaves behind, and `{tuned[0].ref}` nothing of the kind: "
             "are base and tuned swapped?"

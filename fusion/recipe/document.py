@@ -55,18 +55,18 @@ class Document:
             return schema.model_validate(self.content, context=self.file.parent)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            place = self._place(first["loc"])
+            place, about = self._place(first["loc"]), first.get("ctx", {})
             if first["type"] == "extra_forbidden":
                 hint = did_you_mean(str(place[-1]), _keys_at(schema, place[:-1]))
                 raise self.error(place, "unknown key", hint=hint) from error
             if first["type"] == "missing":
                 raise self.error(place, f"`{first['loc'][-1]}` is missing") from error
             if first["type"] == "union_tag_invalid":
-                known = [tag.strip("' ") for tag in first["ctx"]["expected_tags"].split(",")]
-                key, tag = first["ctx"]["discriminator"].strip("'"), first["ctx"]["tag"]
+                known = [tag.strip("' ") for tag in about["expected_tags"].split(",")]
+                key, tag = about["discriminator"].strip("'"), about["tag"]
                 raise self.error(place, f"no {key} is called `{tag}`", hint=did_you_mean(tag, known)) from error
             if first["type"] == "union_tag_not_found":
-                key = first["ctx"]["discriminator"].strip("'")
+                key = about["discriminator"].strip("'")
                 raise self.error(place, f"`{key}` is missing") from error
             message = first["msg"].removeprefix("Value error, ")
             raise self.error(place, message[:1].lower() + message[1:]) from error
