@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .fusion.arithmetic.two_sided import Protection
 from .fusion.checkpoint import find_model
 from .fusion.errors import MethodError
-from .fusion.methods import AdaDare, Method
+from .fusion.methods import AdaDare, Method, TwoSided
 from .fusion.progress import Progress, silent
 from .fusion.record.manifest import Manifest
 from .fusion.run.calibration import Calibration, GeneralSide, Given, PathLike
@@ -21,13 +21,22 @@ from .measuring import statistics
 if TYPE_CHECKING:
     from .live.load_check import LoadReport
 
-# AdaDARE-γ's own options where the base is protected: what is to be held back is held back by the curvature.
-PROTECTED = AdaDare(gamma=1.0, sparsity=0.0)
+PROTECTED = TwoSided()  # the method where the base is protected, unless another is asked for
+# AdaDARE-γ's options there, unless they are given: what is to be held back is held back by the curvature.
+ADADARE_PROTECTED = {"gamma": 1.0, "sparsity": 0.0}
+MOST_NAMED = 3  # models in the name of an output
 
 
-def default_output(tuned: PathLike) -> Path:
-    """Return `<tuned>-fused`, beside the tuned checkpoint."""
-    return find_model(tuned).beside("-fused")
+def made_by(method: type[Method], *, protects: bool) -> str:
+    """Return what an output is named after: a method, and a protection before it."""
+    return f"{TwoSided.name}-{method.name}" if protects and not method.protects else method.name
+
+
+def default_output(tuned: Sequence[PathLike], ending: str) -> Path:
+    """Return `<tuned>-<ending>`, beside the first tuned checkpoint: `sft-two-sided`, `math-code-ties`."""
+    found = [find_model(path) for path in tuned]
+    others = [other.beside("").name for other in found[1:]] if len(found) <= MOST_NAMED else [f"and-{len(found) - 1}"]
+    return found[0].beside("".join(f"-{part}" for part in (*others, ending)))
 
 
 def prepare_fuse(
@@ -45,10 +54,11 @@ def prepare_fuse(
         SculptError: Whatever could be found out before the long part starts.
     """
     many = [Path(tuned)] if isinstance(tuned, (Path, str)) else [Path(path) for path in tuned]
-    target = Path(output) if output is not None else default_output(many[0])
+    method = method or AdaDare()
+    protects = settings is not None and settings.protection is not None
+    target = Path(output) if output is not None else default_output(many, made_by(type(method), protects=protects))
     if output is None and settings is not None and settings.emit == "patch":
         target = target.with_name(f"{target.name}.safetensors")
-    method = method or AdaDare()
     if settings is not None and settings.tokenizer is not None:
         from .fusion.recipe.prepare import prepare_recipe, recipe_of
 
@@ -167,8 +177,8 @@ def fuse(
     """Fuse a base and its fine-tune into a new checkpoint; return what was done.
 
     Args:
-        output: A folder that does not exist yet; `<tuned>-fused` by default.
-        method: By default AdaDARE-γ with the paper's settings; where the base is protected, with γ = 1 and no drop.
+        output: A folder that does not exist yet; `<tuned>-<method>` by default.
+        method: By default AdaDARE-γ with the paper's settings; where the base is protected, two-sided curvature alone.
         hessian: Statistics from `calibrate`, as a file or in memory.
         data: Without `hessian`: calibrate on this first; by default on the text that ships with the package, or where
             the base is protected on nothing: the delta stands in.
@@ -187,7 +197,7 @@ def fuse(
             calibration = replace(calibration, protect=protect)
     elif hessian is not None or data is not None or protect is not None:
         raise MethodError("give `hessian`, `data` and `protect` within `calibration`, or give no `calibration`")
-    if protect is not None or protection is not None:
+    if protect is not None or protection is not None or (method is not None and method.protects):
         settings = replace(settings or Settings(), protection=protection or Protection())
         method = method or PROTECTED
     prepared = prepare_fuse(base, tuned, output=output, method=method, settings=settings, overwrite=overwrite)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,7 @@ class MeasuredModel:
         full: Whether Σ x·xᵀ is wanted, not the diagonal alone.
         purpose: What wants it.
         weight: Of its means, where those of several sides are added up.
+        others: What the other models of the fuse are, by fingerprint.
     """
 
     checkpoint: Source
@@ -73,6 +74,7 @@ class MeasuredModel:
     full: bool
     purpose: str
     weight: float = 1.0
+    others: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def role(self) -> str:
@@ -91,6 +93,27 @@ class Measured:
     curvature: Mapping[str, Curvature] | Iterator[Mapping[str, Curvature]]
     provenance: dict[str, Any]
     why_missing: Callable[[], Mapping[str, str]]
+
+
+def with_found(prepared: Prepared, calibration: Calibration) -> tuple[Calibration, list[str]]:
+    """Return where the curvature comes from, and what is to be said of statistics that lie beside the tuned models.
+
+    Those that `calibrate` put there are used where neither samples nor other statistics were named.
+    """
+    from .hessian.store.found import find_statistics
+
+    protection, method = prepared.settings.protection, prepared.method
+    takes = method.uses_curvature or (protection is not None and protection.takes_samples)
+    if not (takes and calibration.enabled) or calibration.hessian is not None:
+        return calibration, []
+    full = method.needs_gram or (protection is not None and protection.needs_gram)
+    found = [find_statistics(model, full=full, purpose=prepared.title) for model in prepared.plan.tuned]
+    whole = [one for one in found if one is not None and one.why_not is None]
+    why = "samples were named" if calibration.data is not None else "other tuned models have none that can be used"
+    if calibration.data is None and len(whole) == len(found):
+        told = [f"using the statistics in {one.file}, of {one.told}" for one in whole]
+        return replace(calibration, hessian=[one.file for one in whole] if len(whole) > 1 else whole[0].file), told
+    return calibration, [f"note: {one.file} is not used: {one.why_not or why}" for one in found if one is not None]
 
 
 @contextmanager
@@ -235,6 +258,7 @@ def _models(
     plan, protection, method = prepared.plan, prepared.settings.protection, prepared.method
     protects = protection is not None and protection.needs_gram
     full = method.needs_gram or (protection is not None and protection.needs_gram and protection.takes_samples)
+    roles = {model.fingerprint: "a tuned model" for model in plan.tuned} | {plan.base.fingerprint: "the base"}
     models = []
     for place, weight in places:
         checkpoint = (plan.base, *plan.tuned)[place]
@@ -248,6 +272,7 @@ def _models(
                 full=full if place else protects,
                 purpose="two-sided curvature" if protects else method.title,
                 weight=weight,
+                others=roles,
             )
         )
     return models
@@ -292,7 +317,8 @@ def _measured_before(model: MeasuredModel, calibration: Calibration, algorithm: 
         raise CurvatureError(
             f"the statistics were measured on `{hessian.provenance.model}`, "
             f"not on the {model.role} `{model.checkpoint.ref}`",
-            hint=f"calibrate the {model.role}, or accept them with `of_other_model`",
+            hint=_is_of(hessian.provenance.model_fingerprint, model)
+            + f"calibrate the {model.role}, or accept them with `of_other_model`",
             options=["Calibration.of_other_model"],
         )
     if model.full and all(found.gram is None for found in hessian.values()):
@@ -303,6 +329,12 @@ def _measured_before(model: MeasuredModel, calibration: Calibration, algorithm: 
     return Measured(
         curvature=hessian, provenance={**asdict(hessian.provenance), **digest}, why_missing=lambda: hessian.why_missing
     )
+
+
+def _is_of(fingerprint: str, model: MeasuredModel) -> str:
+    """Return whose statistics they are, if they are of another model of the fuse."""
+    whose = model.others.get(fingerprint)
+    return "" if whose is None else f"they are those of {whose}: are base and tuned swapped? Else "
 
 
 def _session(model: MeasuredModel, calibration: Calibration, progress: Progress, launch: Launch) -> Session:

@@ -1,6 +1,6 @@
 """The app: every command, and the one table from exception to sentence and exit code.
 
-Exit codes: 0 done, 1 refused or failed with one sentence, 2 usage, 130 interrupted.
+Exit codes: 0 done, 1 refused or failed with one sentence, 2 usage, 3 a gate that was not passed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import typer
 from typer.models import CommandInfo
 
 from . import (
+    benchmark,
     bound,
     calibrate,
     compare,
@@ -29,8 +30,10 @@ from . import (
     lora_train,
     merge,
     patch,
+    repair,
     report,
     status,
+    suite,
     sweep,
     untie,
     verify,
@@ -48,11 +51,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Repair a fine-tuned model that forgot, with no retraining: checkpoint surgery on safetensors.",
-    epilog="Start with `sculpt fuse base/ sft/`, or see it all at work with `sculpt demo`.",
+    epilog="Start with `sculpt repair base/ sft/`, or see it all at work with `sculpt demo`.",
 )
 FAMILIES = {
-    "Repair": (fuse, calibrate, demo),
-    "Choose a strength": (bound, evaluate, sweep, compare),
+    "Repair": (repair, fuse, calibrate, demo),
+    "Score and choose": (compare, evaluate, suite, sweep, benchmark, bound),
     "Look and check": (inspect, verify, status, report),
     "Merge several": (merge, lora, untie),
     "Keep as a patch": (patch,),
@@ -95,7 +98,7 @@ def _options(
     del version
 
 
-def _narrowed(word: str) -> typer.Typer:
+def narrowed(word: str) -> typer.Typer:
     """Return the app with the one command that `word` names, if any: building the options of all takes 50 ms."""
     found = copy(app)
     found.registered_commands = [command for command in app.registered_commands if command.name == word]
@@ -114,7 +117,7 @@ def main() -> None:
     show_warnings()
     try:
         try:
-            _narrowed(sys.argv[1] if len(sys.argv) > 1 else "")()
+            narrowed(sys.argv[1] if len(sys.argv) > 1 else "")()
         finally:
             sys.stdout.flush()
     except SculptError as error:

@@ -88,7 +88,7 @@ def _gamma(value: float) -> str:
 
 
 def _show(found: tuple[TensorBound, ...], budget: Budget, given: bool) -> None:
-    from .console import count, say, table
+    from .console import count, out, say, table
 
     rows = []
     for block, tensors in _blocks(found).items():
@@ -96,20 +96,20 @@ def _show(found: tuple[TensorBound, ...], budget: Budget, given: bool) -> None:
         rows.append(
             [
                 block,
-                count(sum(tensor.num_elements for tensor in tensors)),
+                _gamma(min(tensor.largest_gamma(budget) for tensor in tensors)),
+                f"{norms.delta / norms.base:.3%}" if norms.base else "–",
                 f"{norms.delta:.4g}",
                 f"{norms.base:.4g}",
-                f"{norms.delta / norms.base:.3%}" if norms.base else "–",
-                _gamma(min(tensor.largest_gamma(budget) for tensor in tensors)),
+                count(sum(tensor.num_elements for tensor in tensors)),
             ]
         )
     limit = f"{budget.eta:g}" if budget.eta is not None else f"{budget.eta_relative:g}·‖base‖₁"
-    columns = ["block", "parameters", "Σ|δ|", "‖base‖₁", "Σ|δ|/‖base‖₁", "largest γ"]
+    columns = ["block", "largest γ", "Σ|δ|/‖base‖₁", "Σ|δ|", "‖base‖₁", "parameters"]
     more = f"and {len(rows) - MAX_ROWS} more: `--json` gives all" if len(rows) > MAX_ROWS else None
     table(f"largest γ for η = {limit} of each tensor", columns, rows[:MAX_ROWS], note=more)
     whole = _sum(list(found))
     smallest = min(found, key=lambda tensor: tensor.largest_gamma(budget))
-    say(
+    out(
         f"{len(found)} tensors: Σ|δ| {whole.delta:.4g}, ‖base‖₁ {whole.base:.4g}. One γ that is within the budget of "
         f"all of them: {_gamma(smallest.largest_gamma(budget))}, by `{smallest.name}`."
     )

@@ -45,7 +45,10 @@ CALIBRATION = FlagGroup(
 @with_options(options=CALIBRATION)
 def calibrate_command(
     tuned: Tuned,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("hessian.safetensors"),
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write. Default: TUNED-hessian.safetensors."),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the last finished block of a run that was killed.")] = True,
     report: Annotated[bool, typer.Option("--report", help="Show the spread of each layer's diagonal.")] = False,
     overwrite: Overwrite = False,
@@ -57,6 +60,8 @@ def calibrate_command(
 
     Each weight is read once and no more than one block is in memory. Nothing is fetched from a network. Under
     `accelerate launch -m sculpt calibrate …` each process takes its share of the samples.
+
+    `sculpt fuse BASE TUNED` finds what was written beside TUNED by itself.
 
     **Examples**
 
@@ -70,9 +75,12 @@ def calibrate_command(
 
         sculpt calibrate llava-sft/ --data images-and-text.jsonl --device cuda --memory 8GB
     """
+    from ..fusion.checkpoint import find_model
     from ..hessian import calibrate
+    from ..hessian.store.found import default_file
     from .console import progress_bar, say
 
+    output = output or default_file(find_model(tuned))
     if options.data is None:
         say("calibrating on the text that ships with sculpt (--data names your own)")
     with progress_bar("calibrating", unit="blocks") as shown:

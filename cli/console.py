@@ -1,4 +1,4 @@
-"""What people see: tables and progress on stderr; data for programs on stdout."""
+"""What people see. stdout has what a command is for: its tables, its answer, or JSON; stderr has notes and progress."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+import textwrap
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +24,21 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
 from rich.text import Text
+
+from .tables import table_lines
 
 if TYPE_CHECKING:
     from ..fusion.errors import SculptError, Way
     from ..fusion.progress import Progress as Report
 
-WIDTH_WITHOUT_TERMINAL = 140  # of tables in a log file
+WIDTH_WITHOUT_TERMINAL = 140  # of what rich lays out in a log file
 # Control characters, those that turn the direction of text, and halves of characters.
 _OTHERS = r"\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 UNSHOWN, UNSHOWN_IN_JSON = re.compile(rf"[\x00-\x1f{_OTHERS}]"), re.compile(f"[{_OTHERS}]")
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else WIDTH_WITHOUT_TERMINAL)
+answers = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
+EVERY = 30.0  # seconds between lines of progress without a terminal
 
 
 def shown(text: str) -> str:
@@ -49,9 +54,18 @@ def speaks() -> bool:
 
 
 def say(text: str) -> None:
-    """Print a line for people, or a few."""
+    """Print a note for people, of a line or a few, on stderr."""
+    _print(console, text)
+
+
+def out(text: str) -> None:
+    """Print a line of what a command is for, or a few, on stdout."""
+    _print(answers, text)
+
+
+def _print(to: Console, text: str) -> None:
     if speaks():
-        console.print(Text("\n".join(map(shown, text.split("\n")))))
+        to.print(Text("\n".join(map(shown, text.split("\n")))), soft_wrap=not to.is_terminal)
 
 
 def print_json(content: Any) -> None:
@@ -108,23 +122,57 @@ def _way(way: Way, *, recipe: bool) -> str:
     return f"{flag} (in sculpt's own YAML `policies: {{{way.option}: {way.value}}}`)" if is_policy else flag
 
 
-def table(title: str, columns: list[str], rows: list[list[str]], *, note: str | None = None) -> None:
-    """Print a table; the first column is text, the others are figures."""
+def table(
+    title: str,
+    columns: list[str],
+    rows: list[list[str]],
+    *,
+    note: str | None = None,
+    bar: int | None = None,
+    text: int | None = None,
+    aside: bool = False,
+) -> None:
+    """Print a table; the first column is a name, the others are figures.
+
+    Args:
+        note: A line below it.
+        bar: The column that is left out first where there is no room.
+        text: The column that may run over several lines.
+        aside: On stderr, of a command that is for something else.
+    """
     if not speaks():
         return
-    view = Table(
-        title=Text(shown(title)),
-        title_justify="left",
-        title_style="bold",
-        caption=note,
-        caption_justify="left",
-        box=None,
-    )
-    for i, column in enumerate(columns):
-        view.add_column(Text(shown(column)), justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
-    for row in rows:
-        view.add_row(*(Text(shown(cell)) for cell in row))
-    console.print(view)
+    to = console if aside else answers
+    cells = [[shown(cell) for cell in row] for row in rows]
+    head, *body = table_lines(columns, cells, to.width if to.is_terminal else None, bar=bar, text=text)
+    to.print(Text(shown(title)), style="bold", soft_wrap=True)
+    to.print(Text(head), style="bold", soft_wrap=True)
+    for line in body:
+        to.print(Text(line), soft_wrap=True)
+    if note is not None:
+        to.print(Text(note), style="dim", soft_wrap=True)
+
+
+def show_chart(title: str, chart: str, *, asked: bool | None = None) -> None:
+    """Print a chart in letters, where it is asked for; by default where there is a terminal to look at it."""
+    if answers.is_terminal if asked is None else asked:
+        out(f"\n{title}" if title else "")
+        answers.print(chart, markup=False, highlight=False, soft_wrap=True)
+
+
+def paragraphs(rows: Sequence[tuple[str, str]]) -> None:
+    """Print names with a text of any length beside each, on stdout."""
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, text in rows:
+        room = max(20, (answers.width if answers.is_terminal else 10_000) - width - 4)
+        lines = [line for part in shown_lines(text) for line in textwrap.wrap(part, room) or [""]] or [""]
+        for k, line in enumerate(lines):
+            answers.print(Text(f"  {name if not k else '':<{width}}  {line}"), soft_wrap=True)
+
+
+def shown_lines(text: str) -> list[str]:
+    """Return the lines of a text that others wrote, without blank ones around it."""
+    return [shown(line) for line in text.strip().split("\n")]
 
 
 def quiet_environment() -> None:
@@ -148,20 +196,58 @@ def quiet_libraries() -> None:
 def progress_bar(what: str, *, unit: str = "bytes", hidden: bool = False) -> Iterator[Report]:
     """Show a bar with rate and time left while the block runs; yields what to report to.
 
-    Without a terminal nothing is drawn.
+    Without a terminal there is a line twice a minute instead.
     """
+    if not console.is_terminal:
+        yield _Lines(what, unit, hidden=hidden)
+        return
     columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
     columns += [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
     columns += [TimeRemainingColumn(), TextColumn("{task.fields[item]}")]
-    with Progress(
-        *columns, console=console, transient=True, disable=hidden or not (console.is_terminal and speaks())
-    ) as bar:
+    with Progress(*columns, console=console, transient=True, disable=hidden or not speaks()) as bar:
         task = bar.add_task(what, total=None, item="")
 
         def report(done: int, total: int, item: str) -> None:
-            bar.update(task, completed=done, total=total, item=shown(item[-40:]))
+            bar.update(task, completed=done, total=total or None, item=shown(item[-40:]))
 
         yield report
+
+
+class _Lines:
+    """Progress as a line now and then: some machines end a job that has been silent for ten minutes."""
+
+    def __init__(self, what: str, unit: str, *, hidden: bool) -> None:
+        self._what, self._unit, self._hidden = what, unit, hidden
+        self._start = self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int, item: str) -> None:
+        """Say how far it is, if that was said long ago."""
+        now = time.monotonic()
+        if self._hidden or now - self._last < EVERY:
+            return
+        self._last = now
+        say(f"{self._what}: {progress_told(done, total, self._unit, now - self._start)}{item and f', {item}'}")
+
+
+def progress_told(done: int, total: int, unit: str, seconds: float) -> str:
+    """Return how far a run is: `12 of 30 blocks, 2.4 a minute, 7:30 left`."""
+
+    def amount(number: float) -> str:
+        return gigabytes(number) if unit == "bytes" else f"{number:g}"
+
+    named = "" if unit == "bytes" else f" {unit}"
+    told = f"{amount(done)} of {amount(total)}{named}" if total else f"{amount(done)}{named}"
+    if not done or seconds <= 0:
+        return f"{told}, {_minutes(seconds)} so far"
+    rate = done / seconds
+    pace = f"{gigabytes(rate)}/s" if unit == "bytes" else f"{60 * rate:.3g} a minute"
+    return f"{told}, {pace}" + (f", {_minutes((total - done) / rate)} left" if total > done else "")
+
+
+def _minutes(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, left = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
 
 
 def gigabytes(nbytes: float) -> str:

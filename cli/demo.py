@@ -69,17 +69,18 @@ def run(
         device=device,
         narrator=_Console(),
     )
-    show(result, out)
     if json:
         print_json(result.as_json())
+    else:
+        show(result, out)
 
 
-def show(result: DemoResult, out: Path) -> None:
+def show(result: DemoResult, folder: Path) -> None:
     """Print the table and what its columns mean, for people."""
     from ..demo.result import standard_error
-    from .console import say, table
+    from .console import out, table
 
-    say(f"\nmodel: {result.model}\ntarget task: {result.task}")
+    out(f"\nmodel: {result.model}\ntarget task: {result.task}")
     table(
         "",
         ["model", "target %", "general %", "perplexity", "Avg", "H-score"],
@@ -97,17 +98,17 @@ def show(result: DemoResult, out: Path) -> None:
     )
     target_error = max(standard_error(row.target, result.num_test_answers) for row in result.rows)
     general_error = max(standard_error(row.general, result.num_prose_tokens) for row in result.rows)
-    say(
+    out(
         f"\ntarget: share of {result.num_test_answers:,} answers that are right, given the true text before them; "
         f"general: share of {result.num_prose_tokens:,} next tokens of prose that are ranked first; perplexity: of the "
         "same prose, lower is better; Avg and H-score: arithmetic and harmonic mean of target and general. "
         "Scored on documents that the training did not see. One seed: the standard errors of target and general are "
         f"up to {target_error:.1f} and {general_error:.1f} points."
     )
-    say(_best(result, "avg", "Avg"))
-    say(_best(result, "h_score", "H-score"))
+    out(_best(result, "avg", "Avg"))
+    out(_best(result, "h_score", "H-score"))
     seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in result.seconds.items())
-    say(f"{sum(result.seconds.values()):.0f} s in all ({seconds}); checkpoints and figures are in {out}")
+    out(f"{sum(result.seconds.values()):.0f} s in all ({seconds}); checkpoints and figures are in {folder}")
 
 
 def _best(result: DemoResult, mean: Mean, title: str) -> str:

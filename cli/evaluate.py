@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -29,15 +30,17 @@ forgotten, and what learned.
 
 **Examples**
 
-    sculpt eval sft-fused/ --suite suite.yaml
+    sculpt eval sft-two-sided/ --suite suite.yaml
 
-    sculpt eval base/ --suite suite.yaml --device cuda --json > base.json
+    sculpt eval base/ sft/ sft-two-sided/ --suite suite.yaml --json > scores.json
 
-    sculpt eval sft-fused/ --against base/
+    sculpt eval sft-two-sided/ --against base/
 
-    sculpt eval sft-fused/ --against base/ --suite suite.yaml --tuned sft/ --data chats.jsonl
+    sculpt eval sft-two-sided/ --against base/ --suite suite.yaml --tuned sft/ --data chats.jsonl
 """
-GATE_HELP = """Exit 1, with a sentence, when a model falls short of a limit: for continuous integration.
+GATE_HELP = """Exit 3, with a sentence, when a model falls short of a limit: for continuous integration.
+
+A gate that could not be run exits 1, as every command that fails.
 
 A limit names a task, `pretrained`, `target`, `avg` or `h-score`, and a number, or a share of the base's or the
 fine-tune's own score. --max-forgotten is a limit on single answers: what the base had right and the model has wrong, in
@@ -45,14 +48,16 @@ the worst of the pre-trained tasks, less what guessing explains.
 
 **Examples**
 
-    sculpt gate sft-fused/ --suite suite.yaml --min h-score=0.9*base --base base/
+    sculpt gate sft-two-sided/ --suite suite.yaml --min h-score=0.9*base --base base/
 
-    sculpt gate sft-fused/ --suite suite.yaml --min 'target>=0.97*tuned' --tuned sft/ --min prose=40
+    sculpt gate sft-two-sided/ --suite suite.yaml --min 'target>=0.97*tuned' --tuned sft/ --min prose=40
 
-    sculpt gate sft-fused/ --suite suite.yaml --base base/ --max-forgotten 2%
+    sculpt gate sft-two-sided/ --suite suite.yaml --base base/ --max-forgotten 2%
 """
 
+NOT_PASSED = 3  # the exit code of a gate that was judged; one that could not be run has 1, as any failure
 Model = Annotated[Path, typer.Argument(help="The checkpoint to score.")]
+Models = Annotated[list[Path], typer.Argument(help="The checkpoint to score, or several.")]
 SuiteFile = Annotated[Path, typer.Option("--suite", help="The suite, a YAML file.")]
 
 
@@ -89,10 +94,10 @@ class ScoringOptions:
 
 
 def eval_command(
-    model: Model,
+    models: Models,
     suite: Annotated[Path | None, typer.Option("--suite", help="The suite, a YAML file.")] = None,
     against: Annotated[
-        Path | None, typer.Option("--against", help="A base, and say how far the model is from it.")
+        Path | None, typer.Option("--against", help="A base, and say how far each model is from it.")
     ] = None,
     tuned: Annotated[
         Path | None, typer.Option("--tuned", help="The fine-tune, and say how much of it stayed and what was healed.")
@@ -104,10 +109,10 @@ def eval_command(
     *,
     scoring: ScoringOptions,
 ) -> None:
-    """Score one model, and say how far it is from its base."""
+    """Score one model, or several side by side, and say how far each is from its base."""
     from ..evaluate.suite import read_suite
     from ..fusion.errors import MethodError
-    from .console import print_json
+    from .console import out, print_json
     from .fuse_view import show_moved
 
     if suite is None and against is None:
@@ -116,23 +121,33 @@ def eval_command(
         raise MethodError("`--data` has no effect without `--against`")
     if tuned is not None and (against is None or suite is None):
         raise MethodError("`--tuned` has no effect without `--against` and `--suite`")
+    if suite is not None:
+        refuse_missing(suite)
     read = None if suite is None else read_suite(suite)
-    content: dict[str, Any] = {"model": str(model)}
-    if read is not None:
-        scores = scored(model, read, scoring)
-        content |= scores.as_json()
-        if not json:
-            show_scores(f"{model}", scores)
-        if against is not None:
-            base, third = scored(against, read, scoring), None if tuned is None else scored(tuned, read, scoring)
-            found = flips_of(read, base, scores, third, json=json)
-            content["flips"] = [one.as_json() for one in found]
+    found = {} if read is None else {str(model): scored(model, read, scoring) for model in models}
+    if not json and len(found) == 1:
+        for name, scores in found.items():
+            show_scores(name, scores)
+    elif not json and found:
+        show_side_by_side(found)
+    content: dict[str, dict[str, Any]] = {str(model): {"model": str(model)} for model in models}
+    for name, scores in found.items():
+        content[name] |= scores.as_json()
     if against is not None:
-        content["moved"] = moved(model, against, data or [], read, scoring).as_json()
-        if not json:
-            show_moved(content["moved"], held_out=read is None and not data)
+        base = None if read is None else scored(against, read, scoring)
+        third = None if tuned is None or read is None else scored(tuned, read, scoring)
+        for model in models:
+            if not json and len(models) > 1:
+                out(f"\n{model}")
+            if read is not None and base is not None:
+                flipped = flips_of(read, base, found[str(model)], third, json=json)
+                content[str(model)]["flips"] = [one.as_json() for one in flipped]
+            content[str(model)]["moved"] = moved(model, against, data or [], read, scoring).as_json()
+            if not json:
+                show_moved(content[str(model)]["moved"], held_out=read is None and not data)
     if json:
-        print_json(content)
+        all_of_them = list(content.values())
+        print_json(all_of_them[0] if len(all_of_them) == 1 else {"models": all_of_them})
 
 
 def gate_command(
@@ -161,8 +176,9 @@ def gate_command(
     from ..evaluate.gate import Limit, judge
     from ..evaluate.suite import read_suite
     from ..fusion.errors import MethodError
-    from .console import print_json, say
+    from .console import out, print_json, say
 
+    refuse_missing(suite)
     parsed = [Limit.parse(limit) for limit in limits or ()]
     most = None if max_forgotten is None else parse_percent(max_forgotten)
     read = read_suite(suite)
@@ -209,9 +225,9 @@ def gate_command(
     if json:
         print_json({"passed": passed, **content})
     for holds, sentence in told:
-        say(f"{'passed' if holds else 'failed'}: {sentence}")
+        (say if json else out)(f"{'passed' if holds else 'failed'}: {sentence}")
     if not passed:
-        raise typer.Exit(1)
+        raise typer.Exit(NOT_PASSED)
 
 
 def flips_of(
@@ -219,7 +235,7 @@ def flips_of(
 ) -> list[Flips]:
     """Return how answers flipped, and show it to people; tasks whose answers are not right or wrong are named."""
     from ..evaluate.flips import counted_tasks, flips
-    from .console import say, table
+    from .console import out, say, table
 
     found = flips(base, model, tuned)
     if json:
@@ -239,7 +255,7 @@ def flips_of(
         rows.append([one.name, one.side, str(one.num_rows), *map(percent, kept)])
     if rows:
         table("answers that flipped from the base's, in percent", columns, rows)
-        say(_means(found))
+        out(_means(found))
     others = sorted({name for _, name, _ in suite.tasks()} - set(counted_tasks(suite)))
     if others:
         say(f"note: answers to {', '.join(others)} are not right or wrong one by one, so none of them flips")
@@ -288,7 +304,7 @@ def scored(model: Path, suite: Path | Suite, scoring: ScoringOptions) -> SuiteSc
 
 def show_scores(title: str, scores: SuiteScores) -> None:
     """Print a table of the tasks, and the means."""
-    from .console import say, table
+    from .console import out, say, table
 
     rows = []
     for task in scores.tasks:
@@ -299,12 +315,32 @@ def show_scores(title: str, scores: SuiteScores) -> None:
     table(f"{title}: {scores.suite}", ["task", "side", "scorer", "rows", "score", "also"], rows)
     measures = scores.measures
     if scores.has_both_sides:
-        say(
+        out(
             f"pre-trained {measures['pretrained']:.2f}, target {measures['target']:.2f}; Avg {measures['avg']:.2f}, "
             f"H-score {measures['h-score']:.2f}, mean of the two sides {measures['source-target-avg']:.2f}"
         )
     else:
         say("Avg and H-score need tasks on both sides, `pretrained:` and `target:`")
+
+
+def show_side_by_side(found: Mapping[str, SuiteScores]) -> None:
+    """Print a row a task and mean, a column a model."""
+    from .console import table
+
+    first = next(iter(found.values()))
+    means = {"pretrained": "general: mean", "target": "target: mean", "avg": "Avg", "h-score": "H-score"}
+    titles = {
+        task.name: f"{'general' if task.side == 'pretrained' else task.side}: {task.name}" for task in first.tasks
+    }
+    titles |= {name: title for name, title in means.items() if name in first.measures}
+    rows = [[title, *(f"{scores.measures[name]:.2f}" for scores in found.values())] for name, title in titles.items()]
+    table(first.suite, ["score", *found], rows)
+
+
+def refuse_missing(file: Path) -> None:
+    """Refuse a file that is not there, before anything heavy is loaded."""
+    if not file.exists():
+        raise DataError(f"`{file}` does not exist")
 
 
 def register(app: typer.Typer) -> None:

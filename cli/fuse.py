@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from ..fusion.methods import METHODS, AdaDare, Method
+from ..fusion.run.calibration import SHIPPED
 from .flags import FlagGroup, flag_of, given_flags, with_options
 from .options import (
     CALIBRATION,
@@ -63,6 +64,11 @@ EXAMPLES = {
     ],
     "saliency": ["sculpt saliency base/ sft/ --density 0.1 --hessian hessian.safetensors"],
     "slerp": ["sculpt slerp one/ two/ --t 0.3"],
+    "two-sided": [
+        "sculpt two-sided base/ sft/ --data train.jsonl",
+        "sculpt two-sided base/ sft/ --data train.jsonl --protect general.jsonl --protect-weight 3",
+        "sculpt two-sided base/ math/ code/",
+    ],
     "tailor": [
         "sculpt tailor base/ sft/ --hessian full-hessian.safetensors --sparsity 0.9",
         "sculpt tailor base/ sft/ --data train.jsonl --compensation none",
@@ -92,16 +98,19 @@ def run_fuse(
     json: bool,
 ) -> None:
     """Plan, by a recipe if one is given, and run the plan."""
-    from ..api import PROTECTED, prepare_fuse
+    from ..api import ADADARE_PROTECTED, PROTECTED, prepare_fuse
     from ..fusion.arithmetic.two_sided import Protection
 
     settings = replace(settings, selection=selection, policies=policies)
     protection = protection or Protection()
     if config is None:
+        if method.protects and calibration.protect is None:
+            calibration = replace(calibration, protect=SHIPPED)
         settings = replace(settings, protection=protection_of(protection, calibration, given))
         if settings.protection is not None and isinstance(method, AdaDare):
-            left = {"gamma", "sparsity"} - set(given)
-            method = replace(method, **{name: getattr(PROTECTED, name) for name in left})
+            left = {name: value for name, value in ADADARE_PROTECTED.items() if name not in given}
+            own = {field.name for field in fields(method)} & set(given)
+            method = replace(method, **left) if own else PROTECTED
         prepared = prepare_fuse(
             base, tuned, output=target.output, method=method, settings=settings, overwrite=target.overwrite
         )
@@ -118,7 +127,7 @@ def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool,
     """Calibrate where the method wants it, fuse, and show what was done; or show the plan."""
     from ..api import check_output
     from ..fusion.run.fuse import execute
-    from ..measuring import statistics
+    from ..measuring import statistics, with_found
     from . import fuse_view
     from .console import print_json, progress_bar, quiet_environment, say
 
@@ -127,6 +136,9 @@ def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool,
         refuse_idle(calibration, prepared.method)
     calibration = replace(calibration, seed=prepared.settings.seed, device=prepared.settings.device)
     calibration.refuse_missing()
+    calibration, notes = with_found(prepared, calibration)
+    for note in notes:
+        say(note)
     if dry_run:
         print_json(fuse_view.plan_json(prepared)) if json else fuse_view.show_plan(prepared)
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..fusion.arithmetic.two_sided import LOW_RANK
 from ..fusion.names import block_of, kind_of, natural_key
 from ..fusion.run.protector import INTERPOLATION, TARGET_ALONE
-from .console import count, gigabytes, say, table
+from .console import count, gigabytes, out, say, table
 
 if TYPE_CHECKING:
     from ..fusion.plan.plan import Plan, Step
@@ -43,17 +43,17 @@ def show_plan(prepared: Prepared) -> None:
         [kind, action, str(len(steps)), count(sum(s.num_elements for s in steps)), why]
         for (action, kind, why), steps in _groups(plan.steps).items()
     ]
-    table(f"{prepared.method.title}: plan", ["tensors", "action", "number", "parameters", "why"], rows)
-    say(f"copied: {_copied(plan.steps)}")
+    table(f"{prepared.title}: plan", ["tensors", "action", "number", "parameters", "why"], rows, text=4)
+    out(f"copied: {_copied(plan.steps)}")
     show_notes(plan)
-    say(f"options: {', '.join(f'{key} {value}' for key, value in prepared.options.items())}")
+    out(f"options: {', '.join(f'{key} {value}' for key, value in prepared.options.items())}")
     if prepared.settings.protection is not None:
         protection = asdict(prepared.settings.protection)
-        say(f"protection of the base: {', '.join(f'{key} {value}' for key, value in protection.items())}")
+        out(f"protection of the base: {', '.join(f'{key} {value}' for key, value in protection.items())}")
     need = prepared.needs()
-    say(f"read {gigabytes(need.bytes_read)}, write {gigabytes(need.bytes_written)} in {need.num_files} file(s)")
-    say(f"peak memory about {gigabytes(need.memory)}, beside {gigabytes(need.mapped)} of mapped files")
-    say(f"output {prepared.output}, {gigabytes(free_bytes(prepared.output))} free there")
+    out(f"read {gigabytes(need.bytes_read)}, write {gigabytes(need.bytes_written)} in {need.num_files} file(s)")
+    out(f"peak memory about {gigabytes(need.memory)}, beside {gigabytes(need.mapped)} of mapped files")
+    out(f"output {prepared.output}, {gigabytes(free_bytes(prepared.output))} free there")
 
 
 def show_notes(plan: Plan) -> None:
@@ -139,7 +139,7 @@ def _block_row(block: str, records: list[TensorRecord]) -> list[str]:
         count(elements),
         f"{1 - sum(r.kept or 0 for r in records) / elements:.2%}",
         f"{sum(r.clipped or 0 for r in records) / elements:.2%}",
-        f"{sum(r.delta_l1 or 0 for r in records):.4g}",
+        f"{sum(r.fine_tuned_l1 or 0 for r in records):.4g}",
         f"{sqrt(sum((r.distance_l2 or 0) ** 2 for r in records)):.4g}",
     ]
 
@@ -154,9 +154,9 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
     more = f"and {len(ordered) - MAX_ROWS} more, in the manifest" if len(ordered) > MAX_ROWS else None
     columns = ["block", "tensors", "parameters", "sparsity", "clipped", "Σ|δ|", "‖fused − base‖₂"]
     if rows:
-        table("realised sparsity", columns, rows, note=more)
+        table("realised sparsity", columns, rows, note=more, aside=True)
     if manifest.moved is not None:
-        show_moved(manifest.moved)
+        show_moved(manifest.moved, aside=True)
     if any(LOW_RANK in (record.protected or "") for record in manifest.fused):
         say("note: the deltas are of low rank, as an adapter's are: samples of the task (`--data`) say more")
     elements = sum(record.num_fused for record in manifest.fused)
@@ -164,7 +164,7 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
     asked = f" (asked for {target:.2%})" if isinstance(target, float) else ""
     told = f"{manifest.told_sparsity(asked)}. " if elements else ""
     say(
-        f"{prepared.method.title} fused {len(manifest.fused)} tensors, {count(elements)} parameters, and copied "
+        f"{prepared.title} fused {len(manifest.fused)} tensors, {count(elements)} parameters, and copied "
         f"{_copied(prepared.plan.steps)}. {told}{_losses(manifest)}{_budget(manifest)}{_conversions(prepared)}"
         f"{moved_sentence(manifest.moved)}"
         f"The manifest holds each tensor's figures and the digests of all inputs: {_how_to_verify(prepared)}."
@@ -172,11 +172,12 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
     say(f"wrote {prepared.output}")
 
 
-def show_moved(moved: Mapping[str, Any], *, held_out: bool = True) -> None:
+def show_moved(moved: Mapping[str, Any], *, held_out: bool = True, aside: bool = False) -> None:
     """Print how far each kind of data moved, and warn of the one that moved most, if that is far.
 
     Args:
         held_out: Whether they are kinds of the general set, but for the rows that were measured.
+        aside: Whether the table is for something else than it was asked for, and goes to stderr.
     """
     if "why_not" in moved:
         say(f"note: how far the model moved from its base was not measured: {moved['why_not']}")
@@ -186,7 +187,7 @@ def show_moved(moved: Mapping[str, Any], *, held_out: bool = True) -> None:
     more = f"and {len(kinds) - MAX_ROWS} more" if len(kinds) > MAX_ROWS else None
     columns = ["data", "nats a token", "same next token", "tokens"]
     where = ", on general data that were not measured" if held_out else ""
-    table(f"how far it moved from the base{where}", columns, rows, note=more)
+    table(f"how far it moved from the base{where}", columns, rows, note=more, aside=aside)
     if moved["without"]:
         why = "all of its rows were measured" if held_out else "nothing of it is to be predicted here"
         say(f"note: of {', '.join(moved['without'])} nothing is said: {why}")

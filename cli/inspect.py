@@ -30,7 +30,7 @@ def inspect_command(checkpoint: CheckpointPath, tensors: ListAll = False, json: 
     """
     from ..fusion.checkpoint.open import open_whole
     from ..fusion.names import block_of, natural_key
-    from .console import count, gigabytes, print_json, say, table
+    from .console import count, gigabytes, out, print_json, table
 
     opened = open_whole(checkpoint)
     infos = sorted(opened.tensors.values(), key=lambda info: natural_key(info.name))
@@ -61,8 +61,8 @@ def inspect_command(checkpoint: CheckpointPath, tensors: ListAll = False, json: 
     table("files", ["file", "tensors", "size"], rows)
     total = sum(info.num_elements for info in infos)
     for name, number in opened.decoded.items():
-        say(f"{number} tensor{'s' if number > 1 else ''} of {name}, shown as what the codes are read as")
-    say(f"{len(infos)} tensors, {count(total)} parameters, {gigabytes(opened.nbytes)} in {len(opened.files)} file(s)")
+        out(f"{number} tensor{'s' if number > 1 else ''} of {name}, shown as what the codes are read as")
+    out(f"{len(infos)} tensors, {count(total)} parameters, {gigabytes(opened.nbytes)} in {len(opened.files)} file(s)")
 
 
 def _inspect_json(path: Path, infos: list[TensorInfo], blocks: dict[str, list[TensorInfo]]) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def diff_command(first: First, second: Second, top: Top = 40, json: AsJson = Fal
     from math import isfinite
 
     from ..fusion.run.diff import diff
-    from .console import print_json, progress_bar, say, table
+    from .console import out, print_json, progress_bar, table
 
     with progress_bar("comparing") as report:
         found = diff(first, second, progress=report)
@@ -123,16 +123,16 @@ def diff_command(first: First, second: Second, top: Top = 40, json: AsJson = Fal
         ]
         for tensor in shown
     ]
-    table("largest changes", ["tensor", "changed", "‖δ‖/‖W‖", "largest |δ|", "‖δ‖/‖W‖"], rows)
+    table("largest changes", ["tensor", "changed", "‖δ‖/‖W‖", "largest |δ|", "‖δ‖/‖W‖"], rows, bar=4)
     same = sum(tensor.changed == 0 for tensor in moved)
-    say(f"{len(moved)} tensors compared, {same} identical, {len(moved) - len(shown)} not shown (--top 0 shows all)")
+    out(f"{len(moved)} tensors compared, {same} identical, {len(moved) - len(shown)} not shown (--top 0 shows all)")
     for names, what in (
         (found.only_first, f"only in {first}"),
         (found.only_second, f"only in {second}"),
         (found.other_form, "of another shape or dtype"),
     ):
         if names:
-            say(f"{what}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''} ({len(names)})")
+            out(f"{what}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''} ({len(names)})")
 
 
 def _bar(share: float) -> str:

@@ -145,10 +145,11 @@ def merge_command(
     if merge.as_adapter:
         _merge_as_adapter(base, adapters, merge, target, json=json)
         return
+    from ..api import default_output
     from .fuse import run_fuse
 
     if target.output is None:
-        target = replace(target, output=_beside(adapters[0], "-merged"))
+        target = replace(target, output=default_output(adapters, merge.method))
     run_fuse(
         base,
         adapters,
@@ -160,12 +161,6 @@ def merge_command(
         calibration=Calibration(),
         json=json,
     )
-
-
-def _beside(path: Path, ending: str) -> Path:
-    from ..fusion.checkpoint import find_model
-
-    return find_model(path).beside(ending)
 
 
 def _refuse_as_adapter(merge: MergeOptions, given: set[str]) -> None:
@@ -186,6 +181,7 @@ def _refuse_as_adapter(merge: MergeOptions, given: set[str]) -> None:
 
 
 def _merge_as_adapter(base: Path, adapters: list[Path], merge: MergeOptions, target: Target, *, json: bool) -> None:
+    from ..api import default_output
     from ..fusion.arithmetic.per_model import spread
     from ..fusion.lora.combine import combine_adapters
 
@@ -193,7 +189,7 @@ def _merge_as_adapter(base: Path, adapters: list[Path], merge: MergeOptions, tar
     report = combine_adapters(
         base,
         adapters,
-        output=target.output or _beside(adapters[0], "-merged"),
+        output=target.output or default_output(adapters, f"{merge.method}-adapter"),
         weights=[merge.scale * weight for weight in weights],
         rank=merge.rank,
         energy=merge.energy,
@@ -231,6 +227,7 @@ def extract_command(
 
         sculpt lora-extract base/ sft/ --energy 0.95 --include 'model.layers.*'
     """
+    from ..api import default_output
     from ..fusion.lora.extract import extract_adapter
     from ..fusion.plan.options import Selection
     from .console import progress_bar
@@ -239,7 +236,7 @@ def extract_command(
         report = extract_adapter(
             base,
             tuned,
-            output=output or _beside(tuned, "-adapter"),
+            output=output or default_output([tuned], "adapter"),
             rank=rank,
             energy=energy,
             selection=Selection(include=tuple(include or ()), exclude=tuple(exclude or ())),
@@ -263,7 +260,7 @@ def show_adapter(report: AdapterReport, *, json: bool) -> None:
         [layer.name, str(layer.rank), str(layer.rank_before), f"{layer.norm:.4g}", f"{layer.error:.2%}"]
         for layer in shown
     ]
-    table("adapter", ["layer", "rank", "of", "‖δ‖", "error"], rows)
+    table("adapter", ["layer", "rank", "of", "‖δ‖", "error"], rows, aside=True)
     if len(shown) < len(layers):
         say(f"… and {len(layers) - len(shown)} more, each with a smaller error")
     say(f"wrote {report.output}: {len(layers)} layers, relative error {report.error:.2%}")

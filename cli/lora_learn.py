@@ -176,7 +176,7 @@ def show_experiences(runs: Sequence[Sequence[Experience]]) -> None:
                 cell([100 * experience.accuracy for experience in same], 1, "%"),
             ]
         )
-    table("after each experience", ["new domain", "α", "b", *domains, "mean"], rows)
+    table("after each experience", ["new domain", "α", "b", *domains, "mean"], rows, aside=True)
 
 
 def _kind() -> Kind:

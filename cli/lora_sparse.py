@@ -34,7 +34,7 @@ def density_command(
     from ..fusion.checkpoint.output.guard import refuse_output
     from ..fusion.lora.density import PROBABILITY, adapter_density
     from ..fusion.lora.density_chart import PICTURE, draw_density, series_of
-    from .console import console, print_json, progress_bar, say, table
+    from .console import out, print_json, progress_bar, say, show_chart, table
 
     if png is not None:
         refuse_output(png, [adapter], PICTURE, overwrite=overwrite, option="png")
@@ -68,11 +68,11 @@ def density_command(
         note=f"chance exceeds the bound in at most {PROBABILITY:.0%} of the cases",
     )
     if len(shown) < len(found.layers):
-        say(f"… and {len(found.layers) - len(shown)} more, nearer to what is expected")
+        out(f"… and {len(found.layers) - len(shown)} more, nearer to what is expected")
     chart = terminal_chart(series_of(found), x="block")
-    console.print(chart, markup=False, highlight=False)
+    show_chart("", chart)
     within = sum(layer.within for layer in found.layers)
-    say(
+    out(
         f"all B·A: {found.density:.2%} non-zero, {found.expected:.2%} expected; "
         f"{within} of {len(found.layers)} layers within the bound"
     )

@@ -99,7 +99,12 @@ def show(trained: Trained) -> None:
         form = {"step": ".0f", "density": ".1%", "term_share": ".1%"}.get(key, ".4g")
         return f"{entry[key]:{form}}"
 
-    table(f"training, {trained.method}", [names[key] for key in keys], [[cell(key, e) for key in keys] for e in shown])
+    table(
+        f"training, {trained.method}",
+        [names[key] for key in keys],
+        [[cell(key, e) for key in keys] for e in shown],
+        aside=True,
+    )
     if trained.left_out:
         say(f"{trained.left_out} samples had nothing to predict and were left out")
     density = "" if trained.density is None else f", {trained.density:.1%} of B·A"

@@ -35,7 +35,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON o
 class Target:
     """Where the output goes, and whether it is made at all."""
 
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Output folder. Default: TUNED-fused.")] = None
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Output folder. Default: TUNED-METHOD, such as sft-two-sided, beside it."),
+    ] = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of sculpt.")] = False
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, from headers alone, and stop.", rich_help_panel="Run")

@@ -120,7 +120,7 @@ def inspect_command(patch: PatchPath, json: AsJson = False) -> None:
     """
     from ..fusion.patch.file import PatchFile
     from ..fusion.patch.look import figures
-    from .console import gigabytes, print_json, say, table
+    from .console import gigabytes, out, print_json, table
 
     opened = PatchFile(patch)
     contents, found = opened.contents, figures(opened)
@@ -136,12 +136,12 @@ def inspect_command(patch: PatchPath, json: AsJson = False) -> None:
     table("tensors", ["tensor", "coded as", "size", "takes", "bits each"], rows, note=more)
     whole, size = sum(f.nbytes for f in found), opened.file.identity.nbytes
     stored = [name for name, entry in contents.files.items() if entry.stored]
-    say(
+    out(
         f"a patch of `{contents.base}`, by {contents.made_by}: {gigabytes(size)} for {len(found)} tensors of "
         f"{gigabytes(whole)}, {whole / size:.1f} ×; {len(contents.files)} other files, {len(stored)} of them its own"
     )
     fixed = any(f.entry.strength == "fixed" and f.entry.changed for f in found) or contents.strength is None
-    say("its strength is fixed" if fixed else f"made with γ = {contents.strength:g}; `--gamma` takes another")
+    out("its strength is fixed" if fixed else f"made with γ = {contents.strength:g}; `--gamma` takes another")
 
 
 def _as_json(patch: Path, size: int, contents: object, found: list[TensorFigures]) -> dict[str, object]:
@@ -178,7 +178,7 @@ def verify_command(
     """
     from ..fusion.patch.look import check_alone, check_with_base
     from ..fusion.ref import with_patches
-    from .console import print_json, progress_bar, say
+    from .console import out, print_json, progress_bar
 
     if base is None:
         number = len(check_alone(patch).tensors)
@@ -187,7 +187,7 @@ def verify_command(
         with progress_bar("decoding") as report:
             number = check_with_base(with_patches(base, [patch]), progress=report).total()
         told = f"{patch} over {base} makes the very model that it was made of: {number} tensors"
-    print_json({"ok": True, "tensors": number, "decoded": base is not None}) if json else say(told)
+    print_json({"ok": True, "tensors": number, "decoded": base is not None}) if json else out(told)
 
 
 def register(app: typer.Typer) -> None:

@@ -44,11 +44,12 @@ def merged_calibration(recipe: Recipe, flags: Calibration, given: Collection[str
 
 def with_protected_defaults(recipe: Recipe, protection: Protection | None) -> Recipe:
     """Return the recipe with what AdaDARE-γ does by default where the base is protected: as the command does."""
-    from ..api import PROTECTED
+    from ..api import ADADARE_PROTECTED
+    from ..fusion.methods import AdaDare
 
-    if protection is None or recipe.method is not type(PROTECTED):
+    if protection is None or recipe.method is not AdaDare:
         return recipe
-    return replace(recipe, defaults={"gamma": PROTECTED.gamma, "sparsity": PROTECTED.sparsity, **recipe.defaults})
+    return replace(recipe, defaults={**ADADARE_PROTECTED, **recipe.defaults})
 
 
 def prepare_named(
@@ -67,7 +68,7 @@ def prepare_named(
     Raises:
         MethodError: The recipe is for another command, or a flag is no option of its method.
     """
-    from ..api import default_output
+    from ..api import default_output, made_by
     from ..fusion.methods import AdaDare
     from ..fusion.recipe.prepare import prepare_recipe
     from ..fusion.recipe.read import find_recipe, read_recipe
@@ -89,7 +90,7 @@ def prepare_named(
     protected = protection_of(protection, calibration, given, recipe.run.protection)
     prepared = prepare_recipe(
         with_protected_defaults(recipe, protected),
-        output=target.output or default_output(tuned[0]),
+        output=target.output or default_output(tuned, made_by(recipe.method, protects=protected is not None)),
         near=find_recipe(config).parent,
         settings=replace(merged_settings(recipe, flags, given), protection=protected),
         overwrite=target.overwrite,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from .options import AsJson
 
 Fused = Annotated[Path, typer.Argument(help="A checkpoint that sculpt wrote.")]
 
@@ -17,9 +20,10 @@ def report_command(
     ] = None,
     scores: Annotated[
         list[Path] | None,
-        typer.Option("--scores", help="What `sculpt eval --json` printed, in a file; repeatable: base, tuned, fused."),
+        typer.Option("--scores", help="What `eval --json` or `gate --json` printed, or a sweep.json; repeatable."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing page.")] = False,
+    json: AsJson = False,
 ) -> None:
     """Write one HTML page: what was done to each layer, distances and bounds, scores, provenance.
 
@@ -27,25 +31,35 @@ def report_command(
 
     **Examples**
 
-        sculpt report sft-fused/
+        sculpt report sft-two-sided/
 
-        sculpt report sft-fused/ --scores base.json --scores fused.json -o report.html
+        sculpt report sft-two-sided/ --scores base.json --scores fused.json -o report.html
     """
-    from ..evaluate.report import PAGE, make_report
+    from ..evaluate.report import PAGE
     from ..fusion.checkpoint.output.guard import refuse_output
-    from ..fusion.checkpoint.output.workspace import write_file
-    from .console import gigabytes, say
+    from .console import gigabytes, out, print_json
 
     page = output or fused.resolve().with_name(f"{fused.resolve().name}-report.html")
     refuse_output(page, [fused, *(scores or ())], PAGE, overwrite=overwrite)
-    text = make_report(fused, scores=scores or ())
+    write_report(fused, page, scores or (), overwrite=overwrite)
+    if json:
+        print_json({"output": str(page), "bytes": page.stat().st_size})
+    else:
+        out(f"wrote {page}, {gigabytes(page.stat().st_size)}")
+
+
+def write_report(fused: Path, page: Path, scores: Sequence[Path], *, overwrite: bool) -> None:
+    """Write the page of a fused model."""
+    from ..evaluate.report import PAGE, make_report
+    from ..fusion.checkpoint.output.workspace import write_file
+
+    text = make_report(fused, scores=scores)
     write_file(
         page,
         lambda file: file.write_text(text, encoding="utf-8"),
         made_by="report",
         may_replace=PAGE.may_replace if overwrite else None,
     )
-    say(f"wrote {page}, {gigabytes(page.stat().st_size)}")
 
 
 def register(app: typer.Typer) -> None:

@@ -22,26 +22,26 @@ def status_command(output: Output, json: AsJson = False) -> None:
 
     **Examples**
 
-        sculpt status sft-fused/
+        sculpt status sft-two-sided/
 
         sculpt status hessian.safetensors --json
     """
     from ..fusion.checkpoint.output.status import unfinished
-    from .console import gigabytes, print_json, say
+    from .console import gigabytes, out, print_json
 
     kind, found = kind_of(output), unfinished(output)
     if json:
         print_json({"output": str(output), "kind": kind, "unfinished": [one.as_json() for one in found]})
     else:
         if kind is not None:
-            say(f"{output}: {kind}")
+            out(f"{output}: {kind}")
         elif output.exists():
-            say(f"{output}: not written by sculpt")
+            out(f"{output}: not written by sculpt")
         else:
-            say(f"{output}: nothing there")
+            out(f"{output}: nothing there")
         for one in found:
             done = f"{one.done}, " if one.done else ""
-            say(f"{one.folder}: unfinished `{one.made_by}`, {done}{gigabytes(one.nbytes)}; {_what_next(one)}")
+            out(f"{one.folder}: unfinished `{one.made_by}`, {done}{gigabytes(one.nbytes)}; {_what_next(one)}")
     if kind is None:
         raise typer.Exit(1)
 

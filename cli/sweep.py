@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..fusion.arithmetic.two_sided import Protection
+from ..fusion.methods import TwoSided
 from ..fusion.plan.options import Policies, Selection
-from ..fusion.run.calibration import Calibration
+from ..fusion.run.calibration import SHIPPED, Calibration
 from ..fusion.run.settings import Settings
-from .evaluate import ScoringOptions, SuiteFile
+from .evaluate import ScoringOptions, SuiteFile, refuse_missing
 from .flags import FlagGroup, given_flags, with_options
 from .fuse import command_line
 from .options import (
@@ -53,7 +54,7 @@ scored has the bits that `sculpt fuse` would write. Any method's strength can be
 
     sculpt sweep base/ sft/ --suite suite.yaml --pick 'target>=0.97*tuned' --per-block -o sweep/
 
-    sculpt sweep base/ sft/ --suite suite.yaml --data train.jsonl --protect default --sparsity 0 --pick h-score
+    sculpt sweep base/ sft/ --suite suite.yaml --data train.jsonl --protect default --pick h-score
 """
 DEFAULT_GRID = "0.3:1.0:0.1"
 DEFAULT_PICK = ("h-score", "target", "pretrained")
@@ -83,7 +84,7 @@ class GridOptions:
         list[str] | None,
         typer.Option(
             "--method",
-            help="A method, with options as in `adadare:allocation=exact`; repeatable. Default: adadare.",
+            help="A method, with options as in `adadare:allocation=exact`; repeatable. Default: as `fuse` does.",
             rich_help_panel="What is tried",
         ),
     ] = None
@@ -112,6 +113,9 @@ def sweep(
         Path | None, typer.Option("--output", "-o", help="Folder for CSV, JSON, charts and, in `fused`, the model.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of an earlier sweep.")] = False,
+    charts: Annotated[
+        bool | None, typer.Option("--charts/--no-charts", help="Draw curves in letters. Default: on a terminal.")
+    ] = None,
     json: AsJson = False,
     *,
     grid: GridOptions,
@@ -123,8 +127,49 @@ def sweep(
     settings: Settings,
 ) -> None:
     """Run a sweep, show it, and write what was asked for."""
+    run_sweep_command(
+        base,
+        tuned,
+        suite,
+        output=output,
+        overwrite=overwrite,
+        charts=charts,
+        json=json,
+        grid=grid,
+        calibration=calibration,
+        protection=protection,
+        scoring=scoring,
+        settings=replace(settings, selection=selection, policies=policies),
+        given=given_flags(ctx),
+    )
+
+
+def run_sweep_command(
+    base: Path,
+    tuned: Path,
+    suite: Path,
+    *,
+    output: Path | None,
+    overwrite: bool,
+    json: bool,
+    grid: GridOptions,
+    calibration: Calibration,
+    protection: Protection,
+    scoring: ScoringOptions,
+    settings: Settings,
+    given: Collection[str],
+    charts: bool | None = None,
+    model: Path | None = None,
+) -> Path | None:
+    """Run a sweep, show it, and write what was asked for; return where the tables are, if they are anywhere.
+
+    Args:
+        model: Where the chosen model goes. Default: `fused` in the folder of the tables.
+    """
     from .console import print_json, progress_bar, quiet_libraries, say
 
+    refuse_missing(suite)
+    calibration.refuse_missing()
     quiet_libraries()
     from ..api import prepare_fuse
     from ..evaluate.choice import Pick
@@ -144,10 +189,11 @@ def sweep(
     read = read_suite(suite)
     known = read.measures()
     pick = Pick.parse(grid.pick or next(name for name in DEFAULT_PICK if name in known), known)
-    given = given_flags(ctx)
+    if TwoSided.name in (grid.method or ()) and calibration.protect is None:
+        calibration = replace(calibration, protect=SHIPPED)
     wanted = _protected(
         Grid(
-            families=tuple(Family.parse(text) for text in grid.method or ["adadare"]),
+            families=tuple(Family.parse(text) for text in grid.method or [_default(calibration, given)]),
             strengths=None if grid.gamma == "auto" else parse_grid(grid.gamma),
             sparsities=parse_grid(grid.sparsity) if grid.sparsity else (),
             per_block=grid.per_block,
@@ -162,14 +208,13 @@ def sweep(
     if folder is not None:
         refuse_output(folder, [base, tuned, *given_files], SWEEP, overwrite=overwrite)
     methods = [family.at(0.5) for family in wanted.families]
+    called = f"{find_model(tuned).beside('').name}-{wanted.families[0].method.name}"
     prepared = prepare_fuse(
         base,
         tuned,
-        output=None if folder is None else folder / "fused",
+        output=model or (None if folder is None else folder / "fused"),
         method=max(methods, key=lambda method: (method.uses_curvature, method.needs_gram)),
-        settings=replace(
-            settings, device=scoring.device, selection=selection, policies=policies, protection=wanted.protection
-        ),
+        settings=replace(settings, device=scoring.device, protection=wanted.protection),
         overwrite=overwrite or grid.pick is None,
     )
     if not (prepared.method.uses_curvature or wanted.protection is not None):
@@ -201,33 +246,45 @@ def sweep(
         with progress_bar("sweeping", unit="points") as report:
             swept = run_sweep(live, read, wanted, pick, batch_size=scoring.batch_size, scored=done, progress=report)
         content = {"suite": read.name, "seed": settings.seed, "points": [point.as_json() for point in swept.points]}
-        show(swept, read)
+        if not json:
+            show(swept, read, charts=charts)
         best, failure = None, None
         if grid.pick:
             try:
                 best = swept.best(pick)
             except MethodError as error:  # the scores are worth having without a model
                 failure = error
+        if best is not None:
+            content["picked"] = best.as_json()
         if workspace is not None:
             workspace.payload.mkdir(exist_ok=True)
-            if best is not None:
-                _write_model(live, best, provenance, workspace.payload / "fused")
+            if best is not None and model is None:
+                _write_model(live, best, provenance, workspace.payload / "fused", called=called, overwrite=True)
             with told(workspace.folder):
                 _write_results(workspace.payload, swept, content)
             workspace.publish(SWEEP.may_replace if overwrite else None)
             say(f"wrote table and figures to {folder}")
+        if best is not None and model is not None:
+            _write_model(live, best, provenance, model, called=model.name, overwrite=overwrite)
     if failure is not None:
         raise failure
     if best is not None:
-        say(f"{grid.pick}: {best.label} with strength {best.strength:.4g}, written to {prepared.output}")
-        content["picked"] = best.as_json()
+        sign = {"lambda": "λ", "gamma": "γ"}.get(best.strength_is, best.strength_is or "strength")
+        say(f"{grid.pick}: {best.label} at {sign} = {best.strength:.4g}, written to {prepared.output}")
     if json:
         print_json(content)
+    return folder
+
+
+def _default(calibration: Calibration, given: Collection[str]) -> str:
+    """Return the method that is swept where none is named: that of `fuse` with the same flags."""
+    alone = calibration.protect is not None and not {"gamma", "sparsity"} & set(given)
+    return TwoSided.name if alone else "adadare"
 
 
 def _protected(grid: Grid, weights: str, protection: Protection | None, given: Collection[str]) -> Grid:
     """Return the grid with weights of the protection in place of strengths, if the base is to be protected."""
-    from ..api import PROTECTED
+    from ..api import ADADARE_PROTECTED
     from ..evaluate.strengths import parse_grid
     from ..fusion.errors import MethodError
     from ..fusion.methods import AdaDare
@@ -241,7 +298,7 @@ def _protected(grid: Grid, weights: str, protection: Protection | None, given: C
     strengths = None if weights == "auto" else parse_grid(weights)
     # As `fuse` does: AdaDARE-γ drops nothing by itself where the base is protected.
     families = tuple(
-        replace(family, method=replace(family.method, sparsity=PROTECTED.sparsity))
+        replace(family, method=replace(family.method, sparsity=ADADARE_PROTECTED["sparsity"]))
         if isinstance(family.method, AdaDare) and "sparsity=" not in family.text
         else family
         for family in grid.families
@@ -268,7 +325,15 @@ def _write_results(folder: Path, swept: Sweep, content: dict[str, object]) -> No
     (folder / SWEEP_RECORD).write_text(text + "\n", encoding="utf-8")
 
 
-def _write_model(live: LiveFuse, best: Point, provenance: dict[str, object] | None, output: Path) -> None:
+def _write_model(
+    live: LiveFuse,
+    best: Point,
+    provenance: dict[str, object] | None,
+    output: Path,
+    *,
+    called: str,
+    overwrite: bool,
+) -> None:
     from .console import progress_bar
 
     with progress_bar("fusing") as report:
@@ -279,17 +344,18 @@ def _write_model(live: LiveFuse, best: Point, provenance: dict[str, object] | No
             provenance=provenance,
             command=command_line(),
             output=output,
-            overwrite=True,  # within the workspace, by this sweep before it was killed
+            called=called,
+            overwrite=overwrite,
             progress=report,
         )
 
 
-def show(swept: Sweep, suite: Suite) -> None:
-    """Print every point, and the curves as a chart."""
+def show(swept: Sweep, suite: Suite, *, charts: bool | None = None) -> None:
+    """Print every point, and on a terminal, or where they are asked for, the curves."""
     from ..evaluate.charts import TITLES, by_strength, pairs_of, shown_measures, terminal_chart
     from ..evaluate.points import Spot
     from ..evaluate.tables import with_deviation
-    from .console import console, say, table
+    from .console import out, show_chart, table
 
     measures = [name for name in ("target", "pretrained", "avg", "h-score") if name in swept.points[0].scores.measures]
     references = [Spot(points=(point,)) for point in swept.points if point.is_reference]  # of one seed alone
@@ -300,12 +366,10 @@ def show(swept: Sweep, suite: Suite) -> None:
     table(f"sweep: {suite.name}", ["model", "strength", "dropped", "L1 distance", *measures], rows)
     for measure in shown_measures(swept):
         chart = terminal_chart(pairs_of(by_strength(swept, measure)), x="strength")
-        say("")
-        say(f"{TITLES[measure]} against strength")
-        console.print(chart, markup=False, highlight=False, soft_wrap=True)
+        show_chart(f"{TITLES[measure]} against strength", chart, asked=charts)
     fuse = sum(point.fuse_seconds for point in swept.tried) / len(swept.tried)
     score = sum(point.score_seconds for point in swept.tried) / len(swept.tried)
-    say(f"a point took {fuse:.2f} s to set the weights and {score:.2f} s to score them")
+    out(f"a point took {fuse:.2f} s to set the weights and {score:.2f} s to score them")
 
 
 def _point(point: Point) -> list[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .evaluate import refuse_missing
 from .options import AsJson
 
 if TYPE_CHECKING:
@@ -42,36 +43,37 @@ def verify_command(
 
     **Examples**
 
-        sculpt verify sft-fused/
+        sculpt verify sft-two-sided/
 
-        sculpt verify sft-fused/ --input base/ --input sft/
+        sculpt verify sft-two-sided/ --input base/ --input sft/
 
         sculpt verify --load merged/
 
-        sculpt verify sft-fused/ --public-key release.pub
+        sculpt verify sft-two-sided/ --public-key release.pub
     """
     from ..fusion.record.manifest import MANIFEST
     from ..fusion.record.verify import verify
-    from .console import gigabytes, print_json, say
+    from .console import gigabytes, out, print_json
 
+    refuse_missing(output)
     result: dict[str, Any] = {"ok": True}
     if not load or inputs or (output / MANIFEST).is_file():
         found = verify(output, inputs or ())
         result |= {"files": found.num_files, "bytes": found.nbytes, "method": found.manifest.method}
         if not json:
-            say(f"{output} is what its manifest says: {found.num_files} files, {gigabytes(found.nbytes)}")
+            out(f"{output} is what its manifest says: {found.num_files} files, {gigabytes(found.nbytes)}")
     if public_key is not None:
         from ..fusion.record.signing import verify_signature
 
         verify_signature(output, public_key)
         result |= {"signed": True}
         if not json:
-            say(f"{output} is signed by {public_key}")
+            out(f"{output} is signed by {public_key}")
     if load:
         report = _loaded(output)
         result |= {"class": report.class_name}
         if not json:
-            say(f"{output}: {report.told}")
+            out(f"{output}: {report.told}")
     if json:
         print_json(result)
 
@@ -84,18 +86,18 @@ def attest_command(output: Output, private_key: PrivateKey = None, json: AsJson 
 
     **Examples**
 
-        sculpt attest sft-fused/
+        sculpt attest sft-two-sided/
 
-        sculpt attest sft-fused/ --private-key release.pem
+        sculpt attest sft-two-sided/ --private-key release.pem
     """
     from ..fusion.record.signing import attest
-    from .console import print_json, say
+    from .console import out, print_json
 
     written = attest(output, private_key)
     if json:
         print_json({"output": str(output), "files": [file.name for file in written]})
     else:
-        say(f"wrote {', '.join(file.name for file in written)} into {output}")
+        out(f"wrote {', '.join(file.name for file in written)} into {output}")
 
 
 def _loaded(output: Path) -> LoadReport:

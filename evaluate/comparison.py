@@ -9,7 +9,7 @@ from typing import Any
 
 from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.errors import MethodError
-from ..fusion.methods import AdaDare, Method, TaskArithmetic
+from ..fusion.methods import AdaDare, Method, TaskArithmetic, TwoSided
 from ..fusion.progress import Progress, silent
 from .choice import Pick
 from .evaluate import SuiteScores, score_suite
@@ -18,7 +18,6 @@ from .strengths import Family
 from .suite import Suite
 from .tables import Table, with_deviation
 
-TWO_SIDED = "two-sided"
 # The rows of the AdaDARE-γ paper's tables, and both allocations.
 PAPERS = ("ties", "dare", "tailor", "adadare", "adadare:allocation=exact")
 MEANS = {"avg": "Avg", "h-score": "H-score"}
@@ -45,11 +44,11 @@ class Contender:
         Raises:
             MethodError: There is no such.
         """
-        if text != TWO_SIDED:
+        if text != TwoSided.name:
             return cls(text=text, method=Family.parse(text).method)
         if protection is None:
             raise MethodError("two-sided curvature needs general samples to protect the base on", options=["protect"])
-        return cls(text=text, method=AdaDare(gamma=1.0, sparsity=0.0), protection=protection)
+        return cls(text=text, method=TwoSided(), protection=protection)
 
     def at(self, strength: float) -> Contender:
         """Return it at another strength."""

@@ -139,6 +139,7 @@ class LiveFuse:
         protection: Protection | None = None,
         *,
         output: Path | None = None,
+        called: str | None = None,
         provenance: Mapping[str, Any] | None,
         command: str | None = None,
         overwrite: bool = False,
@@ -148,11 +149,13 @@ class LiveFuse:
 
         Args:
             output: In place of the prepared fuse's.
+            called: What the model card calls the model. Default: the output's own name.
             provenance: Where the curvature came from.
         """
         settings, method = self._with(protection).settings, method.for_models(1)
         measured = method.uses_curvature or protection is not None
         prepared = prepare_plan(self.plan_of(method, blocks), output=output or self.prepared.output, settings=settings)
+        prepared = replace(prepared, called=called)
         return execute(
             prepared,
             curvature=self.curvature if measured else None,

@@ -10,10 +10,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ..fusion.arithmetic.two_sided import Protection
-from ..fusion.methods import Method
+from ..fusion.methods import Method, TwoSided
 from .choice import Pick
 from .evaluate import SuiteScores
 from .live_fuse import Distance
+from .strengths import strength_field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,18 @@ class Point:
     def label(self) -> str:
         """What tells its curve from others: `adadare p=0.9, γ per block`."""
         sparsity = "" if self.sparsity is None else f" p={self.sparsity:g}"
-        protected = "" if self.protection is None else f", protected ({self.protection.curvature})"
-        return f"{self.family}{sparsity}{', γ per block' if self.blocks is not None else ''}{protected}"
+        per_block = ", γ per block" if self.blocks is not None else ""
+        if self.protection is None:
+            return f"{self.family}{sparsity}{per_block}"
+        form = "" if self.protection.curvature == "full" else f" ({self.protection.curvature})"
+        return f"{TwoSided.name}{form}" + ("" if self.method.protects else f", then {self.family}{sparsity}")
+
+    @property
+    def strength_is(self) -> str:
+        """What the strength is: `gamma`, `scale`, or `lambda`, the weight of the protection; empty of what has none."""
+        if self.protection is not None:
+            return "lambda"
+        return "" if self.is_reference else strength_field(type(self.method)) or ""
 
     @property
     def is_reference(self) -> bool:
@@ -60,6 +71,7 @@ class Point:
         return {
             "family": self.family,
             "strength": self.strength,
+            "strength_is": self.strength_is,
             "sparsity": self.sparsity,
             "seed": self.seed,
             "blocks": None if self.blocks is None else dict(self.blocks),
@@ -142,14 +154,19 @@ class Sweep:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(
-            ["method", "strength", "sparsity", "seed", "per_block", "realised_sparsity", "distance_l1", *measures]
+            [
+                *("method", "strength", "strength_is", "sparsity", "protection", "seed", "per_block"),
+                *("realised_sparsity", "distance_l1", *measures),
+            ]
         )
         for point in self.points:
             writer.writerow(
                 [
                     point.family,
                     point.strength,
+                    point.strength_is,
                     "" if point.sparsity is None else point.sparsity,
+                    "" if point.protection is None else point.protection.curvature,
                     point.seed,
                     int(point.blocks is not None),
                     f"{point.distance.sparsity:.6g}",

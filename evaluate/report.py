@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def _block_row(name: str, records: Sequence[TensorRecord]) -> BlockRow:
         name=name,
         num_elements=elements,
         sparsity=1 - sum(record.kept or 0 for record in records) / elements,
-        delta_l1=sum(record.delta_l1 or 0.0 for record in records),
+        delta_l1=sum(record.fine_tuned_l1 or 0.0 for record in records),
         distance_l1=sum(record.distance_l1 or 0.0 for record in records),
         distance_l2=math.hypot(*(record.distance_l2 or 0.0 for record in records)),
         gamma=(min(gammas), max(gammas)) if gammas else None,
@@ -72,20 +72,20 @@ class ScoreTable:
 
 
 def score_table(files: Iterable[Path]) -> ScoreTable | None:
-    """Return what `sculpt eval --json` printed into files, side by side.
+    """Return the scores in what `eval`, `gate` or `sweep` wrote, side by side.
 
     Raises:
         DataError: A file is something else.
     """
     columns: dict[str, Mapping[str, float]] = {}
     for file in files:
-        content = read_json(file)
-        measures = content.get("measures") if isinstance(content, dict) else None
-        if not isinstance(measures, dict) or not all(isinstance(value, (int, float)) for value in measures.values()):
+        found = dict(_scores_in(read_json(file), file))
+        if not found:
             raise DataError(
-                f"`{file}` holds no scores", hint="`sculpt eval MODEL --suite suite.yaml --json` prints them"
+                f"`{file}` holds no scores",
+                hint="`sculpt eval MODEL --suite suite.yaml --json` prints them; a gate's and a sweep's JSON have them",
             )
-        columns[str(content.get("model", file.stem))] = measures
+        columns |= found
     if not columns:
         return None
     names = dict.fromkeys(name for measures in columns.values() for name in measures)
@@ -93,6 +93,29 @@ def score_table(files: Iterable[Path]) -> ScoreTable | None:
         models=tuple(columns),
         rows=tuple((name, tuple(measures.get(name) for measures in columns.values())) for name in names),
     )
+
+
+def _scores_in(content: Any, file: Path) -> Iterator[tuple[str, Mapping[str, float]]]:
+    """Yield models and their measures: of one, of several, of a gate, or of a sweep its ends and what it picked."""
+    if not isinstance(content, dict):
+        return
+    if "points" in content:
+        for point in content["points"]:
+            if point["family"] in ("base", "tuned"):
+                yield point["family"], point["measures"]
+        if "picked" in content:
+            yield "fused", content["picked"]["measures"]
+        return
+    for model in content.get("models", ()):
+        yield from _scores_in(model, file)
+    if "limits" in content:
+        for name in ("base", "tuned", "model"):
+            if isinstance(content.get(name), dict):
+                yield ("fused" if name == "model" else name), content[name]["measures"]
+        return
+    measures = content.get("measures")
+    if isinstance(measures, dict) and all(isinstance(value, (int, float)) for value in measures.values()):
+        yield str(content.get("model", file.stem)), measures
 
 
 def make_report(fused: Path | str, *, scores: Sequence[Path] = ()) -> str:
@@ -118,7 +141,7 @@ def make_report(fused: Path | str, *, scores: Sequence[Path] = ()) -> str:
     return environment.get_template(TEMPLATE).render(
         name=folder.resolve().name,
         manifest=manifest,
-        title=method.title if method else manifest.method,
+        title=manifest.title,
         source=method.source if method else "",
         summary=_totals(manifest),
         maps=heat_maps(manifest.fused),
@@ -138,7 +161,7 @@ def _totals(manifest: Manifest) -> list[tuple[str, str]]:
         ("parameters fused", f"{sum(record.num_fused for record in fused):,}"),
         ("deltas that are zero", f"{manifest.realised_sparsity():.2%}"),
         ("… as fine-tuning never changed them", f"{manifest.unchanged():.2%}"),
-        ("L1 norm of the fine-tune", _figure(sum(record.delta_l1 or 0.0 for record in fused))),
+        ("L1 norm of the fine-tune", _figure(sum(record.fine_tuned_l1 or 0.0 for record in fused))),
         ("L1 distance to the base", _figure(sum(record.distance_l1 or 0.0 for record in fused))),
     ]
     if closed and manifest.options.get("scope") == "tensor":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, get_type_hints
 
-from ..fusion.errors import MethodError
+from ..fusion.errors import MethodError, did_you_mean
 from ..fusion.methods import METHODS, AdaDare, Method
 
 MAX_GRID = 1000
@@ -34,8 +34,12 @@ class Family:
         name, _, options = text.partition(":")
         method = METHODS.get(name)
         if method is None or not _can_be_swept(method):
-            known = ", ".join(name for name, found in METHODS.items() if _can_be_swept(found))
-            raise MethodError(f"`{name}` has neither strength nor sparsity to sweep", hint=f"those that have: {known}")
+            known = [name for name, found in METHODS.items() if _can_be_swept(found)]
+            if method is None:
+                raise MethodError(f"no method is called `{name}`", hint=did_you_mean(name, known))
+            raise MethodError(
+                f"`{name}` has neither strength nor sparsity to sweep", hint=f"those that have: {', '.join(known)}"
+            )
         hints = get_type_hints(method)
         fields = {field.name: hints[field.name] for field in dataclasses.fields(method)}
         values: dict[str, Any] = {}
@@ -50,7 +54,7 @@ class Family:
     @property
     def takes_strength(self) -> bool:
         """Whether the method has a strength: Model Tailor has a sparsity alone."""
-        return _strength_field(type(self.method)) is not None
+        return strength_field(type(self.method)) is not None
 
     @property
     def takes_sparsity(self) -> bool:
@@ -59,7 +63,7 @@ class Family:
 
     def at(self, strength: float, sparsity: float | None = None) -> Method:
         """Return the method with a strength, and a sparsity where it takes one."""
-        own = _strength_field(type(self.method))
+        own = strength_field(type(self.method))
         values: dict[str, Any] = {} if own is None else {own: strength}
         field = _sparsity_field(type(self.method))
         if sparsity is not None and field is not None:
@@ -67,7 +71,8 @@ class Family:
         return dataclasses.replace(self.method, **values)
 
 
-def _strength_field(method: type[Method]) -> str | None:
+def strength_field(method: type[Method]) -> str | None:
+    """Return the option that is a method's strength, or None."""
     fields = {field.name for field in dataclasses.fields(method)}
     if issubclass(method, AdaDare):
         return "gamma"
@@ -76,7 +81,7 @@ def _strength_field(method: type[Method]) -> str | None:
 
 def _can_be_swept(method: type[Method]) -> bool:
     alone = method.min_models <= 1 and method.max_models != 0
-    return _strength_field(method) is not None or (alone and _sparsity_field(method) is not None)
+    return method.protects or strength_field(method) is not None or (alone and _sparsity_field(method) is not None)
 
 
 def _sparsity_field(method: type[Method]) -> str | None:

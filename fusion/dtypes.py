@@ -59,3 +59,9 @@ DTYPES = {
 
 BY_TORCH_NAME = {dtype.torch: dtype for dtype in DTYPES.values()}
 BY_NUMPY = {dtype.numpy: dtype for dtype in DTYPES.values() if dtype.numpy is not None}
+# What people write for them, in lower case.
+SHORT = {
+    **{"bf16": "bfloat16", "fp16": "float16", "f16": "float16", "half": "float16"},
+    **{"fp32": "float32", "f32": "float32", "single": "float32", "float": "float32"},
+    **{"fp64": "float64", "f64": "float64", "double": "float64"},
+}

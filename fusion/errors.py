@@ -21,8 +21,9 @@ their fields, in backticks; `options` says which words are such, for the command
 
 from __future__ import annotations
 
+import difflib
 import errno
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,3 +163,14 @@ def os_error(error: OSError, path: Path) -> OutputError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(f"the disk is full: cannot write `{path}`", hint="what had the output's name still has it")
     return OutputError(f"cannot write `{path}`: {error.strerror or error}")
+
+
+def near(name: str, known: Collection[str]) -> str | None:
+    """Return a hint that names what comes near, if anything does."""
+    found = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean `{found[0]}`?" if found else None
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str | None:
+    """Return a hint that names what comes near, or all that is known."""
+    return near(name, known) or (f"known here: {', '.join(sorted(known))}" if known else None)

@@ -6,7 +6,10 @@ import torch
 
 from ..fusion.checkpoint import Source
 from ..fusion.device import torch_device
-from ..fusion.errors import ModelError
+from ..fusion.dtypes import SHORT
+from ..fusion.errors import ModelError, near
+
+COMPUTED = ("float32", "bfloat16", "float16", "float64")
 
 
 def pick_device(name: str) -> torch.device:
@@ -28,7 +31,10 @@ def compute_dtype(name: str, checkpoint: Source, device: torch.device) -> torch.
         return torch.float32 if device.type == "cpu" else stored_dtype(checkpoint)
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ModelError(f"`{name}` is no dtype to compute in", hint="float32, bfloat16, float16 or auto")
+        raise ModelError(
+            f"`{name}` is no dtype to compute in",
+            hint=near(SHORT.get(name.lower(), name), COMPUTED) or "float32, bfloat16, float16 or auto",
+        )
     return dtype
 
 

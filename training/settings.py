@@ -27,7 +27,8 @@ class AdapterMethod(Options):
         target_modules: Modules to adapt, by globs or the last parts of their names, separated by commas. Default: all
             linear layers of the language model but the output.
         density: Fraction of A's and of B's entries that LoRASculpt keeps, or two: of A, of B.
-        warmup_steps: Optimiser steps before LoRASculpt's masks are chosen.
+        warmup_steps: Optimiser steps before LoRASculpt's masks are chosen. Default: 100, or half of a training that has
+            fewer than 200.
         alpha: Strength of LoRASculpt's regulariser in the language model.
         beta: Strength of LoRASculpt's regulariser in the connector.
         cmr: Whether the regulariser is the `sum` over layers, as in the paper's Algorithm 1, or their `mean`, as in its
@@ -46,7 +47,7 @@ class AdapterMethod(Options):
     lora_alpha: float | None = None
     target_modules: str | None = None
     density: tuple[float, ...] | float = 0.1
-    warmup_steps: int = 100
+    warmup_steps: int | None = None
     alpha: float = 1e-3
     beta: float = 1e-5
     omega: float = 1.0
@@ -61,7 +62,7 @@ class AdapterMethod(Options):
         one_of("method", self.method, get_args(AdapterMethodName))
         at_least("rank", self.rank, 1)
         one_of("cmr", self.cmr, get_args(Layers))
-        if self.warmup_steps < 2:
+        if self.warmup_steps is not None and self.warmup_steps < 2:
             raise MethodError(
                 f"`warmup_steps` must be at least 2, got {self.warmup_steps}",
                 hint="the learning rate of the first step is 0, so that there is nothing to choose masks by after it",
@@ -81,7 +82,7 @@ class AdapterMethod(Options):
         """Raise MethodError for a setting that the method has no use for."""
         default = {
             "density": 0.1,
-            "warmup_steps": 100,
+            "warmup_steps": None,
             "alpha": 1e-3,
             "beta": 1e-5,
             "omega": 1.0,

@@ -37,6 +37,7 @@ from .watcher import EachEpoch, Watcher, may_fail
 from .work import settle
 
 LR_WARMUP = 0.03
+MASK_WARMUP = 100
 LOG_STEPS, LOGGED = 10, 20  # every ten steps, or so often that there are twenty
 
 
@@ -244,7 +245,8 @@ def _trainer(
     )
     trainer.remove_callback(transformers.PrinterCallback)
     if method.method == "lorasculpt":
-        trainer.add_callback(LoRASculptCallback(method.density, method.warmup_steps, method.adapted_connectors))
+        warmup = method.warmup_steps or max(2, min(MASK_WARMUP, steps // 2))
+        trainer.add_callback(LoRASculptCallback(method.density, warmup, method.adapted_connectors))
     term = term_of(method)
     if term is not None:
         add_term(trainer, term)

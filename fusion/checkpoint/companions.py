@@ -209,3 +209,11 @@ def files_of_tokenizer(folder: Path) -> dict[Path, Path]:
     """
     stems = (*TOKENIZER_STEMS, *PROCESSOR_STEMS)
     return own_files(folder, (file for file in folder.iterdir() if file.name.partition(".")[0] in stems))
+
+
+def left_by_training(folder: Path | None) -> str | None:
+    """Return the name of a file that training left in a folder, or None; a model in memory has no folder."""
+    if folder is None or not folder.is_dir():
+        return None
+    names = sorted(file.name for file in folder.iterdir())
+    return next((name for name in names if any(fnmatchcase(name, pattern) for pattern in TRAINING_FILES)), None)

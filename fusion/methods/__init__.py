@@ -32,6 +32,7 @@ from .tailor import Tailor as Tailor
 from .task_arithmetic import TaskArithmetic as TaskArithmetic
 from .ties import Ties as Ties
 from .tsv_m import TsvM as TsvM
+from .two_sided import TwoSided as TwoSided
 from .wudi import Wudi as Wudi
 
 METHODS: dict[str, type[Method]] = {

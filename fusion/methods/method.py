@@ -28,6 +28,7 @@ class Method(Options, ABC):
     needs_gram: ClassVar[bool] = False  # the full Σ x·xᵀ, not the diagonal alone
     loads_torch: ClassVar[bool] = False  # whether it computes with torch, on a CPU too
     random: ClassVar[bool] = False
+    protects: ClassVar[bool] = False  # whether it is the protection of the base and nothing else
     min_models: ClassVar[int] = 1  # 0: there may be the base alone, in recipes, which is then taken as it is
     max_models: ClassVar[int | None] = 1  # None: any number of tuned models
     per_model: ClassVar[tuple[str, ...]] = ()  # options that may have one value for each model

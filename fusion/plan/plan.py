@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..checkpoint import Source
+from ..checkpoint.companions import left_by_training
 from ..checkpoint.foreign import lora_names
 from ..checkpoint.quantised import refuse_codes
 from ..checkpoint.relaid import Relaid
@@ -232,6 +233,23 @@ def idle_models(models: Sequence[Source]) -> Iterable[str]:
         elif model.fingerprint in seen:
             yield f"`{model.ref}` is the same model as `{seen[model.fingerprint].ref}`, as far as samples of it tell"
         seen.setdefault(model.fingerprint, model)
+
+
+def swapped(models: Sequence[Source]) -> Iterable[str]:
+    """Yield a note where the base looks like the fine-tune, and no tuned model does: one may stand for the other."""
+    base, *tuned = models
+    if not tuned:
+        return
+    named = (base.config or {}).get("_name_or_path")
+    if named and any(named in (model.ref.asked, model.ref.repository) for model in tuned):
+        yield f"the configuration of `{base.ref}` says that it came from `{named}`: are base and tuned swapped?"
+        return
+    left, *others = (left_by_training(model.folder) for model in models)
+    if left and not any(others):
+        yield (
+            f"`{base.ref}` holds `{left}`, which training leaves behind, and `{tuned[0].ref}` nothing of the kind: "
+            "are base and tuned swapped?"
+        )
 
 
 def _refuse_idle_extra(request: Request, matching: Matching, models: Sequence[Source], steps: Sequence[Step]) -> None:

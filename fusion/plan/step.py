@@ -7,8 +7,8 @@ from math import prod
 from typing import Literal
 
 from ..checkpoint import TensorInfo
-from ..dtypes import BY_TORCH_NAME, DTYPES
-from ..errors import MethodError, Way
+from ..dtypes import BY_TORCH_NAME, DTYPES, SHORT
+from ..errors import MethodError, Way, near
 from ..methods import Method
 from .options import Policies, Selection, Side
 
@@ -53,8 +53,12 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.dtype is not None and not (self.dtype in BY_TORCH_NAME and BY_TORCH_NAME[self.dtype].fusible):
-            choices = ", ".join(found.torch for found in DTYPES.values() if found.fusible)
-            raise MethodError(f"`dtype` must be one of {choices}, got `{self.dtype}`", options=["dtype"])
+            choices = [found.torch for found in DTYPES.values() if found.fusible]
+            raise MethodError(
+                f"`dtype` must be one of {', '.join(choices)}, got `{self.dtype}`",
+                hint=near(SHORT.get(self.dtype.lower(), self.dtype), choices),
+                options=["dtype"],
+            )
 
     def stored_as(self, info: TensorInfo) -> str:
         """Return the code of the dtype in which a tensor like this one is stored."""

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from ..checkpoint import Source
 from ..checkpoint.json_file import read_json
-from ..errors import MethodError
-from .document import did_you_mean
+from ..errors import MethodError, did_you_mean
 
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"

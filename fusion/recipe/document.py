@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ..errors import RecipeError, first_line
+from ..errors import RecipeError, did_you_mean, first_line
 
 KeyPath = tuple[str | int, ...]  # keys and indices from the top
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -55,12 +55,19 @@ class Document:
             return schema.model_validate(self.content, context=self.file.parent)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            place = self._place(first["loc"])
+            place, about = self._place(first["loc"]), first.get("ctx", {})
             if first["type"] == "extra_forbidden":
                 hint = did_you_mean(str(place[-1]), _keys_at(schema, place[:-1]))
                 raise self.error(place, "unknown key", hint=hint) from error
             if first["type"] == "missing":
                 raise self.error(place, f"`{first['loc'][-1]}` is missing") from error
+            if first["type"] == "union_tag_invalid":
+                known = [tag.strip("' ") for tag in about["expected_tags"].split(",")]
+                key, tag = about["discriminator"].strip("'"), about["tag"]
+                raise self.error(place, f"no {key} is called `{tag}`", hint=did_you_mean(tag, known)) from error
+            if first["type"] == "union_tag_not_found":
+                key = about["discriminator"].strip("'")
+                raise self.error(place, f"`{key}` is missing") from error
             message = first["msg"].removeprefix("Value error, ")
             raise self.error(place, message[:1].lower() + message[1:]) from error
 
@@ -99,14 +106,6 @@ class Document:
                 content = content[part]
                 place.append(part)
         return tuple(place)
-
-
-def did_you_mean(name: str, known: Collection[str]) -> str | None:
-    """Return a hint that names what comes near, or all that is known."""
-    near = difflib.get_close_matches(name, known, n=1)
-    if near:
-        return f"did you mean `{near[0]}`?"
-    return f"known here: {', '.join(sorted(known))}" if known else None
 
 
 def dotted(place: Sequence[str | int]) -> str:

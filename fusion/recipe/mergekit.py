@@ -13,10 +13,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 
-from ..errors import MethodError
+from ..errors import MethodError, did_you_mean
 from ..ref import is_there
 from ..run.settings import Settings
-from .document import Document, KeyPath, did_you_mean, dotted
+from .document import Document, KeyPath, dotted
 from .mergekit_methods import DIALECTS, Dialect
 from .recipe import ModelEntry, ModelName, Recipe, Slice, TokenSource, Vocabulary
 from .setting import Case, Gradient, OptionSettings, Setting

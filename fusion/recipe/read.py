@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from ..errors import MethodError, RecipeError
+from ..errors import MethodError, RecipeError, did_you_mean
 from ..ref import is_there
-from .document import did_you_mean, read_documents
+from .document import read_documents
 from .mergekit import is_mergekit, read_mergekit
 from .recipe import Recipe
 from .schema import read_own

@@ -39,12 +39,12 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from ..arithmetic.two_sided import Protection
 from ..checkpoint.output.layout import parse_size
-from ..errors import DataError, MethodError
+from ..errors import DataError, MethodError, did_you_mean
 from ..methods import METHODS, Method
 from ..plan.options import Policies, Selection, Side
 from ..run.calibration import Calibration
 from ..run.settings import OutputFormat, Rounding, Settings
-from .document import Document, KeyPath, did_you_mean
+from .document import Document, KeyPath
 from .recipe import ModelEntry, ModelName, Parameter, Recipe, Slice, Vocabulary
 from .setting import Case, Gradient, Setting
 

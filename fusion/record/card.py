@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from ..checkpoint import Source
+from ..methods import METHODS
 from ..plan.plan import Plan
 from .manifest import MANIFEST, Manifest
 
@@ -30,7 +31,7 @@ def model_card(plan: Plan, manifest: Manifest, name: str) -> str:
     names = "\n".join(f"- {json.dumps(found)}" for found in dict.fromkeys(inputs))
     tuned = ", ".join(f"`{found}`" for found in told[1:])
     merged = f"`{told[0]}`" + (f" and its fine-tune {tuned}" if tuned else "")
-    method = plan.method
+    source = METHODS[manifest.method].source
     return f"""---
 base_model:
 {names}
@@ -41,7 +42,7 @@ tags:
 ---
 # {name}
 
-{merged}, fused by **{method.title}** ({method.source}) with
+{merged}, fused by **{manifest.title}** ({source}) with
 [sculpt](https://pypi.org/project/checkpoint-sculpt/) {manifest.versions.get("sculpt")}. No training was involved.
 
 | option | value |

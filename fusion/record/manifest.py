@@ -20,6 +20,8 @@ from ..checkpoint import Source
 from ..checkpoint.companions import OWN_MARK
 from ..checkpoint.json_file import checked, read_json
 from ..errors import CheckpointError
+from ..methods import METHODS
+from ..methods.two_sided import title_under
 from ..plan.companions import InputFile
 from ..plan.plan import Plan
 from .records import TensorRecord
@@ -161,6 +163,12 @@ class Manifest:
     notes: tuple[str, ...]
     versions: Mapping[str, str | None]
     tensors: tuple[TensorRecord, ...]
+
+    @property
+    def title(self) -> str:
+        """What made it: `two-sided curvature, then TIES`."""
+        method, protects = METHODS.get(self.method), self.settings.get("protection") is not None
+        return self.method if method is None else title_under(method, protects=protects)
 
     @property
     def fused(self) -> tuple[TensorRecord, ...]:

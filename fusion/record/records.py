@@ -22,7 +22,8 @@ class TensorRecord:
         kept: Non-zero deltas that had a part in the result.
         zero_deltas: Elements that fine-tuning did not change.
         clipped: Keep probabilities cut at 1.
-        delta_l1: Σ|δ|, over all tuned models.
+        delta_l1: Σ|δ|, over all tuned models; where the base is protected, of the deltas that are left.
+        own_delta_l1: Σ|δ| of the tuned models themselves where the base is protected; else None.
         distance_l1, distance_l2: Norms of the stored result minus the base.
         options: Of the method, where a recipe gave the tensor its own; else None, and the run's hold.
         differs: Of a copied tensor, whether a tuned model's is not the base's, as samples tell; None without both.
@@ -52,7 +53,13 @@ class TensorRecord:
     measured: bool = False
     protected: str | None = None
     options: Mapping[str, Any] | None = None
+    own_delta_l1: float | None = None
     digest: str = ""
+
+    @property
+    def fine_tuned_l1(self) -> float | None:
+        """Σ|δ| of the tuned models as they are, whether the base is protected or not."""
+        return self.delta_l1 if self.own_delta_l1 is None else self.own_delta_l1
 
     @property
     def realised_sparsity(self) -> float | None:
@@ -82,6 +89,7 @@ class TensorRecord:
                 "delta_l1": float(totals[3]),
                 "distance_l1": float(totals[4]),
                 "distance_l2": sqrt(float(totals[5])),
+                "own_delta_l1": float(totals[6]) if len(totals) > 6 else None,
             }
         return cls(
             name=step.name,

@@ -28,13 +28,14 @@ from ..checkpoint.source import reading
 from ..checkpoint.special_tokens import TokenIds
 from ..checkpoint.tokens import other_tokens
 from ..device import torch_device
-from ..errors import MethodError, OutputError
+from ..errors import MethodError, OutputError, Way
 from ..methods import Method
+from ..methods.two_sided import title_under
 from ..patch.sink import FEW_FRAMES, FRAME_BYTES, PatchSink
 from ..plan.companions import Companions, account
 from ..plan.configuration import CONFIG, Configuration, Reshape, configuration
 from ..plan.encoding import encodings
-from ..plan.plan import Plan, idle_models, make_plan
+from ..plan.plan import Plan, idle_models, make_plan, swapped
 from ..progress import Progress, silent
 from ..record.card import model_card
 from ..record.input_digests import InputDigests
@@ -77,6 +78,7 @@ class Prepared:
         encodings: Tensors that are written as codes, by name.
         configuration: What `config.json` and `generation_config.json` will say.
         finish: Changes what was copied beside the weights, in the folder that it is given; or None.
+        called: What the model card calls the output. Default: its own name, a patch's without its ending.
         processes: That share the work.
     """
 
@@ -89,12 +91,8 @@ class Prepared:
     companions: Companions
     encodings: Mapping[str, Encoding] = field(default_factory=dict)
     finish: Callable[[Path], None] | None = None
+    called: str | None = None
     processes: Processes = field(default_factory=Processes)
-
-    @property
-    def called(self) -> str:
-        """What the model is called: the folder's name, or a patch's without its ending."""
-        return self.output.name if self.settings.emit == "checkpoint" else self.output.stem
 
     @property
     def config(self) -> Mapping[str, Any] | None:
@@ -105,6 +103,11 @@ class Prepared:
     def method(self) -> Method:
         """The method of all tensors that have none of their own."""
         return self.plan.method
+
+    @property
+    def title(self) -> str:
+        """What makes the output: `two-sided curvature, then TIES`."""
+        return title_under(type(self.method), protects=self.settings.protection is not None)
 
     def needs(self) -> Needs:
         """Return what the run takes, from headers alone."""
@@ -165,8 +168,16 @@ def prepare(
     opened = open_checkpoint(base)
     models = [opened, *(open_checkpoint(path, opened) for path in tuned)]
     plan = make_plan(models, lambda _: method, settings.request())
-    plan = replace(plan, notes=(*idle_models(models), *plan.notes, *other_tokens(models)))
+    plan = replace(plan, notes=(*idle_models(models), *swapped(models), *plan.notes, *other_tokens(models)))
     return prepare_plan(plan, output=output, settings=settings, options=method.options())
+
+
+def _refuse_unprotected(method: Method, settings: Settings) -> None:
+    if method.protects and settings.protection is None:
+        raise MethodError(
+            f"{method.title} is nothing without a base that is protected",
+            ways=[Way(option="protect", value="default", effect="protects it on the general set that ships")],
+        )
 
 
 def prepare_plan(
@@ -189,6 +200,7 @@ def prepare_plan(
     Raises:
         SculptError: The output does not fit.
     """
+    _refuse_unprotected(plan.method, settings)
     if settings.protection is not None and not plan.tuned:
         raise MethodError("a base is protected from tuned models, and there are none")
     if settings.device not in ("auto", "cpu"):
@@ -459,7 +471,8 @@ def _add_files(
         prepared.finish(folder)
     if compare is not None:
         manifest = replace(manifest, moved=compare(folder) if prepared.settings.emit == "checkpoint" else NOT_COMPARED)
-    (folder / "README.md").write_text(model_card(plan, manifest, prepared.called), encoding="utf-8")
+    own_name = prepared.output.name if prepared.settings.emit == "checkpoint" else prepared.output.stem
+    (folder / "README.md").write_text(model_card(plan, manifest, prepared.called or own_name), encoding="utf-8")
     manifest = replace(manifest.of_folder(folder, prepared.settings.digest), files=prepared.companions.told(folder))
     manifest.write(folder)
     return manifest

@@ -18,6 +18,7 @@ from ..arithmetic.matrices import Matrices
 from ..arithmetic.passes import Finding, Map, Pass
 from ..arithmetic.per_element import PerElement
 from ..arithmetic.random import SEGMENT, Key, tensor_key
+from ..arithmetic.sums import block_sums
 from ..arithmetic.tile import RawTile, root_curvature
 from ..arithmetic.two_sided import score_curvature
 from ..checkpoint import Source, TensorInfo
@@ -257,7 +258,14 @@ class TensorTask:
             arrays = self._stored(span)
             bad = _nonfinite(arrays)
             out[bad] = arrays[min(1, len(arrays) - 1)][bad].astype(self.dtype)
-        return rows
+        return rows if self.context.protector is None else _below(rows, self._own_deltas(span))
+
+    def _own_deltas(self, span: Span) -> np.ndarray:
+        """Return Σ|δ| of each block of a span, of the tuned models as they are stored."""
+        base, *tuned = Matrices(self.group, lambda start, stop: self._finite(Span(start=start, stop=stop))).flat(
+            span.start, span.stop
+        )
+        return sum(block_sums(np.abs(own - base)) for own in tuned)  # pyright: ignore[reportReturnType]
 
     def _copy(self, span: Span, out: np.ndarray) -> None:
         """Copy a span from its source, cast if the plan says so."""
@@ -336,6 +344,12 @@ class TensorTask:
             data = self.context.sink.read(self.step.name, span.start * size, (span.stop - span.start) * size)
             whole.update(xxhash.xxh3_128_digest(data))
         return whole.hexdigest() == digest
+
+
+def _below(rows: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Return figures of blocks with a row more; it may have other blocks, as only sums are taken of them."""
+    width = max(rows.shape[1], len(row))
+    return np.vstack([np.pad(found, ((0, 0), (0, width - found.shape[1]))) for found in (rows, row[None])])
 
 
 def _fused_shape(step: Step, shape: tuple[int, ...]) -> tuple[int, ...]:

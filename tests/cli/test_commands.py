@@ -23,14 +23,14 @@ def test_the_owners_command_writes_beside_the_tuned_folder(make_pair: Pair, tmp_
     make_pair()
     done = sculpt("fuse", "base/", "sft/", "--gamma", "0.5", "--sparsity", "0.9", "--no-calibration", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "sft-fused/model.safetensors.index.json").exists()
+    assert (tmp_path / "sft-adadare/model.safetensors.index.json").exists()
     assert done.stdout == ""
     assert "realised sparsity" in done.stderr
     assert "AdaDARE-γ fused 10 tensors" in done.stderr.replace("\n", " ")
-    manifest = json.loads((tmp_path / "sft-fused/sculpt-manifest.json").read_text())
+    manifest = json.loads((tmp_path / "sft-adadare/sculpt-manifest.json").read_text())
     assert manifest["command"] == "sculpt fuse base sft --gamma 0.5 --sparsity 0.9 --no-calibration"
     assert manifest["settings"]["seed"] == 0
-    assert sculpt("verify", "sft-fused", "--input", "base", "--input", "sft", cwd=tmp_path).returncode == 0
+    assert sculpt("verify", "sft-adadare", "--input", "base", "--input", "sft", cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize("command", [["dare", "--scale", "0.5"], ["task-arithmetic", "--scale", "0.5"]])
@@ -51,7 +51,7 @@ def test_dry_run_reads_headers_alone_and_writes_nothing(make_pair: Pair, tmp_pat
     assert plan["needs"]["bytes_written"] > 0
     shown = sculpt("fuse", base, tuned, "-o", tmp_path / "out", "--dry-run")
     for part in ("mlp.up_proj.weight", "peak memory about", "free there", "read", "write"):
-        assert part in shown.stderr
+        assert part in shown.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "sft"]
 
 
@@ -153,8 +153,8 @@ def test_inspect_and_diff_agree_with_the_tensors(make_pair: Pair, tensors_of: Ca
         assert tensor["changed"] == pytest.approx((first != second).mean())
         assert tensor["relative_norm"] == pytest.approx(np.linalg.norm(second - first) / np.linalg.norm(first))
         assert tensor["largest"] == pytest.approx(np.abs(second - first).max())
-    assert "10 tensors compared, 0 identical" in sculpt("diff", base, tuned).stderr
-    assert "model.layers.1" in sculpt("inspect", base, "--tensors").stderr
+    assert "10 tensors compared, 0 identical" in sculpt("diff", base, tuned).stdout
+    assert "model.layers.1" in sculpt("inspect", base, "--tensors").stdout
 
 
 def test_diff_names_what_is_not_finite(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_diff_names_what_is_not_finite(tmp_path: Path) -> None:
     save_file({"a": np.full(9, np.nan, "f4"), "b": np.full(9, 2, "f4")}, tmp_path / "other.safetensors")
     done = sculpt("diff", tmp_path / "one.safetensors", tmp_path / "other.safetensors")
     assert done.returncode == 0, done.stderr
-    assert "not finite" in next(line for line in done.stderr.splitlines() if " a " in line)
+    assert "not finite" in next(line for line in done.stdout.splitlines() if line.startswith("a "))
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["fuse", "--help"], ["inspect", "base"], ["dare", "base", "sft"]])

@@ -115,7 +115,7 @@ def test_every_command_takes_a_name_on_the_hub(command: str) -> None:
 @pytest.mark.parametrize(
     ("command", "folder"),
     [
-        (["fuse", "org/base", "org/tuned@v1", "--data", "data.jsonl"], "tuned-fused"),
+        (["fuse", "org/base", "org/tuned@v1", "--data", "data.jsonl"], "tuned-adadare"),
         (["merge", "recipe.yaml", "-o", "out"], "out"),
         (["lora-extract", "org/base", "org/tuned@v1", "--include", "model.layers.*"], "tuned-adapter"),
         (["lora-extract", "org/tuned@v1", "org/base", "--include", "model.layers.*"], "base-adapter"),

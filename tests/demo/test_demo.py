@@ -99,9 +99,9 @@ def test_a_device_that_torch_cannot_use_is_refused_in_one_sentence(tmp_path, dev
 def test_the_table_names_every_model_and_how_sure_it_is(story, capsys) -> None:
     show(*story)
     printed = capsys.readouterr()
-    assert printed.out == ""
-    assert all(row.name in printed.err for row in story[0].rows)
-    assert "standard errors" in " ".join(printed.err.split())
+    assert printed.err == ""
+    assert all(row.name in printed.out for row in story[0].rows)
+    assert "standard errors" in " ".join(printed.out.split())
 
 
 def test_the_demo_falls_back_on_the_tiny_model_where_nothing_can_be_fetched(tmp_path, monkeypatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sculpt.api import prepare_fuse
-from sculpt.cli.compare import split_methods
+from sculpt.cli.benchmark import split_methods
 from sculpt.evaluate.choice import Pick
 from sculpt.evaluate.comparison import Best, Contender, compare, table_of
 from sculpt.evaluate.evaluate import evaluate

@@ -233,7 +233,9 @@ def test_the_command_protects_and_says_so(models: Callable[[str], dict[str, Path
     general = ("--protect", found["general"])
     first = run(*general, "--curvature", "block:8", "--protect-weight", "3", "-o", "first")
     assert {"weight": 3.0, "curvature": "block:8"}.items() <= first["settings"]["protection"].items()
-    assert {"gamma": 1.0, "sparsity": 0.0}.items() <= first["options"].items()
+    assert (first["method"], first["options"]) == ("two-sided", {})
+    fine_tuned = sum(record["own_delta_l1"] for record in first["tensors"])
+    assert fine_tuned > sum(record["delta_l1"] for record in first["tensors"])
     assert "protection: weight | 3.0" in (tmp_path / "first/README.md").read_text()
     second = run("--config", "two-sided", *general, "--protect-weight", "3", "-o", "second")
     assert {"weight": 3.0, "curvature": "full"}.items() <= second["settings"]["protection"].items()
@@ -287,7 +289,7 @@ def test_two_folders_are_enough(models: Callable[[str], dict[str, Path]], tmp_pa
     assert "full" not in forms
     assert manifest["curvature"]["target"] == {"data": "delta"}
     assert manifest["curvature"]["general"]["num_samples"] == 8
-    assert {"gamma": 1.0, "sparsity": 0.0}.items() <= manifest["options"].items()
+    assert (manifest["method"], manifest["options"]) == ("two-sided", {})
     # The same by name, from Python, and with statistics of the base from before.
     run_fuse(*options, "--target-curvature", "delta", "-o", tmp_path / "named")
     sculpt.fuse(found["base"], found["tuned"], protect=found["general"], output=tmp_path / "python")

@@ -1,0 +1,227 @@
+"""`sculpt benchmark` and `sculpt scores`: the papers' tables, of models that are scored here or were elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..fusion.arithmetic.two_sided import Protection
+from ..fusion.plan.options import Policies, Selection
+from ..fusion.run.calibration import Calibration
+from ..fusion.run.settings import Settings
+from .evaluate import ScoringOptions, SuiteFile, refuse_missing
+from .flags import FlagGroup, given_flags, with_options
+from .options import (
+    CALIBRATION,
+    POLICIES,
+    PROTECTION,
+    SELECTION,
+    SETTINGS,
+    AsJson,
+    BasePath,
+    TunedPath,
+    protection_of,
+)
+
+if TYPE_CHECKING:
+    from ..evaluate.comparison import Best
+    from ..evaluate.tables import Table
+
+HELP = """Compare methods on a suite as the papers' tables do: a row a method, all tasks, Avg and H-score.
+
+The base (zero-shot) and the fine-tune come first. Each method is scored at the strength that it has, or at its best
+one: `--choose-on` names a suite of other samples, on which that is chosen. What is random is drawn once for each of
+`--seeds`, and shown as mean ± deviation.
+
+**Examples**
+
+    sculpt benchmark base/ sft/ --suite suite.yaml --data train.jsonl -o table.md -o table.tex -o table.csv
+
+    sculpt benchmark base/ sft/ --suite suite.yaml --methods dare:sparsity=0.8,adadare:gamma=0.7 --seeds 3
+
+    sculpt benchmark base/ sft/ --suite test.yaml --choose-on validation.yaml --data train.jsonl --protect default
+"""
+SCORES_HELP = """Turn scores from elsewhere into Avg, H-score, and the means of Source and Target.
+
+A CSV file: names of tasks in its first line, then a line a model, its name first.
+
+**Examples**
+
+    sculpt scores scores.csv --target flickr30k
+
+    sculpt scores scores.csv --target iconqa --target coco -o table.tex
+"""
+Tables = Annotated[
+    list[Path] | None,
+    typer.Option("--output", "-o", help="File for the table, .csv, .md or .tex; repeatable.", metavar="FILE"),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """What is compared.
+
+    Attributes:
+        methods: Methods, separated by spaces or semicolons, or by commas where none has several options. Default: ties,
+            dare, tailor, adadare in both allocations, and with --protect two-sided.
+        seeds: How often what is random is drawn and scored, with seeds from --seed on.
+        choose_on: A suite to choose each method's strength on. Default: strengths are those that methods have.
+        gamma: Strengths that are tried for --choose-on.
+        protect_weights: Weights of the protection that are tried for --choose-on.
+        pick: What is best: h-score, avg or a task of the suite; or target>=0.97*tuned. Default: h-score.
+    """
+
+    methods: str | None = None
+    seeds: int = 1
+    choose_on: Path | None = None
+    gamma: str = "0.1:1.0:0.1"
+    protect_weights: str = "0.1,0.3,1,3,10"
+    pick: str = "h-score"
+
+
+def split_methods(text: str) -> list[str]:
+    """Return the methods of a list; a comma before `option=value` goes on with the options of a method."""
+    found: list[str] = []
+    for part in text.replace(";", " ").replace(",", " ").split():
+        if "=" in part and ":" not in part and found:
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    return found
+
+
+def benchmark_command(
+    ctx: typer.Context,
+    base: BasePath,
+    tuned: TunedPath,
+    suite: SuiteFile,
+    output: Tables = None,
+    json: AsJson = False,
+    *,
+    compared: CompareOptions,
+    calibration: Calibration,
+    protection: Protection,
+    scoring: ScoringOptions,
+    selection: Selection,
+    policies: Policies,
+    settings: Settings,
+) -> None:
+    """Score every row, show the table, and write it."""
+    from .console import print_json, progress_bar, quiet_libraries, say
+
+    refuse_missing(suite)
+    quiet_libraries()
+    from ..api import prepare_fuse
+    from ..evaluate.comparison import PAPERS, Contender, compare, table_of
+    from ..evaluate.live_fuse import LiveFuse, held_curvature
+    from ..evaluate.suite import read_suite
+    from ..fusion.methods import AdaDare, TwoSided
+    from ..measuring import statistics
+
+    read = read_suite(suite)
+    protects = protection_of(protection, calibration, given_flags(ctx))
+    texts = split_methods(compared.methods) if compared.methods else [*PAPERS, *([TwoSided.name] if protects else [])]
+    contenders = [Contender.parse(text, protects) for text in texts]
+    best = _best(compared)
+    methods = [contender.method for contender in contenders] or [AdaDare()]
+    prepared = prepare_fuse(
+        base,
+        tuned,
+        method=max(methods, key=lambda method: (method.uses_curvature, method.needs_gram)),
+        settings=replace(settings, device=scoring.device, selection=selection, policies=policies, protection=protects),
+        overwrite=True,  # nothing is written
+    )
+    with (
+        progress_bar("calibrating", unit="steps") as report,
+        statistics(prepared, replace(calibration, seed=settings.seed, device=scoring.device), progress=report) as found,
+    ):
+        held = held_curvature(found)
+    live = LiveFuse(prepared, held, device=scoring.device, dtype=scoring.dtype)
+    with progress_bar("comparing", unit="models") as report:
+        entries = compare(
+            live,
+            read,
+            contenders,
+            seeds=range(settings.seed, settings.seed + max(1, compared.seeds)),
+            best=best,
+            batch_size=scoring.batch_size,
+            progress=report,
+        )
+    _show(table_of(entries), read.name, output, shown=not json)
+    if best is not None and best.suite.content == read.content and best.suite.folder == read.folder:
+        say("note: strengths were chosen on what is reported, which flatters whatever has one")
+    if json:
+        print_json({"suite": read.name, "rows": [entry.as_json() for entry in entries]})
+
+
+def _best(compared: CompareOptions) -> Best | None:
+    from ..evaluate.choice import Pick
+    from ..evaluate.comparison import Best
+    from ..evaluate.strengths import parse_grid
+    from ..evaluate.suite import read_suite
+    from ..fusion.errors import MethodError
+
+    if compared.choose_on is None:
+        unset = CompareOptions()
+        for name in ("gamma", "protect_weights", "pick"):
+            if getattr(compared, name) != getattr(unset, name):
+                flag = name.replace("_", "-")
+                raise MethodError(f"`--{flag}` has no effect without `--choose-on`, which chooses strengths")
+        return None
+    chosen = read_suite(compared.choose_on)
+    return Best(
+        suite=chosen,
+        pick=Pick.parse(compared.pick, chosen.measures()),
+        strengths=parse_grid(compared.gamma),
+        weights=parse_grid(compared.protect_weights),
+    )
+
+
+def scores_command(
+    file: Annotated[Path, typer.Argument(help="CSV: models in lines, tasks in columns.")],
+    target: Annotated[
+        list[str], typer.Option(help="A task that the models were fine-tuned on; repeatable. All others are general.")
+    ],
+    output: Tables = None,
+    json: AsJson = False,
+) -> None:
+    """Show the table with its means."""
+    from ..evaluate.given_scores import read_lines, scores_from_table
+    from .console import print_json
+
+    table, values = scores_from_table(read_lines(file), target, source=file.name)
+    _show(table, file.name, output, shown=not json)
+    if json:
+        print_json({"rows": values})
+
+
+def _show(shown_table: Table, title: str, output: list[Path] | None, *, shown: bool) -> None:
+    from .console import say, table
+
+    for file in output or ():
+        shown_table.write(file)
+        say(f"wrote {file}")
+    if shown:
+        table(title, list(shown_table.columns), [list(row) for row in shown_table.rows])
+
+
+def register(app: typer.Typer) -> None:
+    """Add `benchmark` and `scores`."""
+    groups = {
+        "compared": FlagGroup(of=CompareOptions, panel="What is compared"),
+        "calibration": replace(
+            CALIBRATION,
+            flags={**CALIBRATION.flags, "batch_size": "calibration_batch_size"},
+            leave_out=(*CALIBRATION.leave_out, "protect_check"),
+        ),
+        "protection": PROTECTION,
+        "scoring": FlagGroup(of=ScoringOptions, panel="Scoring"),
+        "selection": SELECTION,
+        "policies": POLICIES,
+        "settings": SETTINGS.only("seed", "threads"),
+    }
+    app.command("benchmark", help=HELP)(with_options(**groups)(benchmark_command))
+    app.command("scores", help=SCORES_HELP)(scores_command)

@@ -1,0 +1,94 @@
+"""A suite to begin with: which scorer suits the rows that there are."""
+
+from __future__ import annotations
+
+import json
+import random
+from os.path import relpath
+from pathlib import Path
+
+from ..data import general as shipped
+from ..data.row import Row
+from ..data.rows import open_rows
+from ..fusion.checkpoint.output.workspace import write_file
+from ..fusion.errors import DataError, OutputError, Way
+
+TEXTS_EACH = 2  # of each kind of the general set
+SEED = 7
+HEAD = """# What a fine-tune is scored on; docs/choosing-a-strength.md has every scorer and its options.
+# Choose a strength by one suite and judge the release by another, of other rows.
+batch_size: 8
+max_length: 512
+"""
+
+
+def scorer_of(row: Row) -> str:
+    """Return a task's scorer and options, by what a row holds.
+
+    Raises:
+        DataError: No scorer reads such a row.
+    """
+    if "choices" in row:
+        return "scorer: multiple-choice"
+    if "label" in row:
+        return "scorer: classification"
+    if "references" in row:
+        return "scorer: caption"
+    if "prompt" in row and "answer" in row:
+        return "scorer: exact-match, max_new_tokens: 64"
+    if "text" in row or "messages" in row or ("prompt" in row and "completion" in row):
+        return "scorer: perplexity"
+    raise DataError(
+        f"no scorer reads {row.what}",
+        hint=f"it has {row.names}; `prompt` and `completion`, `prompt` and `answer`, `text` or `messages` are read",
+    )
+
+
+def write_suite(output: Path, data: Path, general: Path | None, *, limit: int, overwrite: bool = False) -> list[str]:
+    """Write a suite; return what is to be said of it.
+
+    Args:
+        general: None for texts of the general set, which are written beside the suite.
+
+    Raises:
+        DataError: Rows cannot be scored.
+        OutputError: A file exists.
+    """
+    rows = open_rows(data)
+    target = scorer_of(rows.row(0))
+    told = [f"rows that the fine-tune was trained on flatter it: `{data}` should be other ones"]
+    beside = output.with_name(f"{output.stem}-general.jsonl")
+    for file in (output, *([beside] if general is None else [])):
+        if file.exists() and not overwrite:
+            raise OutputError(
+                f"`{file}` exists",
+                ways=[Way(option="overwrite", effect="replaces it"), Way(option="output", effect="names another")],
+            )
+    if general is None:
+        draw = random.Random(SEED)
+        texts = [text for kind in shipped.kinds() for text in draw.sample(shipped.texts(kind), TEXTS_EACH)]
+        lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+        write_file(beside, lambda file: file.write_text(lines, encoding="utf-8"), made_by="suite", may_replace=_is_file)
+        told.append(
+            f"`{beside}` has texts of the general set that ships, which also protects by default: "
+            "text of your own says more of what is forgotten"
+        )
+    side, general = (
+        ("scorer: perplexity", beside) if general is None else (scorer_of(open_rows(general).row(0)), general)
+    )
+    folder = output.absolute().parent
+    named = {"general": (general, side), "task": (data, target)}
+    tasks = {
+        name: f"  {name}: {{{scorer}, file: {json.dumps(relpath(file.absolute(), folder))}, limit: {limit}}}\n"
+        for name, (file, scorer) in named.items()
+    }
+    text = (
+        f"{HEAD}pretrained: # what the base could do\n{tasks['general']}"
+        f"target: # what it was fine-tuned on\n{tasks['task']}"
+    )
+    write_file(output, lambda file: file.write_text(text, encoding="utf-8"), made_by="suite", may_replace=_is_file)
+    return told
+
+
+def _is_file(file: Path) -> bool:
+    return file.is_file()
