@@ -18,7 +18,7 @@ from ..fusion.errors import MethodError, ModelError
 from ..fusion.progress import Progress, silent
 from ..live.model import load_model
 from ..training.settings import AdapterMethod, Schedule
-from ..training.train import plan_of, train_adapter
+from ..training.train import plan_of, recorded_plan, train_adapter
 from .evaluate import SuiteScores, score_suite
 from .strengths import parse_grid
 from .suite import Suite
@@ -120,7 +120,8 @@ def _trained(base: Path, data: Path, folder: Path, wanted: Settings) -> Path:
     record = folder / ADAPTER_RECORD
     if record.is_file():
         before = json.loads(record.read_text(encoding="utf-8")).get("settings", {})
-        if before == json.loads(json.dumps(plan_of(open_checkpoint(base), data, *wanted))):
+        opened = open_checkpoint(base)
+        if before == json.loads(json.dumps(recorded_plan(plan_of(opened, data, *wanted), opened))):
             return folder
     train_adapter(base, data=data, output=folder, method=wanted[0], schedule=wanted[1], overwrite=record.is_file())
     return folder

@@ -38,6 +38,8 @@ from .work import settle
 
 LR_WARMUP = 0.03
 MASK_WARMUP = 100
+OF_A_RUN = ("output", "seconds", "resumed_from")
+TIMES = ("term_seconds", "term_share")  # of an entry of the log
 LOG_STEPS, LOGGED = 10, 20  # every ten steps, or so often that there are twenty
 
 
@@ -71,6 +73,11 @@ class Trained:
         """Return plain values."""
         return {**asdict(self), "output": str(self.output), "log": list(self.log)}
 
+    def recorded(self) -> dict[str, Any]:
+        """Return what is the same whenever, wherever and after however many interruptions it is trained."""
+        log = [{key: value for key, value in entry.items() if key not in TIMES} for entry in self.log]
+        return {key: value for key, value in self.as_json().items() if key not in OF_A_RUN} | {"log": log}
+
 
 def plan_of(base: Source, data: Path, method: AdapterMethod, schedule: Schedule) -> dict[str, Any]:
     """Return all that decides what is trained, as plain values."""
@@ -81,6 +88,11 @@ def plan_of(base: Source, data: Path, method: AdapterMethod, schedule: Schedule)
         "method": asdict(method),
         "schedule": {key: value for key, value in asdict(schedule).items() if key not in free},
     }
+
+
+def recorded_plan(plan: dict[str, Any], base: Source) -> dict[str, Any]:
+    """Return a plan as the adapter tells it: with the base's fingerprint, in place of when its files were written."""
+    return {**plan, "base": base.fingerprint}
 
 
 def train_adapter(
@@ -133,7 +145,7 @@ def train_adapter(
         around_saving(trainer, lambda save: _save(trainer, folder / CHECKPOINTS, save))
         watcher = Watcher(progress)
         trainer.add_callback(watcher)
-        record = {"made by": "sculpt lora-train", "settings": plan}
+        record = {"made by": "sculpt lora-train", "settings": recorded_plan(plan, opened)}
         if schedule.keep_epochs and process.is_first:
             trainer.add_callback(
                 EachEpoch(
@@ -162,7 +174,7 @@ def train_adapter(
             log=tuple(entry for entry in trainer.state.log_history if "loss" in entry),
         )
         if workspace is not None:
-            publish_adapter(workspace, *_written(tuned, opened), {**record, **trained.as_json()}, overwrite=overwrite)
+            publish_adapter(workspace, *_written(tuned, opened), {**record, **trained.recorded()}, overwrite=overwrite)
     return trained
 
 

@@ -19,7 +19,7 @@ CONFIG = {
     "num_attention_heads": 2,
     "vocab_size": 8,
 }
-TIMES = ("fuse_seconds", "score_seconds", "seconds", "term_seconds", "term_share")
+TIMES = ("fuse_seconds", "score_seconds", "seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def told(files: dict[str, bytes | None]) -> dict[str, object]:
     """Return a tree without what depends on the clock."""
     found: dict[str, object] = {}
     for name, content in files.items():
-        if content is not None and Path(name).name in ("sweep.json", "sculpt-adapter.json"):
+        if content is not None and Path(name).name == "sweep.json":
             try:
                 found[name] = _timeless(json.loads(content))
             except ValueError:  # lost with the power

@@ -54,7 +54,7 @@ def cut_power(folder: Path, before: Before, loss: Loss) -> None:
     held.mkdir()
     for path in sorted(numbers, reverse=True):  # what lies in a folder before the folder: each keeps its number
         path.rename(held / str(numbers[path]))
-    _fill(folder, before.root, held, names, contents)
+    _fill(folder, before.root, held, names, contents, {})
     shutil.rmtree(held)
 
 
@@ -66,13 +66,17 @@ def _synced_names(store: Path) -> Tree:
     return found
 
 
-def _fill(folder: Path, number: int, held: Path, names: Tree, contents: dict[int, bytes]) -> None:
+def _fill(
+    folder: Path, number: int, held: Path, names: Tree, contents: dict[int, bytes], placed: dict[int, Path]
+) -> None:
     for name, inner in names[number].items():
         place = folder / name
         if (held / str(inner)).exists():
-            (held / str(inner)).rename(place)
+            placed[inner] = (held / str(inner)).rename(place)
+        elif inner in placed and placed[inner].is_file():  # a rename of which one half came to the disk
+            place.hardlink_to(placed[inner])
         if inner in names:
             place.mkdir(exist_ok=True)
-            _fill(place, inner, held, names, contents)
+            _fill(place, inner, held, names, contents, placed)
         elif not place.exists() or place.read_bytes() != contents.get(inner, b""):
             place.write_bytes(contents.get(inner, b""))

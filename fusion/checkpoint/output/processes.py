@@ -36,6 +36,7 @@ JOIN_SECONDS = 900  # until all processes have started
 SILENT_SECONDS = 180  # after which a process on another machine is taken for dead
 BEAT_SECONDS = 10
 CHECK_SECONDS = 1
+_GONE = "the first process has ended, and `{}` with it"
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.25
 
 
@@ -151,7 +152,7 @@ class Processes:
         if not self.are_several:
             return [value]
         assert self.folder is not None
-        _write(self.folder / f"{name}-{self.rank}", value)
+        self.say(name, value)
         found: dict[int, Any] = {}
         for _ in self._until(None):
             names = _names(self.folder)
@@ -177,9 +178,16 @@ class Processes:
         raise AssertionError
 
     def say(self, name: str, value: Any = None) -> None:
-        """Tell others, who wait for it or do not."""
+        """Tell others, who wait for it or do not.
+
+        Raises:
+            LostProcessError: The first process has ended, and its folder with it.
+        """
         if self.are_several and self.folder is not None:
-            _write(self.folder / f"{name}-{self.rank}", value)
+            try:
+                _write(self.folder / f"{name}-{self.rank}", value)
+            except FileNotFoundError:
+                raise LostProcessError(_GONE.format(self.folder)) from None
 
     def check(self, *, now: bool = False) -> None:
         """Raise where another process failed or ended.
@@ -266,7 +274,7 @@ def _names(folder: Path) -> set[str]:
     try:
         return set(os.listdir(folder))
     except FileNotFoundError:
-        raise LostProcessError(f"the first process has ended, and `{folder}` with it") from None
+        raise LostProcessError(_GONE.format(folder)) from None
 
 
 def _read(file: Path) -> Any:
