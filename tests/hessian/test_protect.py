@@ -24,6 +24,9 @@ from . import zoo  # noqa: TID251 (the tests' own folder)
 Read = Callable[[Path], dict[str, np.ndarray]]
 
 
+UNCHECKED = "--no-protect-check"  # how far a model moved is measured elsewhere, and takes a while
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Path]]:
     """Return a maker of a base, a fine-tune of it, and data for both sides, once an animal."""
@@ -225,7 +228,9 @@ def test_the_command_protects_and_says_so(models: Callable[[str], dict[str, Path
 
     def run(*options: str | Path) -> dict[str, Any]:
         command = [sys.executable, "-m", "sculpt", "fuse", found["base"], found["tuned"], "--data", found["target"]]
-        done = subprocess.run([*command, *options, "--json"], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+        done = subprocess.run(
+            [*command, UNCHECKED, *options, "--json"], capture_output=True, text=True, timeout=120, cwd=tmp_path
+        )
         assert done.returncode == 0, done.stderr
         assert f"protecting the base on {found['general']}" in done.stderr
         return json.loads(done.stdout)
@@ -258,7 +263,16 @@ def test_what_general_text_does_not_reach_keeps_its_delta_and_that_is_said(
     assert all(len(row["input_ids"]) < len(old["input_ids"]) for row, old in zip(text, rows, strict=True))
     (tmp_path / "text.jsonl").write_text("\n".join(json.dumps(row) for row in text))
     command = [sys.executable, "-m", "sculpt", "fuse", found["base"], found["tuned"], "--data", found["target"]]
-    options = ["--protect", tmp_path / "text.jsonl", "--curvature", curvature, "-o", tmp_path / "out", "--json"]
+    options = [
+        "--protect",
+        tmp_path / "text.jsonl",
+        "--curvature",
+        curvature,
+        UNCHECKED,
+        "-o",
+        tmp_path / "out",
+        "--json",
+    ]
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     forms = {record["name"]: record["protected"] for record in json.loads(done.stdout)["tensors"]}
@@ -273,7 +287,10 @@ def test_what_general_text_does_not_reach_keeps_its_delta_and_that_is_said(
 
 def run_fuse(*arguments: str | Path) -> tuple[dict[str, Any], str]:
     done = subprocess.run(
-        [sys.executable, "-m", "sculpt", "fuse", *arguments, "--json"], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "sculpt", "fuse", *arguments, UNCHECKED, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
