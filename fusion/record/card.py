@@ -31,7 +31,7 @@ def model_card(plan: Plan, manifest: Manifest, name: str) -> str:
     names = "\n".join(f"- {json.dumps(found)}" for found in dict.fromkeys(inputs))
     tuned = ", ".join(f"`{found}`" for found in told[1:])
     merged = f"`{told[0]}`" + (f" and its fine-tune {tuned}" if tuned else "")
-    source = METHODS[manifest.method].source
+    source = METHODS.get(manifest.method, plan.method).source  # a method of a user's own is in no list
     return f"""---
 base_model:
 {names}

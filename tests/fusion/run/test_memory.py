@@ -25,7 +25,7 @@ CASES: dict[str, tuple[str, int, dict[str, object], dict[str, object] | None]] =
     **{
         name: (name, max(1, found().model_range[0]), {}, None)
         for name, found in METHODS.items()
-        if name != "passthrough"
+        if name != "passthrough" and not found.protects
     },
     "nuslerp of columns": ("nuslerp", 2, {"vectors": "columns"}, None),
     "model-stock of rows": ("model-stock", 2, {"filter_wise": True}, None),
