@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..checkpoint import Source
 from ..methods import METHODS
+from ..methods.two_sided import title_under
 from ..plan.plan import Plan
 from .manifest import MANIFEST, Manifest
 
@@ -31,7 +32,8 @@ def model_card(plan: Plan, manifest: Manifest, name: str) -> str:
     names = "\n".join(f"- {json.dumps(found)}" for found in dict.fromkeys(inputs))
     tuned = ", ".join(f"`{found}`" for found in told[1:])
     merged = f"`{told[0]}`" + (f" and its fine-tune {tuned}" if tuned else "")
-    source = METHODS.get(manifest.method, plan.method).source  # a method of a user's own is in no list
+    method = METHODS.get(manifest.method, type(plan.method))  # one that a program brings is in no list
+    title = title_under(method, protects=manifest.settings.get("protection") is not None)
     return f"""---
 base_model:
 {names}
@@ -42,7 +44,7 @@ tags:
 ---
 # {name}
 
-{merged}, fused by **{manifest.title}** ({source}) with
+{merged}, fused by **{title}** ({method.source}) with
 [sculpt](https://pypi.org/project/checkpoint-sculpt/) {manifest.versions.get("sculpt")}. No training was involved.
 
 | option | value |
