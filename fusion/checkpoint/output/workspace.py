@@ -181,6 +181,8 @@ class Workspace:
             with suppress(FileExistsError):
                 path.mkdir()
                 self._made.append(path)
+                if path != folder:  # a power cut takes what lies in a folder whose own name is lost
+                    disk.sync(path.parent)
 
     def _take_own_folder(self) -> None:
         """Take a folder that is this run's alone: that of a run here that has ended, or a new one."""

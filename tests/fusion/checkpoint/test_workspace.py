@@ -130,6 +130,17 @@ def test_an_input_that_has_the_name_of_a_workspace_is_left_alone(make_pair: Pair
         assert files_of(model) == before
 
 
+def test_names_of_folders_that_are_made_for_an_output_come_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(disk, "sync", synced.append)
+    with Workspace(tmp_path / "a/b/out", made_by="fuse") as space:
+        filled(space, "")
+        space.publish()
+    assert {tmp_path, tmp_path / "a", tmp_path / "a/b"} <= set(synced)
+
+
 def test_emptying_removes_folders_and_links_but_nothing_behind_them(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept/file").write_text("x")
