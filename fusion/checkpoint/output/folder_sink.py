@@ -85,7 +85,8 @@ class FolderSink(Sink):
             if self._processes.is_first:
                 self._workspace = Workspace(self.output, made_by=self._made_by)
                 self._folder = self._workspace.folder
-                self._processes.lead(self._folder)
+                with told(self._folder):
+                    self._processes.lead(self._folder)
             else:
                 self._folder = self._processes.follow(beside(self.output))
             self._payload = payload_of(self._folder, self.output)

@@ -79,7 +79,9 @@ class Processes:
         if not self.are_several:
             return
         place = workspace / PROCESSES
-        shutil.rmtree(place, ignore_errors=True)  # of a run that was killed
+        with suppress(FileNotFoundError):  # of a run that was killed: away at once, as others may be coming to it
+            former = place.rename(place.with_name(f"{PROCESSES}-{secrets.token_hex(4)}"))
+            shutil.rmtree(former, ignore_errors=True)
         place.mkdir()
         self._begin(place)
         came: dict[int, Any] = {}
