@@ -12,7 +12,7 @@ from ..data import general as shipped
 from ..data.row import Row
 from ..data.rows import open_rows
 from ..fusion.checkpoint.output.guard import Kind, file_kind, refuse_output
-from ..fusion.checkpoint.output.workspace import write_file
+from ..fusion.checkpoint.output.workspace import repair, write_file
 from ..fusion.errors import DataError, SculptError
 
 TEXTS_EACH = 2  # of each kind of the general set
@@ -99,6 +99,7 @@ def write_suite(output: Path, data: Path, general: Path | None, *, limit: int, o
 def _write(file: Path, text: str, read: Sequence[Path], kind: Kind, *, overwrite: bool) -> bool:
     """Write a file and return True, unless it is there as it would be: a killed run had come so far."""
     content = text.encode()
+    repair(file)
     is_plain = file.is_file() and not file.is_symlink()
     if is_plain and file.stat().st_size == len(content) and file.read_bytes() == content:
         return False
