@@ -466,10 +466,11 @@ class _Shares:
         self._done = [(0, 0)] * num_models
 
     def of(self, k: int) -> Progress:
-        """Return what one model reports to."""
+        """Return what one model reports to; how much there is in all is known once each has said its part."""
 
         def report(done: int, total: int, what: str) -> None:
             self._done[k] = (done, total)
-            self._progress(sum(d for d, _ in self._done), sum(t for _, t in self._done), what)
+            totals = [t for _, t in self._done]
+            self._progress(sum(d for d, _ in self._done), sum(totals) if all(totals) else 0, what)
 
         return report

@@ -110,7 +110,8 @@ def benchmark_command(
     settings: Settings,
 ) -> None:
     """Score every row, show the table, and write it."""
-    from .console import print_json, progress_bar, quiet_libraries, say
+    from .console import print_json, quiet_libraries, say
+    from .progress import progress_bar
 
     refuse_missing(suite)
     quiet_libraries()

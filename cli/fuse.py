@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ..fusion.run.fuse import Prepared
     from ..fusion.run.settings import Settings
 
+SILENT = ("--overwrite", "--json", "-q", "--quiet", "-v", "--verbose")  # flags that change no bit of an output
 EXAMPLES = {
     "fuse": [
         "sculpt fuse base/ sft/ --gamma 0.5 --sparsity 0.9",
@@ -129,7 +130,8 @@ def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool,
     from ..fusion.run.fuse import execute
     from ..measuring import statistics, with_found
     from . import fuse_view
-    from .console import print_json, progress_bar, quiet_environment, say
+    from .console import print_json, quiet_environment, say
+    from .progress import progress_bar
 
     protects = prepared.settings.protection is not None
     if not (prepared.method.uses_curvature or protects):
@@ -188,13 +190,13 @@ def command_line() -> str:
 
     from ..fusion.run.settings import FREE
 
-    left_out = {"-o", "--output", "--calibration-memory", *map(flag_of, FREE)}
+    left_out = {"-o", "--output", "--calibration-memory", "--log-file", *map(flag_of, FREE)}
     told, words = ["sculpt"], iter(sys.argv[1:])
     for word in words:
         flag, equals, value = word.partition("=")
         if word in left_out:
             next(words, None)  # its value
-        elif flag not in left_out and word not in ("--overwrite", "--json"):
+        elif flag not in left_out and word not in SILENT:
             is_set = flag.startswith("--") and equals
             told.append(f"{flag}={_own_name(value)}" if is_set else _own_name(word))
     return shlex.join(told)

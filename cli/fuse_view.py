@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..fusion.arithmetic.two_sided import LOW_RANK
 from ..fusion.names import block_of, kind_of, natural_key
 from ..fusion.run.protector import INTERPOLATION, TARGET_ALONE
-from .console import count, gigabytes, out, say, table
+from .console import count, gigabytes, out, say, table, warn
 
 if TYPE_CHECKING:
     from ..fusion.plan.plan import Plan, Step
@@ -194,7 +194,7 @@ def show_moved(moved: Mapping[str, Any], *, held_out: bool = True, aside: bool =
     first = kinds[0]
     mean = sum(k["divergence"] for k in kinds) / len(kinds)
     if first["divergence"] > max(FAR, 2 * mean):
-        say(
+        warn(
             f"warning: `{first['kind']}` moved most, by {first['divergence']:.2f} nats a token where the mean is "
             f"{mean:.2f}; {first['same']:.0%} of its next tokens are the base's. Protect more such data, or give "
             "it more weight, to hold it"

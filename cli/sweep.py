@@ -166,7 +166,8 @@ def run_sweep_command(
     Args:
         model: Where the chosen model goes. Default: `fused` in the folder of the tables.
     """
-    from .console import print_json, progress_bar, quiet_libraries, say
+    from .console import print_json, quiet_libraries, say
+    from .progress import progress_bar
 
     refuse_missing(suite)
     calibration.refuse_missing()
@@ -334,7 +335,7 @@ def _write_model(
     called: str,
     overwrite: bool,
 ) -> None:
-    from .console import progress_bar
+    from .progress import progress_bar
 
     with progress_bar("fusing") as report:
         live.write(

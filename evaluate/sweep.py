@@ -78,7 +78,7 @@ def run_sweep(
     Args:
         pick: What the search for a strength goes by.
         scored: What a run that was killed has scored already; what this one scores is added.
-        progress: Told the points done, and how many there will be (of a search: so far).
+        progress: Told the points done, and how many there will be (of a search, 0: nobody knows).
     """
     return _Sweeper(
         live, suite, grid, pick, batch_size=batch_size, tolerance=tolerance, scored=scored, progress=progress
@@ -104,9 +104,14 @@ class _Sweeper:
         self.points: list[Point] = []
         self.losses: dict[Method, dict[str, BlockLoss]] = {}
         curves = grid.curves()
-        self.total = 2 + sum(
-            len(grid.strengths or (0,)) * (max(1, len(grid.seeds)) if family.method.random else 1)
-            for family, *_ in curves
+        # How many points a search takes shows when it is over.
+        self.total = (
+            0
+            if grid.strengths is None
+            else 2
+            + sum(
+                len(grid.strengths) * (max(1, len(grid.seeds)) if family.method.random else 1) for family, *_ in curves
+            )
         )
 
     def run(self) -> Sweep:
@@ -130,7 +135,6 @@ class _Sweeper:
         protects = self.grid.protection is not None
 
         def measures(place: float) -> Mapping[str, float]:
-            self.total = max(self.total, len(self.points) + 1)
             strength = 10.0**-place if protects else place  # from near the base to the fine-tune, as γ goes
             return self._try(family, strength, sparsity, per_block).measures
 
