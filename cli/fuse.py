@@ -113,7 +113,7 @@ def run_fuse(
             own = {field.name for field in fields(method)} & set(given)
             method = replace(method, **left) if own else PROTECTED
         prepared = prepare_fuse(
-            base, tuned, output=target.output, method=method, settings=settings, overwrite=target.overwrite
+            base, tuned, output=target.output, method=method, settings=settings, overwrite=target.may_exist
         )
     else:
         from .recipes import prepare_named
@@ -142,7 +142,7 @@ def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool,
     for note in notes:
         say(note)
     if dry_run:
-        print_json(fuse_view.plan_json(prepared)) if json else fuse_view.show_plan(prepared)
+        _show_plan(prepared, calibration, json=json)
     else:
         fuse_view.show_notes(prepared.plan)
     quiet_environment()
@@ -182,6 +182,18 @@ def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool,
         print_json({"output": str(prepared.output), **manifest.as_json()})
     else:
         fuse_view.show_result(prepared, manifest)
+
+
+def _show_plan(prepared: Prepared, calibration: Calibration, *, json: bool) -> None:
+    from . import fuse_view
+    from .console import print_json, say
+
+    if prepared.output.exists():
+        say(f"note: `{prepared.output}` exists; `--overwrite` replaces it")
+    if json:
+        print_json(fuse_view.plan_json(prepared, calibration))
+    else:
+        fuse_view.show_plan(prepared, calibration)
 
 
 def command_line() -> str:

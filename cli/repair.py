@@ -22,6 +22,7 @@ from .options import (
     SELECTION,
     SETTINGS,
     BasePath,
+    DryRun,
     Target,
     TunedPath,
 )
@@ -69,6 +70,7 @@ def repair(
         Path | None, typer.Option("--output", "-o", help="Output folder. Default: TUNED-repaired, beside TUNED.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of sculpt.")] = False,
+    dry_run: DryRun = False,
     *,
     choice: Choice,
     calibration: Calibration,
@@ -88,7 +90,7 @@ def repair(
 
     made = output or find_model(tuned).beside("-repaired")
     page = made.with_name(f"{made.name}-report.html")
-    refuse_output(page, [base, tuned], PAGE, overwrite=overwrite)
+    refuse_output(page, [base, tuned], PAGE, overwrite=overwrite or dry_run)
     if calibration.protect is None:
         calibration = replace(calibration, protect=SHIPPED)
     given, scores = given_flags(ctx), []
@@ -99,7 +101,7 @@ def repair(
             base,
             [tuned],
             method=TwoSided(),
-            target=Target(output=made, overwrite=overwrite),
+            target=Target(output=made, overwrite=overwrite, dry_run=dry_run),
             settings=replace(settings, device=scoring.device),
             selection=selection,
             policies=policies,
@@ -131,9 +133,12 @@ def repair(
             scoring=scoring,
             settings=replace(settings, selection=selection, policies=policies),
             given=given,
+            dry_run=dry_run,
         )
         assert tables is not None
         scores = [tables / "sweep.json"]
+    if dry_run:
+        return
     write_report(made, page, scores, overwrite=overwrite)
     out(f"{made} is the repaired model, {page} a page about it")
     out(f"what it answers now: sculpt compare {base} {tuned} {made} --prompts FILE")

@@ -26,6 +26,7 @@ from .options import (
     SETTINGS,
     AsJson,
     BasePath,
+    DryRun,
     TunedPath,
     protection_of,
     refuse_idle,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from ..evaluate.points import Point, Sweep
     from ..evaluate.suite import Suite
     from ..evaluate.sweep import Grid
+    from ..fusion.run.fuse import Prepared
 
 HELP = """Score fused models of many strengths, and sparsities, without writing one; then choose and write the best.
 
@@ -116,6 +118,7 @@ def sweep(
     charts: Annotated[
         bool | None, typer.Option("--charts/--no-charts", help="Draw curves in letters. Default: on a terminal.")
     ] = None,
+    dry_run: DryRun = False,
     json: AsJson = False,
     *,
     grid: GridOptions,
@@ -141,6 +144,7 @@ def sweep(
         scoring=scoring,
         settings=replace(settings, selection=selection, policies=policies),
         given=given_flags(ctx),
+        dry_run=dry_run,
     )
 
 
@@ -160,6 +164,7 @@ def run_sweep_command(
     given: Collection[str],
     charts: bool | None = None,
     model: Path | None = None,
+    dry_run: bool = False,
 ) -> Path | None:
     """Run a sweep, show it, and write what was asked for; return where the tables are, if they are anywhere.
 
@@ -207,7 +212,7 @@ def run_sweep_command(
     folder = output or (find_model(tuned).beside("-sweep") if grid.pick else None)
     given_files = [suite, *files_of(read), *calibration.files()]
     if folder is not None:
-        refuse_output(folder, [base, tuned, *given_files], SWEEP, overwrite=overwrite)
+        refuse_output(folder, [base, tuned, *given_files], SWEEP, overwrite=overwrite or dry_run)
     methods = [family.at(0.5) for family in wanted.families]
     called = f"{find_model(tuned).beside('').name}-{wanted.families[0].method.name}"
     prepared = prepare_fuse(
@@ -216,10 +221,13 @@ def run_sweep_command(
         output=model or (None if folder is None else folder / "fused"),
         method=max(methods, key=lambda method: (method.uses_curvature, method.needs_gram)),
         settings=replace(settings, device=scoring.device, protection=wanted.protection),
-        overwrite=overwrite or grid.pick is None,
+        overwrite=overwrite or dry_run or grid.pick is None,
     )
     if not (prepared.method.uses_curvature or wanted.protection is not None):
         refuse_idle(calibration, prepared.method)
+    if dry_run:
+        _show_plan(prepared, calibration, read, wanted, json=json)
+        return folder
     with ExitStack() as stack:
         workspace = None if folder is None else stack.enter_context(Workspace(folder, made_by="sweep"))
         calibration = replace(calibration, seed=settings.seed, device=scoring.device)
@@ -275,6 +283,24 @@ def run_sweep_command(
     if json:
         print_json(content)
     return folder
+
+
+def _show_plan(prepared: Prepared, calibration: Calibration, suite: Suite, grid: Grid, *, json: bool) -> None:
+    """Print what a point takes, and how many there are, once the suite's rows can be read."""
+    from ..data.rows import open_rows
+    from ..evaluate.resume import files_of
+    from ..evaluate.sweep import num_points
+    from . import fuse_view
+    from .console import out, print_json
+
+    tasks = {file.name: len(open_rows(file)) for file in files_of(suite)}
+    points = num_points(grid)
+    if json:
+        print_json({**fuse_view.plan_json(prepared, calibration), "points": points, "rows": tasks})
+        return
+    fuse_view.show_plan(prepared, calibration)
+    out(f"suite {suite.name}: {', '.join(f'{rows} rows of {name}' for name, rows in tasks.items())}")
+    out(f"points {points or 'as many as the search takes'}, each scored on the suite")
 
 
 def _default(calibration: Calibration, given: Collection[str]) -> str:

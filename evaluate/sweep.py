@@ -85,6 +85,19 @@ def run_sweep(
     ).run()
 
 
+def num_points(grid: Grid) -> int:
+    """Return how many points there will be, base and fine-tune among them; 0 where a search will tell."""
+    total = 2
+    for family, *_ in grid.curves():
+        draws = max(1, len(grid.seeds)) if family.method.random else 1
+        if family.takes_strength or grid.protection is not None:
+            if grid.strengths is None:
+                return 0
+            draws *= len(grid.strengths)
+        total += draws
+    return total
+
+
 class _Sweeper:
     def __init__(
         self,
@@ -103,16 +116,7 @@ class _Sweeper:
         self.batch_size, self.tolerance, self.progress = batch_size, tolerance, progress
         self.points: list[Point] = []
         self.losses: dict[Method, dict[str, BlockLoss]] = {}
-        curves = grid.curves()
-        # How many points a search takes shows when it is over.
-        self.total = (
-            0
-            if grid.strengths is None
-            else 2
-            + sum(
-                len(grid.strengths) * (max(1, len(grid.seeds)) if family.method.random else 1) for family, *_ in curves
-            )
-        )
+        self.total = num_points(grid)
 
     def run(self) -> Sweep:
         for name, scale in (("base", 0.0), ("tuned", 1.0)):
