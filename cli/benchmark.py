@@ -112,7 +112,8 @@ def benchmark_command(
     settings: Settings,
 ) -> None:
     """Score every row, show the table, and write it."""
-    from .console import progress_bar, quiet_libraries, say
+    from .console import quiet_libraries, say
+    from .progress import progress_bar
 
     refuse_missing(suite)
     calibration.refuse_missing()

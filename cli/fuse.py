@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ..fusion.run.fuse import Prepared
     from ..fusion.run.settings import Settings
 
+SILENT = ("--overwrite", "--json", "-q", "--quiet", "-v", "--verbose")  # flags that change no bit of an output
 EXAMPLES = {
     "fuse": [
         "sculpt fuse base/ sft/ --gamma 0.5 --sparsity 0.9",
@@ -119,7 +120,7 @@ def run_fuse(
             method = replace(method, **left) if own else PROTECTED
         goes_on = steps is not None and target.output is not None and steps.has_appeared(target.output)
         prepared = prepare_fuse(
-            base, tuned, output=target.output, method=method, settings=settings, overwrite=target.overwrite or goes_on
+            base, tuned, output=target.output, method=method, settings=settings, overwrite=target.may_exist or goes_on
         )
     else:
         from .recipes import prepare_named
@@ -145,7 +146,8 @@ def run_prepared(
     from ..fusion.run.fuse import execute, resume_facts
     from ..measuring import statistics, with_found
     from . import fuse_view
-    from .console import print_json, progress_bar, quiet_environment, say
+    from .console import print_json, quiet_environment, say
+    from .progress import progress_bar
 
     protects = prepared.settings.protection is not None
     if not (prepared.method.uses_curvature or protects):
@@ -162,7 +164,7 @@ def run_prepared(
     for note in notes:
         say(note)
     if dry_run:
-        print_json(fuse_view.plan_json(prepared)) if json else fuse_view.show_plan(prepared)
+        _show_plan(prepared, calibration, json=json)
     else:
         fuse_view.show_notes(prepared.plan)
     quiet_environment()
@@ -204,19 +206,31 @@ def run_prepared(
         fuse_view.show_result(prepared, manifest)
 
 
+def _show_plan(prepared: Prepared, calibration: Calibration, *, json: bool) -> None:
+    from . import fuse_view
+    from .console import print_json, say
+
+    if prepared.output.exists():
+        say(f"note: `{prepared.output}` exists; `--overwrite` replaces it")
+    if json:
+        print_json(fuse_view.plan_json(prepared, calibration))
+    else:
+        fuse_view.show_plan(prepared, calibration)
+
+
 def command_line() -> str:
     """Return the command as it was typed, for the manifest: without what changes no bit, and where files lie."""
     import shlex
 
     from ..fusion.run.settings import FREE
 
-    left_out = {"-o", "--output", "--calibration-memory", *map(flag_of, FREE)}
+    left_out = {"-o", "--output", "--calibration-memory", "--log-file", *map(flag_of, FREE)}
     told, words = ["sculpt"], iter(sys.argv[1:])
     for word in words:
         flag, equals, value = word.partition("=")
         if word in left_out:
             next(words, None)  # its value
-        elif flag not in left_out and word not in ("--overwrite", "--json"):
+        elif flag not in left_out and word not in SILENT:
             is_set = flag.startswith("--") and equals
             told.append(f"{flag}={_own_name(value)}" if is_set else _own_name(word))
     return shlex.join(told)

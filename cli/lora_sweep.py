@@ -42,7 +42,8 @@ def sweep_command(
     schedule: Schedule,
 ) -> None:
     """Train, score, show and write."""
-    from .console import print_json, progress_bar, quiet_libraries, say, table
+    from .console import print_json, quiet_libraries, say, table
+    from .progress import progress_bar
 
     quiet_libraries()
     from ..evaluate.resume import files_of

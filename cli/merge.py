@@ -25,7 +25,9 @@ BaseOption = Annotated[Path | None, typer.Option("--base", help="The base, for a
 TunedOption = Annotated[
     list[Path] | None, typer.Option("--tuned", help="A fine-tune, for a recipe that names none; may be repeated.")
 ]
-PrintPlan = Annotated[bool, typer.Option("--print-plan", help="Print the plan, from headers alone, and stop.")]
+PrintPlan = Annotated[
+    bool, typer.Option("--print-plan", help="Print the plan, what memory and time it takes, and stop.")
+]
 Parts = Annotated[
     Path | None,
     typer.Option("--parts", help="Folder of the named recipes that others use. Default: OUTPUT-parts."),
@@ -98,7 +100,7 @@ def merge_command(
                     output=target,
                     near=file.parent,
                     settings=replace(merged_settings(found, flags, given), protection=protected),
-                    overwrite=overwrite or (steps is not None and steps.has_appeared(target)),
+                    overwrite=overwrite or print_plan or (steps is not None and steps.has_appeared(target)),
                 ),
                 measured,
                 dry_run=print_plan,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,7 @@ from .options import (
     SELECTION,
     SETTINGS,
     BasePath,
+    DryRun,
     Target,
     TunedPath,
 )
@@ -69,6 +71,7 @@ def repair(
         Path | None, typer.Option("--output", "-o", help="Output folder. Default: TUNED-repaired, beside TUNED.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of sculpt.")] = False,
+    dry_run: DryRun = False,
     *,
     choice: Choice,
     calibration: Calibration,
@@ -97,8 +100,10 @@ def repair(
     inputs = [base, tuned, *calibration.files(), *([choice.suite] if choice.suite else [])]
     for place in (made, page):
         refuse_inputs(place, inputs)
-    with steps_of(page, made_by="repair") as steps:
-        refuse_output(page, inputs, PAGE, overwrite=overwrite or (steps is not None and steps.has_appeared(page)))
+    with nullcontext() if dry_run else steps_of(page, made_by="repair") as steps:
+        refuse_output(
+            page, inputs, PAGE, overwrite=overwrite or dry_run or (steps is not None and steps.has_appeared(page))
+        )
         if choice.suite is None:
             _refuse_idle(choice)
             weight = None if choice.protect_weight is None else float(choice.protect_weight)
@@ -106,7 +111,7 @@ def repair(
                 base,
                 [tuned],
                 method=TwoSided(),
-                target=Target(output=made, overwrite=overwrite),
+                target=Target(output=made, overwrite=overwrite, dry_run=dry_run),
                 settings=replace(settings, device=scoring.device),
                 selection=selection,
                 policies=policies,
@@ -140,10 +145,11 @@ def repair(
                 settings=replace(settings, selection=selection, policies=policies),
                 given=given,
                 steps=steps,
+                dry_run=dry_run,
             )
             assert tables is not None
             scores = [tables / "sweep.json"]
-        if not launched().is_first:  # of several processes one writes the page
+        if dry_run or not launched().is_first:  # of several processes one writes the page
             return
         if steps is None or not steps.is_made(page, {"of": identity_of(made)}, PAGE, overwrite=overwrite):
             write_report(made, page, scores, overwrite=overwrite)
