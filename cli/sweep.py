@@ -190,7 +190,7 @@ def run_sweep_command(
     from ..fusion.checkpoint import find_model
     from ..fusion.checkpoint.identity import digest_of_data
     from ..fusion.checkpoint.output.guard import CHECKPOINT, SWEEP, refuse_output
-    from ..fusion.checkpoint.output.workspace import Workspace, told
+    from ..fusion.checkpoint.output.workspace import Workspace, repair, told
     from ..fusion.errors import MethodError
     from ..fusion.run.fuse import resume_facts
     from ..measuring import statistics
@@ -283,6 +283,7 @@ def run_sweep_command(
                 _write_model(live, best, provenance, workspace.payload / "fused", called=called, overwrite=True)
             with told(workspace.folder):
                 _write_results(workspace.payload, swept, content)
+            repair(workspace.payload / "fused")  # what could not be removed beside the model would go with it
             workspace.publish(SWEEP.may_replace if overwrite else None)
             say(f"wrote table and figures to {folder}")
     if failure is not None:

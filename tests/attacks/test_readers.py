@@ -78,3 +78,10 @@ def test_an_option_out_of_all_bounds_is_a_sentence_or_works(
     done = sculpt("fuse", home.base, home.sft, "--no-calibration", "-o", "out", *options, cwd=tmp_path)
     assert done.code in (0, 1)
     assert "in a way that it should not" not in done.stderr
+
+
+def test_a_weight_that_is_no_number_is_a_sentence(sculpt: Callable[..., Any], tmp_path: Path) -> None:
+    home = readers.Home(tmp_path)
+    done = sculpt("repair", home.base, home.sft, "--protect-weight", "x", "-o", "out", cwd=tmp_path)
+    assert done.code == 1
+    assert "`--protect-weight` is a number, got `x`" in done.stderr
