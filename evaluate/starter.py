@@ -59,11 +59,12 @@ def write_suite(output: Path, data: Path, general: Path | None, *, limit: int, o
         OutputError: A file exists, or is an input.
     """
     read = [data, *([general] if general is not None else [])]
+    beside = output.with_name(f"{output.stem}-general.jsonl")
+    repair(beside)  # though the suite may be there
     refuse_output(output, read, SUITE, overwrite=overwrite)
     rows = open_rows(data)
     target = scorer_of(rows.row(0))
     told = [f"rows that the fine-tune was trained on flatter it: `{data}` should be other ones"]
-    beside = output.with_name(f"{output.stem}-general.jsonl")
     made = False
     if general is None:
         draw = random.Random(SEED)
@@ -99,7 +100,6 @@ def write_suite(output: Path, data: Path, general: Path | None, *, limit: int, o
 def _write(file: Path, text: str, read: Sequence[Path], kind: Kind, *, overwrite: bool) -> bool:
     """Write a file and return True, unless it is there as it would be: a killed run had come so far."""
     content = text.encode()
-    repair(file)
     is_plain = file.is_file() and not file.is_symlink()
     if is_plain and file.stat().st_size == len(content) and file.read_bytes() == content:
         return False
