@@ -151,8 +151,10 @@ def main() -> None:
 
 def _unforeseen(error: Exception) -> SculptError:
     """Return what is told of a failure that nobody foresaw."""
-    from ..fusion.errors import SculptError, first_line
+    from ..fusion.errors import SculptError, first_line, missing_extra
 
+    if isinstance(error, ImportError) and (missing := missing_extra(error)) is not None:
+        return missing
     if isinstance(error, OSError):
         return SculptError(f"{error.strerror or error}" + (f": `{error.filename}`" if error.filename else ""))
     if isinstance(error, MemoryError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -116,6 +116,23 @@ PROTECTION = FlagGroup(
         "shares": "protect_shares",
     },
 )
+
+
+def refuse_missing(models: Iterable[Path], files: Iterable[Path] = ()) -> None:
+    """Refuse what is not there, before anything heavy is loaded.
+
+    Raises:
+        SculptError: The first that is not.
+    """
+    from ..fusion.checkpoint import find_model
+    from ..fusion.errors import DataError
+    from ..fusion.run.calibration import GENERAL
+
+    for model in models:
+        find_model(model)
+    for file in files:
+        if str(file) != GENERAL and not file.exists():
+            raise DataError(f"`{file}` does not exist")
 
 
 def refuse_idle(calibration: Calibration, method: Method) -> None:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .evaluate import refuse_missing
-from .options import AsJson
+from .options import AsJson, refuse_missing
 
 if TYPE_CHECKING:
     from ..live.load_check import LoadReport
@@ -55,7 +54,7 @@ def verify_command(
     from ..fusion.record.verify import verify
     from .console import gigabytes, out, print_json
 
-    refuse_missing(output)
+    refuse_missing(inputs or (), [output])
     result: dict[str, Any] = {"ok": True}
     if not load or inputs or (output / MANIFEST).is_file():
         found = verify(output, inputs or ())
