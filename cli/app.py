@@ -32,6 +32,7 @@ from . import (
     patch,
     repair,
     report,
+    rerun,
     status,
     suite,
     sweep,
@@ -57,7 +58,7 @@ app = typer.Typer(
 FAMILIES = {
     "Repair": (repair, fuse, calibrate, demo),
     "Score and choose": (compare, evaluate, suite, sweep, benchmark, bound),
-    "Look and check": (inspect, verify, status, report),
+    "Look and check": (inspect, verify, status, report, rerun),
     "Merge several": (merge, lora, untie),
     "Keep as a patch": (patch,),
     "Train without forgetting": (lora_train, lora_sweep, lora_sparse),

@@ -12,6 +12,7 @@ import typer
 from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.methods import Method
 from ..fusion.plan.options import Policies, Selection
+from ..fusion.ref import Asked
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
 from .flags import FlagGroup, flag_of
@@ -28,6 +29,7 @@ ConfigName = Annotated[
     str | None,
     typer.Option("--config", help="A recipe: a file, or one that ships with sculpt by name. Flags override it."),
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of sculpt.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 DryRun = Annotated[
@@ -118,7 +120,7 @@ PROTECTION = FlagGroup(
 )
 
 
-def refuse_missing(models: Iterable[Path], files: Iterable[Path] = ()) -> None:
+def refuse_missing(models: Iterable[Asked], files: Iterable[Path] = ()) -> None:
     """Refuse what is not there, before anything heavy is loaded.
 
     Raises:

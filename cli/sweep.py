@@ -268,13 +268,14 @@ def run_sweep_command(
         if workspace is not None:
             workspace.payload.mkdir(exist_ok=True)
             if best is not None and model is None:
-                _write_model(live, best, provenance, workspace.payload / "fused", called=called, overwrite=True)
+                fused = workspace.payload / "fused"
+                _write_model(live, swept, best, provenance, fused, called=called, overwrite=True)
             with told(workspace.folder):
                 _write_results(workspace.payload, swept, content)
             workspace.publish(SWEEP.may_replace if overwrite else None)
             say(f"wrote table and figures to {folder}")
         if best is not None and model is not None:
-            _write_model(live, best, provenance, model, called=model.name, overwrite=overwrite)
+            _write_model(live, swept, best, provenance, model, called=model.name, overwrite=overwrite)
     if failure is not None:
         raise failure
     if best is not None:
@@ -354,6 +355,7 @@ def _write_results(folder: Path, swept: Sweep, content: dict[str, object]) -> No
 
 def _write_model(
     live: LiveFuse,
+    swept: Sweep,
     best: Point,
     provenance: dict[str, object] | None,
     output: Path,
@@ -363,12 +365,14 @@ def _write_model(
 ) -> None:
     from .progress import progress_bar
 
+    scored = {point.family: point.scores.measures for point in swept.points if point.is_reference}
     with progress_bar("fusing") as report:
         live.write(
             best.method,
             best.blocks,
             best.protection,
             provenance=provenance,
+            scores={**scored, called: best.scores.measures},
             command=command_line(),
             output=output,
             called=called,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, MethodError, first_line, os_error
-from .manifest import SIGNATURE
+from .manifest import SIGNATURE, Manifest
 from .statements import statements
 from .verify import verify
 
@@ -31,7 +31,8 @@ def attest(output: Path | str, private_key: Path | str | None = None) -> list[Pa
     """
     folder = Path(output)
     signer = None if private_key is None else _signing()
-    manifest = verify(folder).manifest
+    verify(folder)
+    manifest = Manifest.read(folder)
     written = []
     for name, text in statements(folder, manifest).items():
         _put(folder / name, text)

@@ -62,6 +62,7 @@ def test_the_core_does_without_torch(make_pair: Pair, tmp_path: Path) -> None:
         "verify fused",
         "report fused",
         "status fused",
+        "recipe fused",
         "pack base fused -o patch.safetensors",
         "apply base patch.safetensors -o again",
         "patch inspect patch.safetensors",
