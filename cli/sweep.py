@@ -15,7 +15,7 @@ from ..fusion.methods import TwoSided
 from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.calibration import SHIPPED, Calibration
 from ..fusion.run.settings import Settings
-from .evaluate import ScoringOptions, SuiteFile, refuse_missing
+from .evaluate import ScoringOptions, SuiteFile
 from .flags import FlagGroup, given_flags, with_options
 from .fuse import command_line
 from .options import (
@@ -30,6 +30,7 @@ from .options import (
     TunedPath,
     protection_of,
     refuse_idle,
+    refuse_missing,
 )
 
 if TYPE_CHECKING:
@@ -177,8 +178,7 @@ def run_sweep_command(
     from .console import print_json, quiet_libraries, say
     from .progress import progress_bar
 
-    refuse_missing(suite)
-    calibration.refuse_missing()
+    refuse_missing([base, tuned], [suite, *calibration.files()])
     quiet_libraries()
     from ..api import prepare_fuse
     from ..evaluate.choice import Pick
@@ -278,9 +278,9 @@ def run_sweep_command(
             workspace.payload.mkdir(exist_ok=True)
             if best is not None and model is not None:
                 if steps is None or not steps.is_made(model, asked, CHECKPOINT, overwrite=overwrite):
-                    _write_model(live, best, provenance, model, called=model.name, overwrite=overwrite)
+                    _write_model(live, swept, best, provenance, model, called=model.name, overwrite=overwrite)
             elif best is not None:
-                _write_model(live, best, provenance, workspace.payload / "fused", called=called, overwrite=True)
+                _write_model(live, swept, best, provenance, workspace.payload / "fused", called=called, overwrite=True)
             with told(workspace.folder):
                 _write_results(workspace.payload, swept, content)
             repair(workspace.payload / "fused")  # what could not be removed beside the model would go with it
@@ -365,6 +365,7 @@ def _write_results(folder: Path, swept: Sweep, content: dict[str, object]) -> No
 
 def _write_model(
     live: LiveFuse,
+    swept: Sweep,
     best: Point,
     provenance: dict[str, object] | None,
     output: Path,
@@ -374,12 +375,14 @@ def _write_model(
 ) -> None:
     from .progress import progress_bar
 
+    scored = {point.family: point.scores.measures for point in swept.points if point.is_reference}
     with progress_bar("fusing") as report:
         live.write(
             best.method,
             best.blocks,
             best.protection,
             provenance=provenance,
+            scores={**scored, called: best.scores.measures},
             command=command_line(),
             output=output,
             called=called,

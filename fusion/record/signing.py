@@ -35,7 +35,7 @@ def attest(output: Path | str, private_key: Path | str | None = None) -> list[Pa
     """
     folder = Path(output)
     signer = None if private_key is None else _signing()
-    manifest = verify_files(folder).manifest
+    manifest, _ = verify_files(folder)
     signature = folder / SIGNATURE
     with Workspace(folder, made_by="attest", suffix=ATTEST) as workspace, told(folder):
         workspace.empty()
