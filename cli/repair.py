@@ -82,7 +82,7 @@ def repair(
     from ..evaluate.report import PAGE
     from ..fusion.checkpoint import find_model
     from ..fusion.checkpoint.output.guard import refuse_output
-    from .console import out
+    from .console import out, speaks
     from .fuse import run_fuse
     from .report import write_report
 
@@ -134,7 +134,8 @@ def repair(
         )
         assert tables is not None
         scores = [tables / "sweep.json"]
-    write_report(made, page, scores, overwrite=overwrite)
+    if speaks():
+        write_report(made, page, scores, overwrite=overwrite)
     out(f"{made} is the repaired model, {page} a page about it")
     out(f"what it answers now: sculpt compare {base} {tuned} {made} --prompts FILE")
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ..evaluate.points import Point, Sweep
     from ..evaluate.suite import Suite
     from ..evaluate.sweep import Grid
+    from ..fusion.checkpoint.output.processes import Processes
 
 HELP = """Score fused models of many strengths, and sparsities, without writing one; then choose and write the best.
 
@@ -181,7 +182,7 @@ def run_sweep_command(
     from ..fusion.checkpoint import find_model
     from ..fusion.checkpoint.identity import digest_of_data
     from ..fusion.checkpoint.output.guard import SWEEP, refuse_output
-    from ..fusion.checkpoint.output.workspace import Workspace, told
+    from ..fusion.checkpoint.output.workspace import payload_of
     from ..fusion.errors import MethodError
     from ..fusion.run.fuse import resume_facts
     from ..measuring import statistics
@@ -220,7 +221,12 @@ def run_sweep_command(
     if not (prepared.method.uses_curvature or wanted.protection is not None):
         refuse_idle(calibration, prepared.method)
     with ExitStack() as stack:
-        workspace = None if folder is None else stack.enter_context(Workspace(folder, made_by="sweep"))
+        processes = prepared.processes
+        if folder is None and processes.are_several:
+            raise MethodError(
+                f"{processes.count} processes share a sweep where it has an output", hint="`--output` names one"
+            )
+        workspace = None if folder is None else stack.enter_context(processes.meet(folder, made_by="sweep"))
         calibration = replace(calibration, seed=settings.seed, device=scoring.device)
 
         def measure() -> tuple[Held, dict[str, Any] | None]:
@@ -240,7 +246,7 @@ def run_sweep_command(
                 "data": {str(file): digest_of_data(file) for file in given_files if file.exists()},
                 "scoring": repr(scoring),
             }
-            done = stack.enter_context(KnownPoints(workspace, facts))
+            done = stack.enter_context(KnownPoints(processes, workspace, facts))
         held, provenance = measure() if done is None else done.curvature(measure)
         live = LiveFuse(prepared, held, device=scoring.device, dtype=scoring.dtype)
         with progress_bar("sweeping", unit="points") as report:
@@ -256,16 +262,18 @@ def run_sweep_command(
                 failure = error
         if best is not None:
             content["picked"] = best.as_json()
-        if workspace is not None:
-            workspace.payload.mkdir(exist_ok=True)
+        if folder is not None and workspace is not None:
+            payload = payload_of(workspace, folder)
+            if processes.is_first:
+                payload.mkdir(exist_ok=True)
             if best is not None and model is None:
-                _write_model(live, best, provenance, workspace.payload / "fused", called=called, overwrite=True)
-            with told(workspace.folder):
-                _write_results(workspace.payload, swept, content)
-            workspace.publish(SWEEP.may_replace if overwrite else None)
+                _write_model(live, best, provenance, payload / "fused", called=called, overwrite=True, within=processes)
+            processes.publish(
+                lambda made: _write_results(made, swept, content), SWEEP.may_replace if overwrite else None
+            )
             say(f"wrote table and figures to {folder}")
         if best is not None and model is not None:
-            _write_model(live, best, provenance, model, called=model.name, overwrite=overwrite)
+            _write_model(live, best, provenance, model, called=model.name, overwrite=overwrite, within=processes)
     if failure is not None:
         raise failure
     if best is not None:
@@ -333,7 +341,9 @@ def _write_model(
     *,
     called: str,
     overwrite: bool,
+    within: Processes,
 ) -> None:
+    from ..fusion.checkpoint.output.processes import Processes
     from .console import progress_bar
 
     with progress_bar("fusing") as report:
@@ -346,6 +356,7 @@ def _write_model(
             output=output,
             called=called,
             overwrite=overwrite,
+            processes=Processes(within=within),
             progress=report,
         )
 

@@ -91,15 +91,16 @@ def publish_adapter(
 ) -> T:
     """Write the folder in a workspace and give it the output's name."""
     with told(workspace.folder):
-        _fill(workspace.payload, tensors, config, record)
+        fill_adapter(workspace.payload, tensors, config, record)
     found = check(workspace.payload)
     workspace.publish(ADAPTER.may_replace if overwrite else None)
     return found
 
 
-def _fill(
+def fill_adapter(
     folder: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], record: Mapping[str, Any]
 ) -> None:
+    """Write an adapter's files into a folder, which is made anew."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
