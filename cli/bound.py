@@ -61,7 +61,8 @@ def bound(
     from ..fusion.checkpoint.output.processes import Processes
     from ..fusion.errors import MethodError
     from ..fusion.run.bounds import measure_bounds
-    from .console import json_text, print_json, progress_bar
+    from .console import json_text, print_json
+    from .progress import progress_bar
 
     given = eta is not None or eta_relative is not None
     budget = Budget(eta=eta, eta_relative=eta_relative if given else RELATIVE_DEFAULT)

@@ -157,7 +157,7 @@ class Session:
                 trust_remote_code=options.trust_remote_code,
             ),
             processes=self.processes if self.processes.have_met else None,
-            answering=lambda count: self.progress(0, 1, f"its own answers: {count}"),
+            answering=lambda count: self.progress(0, 0, f"its own answers: {count}"),
         )
 
     def _prepare(self) -> None:
