@@ -35,7 +35,7 @@ def shown(text: str) -> str:
 
 def speaks() -> bool:
     """Return whether this process speaks for all that share a command; all tell of what goes wrong."""
-    from ..fusion.checkpoint.output.launch import launched
+    from ..fusion.launch import launched
 
     return launched().is_first
 
@@ -75,8 +75,13 @@ def print_json(content: Any) -> None:
     if not speaks():
         return
     is_utf8 = (sys.stdout.encoding or "").lower().startswith("utf")
-    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=not is_utf8)
-    sys.stdout.write(UNSHOWN_IN_JSON.sub(lambda found: f"\\u{ord(found.group()):04x}", text) + "\n")
+    sys.stdout.write(json_text(content, ascii_only=not is_utf8))
+
+
+def json_text(content: Any, *, ascii_only: bool = False) -> str:
+    """Return data for programs as a text, keys sorted."""
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=ascii_only)
+    return UNSHOWN_IN_JSON.sub(lambda found: f"\\u{ord(found.group()):04x}", text) + "\n"
 
 
 class _Shown(logging.Handler):

@@ -85,9 +85,9 @@ def repair(
     from ..evaluate.report import PAGE
     from ..fusion.checkpoint import find_model
     from ..fusion.checkpoint.output.guard import refuse_inputs, refuse_output
-    from ..fusion.checkpoint.output.launch import launched
     from ..fusion.checkpoint.output.steps import steps_of
     from ..fusion.checkpoint.output.workspace import identity_of
+    from ..fusion.launch import launched
     from .console import out
     from .fuse import run_fuse
     from .report import write_report

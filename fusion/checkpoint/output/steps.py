@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, final
 
+from ...launch import launched
 from . import disk
 from .guard import Kind, refuse_output
-from .launch import launched
 from .lines import LineFile, read_lines
 from .workspace import JOURNAL, STEPS, Workspace, identity_of, is_interrupt, repair, told
 

@@ -28,8 +28,8 @@ from types import TracebackType
 from typing import Any, final
 
 from ...errors import LostProcessError, OutputError, SculptError, os_error
+from ...launch import launched
 from . import disk
-from .launch import launched
 from .owner import is_gone, this_process
 
 try:
