@@ -19,15 +19,15 @@ from .forms import WordForm
 from .room import room
 
 PROBABILITY_BITS = 12
-TOTAL = 1 << PROBABILITY_BITS
 MOST_TABLES = 48
 NUM_STATES = 8
 NONE = 0xFFFFFFFF  # where the entries of a context begin that has no table
 LOWEST = 1 << 16  # a coder's state at the end of decoding
-HEAD = struct.Struct("<HHBB")  # top, high, number of tables, number of runs of contexts
+HEAD = struct.Struct("<HH")  # top, high
 SIZES = struct.Struct("<II8I")  # words, bits, states
 
 _SHARE = Kernel("patch", "share_tables", "W uu D u DD I I")
+_MAKE_TABLES = Kernel("patch", "make_tables", "W W uu W Q B W")
 _ENCODE = Kernel("patch", "encode", "BB u W WQ H u W W")
 _COUNT = Kernel("patch", "count_tokens", "BB u uu W")
 # Of numbers from 1 to 2 at the middle of each of 2,048 steps.
@@ -46,50 +46,20 @@ def _kernel(name: str, letter: str) -> Kernel:
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Tables:
+class _Tables:
     """Frequencies of tokens.
 
     Attributes:
-        table_of: The table of each context, or `NEVER`; uint8 [256].
-        frequencies: Of each token, out of 4,096; uint32 [tables, alphabet].
+        offsets: Where the entries of each context begin, or `NONE`; uint32 [256].
+        entries: Start and, 16 bits higher, frequency of each token, out of 4,096; uint32 [tables, alphabet].
+        inverses: 2⁴⁴ over each frequency, rounded up; uint64.
+        written: They as they are in the frame, what is before them but for `top` and `high` included.
     """
 
-    table_of: np.ndarray
-    frequencies: np.ndarray
-
-    @property
-    def entries(self) -> np.ndarray:
-        """Start and, 16 bits higher, frequency of each token."""
-        starts = np.cumsum(self.frequencies, axis=1, dtype=np.uint32) - self.frequencies
-        return np.ascontiguousarray(starts | (self.frequencies << np.uint32(16)), np.uint32)
-
-    @property
-    def inverses(self) -> np.ndarray:
-        """2⁴⁴ over each frequency, rounded up."""
-        return np.uint64(1 << 44) // np.maximum(self.frequencies, 1).astype(np.uint64) + (
-            np.uint64(1 << 44) % np.maximum(self.frequencies, 1).astype(np.uint64) > 0
-        )
-
-    def pack(self, top: int, high: int) -> bytes:
-        """Return the tables as they are written."""
-        ends = np.flatnonzero(np.diff(self.table_of)) + 1
-        runs = [
-            bytes([self.table_of[start], stop - start - 1])
-            for start, stop in zip([0, *ends], [*ends, 256], strict=True)
-        ]
-        parts = [HEAD.pack(top, high, len(self.frequencies), len(runs) - 1), *runs]
-        lasts = self.frequencies.shape[1] - 1 - (self.frequencies[:, ::-1] > 0).argmax(axis=1)
-        written = np.arange(self.frequencies.shape[1]) <= lasts[:, None]
-        return b"".join((*parts, lasts.astype(np.uint8).tobytes(), _varints(self.frequencies[written])))
-
-
-def _varints(values: np.ndarray) -> bytes:
-    """Return numbers below 2¹⁴, of one byte if below 2⁷, else of two, the lower seven bits first."""
-    pairs = np.stack([values & 127 | (values >= 128) * 128, values >> 7], axis=1).astype(np.uint8)
-    pairs = pairs.reshape(-1)
-    is_there = np.ones(len(pairs), bool)
-    is_there[1::2] = values >= 128
-    return pairs[is_there].tobytes()
+    offsets: np.ndarray
+    entries: np.ndarray
+    inverses: np.ndarray
+    written: bytes
 
 
 def encode(base: np.ndarray, target: np.ndarray, form: WordForm, hint: Hint, start: int) -> bytes:
@@ -113,32 +83,31 @@ def encode(base: np.ndarray, target: np.ndarray, form: WordForm, hint: Hint, sta
     counts = room("counts", 4 * rows * alphabet, np.uint32, zero=True).reshape(4, rows, alphabet)
     _COUNT((), known, of_tokens, count, rows, alphabet, address(counts))
     tables = _tables((counts[0] + counts[1] + counts[2] + counts[3])[:-1], keep_all=not hint.draws)
-    sizes, states = np.zeros(2, np.uint32), np.zeros(NUM_STATES, np.uint32)
-    number, offsets = count, (tables.table_of.astype(np.uint32)) * np.uint32(alphabet)
-    offsets[tables.table_of == NEVER] = NONE
+    sizes, states, number = np.zeros(2, np.uint32), np.zeros(NUM_STATES, np.uint32), count
     if hint.draws:
-        _kernel("compact", letter)((), known, of_tokens, of_numbers, count, address(offsets), address(sizes))
+        _kernel("compact", letter)((), known, of_tokens, of_numbers, count, address(tables.offsets), address(sizes))
         number = int(sizes[0])
     bits = room("bits", number * form.word.itemsize // 4 + 2, np.uint32)
     _kernel("append_bits", letter)((), of_tokens, of_numbers, number, address(bits), address(sizes))
     num_bits = int(sizes[1])
-    coded, entries, inverses = room("coded", number + 1, np.uint16), tables.entries, tables.inverses
+    coded = room("coded", number + 1, np.uint16)
     _ENCODE(
-        *((), known, of_tokens, number, address(offsets), address(entries), address(inverses)),
+        *((), known, of_tokens, number, address(tables.offsets), address(tables.entries), address(tables.inverses)),
         *(address(coded), number + 1, address(states), address(sizes)),
     )
     num_words = int(sizes[0])
     return b"".join(
         (
-            tables.pack(top, high),
+            HEAD.pack(top, high),
+            tables.written,
             SIZES.pack(num_words, num_bits, *map(int, states)),
-            coded[number + 1 - num_words :].tobytes(),
-            bits[: -(-num_bits // 32)].tobytes(),
+            coded[number + 1 - num_words :].data,
+            bits[: -(-num_bits // 32)].data,
         )
     )
 
 
-def _tables(counts: np.ndarray, *, keep_all: bool) -> Tables:
+def _tables(counts: np.ndarray, *, keep_all: bool) -> _Tables:
     """Return tables for contexts.
 
     Args:
@@ -154,17 +123,21 @@ def _tables(counts: np.ndarray, *, keep_all: bool) -> Tables:
         *(address(counts), contexts, alphabet, address(_LOGARITHMS), MOST_TABLES),
         *(address(costs), address(gains), address(following), address(row_of)),
     )
-    rows = np.unique(row_of[used])
+    rows = np.unique(row_of[used]).astype(np.uint32)
     rows = rows[keep_all | counts[rows, 1:].any(axis=1)]
     numbers = np.full(contexts, NEVER, np.uint8)
     numbers[rows] = np.arange(len(rows))
     table_of = np.full(256, NEVER, np.uint8)
     table_of[:contexts] = np.where(used, numbers[row_of], 0 if keep_all else NEVER)
-    found = counts[rows].astype(np.int64)
-    there = found > 0
-    frequencies = there + found * (TOTAL - there.sum(axis=1, keepdims=True)) // np.maximum(
-        found.sum(axis=1, keepdims=True), 1
+    offsets = np.where(table_of == NEVER, NONE, table_of.astype(np.uint32) * np.uint32(alphabet)).astype(np.uint32)
+    ends = [*(np.flatnonzero(np.diff(table_of)) + 1).tolist(), 256]
+    runs = [b for start, stop in zip([0, *ends], ends, strict=False) for b in (table_of[start], stop - start - 1)]
+    entries = room("entries", len(rows) * alphabet, np.uint32)
+    inverses = room("inverses", len(rows) * alphabet, np.uint64)
+    data, sizes = room("tables", len(rows) * (1 + 2 * alphabet), np.uint8), np.zeros(1, np.uint32)
+    _MAKE_TABLES(
+        *((), address(counts), address(rows), len(rows), alphabet),
+        *(address(entries), address(inverses), address(data), address(sizes)),
     )
-    largest = frequencies.argmax(axis=1)
-    frequencies[np.arange(len(rows)), largest] += TOTAL - frequencies.sum(axis=1)
-    return Tables(table_of=table_of, frequencies=frequencies.astype(np.uint32))
+    written = bytes([len(rows), len(ends) - 1, *runs]) + data[: int(sizes[0])].tobytes()
+    return _Tables(offsets=offsets, entries=entries, inverses=inverses, written=written)

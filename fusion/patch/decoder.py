@@ -49,8 +49,8 @@ class _Tables:
 
 
 def _tables(data: np.ndarray, form: WordForm) -> _Tables:
-    top, high, count, runs = HEAD.unpack_from(data.data)
-    data = data[HEAD.size :]
+    (top, high), (count, runs) = HEAD.unpack_from(data.data), data[HEAD.size : HEAD.size + 2].tolist()
+    data = data[HEAD.size + 2 :]
     pairs, data = data[: 2 * (runs + 1)].reshape(-1, 2), data[2 * (runs + 1) :]
     table_of = np.repeat(pairs[:, 0], pairs[:, 1].astype(np.int64) + 1)
     if len(table_of) != 256 or ((table_of >= count) & (table_of != NEVER)).any():

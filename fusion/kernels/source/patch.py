@@ -13,6 +13,7 @@ from .elements import bits_of, f32, f64, i32, u32, u64
 DIRECT = u32(32)  # smaller numbers are a token each; a larger one's token has its octave and two bits more
 PROBABILITY_BITS = u64(12)
 TOTAL = u64(1 << 12)
+WHOLE = u64(1 << 44)
 LOWEST = u64(1 << 16)  # of a coder's state
 EXPONENTS = u32(16)  # contexts of the base's exponent
 NEVER = u32(255)  # the context of an element that is the base's for certain
@@ -228,6 +229,45 @@ def share_tables(counts, rows, alphabet, logarithms, most, costs, gains, followi
                 costs[u64(preceding)] + costs[u64(at)] - _cost(counts, alphabet, u64(preceding), u64(at), logarithms)
             )
         number -= u64(1)
+
+
+def make_tables(counts, rows, tables, alphabet, entries, inverses, data, sizes):
+    """Put what `encode` wants of tables into `entries` and `inverses`; into `data` how they are written.
+
+    Args:
+        rows: Of each table the row of counts, whose sum is not 0.
+        data: The last token of each table; then of each the frequencies up to it, out of 4,096: one byte if below 128.
+    """
+    at = tables
+    for table in range(u64(0), tables):
+        row, first = u64(rows[table]) * alphabet, table * alphabet
+        total, kinds, last = u64(0), u64(0), u64(0)
+        for k in range(alphabet):
+            n = u64(counts[row + k])
+            total += n
+            kinds += u64(n != u64(0))
+            last = k if n != u64(0) else last
+        left, largest, spare = TOTAL, u64(0), TOTAL - kinds
+        for k in range(alphabet):
+            n = u64(counts[row + k])
+            frequency = u64(n != u64(0)) + n * spare // total
+            entries[first + k] = u32(frequency)
+            largest = k if frequency > u64(entries[first + largest]) else largest
+            left -= frequency
+        entries[first + largest] += u32(left)
+        start, data[table] = u64(0), last
+        for k in range(alphabet):
+            frequency = u64(entries[first + k])
+            if k <= last:
+                data[at] = frequency if frequency < u64(128) else (frequency & u64(127)) | u64(128)
+                at += u64(1)
+                if frequency >= u64(128):
+                    data[at] = frequency >> u64(7)
+                    at += u64(1)
+            entries[first + k] = u32(start | (frequency << u64(16)))
+            inverses[first + k] = (WHOLE + frequency - u64(1)) // max(frequency, u64(1))
+            start += frequency
+    sizes[0] = u32(at)
 
 
 def compact(contexts, tokens, numbers, count, offsets, sizes):
