@@ -53,7 +53,8 @@ def _tables(data: np.ndarray, form: WordForm) -> _Tables:
     data = data[HEAD.size + 2 :]
     pairs, data = data[: 2 * (runs + 1)].reshape(-1, 2), data[2 * (runs + 1) :]
     table_of = np.repeat(pairs[:, 0], pairs[:, 1].astype(np.int64) + 1)
-    if len(table_of) != 256 or ((table_of >= count) & (table_of != NEVER)).any():
+    has_table = table_of != NEVER
+    if len(table_of) != 256 or ((table_of >= count) & has_table).any() or has_table[NEVER]:
         raise DamagedFrameError("its contexts have no tables")
     lasts, data = data[:count], data[count:]
     if len(lasts) < count:

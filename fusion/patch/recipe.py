@@ -98,7 +98,9 @@ class SeededRecipe:
             tuned: The base's words where it keeps nothing.
             strength: In place of the recipe's own.
         """
-        stored = [words.view(DTYPES[dtype].numpy) for words in (base, tuned, out)]
+        kind = DTYPES[dtype].numpy
+        assert kind is not None  # recipes are of floats
+        stored = [words.view(kind) for words in (base, tuned, out)]
         chosen, number = self.entry.strength if strength is None else strength, self.entry.number
         if self.root is None:
             _RESCALE(stored, len(base), chosen / number)
