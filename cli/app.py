@@ -10,9 +10,10 @@ import sys
 from contextlib import suppress
 from copy import copy
 from inspect import signature
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 from typer.models import CommandInfo
 
 from ..fusion.methods import METHODS
@@ -46,9 +47,21 @@ from .start import Interrupted, catch_signals
 if TYPE_CHECKING:
     from ..fusion.errors import SculptError
 
+
+class Commands(typer.core.TyperGroup):
+    """All commands; `compare` with a suite is `benchmark`, as models are compared by their answers or by scores."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that the first word names, and what is left of the words."""
+        if args[0] == "compare" and any(word == "--suite" or word.startswith("--suite=") for word in args):
+            args = ["benchmark", *args[1:]]
+        return super().resolve_command(ctx, args)
+
+
 TRACEBACK = "SCULPT_TRACEBACK"  # the environment variable that shows where an unforeseen failure happened
 app = typer.Typer(
     name="sculpt",
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -114,9 +127,9 @@ def _options(
 
 
 def narrowed(word: str) -> typer.Typer:
-    """Return the app with the one command that `word` names, if any: building the options of all takes 50 ms."""
-    found = copy(app)
-    found.registered_commands = [command for command in app.registered_commands if command.name == word]
+    """Return the app with what `word` may mean, if anything: building the options of all commands takes 50 ms."""
+    found, words = copy(app), (word, "benchmark") if word == "compare" else (word,)
+    found.registered_commands = [command for command in app.registered_commands if command.name in words]
     found.registered_groups = [group for group in app.registered_groups if group.name == word]
     return found if found.registered_commands or found.registered_groups else app
 

@@ -15,7 +15,8 @@ from .options import AsJson, refuse_missing
 HELP = """Show what models answer to the same prompts, side by side: base, fine-tune and repair, say.
 
 Answers are greedy. A prompt is text that goes on, or with `--chat` what a user says; rows whose `prompt` is a list of
-messages are chats anyway.
+messages are chats anyway. With `--suite` it is `sculpt benchmark`: methods of
+fusing a base and a fine-tune, by their scores.
 
 **Examples**
 
@@ -24,6 +25,8 @@ messages are chats anyway.
     sculpt compare base/ sft/ sft-repaired/ --prompt "The capital of France is"
 
     sculpt compare base/ sft/ --prompts prompts.jsonl --chat --max-new-tokens 200 --json > answers.json
+
+    sculpt compare base/ sft/ --suite suite.yaml --methods ties,dare,tailor,adadare
 """
 
 

@@ -249,14 +249,14 @@ def test_a_sweep_of_protections_writes_the_one_that_is_picked(sculpt: Sculpt, ho
 
 
 def test_a_comparison_is_a_table_in_every_form(sculpt: Sculpt, home: Path, tuned: Path) -> None:
-    arguments = ("benchmark", "base", "sft", "--suite", "suite.yaml", "--device", "cpu", "--no-calibration")
-    done = sculpt(*arguments, "--methods", "adadare,dare", "-o", "t.md", "-o", "t.tex", "--json", cwd=home)
+    arguments = ("base", "sft", "--suite", "suite.yaml", "--device", "cpu", "--no-calibration")
+    done = sculpt("compare", *arguments, "--methods", "adadare,dare", "-o", "t.md", "-o", "t.tex", "--json", cwd=home)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
     assert [row["name"] for row in rows] == ["zero-shot", "fine-tune", "adadare", "dare"]
     assert (home / "t.md").read_text().startswith("| method | strength | ")
     assert "bottomrule" in (home / "t.tex").read_text()
-    refused = sculpt(*arguments, "--pick", "avg", cwd=home)
+    refused = sculpt("benchmark", *arguments, "--pick", "avg", cwd=home)
     assert refused.stderr.startswith("error: `--pick` has no effect without `--choose-on`")
 
 
