@@ -160,7 +160,7 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
             refuse_changed=lambda: refuse_changed(before),
             compare=None
             if protection is None or not calibration.protect_check
-            else _comparison(
+            else comparison(
                 prepared.plan.base,
                 calibration,
                 [one.provenance for model, one in zip(models, found, strict=True) if not model.place],
@@ -169,7 +169,7 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
         )
 
 
-def _comparison(
+def comparison(
     base: Source, calibration: Calibration, general: Sequence[Mapping[str, Any]], progress: Progress
 ) -> Callable[[Path], Mapping[str, Any]]:
     """Return what says of a fused folder how far it moved from its base; of what it cannot say, why not."""

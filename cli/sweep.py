@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -256,16 +257,17 @@ def run_sweep_command(
                 failure = error
         if best is not None:
             content["picked"] = best.as_json()
+        write = functools.partial(_write_model, live, provenance=provenance, calibration=calibration)
         if workspace is not None:
             workspace.payload.mkdir(exist_ok=True)
             if best is not None and model is None:
-                _write_model(live, best, provenance, workspace.payload / "fused", called=called, overwrite=True)
+                write(best, output=workspace.payload / "fused", called=called, overwrite=True)
             with told(workspace.folder):
                 _write_results(workspace.payload, swept, content)
             workspace.publish(SWEEP.may_replace if overwrite else None)
             say(f"wrote table and figures to {folder}")
         if best is not None and model is not None:
-            _write_model(live, best, provenance, model, called=model.name, overwrite=overwrite)
+            write(best, output=model, called=model.name, overwrite=overwrite)
     if failure is not None:
         raise failure
     if best is not None:
@@ -328,16 +330,24 @@ def _write_results(folder: Path, swept: Sweep, content: dict[str, object]) -> No
 def _write_model(
     live: LiveFuse,
     best: Point,
-    provenance: dict[str, object] | None,
-    output: Path,
     *,
+    provenance: dict[str, Any] | None,
+    calibration: Calibration,
+    output: Path,
     called: str,
     overwrite: bool,
 ) -> None:
+    from ..measuring import comparison
     from .console import progress_bar
+    from .fuse_view import show_moved
 
     with progress_bar("fusing") as report:
-        live.write(
+        compare = None
+        if best.protection is not None and calibration.protect_check and provenance is not None:
+            general: Any = provenance.get("general") or []
+            sides = general if isinstance(general, list) else [general]
+            compare = comparison(live.prepared.plan.base, calibration, sides, report)
+        manifest = live.write(
             best.method,
             best.blocks,
             best.protection,
@@ -346,8 +356,11 @@ def _write_model(
             output=output,
             called=called,
             overwrite=overwrite,
+            compare=compare,
             progress=report,
         )
+    if manifest.moved is not None:
+        show_moved(manifest.moved, aside=True)
 
 
 def show(swept: Sweep, suite: Suite, *, charts: bool | None = None) -> None:
@@ -382,11 +395,7 @@ def register(app: typer.Typer) -> None:
     """Add `sweep`."""
     groups = {
         "grid": FlagGroup(of=GridOptions, panel="What is tried"),
-        "calibration": replace(
-            CALIBRATION,
-            flags={**CALIBRATION.flags, "batch_size": "calibration_batch_size"},
-            leave_out=(*CALIBRATION.leave_out, "protect_check"),
-        ),
+        "calibration": replace(CALIBRATION, flags={**CALIBRATION.flags, "batch_size": "calibration_batch_size"}),
         "protection": HELD,
         "scoring": FlagGroup(of=ScoringOptions, panel="Scoring"),
         "selection": SELECTION,

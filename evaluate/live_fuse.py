@@ -7,7 +7,7 @@ into memory. Calibration and the methods' reductions are done once for all stren
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,7 @@ class LiveFuse:
         provenance: Mapping[str, Any] | None,
         command: str | None = None,
         overwrite: bool = False,
+        compare: Callable[[Path], Mapping[str, Any]] | None = None,
         progress: Progress = silent,
     ) -> Manifest:
         """Write the weights of a fuse as an ordinary fuse does; return its manifest.
@@ -151,6 +152,7 @@ class LiveFuse:
             output: In place of the prepared fuse's.
             called: What the model card calls the model. Default: the output's own name.
             provenance: Where the curvature came from.
+            compare: As for `execute`.
         """
         settings, method = self._with(protection).settings, method.for_models(1)
         measured = method.uses_curvature or protection is not None
@@ -162,6 +164,7 @@ class LiveFuse:
             provenance=provenance if measured else None,
             command=command,
             overwrite=overwrite,
+            compare=compare,
             progress=progress,
         )
 
