@@ -1,9 +1,9 @@
 """What a model forgot of its base and what it learned, answer by answer: in a mean over a task one hides the other.
 
-Right before and wrong after is lost, wrong before and right after is won. Some of both is guessing. Suppose that a model
-knows an answer or picks one of k alike: of its guesses (k − 1)/k are wrong and 1/k are right, so a share 1 − a that is
-wrong stands for (1 − a)/(k − 1) that is right by luck. Guesses before and after that have nothing to do with one
-another are lucky and then wrong, and likewise wrong and then lucky, for
+Right before and wrong after is lost, wrong before and right after is won. Some of both is guessing. Suppose that a
+model knows an answer or picks one of k alike: of its guesses (k − 1)/k are wrong and 1/k are right, so a share 1 − a
+that is wrong stands for (1 − a)/(k − 1) that is right by luck. Guesses before and after that have nothing to do with
+one another are lucky and then wrong, and likewise wrong and then lucky, for
 
     (1 − a)/(k − 1)·(1 − b)        a, b: the shares that are right before and after
 
