@@ -411,6 +411,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 worker.run(job)
                 if not worker.late():
                     worker.mark("done", job).touch()
+                if worker.device.type == "cuda":
+                    torch.cuda.empty_cache()  # a dozen processes share it
             except Exception:
                 worker.write({"tuned": job.tuned, "arm": ", ".join(job.arms), "error": traceback.format_exc()[-1500:]})
                 traceback.print_exc()

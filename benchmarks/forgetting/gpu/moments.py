@@ -39,12 +39,14 @@ def moments(model: Any, rows: Sequence[Row], *, answers_alone: bool = False, mag
 
     handles = [module.register_forward_pre_hook(hook(kind, layer)) for kind, layer, module in _watched(model)]
     count = 0
-    for ids, answers, mask in batches(rows, model.device):
-        counted["where"] = (answers != IGNORED) if answers_alone else mask
-        count += int(counted["where"].sum())
-        add(HEAD, 0, hidden_of(model, ids))
-    for handle in handles:
-        handle.remove()
+    try:
+        for ids, answers, mask in batches(rows, model.device):
+            counted["where"] = (answers != IGNORED) if answers_alone else mask
+            count += int(counted["where"].sum())
+            add(HEAD, 0, hidden_of(model, ids))
+    finally:
+        for handle in handles:
+            handle.remove()
     return {
         kind: torch.stack([(one / count).float() for _, one in sorted(layers.items())])
         for kind, layers in total.items()
@@ -81,12 +83,14 @@ def by_gradients(model: Any, rows: Sequence[Row]) -> Stacks:
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in wanted:
         parameter.requires_grad_(False)
-    for ids, answers, _mask in batches(rows, model.device, tokens=2048):
-        (1e3 * _losses(model, ids, answers)).backward()
-    for handle in handles:
-        handle.remove()
-    for parameter in wanted:
-        parameter.requires_grad_(True)
+    try:
+        for ids, answers, _mask in batches(rows, model.device, tokens=2048):
+            (1e3 * _losses(model, ids, answers)).backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in wanted:
+            parameter.requires_grad_(True)
     return {
         kind: torch.stack([(one / one.trace().clamp(min=1e-30)).float() for _, one in sorted(layers.items())])
         for kind, layers in total.items()

@@ -115,8 +115,13 @@ def summary(found: Sequence[Cell], reference: str) -> Iterator[str]:
     yield "|---|" + "---:|" * (len(COLUMNS) + 3)
 
     def ahead(arm: str) -> list[float]:
-        both = [cell for cell in found if arm in cell.arms and reference in cell.arms]
-        return [cell.mean(arm, "H") - cell.mean(reference, "H") for cell in both]
+        gaps = []
+        for cell in found:
+            own, other = cell.arms.get(arm, {}), cell.arms.get(reference, {})
+            seeds = own.keys() & other.keys()
+            if seeds:
+                gaps.append(fmean(own[seed][1]["H"] - other[seed][1]["H"] for seed in seeds))
+        return gaps
 
     for arm in sorted(names, key=lambda arm: -fmean(ahead(arm) or [-99.0])):
         own = [cell for cell in found if arm in cell.arms]
