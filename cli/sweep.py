@@ -342,11 +342,11 @@ def _write_model(
     from .fuse_view import show_moved
 
     with progress_bar("fusing") as report:
-        compare = None
+        compare, plan = None, live.prepared.plan
         if best.protection is not None and calibration.protect_check and provenance is not None:
             general: Any = provenance.get("general") or []
             sides = general if isinstance(general, list) else [general]
-            compare = comparison(live.prepared.plan.base, calibration, sides, report)
+            compare = comparison(plan.base, plan.tuned, calibration, sides, report)
         manifest = live.write(
             best.method,
             best.blocks,
