@@ -51,7 +51,8 @@ def bound(
     """Measure the pair and print its bounds."""
     from ..fusion.arithmetic.budget import Budget
     from ..fusion.run.bounds import measure_bounds
-    from .console import print_json, progress_bar
+    from .console import print_json
+    from .progress import progress_bar
 
     given = eta is not None or eta_relative is not None
     budget = Budget(eta=eta, eta_relative=eta_relative if given else RELATIVE_DEFAULT)

@@ -280,7 +280,8 @@ def _means(found: list[Flips]) -> str:
 
 def moved(model: Path, base: Path, data: list[Path], suite: Suite | None, scoring: ScoringOptions) -> Movement:
     """Return how far a model is from its base, with a bar meanwhile."""
-    from .console import progress_bar, quiet_libraries
+    from .console import quiet_libraries
+    from .progress import progress_bar
 
     quiet_libraries()
     from ..evaluate.against import moved_from
@@ -293,7 +294,8 @@ def moved(model: Path, base: Path, data: list[Path], suite: Suite | None, scorin
 
 def scored(model: Path, suite: Path | Suite, scoring: ScoringOptions) -> SuiteScores:
     """Return a model's scores, with a bar while they are taken."""
-    from .console import progress_bar, quiet_libraries
+    from .console import quiet_libraries
+    from .progress import progress_bar
 
     quiet_libraries()
     from ..evaluate.evaluate import evaluate

@@ -27,6 +27,7 @@ from .options import (
     SETTINGS,
     AsJson,
     BasePath,
+    DryRun,
     TunedPath,
     protection_of,
     refuse_idle,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from ..evaluate.points import Point, Sweep
     from ..evaluate.suite import Suite
     from ..evaluate.sweep import Grid
+    from ..fusion.checkpoint.output.steps import Steps
+    from ..fusion.run.fuse import Prepared
 
 HELP = """Score fused models of many strengths, and sparsities, without writing one; then choose and write the best.
 
@@ -117,6 +120,7 @@ def sweep(
     charts: Annotated[
         bool | None, typer.Option("--charts/--no-charts", help="Draw curves in letters. Default: on a terminal.")
     ] = None,
+    dry_run: DryRun = False,
     json: AsJson = False,
     *,
     grid: GridOptions,
@@ -142,6 +146,7 @@ def sweep(
         scoring=scoring,
         settings=replace(settings, selection=selection, policies=policies),
         given=given_flags(ctx),
+        dry_run=dry_run,
     )
 
 
@@ -161,13 +166,17 @@ def run_sweep_command(
     given: Collection[str],
     charts: bool | None = None,
     model: Path | None = None,
+    steps: Steps | None = None,
+    dry_run: bool = False,
 ) -> Path | None:
     """Run a sweep, show it, and write what was asked for; return where the tables are, if they are anywhere.
 
     Args:
-        model: Where the chosen model goes. Default: `fused` in the folder of the tables.
+        model: Where the chosen model goes, before the tables get their name. Default: `fused` in their folder.
+        steps: Of a run that makes further outputs.
     """
-    from .console import print_json, progress_bar, quiet_libraries, say
+    from .console import print_json, quiet_libraries, say
+    from .progress import progress_bar
 
     refuse_missing(suite)
     calibration.refuse_missing()
@@ -181,7 +190,7 @@ def run_sweep_command(
     from ..evaluate.sweep import Grid, run_sweep
     from ..fusion.checkpoint import find_model
     from ..fusion.checkpoint.identity import digest_of_data
-    from ..fusion.checkpoint.output.guard import SWEEP, refuse_output
+    from ..fusion.checkpoint.output.guard import CHECKPOINT, SWEEP, refuse_output
     from ..fusion.checkpoint.output.workspace import Workspace, told
     from ..fusion.errors import MethodError
     from ..fusion.run.fuse import resume_facts
@@ -207,7 +216,8 @@ def run_sweep_command(
     folder = output or (find_model(tuned).beside("-sweep") if grid.pick else None)
     given_files = [suite, *files_of(read), *calibration.files()]
     if folder is not None:
-        refuse_output(folder, [base, tuned, *given_files], SWEEP, overwrite=overwrite)
+        goes_on = steps is not None and steps.has_appeared(folder)
+        refuse_output(folder, [base, tuned, *given_files], SWEEP, overwrite=overwrite or dry_run or goes_on)
     methods = [family.at(0.5) for family in wanted.families]
     called = f"{find_model(tuned).beside('').name}-{wanted.families[0].method.name}"
     prepared = prepare_fuse(
@@ -216,10 +226,13 @@ def run_sweep_command(
         output=model or (None if folder is None else folder / "fused"),
         method=max(methods, key=lambda method: (method.uses_curvature, method.needs_gram)),
         settings=replace(settings, device=scoring.device, protection=wanted.protection),
-        overwrite=overwrite or grid.pick is None,
+        overwrite=overwrite or dry_run or grid.pick is None or (steps is not None and steps.has_appeared(model)),
     )
     if not (prepared.method.uses_curvature or wanted.protection is not None):
         refuse_idle(calibration, prepared.method)
+    if dry_run:
+        _show_plan(prepared, calibration, read, wanted, json=json)
+        return folder
     with ExitStack() as stack:
         workspace = None if folder is None else stack.enter_context(Workspace(folder, made_by="sweep"))
         calibration = replace(calibration, seed=settings.seed, device=scoring.device)
@@ -231,7 +244,7 @@ def run_sweep_command(
             ):
                 return held_curvature(found), found.provenance
 
-        done = None
+        done, asked = None, {}
         if workspace is not None:
             facts = {
                 "fuse": resume_facts(prepared, None),
@@ -241,6 +254,11 @@ def run_sweep_command(
                 "data": {str(file): digest_of_data(file) for file in given_files if file.exists()},
                 "scoring": repr(scoring),
             }
+            asked = {**facts, "grid": repr(wanted), "pick": grid.pick}
+            if steps is not None and folder is not None and steps.is_made(folder, asked, SWEEP, overwrite=overwrite):
+                if steps.has_appeared(model):
+                    return folder
+                refuse_output(folder, (), SWEEP, overwrite=overwrite)  # nothing was chosen
             done = stack.enter_context(KnownPoints(workspace, facts))
         held, provenance = measure() if done is None else done.curvature(measure)
         live = LiveFuse(prepared, held, device=scoring.device, dtype=scoring.dtype)
@@ -260,14 +278,15 @@ def run_sweep_command(
         write = functools.partial(_write_model, live, provenance=provenance, calibration=calibration)
         if workspace is not None:
             workspace.payload.mkdir(exist_ok=True)
-            if best is not None and model is None:
+            if best is not None and model is not None:
+                if steps is None or not steps.is_made(model, asked, CHECKPOINT, overwrite=overwrite):
+                    write(best, output=model, called=model.name, overwrite=overwrite)
+            elif best is not None:
                 write(best, output=workspace.payload / "fused", called=called, overwrite=True)
             with told(workspace.folder):
                 _write_results(workspace.payload, swept, content)
             workspace.publish(SWEEP.may_replace if overwrite else None)
             say(f"wrote table and figures to {folder}")
-        if best is not None and model is not None:
-            write(best, output=model, called=model.name, overwrite=overwrite)
     if failure is not None:
         raise failure
     if best is not None:
@@ -276,6 +295,24 @@ def run_sweep_command(
     if json:
         print_json(content)
     return folder
+
+
+def _show_plan(prepared: Prepared, calibration: Calibration, suite: Suite, grid: Grid, *, json: bool) -> None:
+    """Print what a point takes, and how many there are, once the suite's rows can be read."""
+    from ..data.rows import open_rows
+    from ..evaluate.resume import files_of
+    from ..evaluate.sweep import num_points
+    from . import fuse_view
+    from .console import out, print_json
+
+    tasks = {file.name: len(open_rows(file)) for file in files_of(suite)}
+    points = num_points(grid)
+    if json:
+        print_json({**fuse_view.plan_json(prepared, calibration), "points": points, "rows": tasks})
+        return
+    fuse_view.show_plan(prepared, calibration)
+    out(f"suite {suite.name}: {', '.join(f'{rows} rows of {name}' for name, rows in tasks.items())}")
+    out(f"points {points or 'as many as the search takes'}, each scored on the suite")
 
 
 def _default(calibration: Calibration, given: Collection[str]) -> str:
@@ -338,8 +375,8 @@ def _write_model(
     overwrite: bool,
 ) -> None:
     from ..measuring import comparison
-    from .console import progress_bar
     from .fuse_view import show_moved
+    from .progress import progress_bar
 
     with progress_bar("fusing") as report:
         compare, plan = None, live.prepared.plan
