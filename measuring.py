@@ -151,8 +151,9 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
             refuse_changed=lambda: refuse_changed(before),
             compare=None
             if protection is None or not calibration.protect_check
-            else _comparison(
+            else comparison(
                 prepared.plan.base,
+                prepared.plan.tuned,
                 calibration,
                 [one.provenance for model, one in zip(models, found, strict=True) if not model.place],
                 progress,
@@ -228,21 +229,32 @@ def expected(prepared: Prepared, calibration: Calibration) -> Expected:
     return Expected(needs=replace(needs, memory=memory), seconds=seconds, samples=tuple(told))
 
 
-def _comparison(
-    base: Source, calibration: Calibration, general: Sequence[Mapping[str, Any]], progress: Progress
+def comparison(
+    base: Source,
+    tuned: Sequence[Source],
+    calibration: Calibration,
+    general: Sequence[Mapping[str, Any]],
+    progress: Progress,
 ) -> Callable[[Path], Mapping[str, Any]]:
-    """Return what says of a fused folder how far it moved from its base; of what it cannot say, why not."""
+    """Return what says of a fused folder how far it moved from its base, and of one fine-tune that was measured on
+    samples what is left of its gain on others of them; of what it cannot say, why not."""
     seen = [(one["seed"], dict(one["kind_samples"])) for one in general if one.get("data") == GENERAL]
 
     def compare(folder: Path) -> Mapping[str, Any]:
+        from .predict.gain import gain_kept
         from .predict.movement import HowToRun, movement
 
         how = HowToRun(**{field.name: getattr(calibration, field.name) for field in fields(HowToRun)})
         try:
-            return movement(
+            moved = movement(
                 base, folder, how, chats=calibration.protect_chats, seed=calibration.seed, measured=seen,
                 progress=progress,
             ).as_json()  # fmt: skip
+            own = calibration.of_tuned(len(tuned))
+            if len(own) > 1 or own[0].hessian is not None or not isinstance(own[0].data, (str, Path)):
+                return moved
+            gain = gain_kept(base, tuned[0], folder, how, own[0].data, own[0]) if own[0].has_samples else None
+            return moved if gain is None else {**moved, "gain": gain.as_json()}
         except SculptError as error:  # what was fused is whole, whatever cannot be said of it
             return {"why_not": error.message}
 

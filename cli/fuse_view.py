@@ -224,9 +224,16 @@ def moved_sentence(moved: Mapping[str, Any] | None) -> str:
     kinds = moved["kinds"]
     mean = sum(k["divergence"] for k in kinds) / len(kinds)
     return (
-        f"On general data that were not measured its next tokens are {mean:.3f} nats from the base's, "
-        f"`{kinds[0]['kind']}` the farthest with {kinds[0]['divergence']:.3f}. "
+        f"{_gain_sentence(moved.get('gain'))}On general data that were not measured its next tokens are "
+        f"{mean:.3f} nats from the base's, `{kinds[0]['kind']}` the farthest with {kinds[0]['divergence']:.3f}. "
     )
+
+
+def _gain_sentence(gain: Mapping[str, Any] | None) -> str:
+    if gain is None or gain["kept"] is None:
+        return ""
+    where = f"{gain['rows']} rows of its data that were not measured"
+    return f"Of what the fine-tune gained on {where} {gain['kept']:.0%} is kept. "
 
 
 def _how_to_verify(prepared: Prepared) -> str:

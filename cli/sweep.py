@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -283,21 +284,14 @@ def run_sweep_command(
         if folder is not None and workspace is not None:
             payload = payload_of(workspace, folder)
             payload.mkdir(exist_ok=True)
+            write = functools.partial(
+                _write_model, live, swept, provenance=provenance, calibration=calibration, within=processes
+            )
             if best is not None and model is not None:
                 if steps is None or not steps.is_made(model, asked, CHECKPOINT, overwrite=overwrite):
-                    _write_model(
-                        live,
-                        swept,
-                        best,
-                        provenance,
-                        model,
-                        called=model.name,
-                        overwrite=overwrite,
-                        within=processes,
-                    )
+                    write(best, output=model, called=model.name, overwrite=overwrite)
             elif best is not None:
-                fused = payload / "fused"
-                _write_model(live, swept, best, provenance, fused, called=called, overwrite=True, within=processes)
+                write(best, output=payload / "fused", called=called, overwrite=True)
 
             def fill(made: Path) -> None:
                 _write_results(made, swept, content)
@@ -386,19 +380,27 @@ def _write_model(
     live: LiveFuse,
     swept: Sweep,
     best: Point,
-    provenance: dict[str, object] | None,
-    output: Path,
     *,
+    provenance: dict[str, Any] | None,
+    calibration: Calibration,
+    output: Path,
     called: str,
     overwrite: bool,
     within: Processes,
 ) -> None:
     from ..fusion.checkpoint.output.processes import Processes
+    from ..measuring import comparison
+    from .fuse_view import show_moved
     from .progress import progress_bar
 
     scored = {point.family: point.scores.measures for point in swept.points if point.is_reference}
     with progress_bar("fusing") as report:
-        live.write(
+        compare, plan = None, live.prepared.plan
+        if best.protection is not None and calibration.protect_check and provenance is not None:
+            general: Any = provenance.get("general") or []
+            sides = general if isinstance(general, list) else [general]
+            compare = comparison(plan.base, plan.tuned, calibration, sides, report)
+        manifest = live.write(
             best.method,
             best.blocks,
             best.protection,
@@ -409,8 +411,11 @@ def _write_model(
             called=called,
             overwrite=overwrite,
             processes=Processes(within=within),
+            compare=compare,
             progress=report,
         )
+    if manifest.moved is not None:
+        show_moved(manifest.moved, aside=True)
 
 
 def show(swept: Sweep, suite: Suite, *, charts: bool | None = None) -> None:
@@ -445,11 +450,7 @@ def register(app: typer.Typer) -> None:
     """Add `sweep`."""
     groups = {
         "grid": FlagGroup(of=GridOptions, panel="What is tried"),
-        "calibration": replace(
-            CALIBRATION,
-            flags={**CALIBRATION.flags, "batch_size": "calibration_batch_size"},
-            leave_out=(*CALIBRATION.leave_out, "protect_check"),
-        ),
+        "calibration": replace(CALIBRATION, flags={**CALIBRATION.flags, "batch_size": "calibration_batch_size"}),
         "protection": HELD,
         "scoring": FlagGroup(of=ScoringOptions, panel="Scoring"),
         "selection": SELECTION,

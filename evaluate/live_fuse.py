@@ -7,7 +7,7 @@ into memory. Calibration and the methods' reductions are done once for all stren
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,7 @@ class LiveFuse:
         command: str | None = None,
         overwrite: bool = False,
         processes: Processes | None = None,
+        compare: Callable[[Path], Mapping[str, Any]] | None = None,
         progress: Progress = silent,
     ) -> Manifest:
         """Write the weights of a fuse as an ordinary fuse does; return its manifest.
@@ -157,6 +158,7 @@ class LiveFuse:
             provenance: Where the curvature came from.
             scores: What the model card says of it and of what it was made of, by model.
             processes: That write it together.
+            compare: As for `execute`.
         """
         settings, method = self._with(protection).settings, method.for_models(1)
         measured = method.uses_curvature or protection is not None
@@ -168,6 +170,7 @@ class LiveFuse:
             provenance=provenance if measured else None,
             command=command,
             overwrite=overwrite,
+            compare=compare,
             progress=progress,
         )
 

@@ -239,6 +239,7 @@ def test_a_sweep_of_protections_writes_the_one_that_is_picked(sculpt: Sculpt, ho
     assert tried == [(0.1, 1.0, 0.0), (10.0, 1.0, 0.0), (0.1, 1.0, 0.5), (10.0, 1.0, 0.5)]
     manifest = json.loads((home / "protected/fused/sculpt-manifest.json").read_text())
     assert manifest["settings"]["protection"] == found["picked"]["protection"]
+    assert all(kind["divergence"] > 0 for kind in manifest["moved"]["kinds"])
     scored = json.loads(
         sculpt("eval", "protected/fused", "--suite", "suite.yaml", "--device", "cpu", "--json", cwd=home).stdout
     )
