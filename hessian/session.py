@@ -28,7 +28,7 @@ from ..fusion.progress import Progress, silent
 from ..fusion.run.calibration import GENERAL
 from ..fusion.run.diff import changed_tensors
 from ..live import skeleton
-from ..live.devices import activation_budget, compute_dtype, pick_device
+from ..live.devices import activation_budgets, compute_dtype, pick_device
 from ..live.privates import masks_padding
 from ..live.units import Unit, find_units
 from ..predict.general import general_rows, load_to_answer
@@ -165,7 +165,8 @@ class Session:
         self.recorder = Recorder(TABLE)
         if self.options.all_experts or (not self._counts_all and is_mixture(self.model.config)):
             measure_experts(self.model, self.recorder, everywhere=self.options.all_experts)
-        self.activations = Activations(activation_budget(self.options.memory))
+        budget, host = activation_budgets(self.options.memory, self.device)
+        self.activations = Activations(budget, host_bytes=host)
         self.activations.is_weight = self.recorder.is_watched
         self.recorder.made, self.recorder.restore = self.activations.made, self.activations.restore
         self._sources = {
