@@ -33,6 +33,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..fusion.arithmetic.two_sided import Protection
+    from ..fusion.checkpoint.output.steps import Steps
     from ..fusion.plan.options import Policies, Selection
     from ..fusion.run.calibration import Calibration
     from ..fusion.run.fuse import Prepared
@@ -99,8 +100,13 @@ def run_fuse(
     config: str | None = None,
     given: Collection[str] = (),
     json: bool,
+    steps: Steps | None = None,
 ) -> None:
-    """Plan, by a recipe if one is given, and run the plan."""
+    """Plan, by a recipe if one is given, and run the plan.
+
+    Args:
+        steps: Of a run that makes further outputs.
+    """
     from ..api import ADADARE_PROTECTED, PROTECTED, prepare_fuse
     from ..fusion.arithmetic.two_sided import Protection
 
@@ -114,8 +120,9 @@ def run_fuse(
             left = {name: value for name, value in ADADARE_PROTECTED.items() if name not in given}
             own = {field.name for field in fields(method)} & set(given)
             method = replace(method, **left) if own else PROTECTED
+        goes_on = steps is not None and target.output is not None and steps.has_appeared(target.output)
         prepared = prepare_fuse(
-            base, tuned, output=target.output, method=method, settings=settings, overwrite=target.may_exist
+            base, tuned, output=target.output, method=method, settings=settings, overwrite=target.may_exist or goes_on
         )
     else:
         from .recipes import prepare_named
@@ -123,13 +130,22 @@ def run_fuse(
         prepared, calibration = prepare_named(
             config, base, tuned, method, settings, target, calibration, protection, given
         )
-    run_prepared(prepared, calibration, dry_run=target.dry_run, overwrite=target.overwrite, json=json)
+    run_prepared(prepared, calibration, dry_run=target.dry_run, overwrite=target.overwrite, json=json, steps=steps)
 
 
-def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool, overwrite: bool, json: bool) -> None:
+def run_prepared(
+    prepared: Prepared,
+    calibration: Calibration,
+    *,
+    dry_run: bool,
+    overwrite: bool,
+    json: bool,
+    steps: Steps | None = None,
+) -> None:
     """Calibrate where the method wants it, fuse, and show what was done; or show the plan."""
     from ..api import check_output
-    from ..fusion.run.fuse import execute
+    from ..fusion.checkpoint.identity import digest_of_data
+    from ..fusion.run.fuse import execute, resume_facts
     from ..measuring import statistics, with_found
     from . import fuse_view
     from .console import print_json, quiet_environment, say
@@ -141,6 +157,12 @@ def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool,
     calibration = replace(calibration, seed=prepared.settings.seed, device=prepared.settings.device)
     refuse_missing([], calibration.files())
     calibration, notes = with_found(prepared, calibration)
+    if steps is not None:
+        data = {str(file): digest_of_data(file) for file in calibration.files()}
+        facts = {"fuse": resume_facts(prepared, None), "calibration": repr(calibration), "data": data}
+        if steps.is_made(prepared.output, facts, prepared.settings.kind, overwrite=overwrite):
+            say(f"{prepared.output} was made by the run that goes on")
+            return
     for note in notes:
         say(note)
     if dry_run:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ..evaluate.points import Point, Sweep
     from ..evaluate.suite import Suite
     from ..evaluate.sweep import Grid
+    from ..fusion.checkpoint.output.steps import Steps
     from ..fusion.run.fuse import Prepared
 
 HELP = """Score fused models of many strengths, and sparsities, without writing one; then choose and write the best.
@@ -165,12 +166,14 @@ def run_sweep_command(
     given: Collection[str],
     charts: bool | None = None,
     model: Path | None = None,
+    steps: Steps | None = None,
     dry_run: bool = False,
 ) -> Path | None:
     """Run a sweep, show it, and write what was asked for; return where the tables are, if they are anywhere.
 
     Args:
-        model: Where the chosen model goes. Default: `fused` in the folder of the tables.
+        model: Where the chosen model goes, before the tables get their name. Default: `fused` in their folder.
+        steps: Of a run that makes further outputs.
     """
     from .console import print_json, quiet_libraries, say
     from .progress import progress_bar
@@ -186,7 +189,7 @@ def run_sweep_command(
     from ..evaluate.sweep import Grid, run_sweep
     from ..fusion.checkpoint import find_model
     from ..fusion.checkpoint.identity import digest_of_data
-    from ..fusion.checkpoint.output.guard import SWEEP, refuse_output
+    from ..fusion.checkpoint.output.guard import CHECKPOINT, SWEEP, refuse_output
     from ..fusion.checkpoint.output.workspace import Workspace, told
     from ..fusion.errors import MethodError
     from ..fusion.run.fuse import resume_facts
@@ -212,7 +215,8 @@ def run_sweep_command(
     folder = output or (find_model(tuned).beside("-sweep") if grid.pick else None)
     given_files = [suite, *files_of(read), *calibration.files()]
     if folder is not None:
-        refuse_output(folder, [base, tuned, *given_files], SWEEP, overwrite=overwrite or dry_run)
+        goes_on = steps is not None and steps.has_appeared(folder)
+        refuse_output(folder, [base, tuned, *given_files], SWEEP, overwrite=overwrite or dry_run or goes_on)
     methods = [family.at(0.5) for family in wanted.families]
     called = f"{find_model(tuned).beside('').name}-{wanted.families[0].method.name}"
     prepared = prepare_fuse(
@@ -221,7 +225,7 @@ def run_sweep_command(
         output=model or (None if folder is None else folder / "fused"),
         method=max(methods, key=lambda method: (method.uses_curvature, method.needs_gram)),
         settings=replace(settings, device=scoring.device, protection=wanted.protection),
-        overwrite=overwrite or dry_run or grid.pick is None,
+        overwrite=overwrite or dry_run or grid.pick is None or (steps is not None and steps.has_appeared(model)),
     )
     if not (prepared.method.uses_curvature or wanted.protection is not None):
         refuse_idle(calibration, prepared.method)
@@ -239,7 +243,7 @@ def run_sweep_command(
             ):
                 return held_curvature(found), found.provenance
 
-        done = None
+        done, asked = None, {}
         if workspace is not None:
             facts = {
                 "fuse": resume_facts(prepared, None),
@@ -249,6 +253,11 @@ def run_sweep_command(
                 "data": {str(file): digest_of_data(file) for file in given_files if file.exists()},
                 "scoring": repr(scoring),
             }
+            asked = {**facts, "grid": repr(wanted), "pick": grid.pick}
+            if steps is not None and folder is not None and steps.is_made(folder, asked, SWEEP, overwrite=overwrite):
+                if steps.has_appeared(model):
+                    return folder
+                refuse_output(folder, (), SWEEP, overwrite=overwrite)  # nothing was chosen
             done = stack.enter_context(KnownPoints(workspace, facts))
         held, provenance = measure() if done is None else done.curvature(measure)
         live = LiveFuse(prepared, held, device=scoring.device, dtype=scoring.dtype)
@@ -267,15 +276,16 @@ def run_sweep_command(
             content["picked"] = best.as_json()
         if workspace is not None:
             workspace.payload.mkdir(exist_ok=True)
-            if best is not None and model is None:
+            if best is not None and model is not None:
+                if steps is None or not steps.is_made(model, asked, CHECKPOINT, overwrite=overwrite):
+                    _write_model(live, swept, best, provenance, model, called=model.name, overwrite=overwrite)
+            elif best is not None:
                 fused = workspace.payload / "fused"
                 _write_model(live, swept, best, provenance, fused, called=called, overwrite=True)
             with told(workspace.folder):
                 _write_results(workspace.payload, swept, content)
             workspace.publish(SWEEP.may_replace if overwrite else None)
             say(f"wrote table and figures to {folder}")
-        if best is not None and model is not None:
-            _write_model(live, swept, best, provenance, model, called=model.name, overwrite=overwrite)
     if failure is not None:
         raise failure
     if best is not None:

@@ -45,6 +45,18 @@ def _refuse_unknown(folder: Path, records: Sequence[FileRecord]) -> None:
         raise CheckpointError(f"`{unknown}` is not in the manifest")
 
 
+def verify_files(folder: Path) -> tuple[Manifest, int]:
+    """Compare every file that an output had when it was made with its manifest; return that, and the bytes read.
+
+    Raises:
+        CheckpointError: The first difference, in one sentence.
+    """
+    manifest = Manifest.read(folder)
+    records = (*manifest.outputs, *manifest.companions)
+    _refuse_unknown(folder, records)
+    return manifest, _check(folder, records)
+
+
 def _verify_adapter(folder: Path, inputs: Sequence[Path | str]) -> Verified:
     record, files = read_adapter_record(folder)
     _refuse_unknown(folder, (*files, FileRecord.of(folder / ADAPTER_RECORD, folder, ALGORITHM)))
@@ -72,10 +84,8 @@ def verify(output: Path | str, inputs: Sequence[Path | str] = ()) -> Verified:
     folder = Path(output)
     if (folder / ADAPTER_RECORD).is_file():
         return _verify_adapter(folder, inputs)
-    manifest = Manifest.read(folder)
-    records = (*manifest.outputs, *manifest.companions)
-    _refuse_unknown(folder, records)
-    nbytes, num_files = _check(folder, records), len(records)
+    manifest, nbytes = verify_files(folder)
+    num_files = len(manifest.outputs) + len(manifest.companions)
     present = [folder / name for name in (SBOM, PROVENANCE) if (folder / name).exists()]
     expected = statements(folder, manifest) if present else {}
     for file in present:
