@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .fusion.run.settings import Settings
     from .hessian import calibrate
     from .hessian.store.diagonal import DiagonalHessian
+    from .repairing import RepairCallback
 
 _PLACES = {  # of public names that are no methods
     "Calibration": ".fusion.run.calibration",
@@ -40,6 +41,7 @@ _PLACES = {  # of public names that are no methods
     "DiagonalHessian": ".hessian.store.diagonal",
     "Manifest": ".fusion.record.manifest",
     "Policies": ".fusion.plan.plan",
+    "RepairCallback": ".repairing",
     "Protection": ".fusion.arithmetic.two_sided",
     "SculptError": ".fusion.errors",
     "Selection": ".fusion.plan.plan",

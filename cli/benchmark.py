@@ -125,7 +125,7 @@ def benchmark_command(
     from ..evaluate.suite import read_suite
     from ..evaluate.tables import refuse_tables
     from ..fusion.methods import AdaDare, TwoSided
-    from ..measuring import statistics
+    from ..measuring import statistics, with_found
 
     read = read_suite(suite)
     suites = [suite, *([compared.choose_on] if compared.choose_on else [])]
@@ -143,6 +143,9 @@ def benchmark_command(
         settings=replace(settings, device=scoring.device, selection=selection, policies=policies, protection=protects),
         overwrite=True,  # nothing is written
     )
+    calibration, notes = with_found(prepared, calibration)
+    for note in notes:
+        say(note)
     with (
         progress_bar("calibrating", unit="steps") as report,
         statistics(prepared, replace(calibration, seed=settings.seed, device=scoring.device), progress=report) as found,

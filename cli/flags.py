@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from ..fusion.errors import SculptError
 from .devices import own_device
 
 
@@ -143,7 +144,13 @@ def _built(group: FlagGroup, values: Mapping[str, Any]) -> Any:
         elif isinstance(value, str) and (kind := _takes_pairs(hint)) is not None:
             value = parse_pairs(value, flag_of(parameter), kind)
         made[field.name] = value
-    return group.of(**made)
+    try:
+        return group.of(**made)
+    except SculptError as error:  # which speaks of fields; a command may call theirs otherwise
+        for name in [name for name in error.options if name in group.flags]:
+            error.message = error.message.replace(f"`{name}`", f"`{group.flags[name]}`")
+            error.options = tuple(group.flags[name] if option == name else option for option in error.options)
+        raise
 
 
 def _option(hint: Any, parameter: str, text: str, panel: str | None) -> Any:

@@ -130,7 +130,15 @@ def run_fuse(
         prepared, calibration = prepare_named(
             config, base, tuned, method, settings, target, calibration, protection, given
         )
-    run_prepared(prepared, calibration, dry_run=target.dry_run, overwrite=target.overwrite, json=json, steps=steps)
+    run_prepared(
+        prepared,
+        calibration,
+        dry_run=target.dry_run,
+        overwrite=target.overwrite,
+        json=json,
+        steps=steps,
+        given=given,
+    )
 
 
 def run_prepared(
@@ -141,6 +149,7 @@ def run_prepared(
     overwrite: bool,
     json: bool,
     steps: Steps | None = None,
+    given: Collection[str] = (),
 ) -> None:
     """Calibrate where the method wants it, fuse, and show what was done; or show the plan."""
     from ..api import check_output
@@ -153,7 +162,7 @@ def run_prepared(
 
     protects = prepared.settings.protection is not None
     if not (prepared.method.uses_curvature or protects):
-        refuse_idle(calibration, prepared.method)
+        refuse_idle(calibration, prepared.method, given)
     calibration = replace(calibration, seed=prepared.settings.seed, device=prepared.settings.device)
     refuse_missing([], calibration.files())
     calibration, notes = with_found(prepared, calibration)

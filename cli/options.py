@@ -137,7 +137,7 @@ def refuse_missing(models: Iterable[Asked], files: Iterable[Path] = ()) -> None:
             raise DataError(f"`{file}` does not exist")
 
 
-def refuse_idle(calibration: Calibration, method: Method) -> None:
+def refuse_idle(calibration: Calibration, method: Method, given: Collection[str]) -> None:
     """Refuse options of a calibration that a method has no use for, where no base is protected.
 
     Raises:
@@ -147,7 +147,8 @@ def refuse_idle(calibration: Calibration, method: Method) -> None:
 
     unset = Calibration()
     for field, parameter in CALIBRATION.fields:
-        if getattr(calibration, field.name) != getattr(unset, field.name):
+        # A flag may say what would be so without it; a recipe has no flags.
+        if parameter in given or getattr(calibration, field.name) != getattr(unset, field.name):
             raise MethodError(
                 f"`{flag_of(parameter)}` has no effect on {method.title} without `--protect`",
                 hint="its deltas do not depend on what a model's inputs are",

@@ -195,7 +195,7 @@ def run_sweep_command(
     from ..fusion.checkpoint.output.workspace import payload_of, repair
     from ..fusion.errors import MethodError
     from ..fusion.run.fuse import resume_facts
-    from ..measuring import statistics
+    from ..measuring import statistics, with_found
 
     read = read_suite(suite)
     known = read.measures()
@@ -230,7 +230,10 @@ def run_sweep_command(
         overwrite=overwrite or dry_run or grid.pick is None or (steps is not None and steps.has_appeared(model)),
     )
     if not (prepared.method.uses_curvature or wanted.protection is not None):
-        refuse_idle(calibration, prepared.method)
+        refuse_idle(calibration, prepared.method, given)
+    calibration, notes = with_found(prepared, calibration)
+    for note in notes:
+        say(note)
     if dry_run:
         _show_plan(prepared, calibration, read, wanted, json=json)
         return folder
