@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ..evaluate.points import Point, Sweep
     from ..evaluate.suite import Suite
     from ..evaluate.sweep import Grid
+    from ..fusion.checkpoint.output.processes import Processes
     from ..fusion.checkpoint.output.steps import Steps
     from ..fusion.run.fuse import Prepared
 
@@ -190,7 +191,7 @@ def run_sweep_command(
     from ..fusion.checkpoint import find_model
     from ..fusion.checkpoint.identity import digest_of_data
     from ..fusion.checkpoint.output.guard import CHECKPOINT, SWEEP, refuse_output
-    from ..fusion.checkpoint.output.workspace import Workspace, told
+    from ..fusion.checkpoint.output.workspace import payload_of, repair
     from ..fusion.errors import MethodError
     from ..fusion.run.fuse import resume_facts
     from ..measuring import statistics, with_found
@@ -236,7 +237,12 @@ def run_sweep_command(
         _show_plan(prepared, calibration, read, wanted, json=json)
         return folder
     with ExitStack() as stack:
-        workspace = None if folder is None else stack.enter_context(Workspace(folder, made_by="sweep"))
+        processes = prepared.processes
+        if folder is None and processes.are_several:
+            raise MethodError(
+                f"{processes.count} processes share a sweep where it has an output", hint="`--output` names one"
+            )
+        workspace = None if folder is None else stack.enter_context(processes.meet(folder, made_by="sweep"))
         calibration = replace(calibration, seed=settings.seed, device=scoring.device)
 
         def measure() -> tuple[Held, dict[str, Any] | None]:
@@ -261,7 +267,7 @@ def run_sweep_command(
                 if steps.has_appeared(model):
                     return folder
                 refuse_output(folder, (), SWEEP, overwrite=overwrite)  # nothing was chosen
-            done = stack.enter_context(KnownPoints(workspace, facts))
+            done = stack.enter_context(KnownPoints(processes, workspace, facts))
         held, provenance = measure() if done is None else done.curvature(measure)
         live = LiveFuse(prepared, held, device=scoring.device, dtype=scoring.dtype)
         with progress_bar("sweeping", unit="points") as report:
@@ -277,17 +283,30 @@ def run_sweep_command(
                 failure = error
         if best is not None:
             content["picked"] = best.as_json()
-        if workspace is not None:
-            workspace.payload.mkdir(exist_ok=True)
+        if folder is not None and workspace is not None:
+            payload = payload_of(workspace, folder)
+            payload.mkdir(exist_ok=True)
             if best is not None and model is not None:
                 if steps is None or not steps.is_made(model, asked, CHECKPOINT, overwrite=overwrite):
-                    _write_model(live, swept, best, provenance, model, called=model.name, overwrite=overwrite)
+                    _write_model(
+                        live,
+                        swept,
+                        best,
+                        provenance,
+                        model,
+                        called=model.name,
+                        overwrite=overwrite,
+                        within=processes,
+                    )
             elif best is not None:
-                fused = workspace.payload / "fused"
-                _write_model(live, swept, best, provenance, fused, called=called, overwrite=True)
-            with told(workspace.folder):
-                _write_results(workspace.payload, swept, content)
-            workspace.publish(SWEEP.may_replace if overwrite else None)
+                fused = payload / "fused"
+                _write_model(live, swept, best, provenance, fused, called=called, overwrite=True, within=processes)
+
+            def fill(made: Path) -> None:
+                _write_results(made, swept, content)
+                repair(made / "fused")  # what could not be removed beside the model would go with it
+
+            processes.publish(fill, SWEEP.may_replace if overwrite else None)
             say(f"wrote table and figures to {folder}")
     if failure is not None:
         raise failure
@@ -375,7 +394,9 @@ def _write_model(
     *,
     called: str,
     overwrite: bool,
+    within: Processes,
 ) -> None:
+    from ..fusion.checkpoint.output.processes import Processes
     from .progress import progress_bar
 
     scored = {point.family: point.scores.measures for point in swept.points if point.is_reference}
@@ -390,6 +411,7 @@ def _write_model(
             output=output,
             called=called,
             overwrite=overwrite,
+            processes=Processes(within=within),
             progress=report,
         )
 

@@ -53,8 +53,10 @@ def verify_command(
     from ..fusion.checkpoint.output.guard import ADAPTER_RECORD
     from ..fusion.record.manifest import MANIFEST
     from ..fusion.record.verify import verify
+    from ..fusion.ref import refuse_patched
     from .console import gigabytes, out, print_json
 
+    refuse_patched(output)
     refuse_missing(inputs or (), [output])
     result: dict[str, Any] = {"ok": True}
     if not load or inputs or any((output / mark).is_file() for mark in (MANIFEST, ADAPTER_RECORD)):
@@ -91,8 +93,10 @@ def attest_command(output: Output, private_key: PrivateKey = None, json: AsJson 
         sculpt attest sft-two-sided/ --private-key release.pem
     """
     from ..fusion.record.signing import attest
+    from ..fusion.ref import refuse_patched
     from .console import out, print_json
 
+    refuse_patched(output)
     written = attest(output, private_key)
     if json:
         print_json({"output": str(output), "files": [file.name for file in written]})

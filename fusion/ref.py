@@ -108,6 +108,19 @@ def _patched(asked: str, near: Path | None) -> ModelRef | None:
     return None
 
 
+def refuse_patched(asked: Path) -> None:
+    """Refuse a patch over its base where a folder is wanted.
+
+    Raises:
+        CheckpointError: It is one.
+    """
+    if not is_there(asked) and _patched(str(asked), None) is not None:
+        raise CheckpointError(
+            f"`{asked}` is a patch over its base, and no folder of files",
+            hint="`sculpt apply` writes the folder; `sculpt patch verify` checks a patch and its base",
+        )
+
+
 def is_there(path: Path) -> bool:
     """Return whether a path exists; not for what is too long to be one, or none for another reason."""
     try:

@@ -93,15 +93,16 @@ def publish_adapter(
 ) -> T:
     """Write the folder in a workspace and give it the output's name."""
     with told(workspace.folder):
-        _fill(workspace.payload, workspace.output.name, tensors, config, record)
+        fill_adapter(workspace.payload, workspace.output.name, tensors, config, record)
     found = check(workspace.payload)
     workspace.publish(ADAPTER.may_replace if overwrite else None)
     return found
 
 
-def _fill(
+def fill_adapter(
     folder: Path, name: str, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], record: Mapping[str, Any]
 ) -> None:
+    """Write an adapter's files into a folder, which is made anew."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}

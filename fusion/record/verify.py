@@ -38,15 +38,8 @@ def _check(folder: Path, records: Sequence[FileRecord]) -> int:
     return sum(record.nbytes for record in records)
 
 
-def _refuse_unknown(folder: Path, records: Sequence[FileRecord]) -> None:
-    known = {record.name for record in records}
-    unknown = next((file for file in files_of(folder) if file.relative_to(folder).as_posix() not in known), None)
-    if unknown is not None:
-        raise CheckpointError(f"`{unknown}` is not in the manifest")
-
-
-def verify_files(folder: Path) -> tuple[Manifest, int]:
-    """Compare every file that an output had when it was made with its manifest; return that, and the bytes read.
+def verify_files(folder: Path) -> tuple[Manifest, Verified]:
+    """Compare every file that an output had when it was made with the digests in its manifest; return both.
 
     Raises:
         CheckpointError: The first difference, in one sentence.
@@ -54,7 +47,14 @@ def verify_files(folder: Path) -> tuple[Manifest, int]:
     manifest = Manifest.read(folder)
     records = (*manifest.outputs, *manifest.companions)
     _refuse_unknown(folder, records)
-    return manifest, _check(folder, records)
+    return manifest, Verified(made_by=manifest.method, num_files=len(records), nbytes=_check(folder, records))
+
+
+def _refuse_unknown(folder: Path, records: Sequence[FileRecord]) -> None:
+    known = {record.name for record in records}
+    unknown = next((file for file in files_of(folder) if file.relative_to(folder).as_posix() not in known), None)
+    if unknown is not None:
+        raise CheckpointError(f"`{unknown}` is not in the manifest")
 
 
 def _verify_adapter(folder: Path, inputs: Sequence[Path | str]) -> Verified:
@@ -84,8 +84,8 @@ def verify(output: Path | str, inputs: Sequence[Path | str] = ()) -> Verified:
     folder = Path(output)
     if (folder / ADAPTER_RECORD).is_file():
         return _verify_adapter(folder, inputs)
-    manifest, nbytes = verify_files(folder)
-    num_files = len(manifest.outputs) + len(manifest.companions)
+    manifest, found = verify_files(folder)
+    nbytes, num_files = found.nbytes, found.num_files
     present = [folder / name for name in (SBOM, PROVENANCE) if (folder / name).exists()]
     expected = statements(folder, manifest) if present else {}
     for file in present:
