@@ -33,6 +33,7 @@ from . import (
     patch,
     repair,
     report,
+    rerun,
     status,
     suite,
     sweep,
@@ -58,7 +59,7 @@ app = typer.Typer(
 FAMILIES = {
     "Repair": (repair, fuse, calibrate, demo),
     "Score and choose": (compare, evaluate, suite, sweep, benchmark, bound),
-    "Look and check": (inspect, verify, status, report),
+    "Look and check": (inspect, verify, status, report, rerun),
     "Merge several": (merge, lora, untie),
     "Keep as a patch": (patch,),
     "Train without forgetting": (lora_train, lora_sweep, lora_sparse),
@@ -165,8 +166,10 @@ def main() -> None:
 
 def _unforeseen(error: Exception) -> SculptError:
     """Return what is told of a failure that nobody foresaw."""
-    from ..fusion.errors import SculptError, first_line
+    from ..fusion.errors import SculptError, first_line, missing_extra
 
+    if isinstance(error, ImportError) and (missing := missing_extra(error)) is not None:
+        return missing
     if isinstance(error, OSError):
         return SculptError(f"{error.strerror or error}" + (f": `{error.filename}`" if error.filename else ""))
     if isinstance(error, MemoryError):

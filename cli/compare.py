@@ -10,7 +10,7 @@ import typer
 
 from .evaluate import ScoringOptions
 from .flags import FlagGroup, with_options
-from .options import AsJson
+from .options import AsJson, refuse_missing
 
 HELP = """Show what models answer to the same prompts, side by side: base, fine-tune and repair, say.
 
@@ -59,8 +59,7 @@ def compare_command(
 
     if prompts is None and not prompt:
         raise DataError("there is nothing to ask", hint="`--prompts FILE` or `--prompt TEXT` says what")
-    if prompts is not None and not prompts.exists():
-        raise DataError(f"`{prompts}` does not exist")
+    refuse_missing(models, [] if prompts is None else [prompts])
     names = [find_model(model).name for model in models]
     quiet_libraries()
     from ..evaluate.answers import answers_of, as_chat, prompt_of, read_prompts, told

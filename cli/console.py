@@ -150,6 +150,7 @@ def table(
         return
     to = console if aside else answers
     cells = [[shown(cell) for cell in row] for row in rows]
+    columns = [*map(shown, columns)]
     head, *body = table_lines(columns, cells, to.width if to.is_terminal else None, bar=bar, text=text)
     if aside:
         say("\n".join([title, head, *body, *([] if note is None else [note])]))
@@ -166,11 +167,12 @@ def show_chart(title: str, chart: str, *, asked: bool | None = None) -> None:
     """Print a chart in letters, where it is asked for; by default where there is a terminal to look at it."""
     if answers.is_terminal if asked is None else asked:
         out(f"\n{title}" if title else "")
-        answers.print(chart, markup=False, highlight=False, soft_wrap=True)
+        answers.print(Text("\n".join(map(shown, chart.split("\n")))), soft_wrap=True)
 
 
 def paragraphs(rows: Sequence[tuple[str, str]]) -> None:
     """Print names with a text of any length beside each, on stdout."""
+    rows = [(shown(name), text) for name, text in rows]
     width = max((len(name) for name, _ in rows), default=0)
     for name, text in rows:
         room = max(20, (answers.width if answers.is_terminal else 10_000) - width - 4)

@@ -15,7 +15,7 @@ from ..fusion.methods import TwoSided
 from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.calibration import SHIPPED, Calibration
 from ..fusion.run.settings import Settings
-from .evaluate import ScoringOptions, SuiteFile, refuse_missing
+from .evaluate import ScoringOptions, SuiteFile
 from .flags import FlagGroup, given_flags, with_options
 from .fuse import command_line
 from .options import (
@@ -30,6 +30,7 @@ from .options import (
     TunedPath,
     protection_of,
     refuse_idle,
+    refuse_missing,
 )
 
 if TYPE_CHECKING:
@@ -178,8 +179,7 @@ def run_sweep_command(
     from .console import print_json, quiet_libraries, say
     from .progress import progress_bar
 
-    refuse_missing(suite)
-    calibration.refuse_missing()
+    refuse_missing([base, tuned], [suite, *calibration.files()])
     quiet_libraries()
     from ..api import prepare_fuse
     from ..evaluate.choice import Pick
@@ -191,7 +191,7 @@ def run_sweep_command(
     from ..fusion.checkpoint import find_model
     from ..fusion.checkpoint.identity import digest_of_data
     from ..fusion.checkpoint.output.guard import CHECKPOINT, SWEEP, refuse_output
-    from ..fusion.checkpoint.output.workspace import payload_of
+    from ..fusion.checkpoint.output.workspace import payload_of, repair
     from ..fusion.errors import MethodError
     from ..fusion.run.fuse import resume_facts
     from ..measuring import statistics
@@ -286,13 +286,24 @@ def run_sweep_command(
             if best is not None and model is not None:
                 if steps is None or not steps.is_made(model, asked, CHECKPOINT, overwrite=overwrite):
                     _write_model(
-                        live, best, provenance, model, called=model.name, overwrite=overwrite, within=processes
+                        live,
+                        swept,
+                        best,
+                        provenance,
+                        model,
+                        called=model.name,
+                        overwrite=overwrite,
+                        within=processes,
                     )
             elif best is not None:
-                _write_model(live, best, provenance, payload / "fused", called=called, overwrite=True, within=processes)
-            processes.publish(
-                lambda made: _write_results(made, swept, content), SWEEP.may_replace if overwrite else None
-            )
+                fused = payload / "fused"
+                _write_model(live, swept, best, provenance, fused, called=called, overwrite=True, within=processes)
+
+            def fill(made: Path) -> None:
+                _write_results(made, swept, content)
+                repair(made / "fused")  # what could not be removed beside the model would go with it
+
+            processes.publish(fill, SWEEP.may_replace if overwrite else None)
             say(f"wrote table and figures to {folder}")
     if failure is not None:
         raise failure
@@ -373,6 +384,7 @@ def _write_results(folder: Path, swept: Sweep, content: dict[str, object]) -> No
 
 def _write_model(
     live: LiveFuse,
+    swept: Sweep,
     best: Point,
     provenance: dict[str, object] | None,
     output: Path,
@@ -384,12 +396,14 @@ def _write_model(
     from ..fusion.checkpoint.output.processes import Processes
     from .progress import progress_bar
 
+    scored = {point.family: point.scores.measures for point in swept.points if point.is_reference}
     with progress_bar("fusing") as report:
         live.write(
             best.method,
             best.blocks,
             best.protection,
             provenance=provenance,
+            scores={**scored, called: best.scores.measures},
             command=command_line(),
             output=output,
             called=called,

@@ -143,6 +143,7 @@ class LiveFuse:
         output: Path | None = None,
         called: str | None = None,
         provenance: Mapping[str, Any] | None,
+        scores: Mapping[str, Mapping[str, float]] | None = None,
         command: str | None = None,
         overwrite: bool = False,
         processes: Processes | None = None,
@@ -154,12 +155,13 @@ class LiveFuse:
             output: In place of the prepared fuse's.
             called: What the model card calls the model. Default: the output's own name.
             provenance: Where the curvature came from.
+            scores: What the model card says of it and of what it was made of, by model.
             processes: That write it together.
         """
         settings, method = self._with(protection).settings, method.for_models(1)
         measured = method.uses_curvature or protection is not None
         prepared = prepare_plan(self.plan_of(method, blocks), output=output or self.prepared.output, settings=settings)
-        prepared = replace(prepared, called=called, processes=processes or Processes(Launch()))
+        prepared = replace(prepared, called=called, scores=scores, processes=processes or Processes(Launch()))
         return execute(
             prepared,
             curvature=self.curvature if measured else None,

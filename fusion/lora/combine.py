@@ -134,7 +134,7 @@ def combine_adapters(
                 ],
                 **report.as_json(),
             }
-            fill_adapter(payload, tensors, _config(found, ranks), record)
+            fill_adapter(payload, folder.name, tensors, _config(found, ranks), record)
 
         processes.publish(fill, ADAPTER.may_replace if overwrite else None)
     return report

@@ -164,16 +164,6 @@ class Calibration(SampleRun):
                 if getattr(self, name) is not None:
                     raise MethodError(f"`{name}` has no use where nothing is calibrated", options=[name])
 
-    def refuse_missing(self) -> None:
-        """Refuse files that are not there, before anything long is begun.
-
-        Raises:
-            DataError: One is not.
-        """
-        for path in self.files():
-            if not path.exists():
-                raise DataError(f"`{path}` does not exist")
-
     def files(self) -> list[Path]:
         """Return every path that it names: of data, and of statistics."""
         general = None if self.protect is None else [side.source for side in self.sides if not side.is_shipped]

@@ -79,6 +79,7 @@ class Prepared:
         configuration: What `config.json` and `generation_config.json` will say.
         finish: Changes what was copied beside the weights, in the folder that it is given; or None.
         called: What the model card calls the output. Default: its own name, a patch's without its ending.
+        scores: What the model card says that it reached, by model: it was scored before it was written.
         processes: That share the work.
     """
 
@@ -92,6 +93,7 @@ class Prepared:
     encodings: Mapping[str, Encoding] = field(default_factory=dict)
     finish: Callable[[Path], None] | None = None
     called: str | None = None
+    scores: Mapping[str, Mapping[str, float]] | None = None
     processes: Processes = field(default_factory=Processes)
 
     @property
@@ -484,7 +486,8 @@ def _add_files(
     if compare is not None:
         manifest = replace(manifest, moved=compare(folder) if prepared.settings.emit == "checkpoint" else NOT_COMPARED)
     own_name = prepared.output.name if prepared.settings.emit == "checkpoint" else prepared.output.stem
-    (folder / "README.md").write_text(model_card(plan, manifest, prepared.called or own_name), encoding="utf-8")
+    card = model_card(plan, manifest, prepared.called or own_name, config=prepared.config, scores=prepared.scores)
+    (folder / "README.md").write_text(card, encoding="utf-8")
     manifest = replace(manifest.of_folder(folder, prepared.settings.digest), files=prepared.companions.told(folder))
     manifest.write(folder)
     return manifest

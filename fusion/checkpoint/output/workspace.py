@@ -45,6 +45,7 @@ COMMITTING = "committing"
 REPLACED = "replaced"
 SUFFIX = ".partial"
 STEPS = f".steps{SUFFIX}"  # beside the last of several outputs
+ATTEST = f".attest{SUFFIX}"  # beside an output that statements are made of
 JOURNAL = "journal.jsonl"
 STATE = "state.json"
 CHECKPOINTS = "checkpoints"
