@@ -17,13 +17,13 @@ from .fusion.arithmetic.two_sided import counted_together
 from .fusion.checkpoint import ModelRef, Source
 from .fusion.checkpoint.identity import identities, refuse_changed
 from .fusion.checkpoint.output.guard import refuse_inputs
-from .fusion.checkpoint.output.launch import Launch
+from .fusion.checkpoint.output.processes import Processes
 from .fusion.errors import CurvatureError, MethodError, SculptError, Way
 from .fusion.progress import Progress, silent
 from .fusion.record.manifest import file_digest
 from .fusion.run.calibration import FROM_DELTA, GENERAL, STATISTICS, Calibration, SampleRun
 from .fusion.run.diff import changed_outputs
-from .fusion.run.fuse import Prepared
+from .fusion.run.fuse import Needs, Prepared
 
 if TYPE_CHECKING:
     from .fusion.arithmetic.two_sided import Protection
@@ -135,17 +135,8 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
         yield Statistics(curvature=None, provenance=None, why_missing=dict)
         return
     names = _names(prepared)
-    refuse_inputs(prepared.output, calibration.files())
     before = identities(file for file in calibration.files() if file.suffix == STATISTICS)
-    options = calibration.of_tuned(len(prepared.plan.tuned))
-    general = calibration.of_general() if protection is not None else []
-    if protection is None:
-        _refuse_idle_delta(options)
-    else:
-        _refuse_useless_target(protection, prepared.method, options, general)
-    # Without samples the delta stands in for a tuned model's.
-    measured = [(k, 1.0, own) for k, own in enumerate(options, start=1) if protection is None or own.has_samples]
-    measured += [(0, side.weight, own) for side, own in zip(calibration.sides, general, strict=False)]
+    measured = _to_measure(prepared, calibration)
     models = _models(prepared, names, [(place, weight) for place, weight, _ in measured])
     shares = _Shares(progress, len(models))
     with ExitStack() as stack:
@@ -160,8 +151,9 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
             refuse_changed=lambda: refuse_changed(before),
             compare=None
             if protection is None or not calibration.protect_check
-            else _comparison(
+            else comparison(
                 prepared.plan.base,
+                prepared.plan.tuned,
                 calibration,
                 [one.provenance for model, one in zip(models, found, strict=True) if not model.place],
                 progress,
@@ -169,21 +161,100 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
         )
 
 
-def _comparison(
-    base: Source, calibration: Calibration, general: Sequence[Mapping[str, Any]], progress: Progress
+def _to_measure(prepared: Prepared, calibration: Calibration) -> list[tuple[int, float, Calibration]]:
+    """Return which models are measured, by their place in a group, each with a weight and what it is measured on.
+
+    Raises:
+        SculptError: That would come to nothing.
+    """
+    protection = prepared.settings.protection
+    refuse_inputs(prepared.output, calibration.files())
+    options = calibration.of_tuned(len(prepared.plan.tuned))
+    general = calibration.of_general() if protection is not None else []
+    if protection is None:
+        _refuse_idle_delta(options)
+    else:
+        _refuse_useless_target(protection, prepared.method, options, general)
+    # Without samples the delta stands in for a tuned model's.
+    measured = [(k, 1.0, own) for k, own in enumerate(options, start=1) if protection is None or own.has_samples]
+    return measured + [(0, side.weight, own) for side, own in zip(calibration.sides, general, strict=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a fuse is expected to take on a CPU, with what is measured on its way.
+
+    Attributes:
+        seconds: About.
+        samples: A sentence about what each model is measured on.
+    """
+
+    needs: Needs
+    seconds: float
+    samples: tuple[str, ...] = ()
+
+
+def expected(prepared: Prepared, calibration: Calibration) -> Expected:
+    """Return what a fuse takes, by headers, a look at the samples and a trial of this machine; nothing is run.
+
+    Raises:
+        SculptError: Samples cannot be read, or would come to nothing.
+    """
+    from .fusion.run.bill import PROCESS_BYTES
+    from .fusion.run.trial import seconds_to_fuse
+    from .hessian.forecast import COMPARED, forecast, samples_of, seconds_to_read, whole_model
+
+    needs, seconds, protection = prepared.needs(), seconds_to_fuse(prepared), prepared.settings.protection
+    if not calibration.enabled or not (protection is not None or prepared.method.uses_curvature):
+        return Expected(needs=needs, seconds=seconds)
+    models = (prepared.plan.base, *prepared.plan.tuned)
+    full = prepared.method.needs_gram or (protection is not None and protection.needs_gram)
+    told, held, logits, libraries, whole = [], 0, 0, 0, 0
+    for place, _, own in _to_measure(prepared, calibration):
+        if own.hessian is not None:
+            continue
+        model, samples = models[place], samples_of(own.data, own, models[place])
+        found = forecast(model, samples, full=full, memory=own.memory)
+        told.append(f"{model.ref} is run on {samples.name}: {samples.num_rows} rows, about {samples.num_tokens} tokens")
+        seconds, held, libraries = seconds + found.seconds, held + found.held, found.libraries
+        logits = max(logits, found.logits)
+        whole = max(whole, whole_model(model) if samples.written else 0)
+    if protection is not None and calibration.protect_check and prepared.settings.emit == "checkpoint":
+        whole = max(whole, 2 * whole_model(models[0]) + held + logits)  # beside what was run and is not let go yet
+        seconds += 2 * seconds_to_read(models[0], COMPARED)
+    bill = prepared.bill(prepared.backend())
+    tiles = bill.expected - bill.process - bill.whole
+    height = max(held + logits + tiles, bill.whole + tiles, whole)
+    memory = height + max(bill.process, PROCESS_BYTES + libraries)
+    return Expected(needs=replace(needs, memory=memory), seconds=seconds, samples=tuple(told))
+
+
+def comparison(
+    base: Source,
+    tuned: Sequence[Source],
+    calibration: Calibration,
+    general: Sequence[Mapping[str, Any]],
+    progress: Progress,
 ) -> Callable[[Path], Mapping[str, Any]]:
-    """Return what says of a fused folder how far it moved from its base; of what it cannot say, why not."""
+    """Return what says of a fused folder how far it moved from its base, and of one fine-tune that was measured on
+    samples what is left of its gain on others of them; of what it cannot say, why not."""
     seen = [(one["seed"], dict(one["kind_samples"])) for one in general if one.get("data") == GENERAL]
 
     def compare(folder: Path) -> Mapping[str, Any]:
+        from .predict.gain import gain_kept
         from .predict.movement import HowToRun, movement
 
         how = HowToRun(**{field.name: getattr(calibration, field.name) for field in fields(HowToRun)})
         try:
-            return movement(
+            moved = movement(
                 base, folder, how, chats=calibration.protect_chats, seed=calibration.seed, measured=seen,
                 progress=progress,
             ).as_json()  # fmt: skip
+            own = calibration.of_tuned(len(tuned))
+            if len(own) > 1 or own[0].hessian is not None or not isinstance(own[0].data, (str, Path)):
+                return moved
+            gain = gain_kept(base, tuned[0], folder, how, own[0].data, own[0]) if own[0].has_samples else None
+            return moved if gain is None else {**moved, "gain": gain.as_json()}
         except SculptError as error:  # what was fused is whole, whatever cannot be said of it
             return {"why_not": error.message}
 
@@ -285,7 +356,9 @@ def _measured(
         return _measured_before(model, calibration, prepared.settings.digest)
     from .hessian.parallel import in_step
 
-    session = stack.enter_context(_session(model, calibration, progress, prepared.processes.launch))
+    if prepared.processes.are_several:  # before the samples are drawn, as answers among them are shared
+        stack.enter_context(prepared.processes.meet(prepared.output, made_by="fuse"))
+    session = stack.enter_context(_session(model, calibration, progress, prepared.processes))
     seen: dict[str, None] = {}
 
     def blocks() -> Iterator[Mapping[str, Curvature]]:
@@ -337,9 +410,8 @@ def _is_of(fingerprint: str, model: MeasuredModel) -> str:
     return "" if whose is None else f"they are those of {whose}: are base and tuned swapped? Else "
 
 
-def _session(model: MeasuredModel, calibration: Calibration, progress: Progress, launch: Launch) -> Session:
+def _session(model: MeasuredModel, calibration: Calibration, progress: Progress, processes: Processes) -> Session:
     from .hessian import CalibrationOptions
-    from .hessian.parallel import own_device
     from .hessian.session import Session
 
     options = CalibrationOptions(
@@ -350,10 +422,7 @@ def _session(model: MeasuredModel, calibration: Calibration, progress: Progress,
         only_changed=model.base,
         **{field.name: getattr(calibration, field.name) for field in fields(SampleRun)},
     )
-    options = replace(options, device=own_device(options.device, launch))
-    return Session(
-        model.checkpoint.ref, options, progress=progress, share=(launch.rank, launch.count), wanted=model.wanted
-    )
+    return Session(model.checkpoint.ref, options, progress=progress, processes=processes, wanted=model.wanted)
 
 
 def _provenance(models: Sequence[MeasuredModel], found: Sequence[Measured], num_tuned: int) -> dict[str, Any]:
@@ -466,10 +535,11 @@ class _Shares:
         self._done = [(0, 0)] * num_models
 
     def of(self, k: int) -> Progress:
-        """Return what one model reports to."""
+        """Return what one model reports to; how much there is in all is known once each has said its part."""
 
         def report(done: int, total: int, what: str) -> None:
             self._done[k] = (done, total)
-            self._progress(sum(d for d, _ in self._done), sum(t for _, t in self._done), what)
+            totals = [t for _, t in self._done]
+            self._progress(sum(d for d, _ in self._done), sum(totals) if all(totals) else 0, what)
 
         return report

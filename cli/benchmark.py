@@ -12,7 +12,7 @@ from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
-from .evaluate import ScoringOptions, SuiteFile, refuse_missing
+from .evaluate import ScoringOptions, SuiteFile
 from .flags import FlagGroup, given_flags, with_options
 from .options import (
     CALIBRATION,
@@ -24,6 +24,7 @@ from .options import (
     BasePath,
     TunedPath,
     protection_of,
+    refuse_missing,
 )
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ Tables = Annotated[
     list[Path] | None,
     typer.Option("--output", "-o", help="File for the table, .csv, .md or .tex; repeatable.", metavar="FILE"),
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier tables.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,7 @@ def benchmark_command(
     tuned: TunedPath,
     suite: SuiteFile,
     output: Tables = None,
+    overwrite: Overwrite = False,
     json: AsJson = False,
     *,
     compared: CompareOptions,
@@ -110,18 +113,24 @@ def benchmark_command(
     settings: Settings,
 ) -> None:
     """Score every row, show the table, and write it."""
-    from .console import print_json, progress_bar, quiet_libraries, say
+    from .console import quiet_libraries, say
+    from .progress import progress_bar
 
-    refuse_missing(suite)
+    refuse_missing([base, tuned], [suite, *calibration.files()])
     quiet_libraries()
     from ..api import prepare_fuse
     from ..evaluate.comparison import PAPERS, Contender, compare, table_of
     from ..evaluate.live_fuse import LiveFuse, held_curvature
+    from ..evaluate.resume import files_of
     from ..evaluate.suite import read_suite
+    from ..evaluate.tables import refuse_tables
     from ..fusion.methods import AdaDare, TwoSided
-    from ..measuring import statistics
+    from ..measuring import statistics, with_found
 
     read = read_suite(suite)
+    suites = [suite, *([compared.choose_on] if compared.choose_on else [])]
+    read_files = [file for each in suites for file in (each, *files_of(read_suite(each)))]
+    refuse_tables(output or (), [base, tuned, *read_files, *calibration.files()], overwrite=overwrite)
     protects = protection_of(protection, calibration, given_flags(ctx))
     texts = split_methods(compared.methods) if compared.methods else [*PAPERS, *([TwoSided.name] if protects else [])]
     contenders = [Contender.parse(text, protects) for text in texts]
@@ -134,6 +143,9 @@ def benchmark_command(
         settings=replace(settings, device=scoring.device, selection=selection, policies=policies, protection=protects),
         overwrite=True,  # nothing is written
     )
+    calibration, notes = with_found(prepared, calibration)
+    for note in notes:
+        say(note)
     with (
         progress_bar("calibrating", unit="steps") as report,
         statistics(prepared, replace(calibration, seed=settings.seed, device=scoring.device), progress=report) as found,
@@ -150,11 +162,11 @@ def benchmark_command(
             batch_size=scoring.batch_size,
             progress=report,
         )
-    _show(table_of(entries), read.name, output, shown=not json)
+    found = table_of(entries)
+    _show(found, read.name, {"suite": read.name, "rows": [entry.as_json() for entry in entries]} if json else None)
+    _write(found, output, overwrite=overwrite)
     if best is not None and best.suite.content == read.content and best.suite.folder == read.folder:
         say("note: strengths were chosen on what is reported, which flatters whatever has one")
-    if json:
-        print_json({"suite": read.name, "rows": [entry.as_json() for entry in entries]})
 
 
 def _best(compared: CompareOptions) -> Best | None:
@@ -186,26 +198,35 @@ def scores_command(
         list[str], typer.Option(help="A task that the models were fine-tuned on; repeatable. All others are general.")
     ],
     output: Tables = None,
+    overwrite: Overwrite = False,
     json: AsJson = False,
 ) -> None:
     """Show the table with its means."""
     from ..evaluate.given_scores import read_lines, scores_from_table
-    from .console import print_json
+    from ..evaluate.tables import refuse_tables
 
+    refuse_tables(output or (), [file], overwrite=overwrite)
     table, values = scores_from_table(read_lines(file), target, source=file.name)
-    _show(table, file.name, output, shown=not json)
-    if json:
-        print_json({"rows": values})
+    _show(table, file.name, {"rows": values} if json else None)
+    _write(table, output, overwrite=overwrite)
 
 
-def _show(shown_table: Table, title: str, output: list[Path] | None, *, shown: bool) -> None:
-    from .console import say, table
+def _show(shown: Table, title: str, plain: dict[str, object] | None) -> None:
+    """Print a table, or its plain values, before anything can go wrong with files."""
+    from .console import print_json, table
+
+    if plain is None:
+        table(title, list(shown.columns), [list(row) for row in shown.rows])
+    else:
+        print_json(plain)
+
+
+def _write(shown: Table, output: list[Path] | None, *, overwrite: bool) -> None:
+    from .console import say
 
     for file in output or ():
-        shown_table.write(file)
+        shown.write(file, overwrite=overwrite)
         say(f"wrote {file}")
-    if shown:
-        table(title, list(shown_table.columns), [list(row) for row in shown_table.rows])
 
 
 def register(app: typer.Typer) -> None:

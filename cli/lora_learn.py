@@ -70,7 +70,7 @@ def learn_weights(
     from ..learn.continual import Experience, learn_continually
     from ..learn.merged_model import MergedModel
     from ..learn.training import Learning, learn, score
-    from .console import progress_bar
+    from .progress import progress_bar
 
     data = options.buffer or options.buffer_from
     if data is None or (options.buffer is not None and options.buffer_from is not None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,7 +25,9 @@ BaseOption = Annotated[Path | None, typer.Option("--base", help="The base, for a
 TunedOption = Annotated[
     list[Path] | None, typer.Option("--tuned", help="A fine-tune, for a recipe that names none; may be repeated.")
 ]
-PrintPlan = Annotated[bool, typer.Option("--print-plan", help="Print the plan, from headers alone, and stop.")]
+PrintPlan = Annotated[
+    bool, typer.Option("--print-plan", help="Print the plan, what memory and time it takes, and stop.")
+]
 Parts = Annotated[
     Path | None,
     typer.Option("--parts", help="Folder of the named recipes that others use. Default: OUTPUT-parts."),
@@ -68,6 +71,7 @@ def merge_command(
 
         sculpt merge adadare --base base/ --tuned sft/ -o fused/
     """
+    from ..fusion.checkpoint.output.steps import steps_of
     from ..fusion.recipe.prepare import prepare_recipe
     from ..fusion.recipe.read import find_recipe, read_recipes
     from ..fusion.recipe.several import in_order
@@ -78,28 +82,33 @@ def merge_command(
     file, given = find_recipe(recipe), given_flags(ctx)
     folder = parts or output.with_name(output.name + "-parts")
     flags = replace(settings, selection=selection, policies=policies)
-    for one, target in in_order(read_recipes(file), output, folder):
-        found = _between(one, base, tuned)
-        if print_plan and any(
-            Path(name.path).parent == folder and not Path(name.path).exists() for name in found.named_models()
-        ):
-            say(f"`{target}` is planned once the recipes that it uses have run")
-            continue
-        measured = merged_calibration(found, calibration, given)
-        protected = protection_of(protection, measured, given, found.run.protection)
-        run_prepared(
-            prepare_recipe(
-                with_protected_defaults(found, protected),
-                output=target,
-                near=file.parent,
-                settings=replace(merged_settings(found, flags, given), protection=protected),
+    recipes = read_recipes(file)
+    several = len(recipes) > 1 and not print_plan
+    with steps_of(output, made_by="merge") if several else nullcontext() as steps:
+        for one, target in in_order(recipes, output, folder):
+            found = _between(one, base, tuned)
+            if print_plan and any(
+                Path(name.path).parent == folder and not Path(name.path).exists() for name in found.named_models()
+            ):
+                say(f"`{target}` is planned once the recipes that it uses have run")
+                continue
+            measured = merged_calibration(found, calibration, given)
+            protected = protection_of(protection, measured, given, found.run.protection)
+            run_prepared(
+                prepare_recipe(
+                    with_protected_defaults(found, protected),
+                    output=target,
+                    near=file.parent,
+                    settings=replace(merged_settings(found, flags, given), protection=protected),
+                    overwrite=overwrite or print_plan or (steps is not None and steps.has_appeared(target)),
+                ),
+                measured,
+                dry_run=print_plan,
                 overwrite=overwrite,
-            ),
-            measured,
-            dry_run=print_plan,
-            overwrite=overwrite,
-            json=json,
-        )
+                json=json,
+                given=given,
+                steps=steps,
+            )
 
 
 def _between(recipe: Recipe, base: Path | None, tuned: list[Path] | None) -> Recipe:

@@ -93,6 +93,6 @@ def prepare_named(
         output=target.output or default_output(tuned, made_by(recipe.method, protects=protected is not None)),
         near=find_recipe(config).parent,
         settings=replace(merged_settings(recipe, flags, given), protection=protected),
-        overwrite=target.overwrite,
+        overwrite=target.may_exist,
     )
     return prepared, calibration

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,7 @@ from .options import (
     SELECTION,
     SETTINGS,
     BasePath,
+    DryRun,
     Target,
     TunedPath,
 )
@@ -69,6 +71,7 @@ def repair(
         Path | None, typer.Option("--output", "-o", help="Output folder. Default: TUNED-repaired, beside TUNED.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of sculpt.")] = False,
+    dry_run: DryRun = False,
     *,
     choice: Choice,
     calibration: Calibration,
@@ -81,62 +84,86 @@ def repair(
     """Protect the base, at the best λ of a suite if there is one; report."""
     from ..evaluate.report import PAGE
     from ..fusion.checkpoint import find_model
-    from ..fusion.checkpoint.output.guard import refuse_output
+    from ..fusion.checkpoint.output.guard import refuse_inputs, refuse_output
+    from ..fusion.checkpoint.output.steps import steps_of
+    from ..fusion.checkpoint.output.workspace import identity_of
+    from ..fusion.launch import launched
     from .console import out
     from .fuse import run_fuse
     from .report import write_report
 
     made = output or find_model(tuned).beside("-repaired")
     page = made.with_name(f"{made.name}-report.html")
-    refuse_output(page, [base, tuned], PAGE, overwrite=overwrite)
     if calibration.protect is None:
         calibration = replace(calibration, protect=SHIPPED)
     given, scores = given_flags(ctx), []
-    if choice.suite is None:
-        _refuse_idle(choice)
-        weight = None if choice.protect_weight is None else float(choice.protect_weight)
-        run_fuse(
-            base,
-            [tuned],
-            method=TwoSided(),
-            target=Target(output=made, overwrite=overwrite),
-            settings=replace(settings, device=scoring.device),
-            selection=selection,
-            policies=policies,
-            calibration=calibration,
-            protection=replace(protection, weight=weight),
-            given=given,
-            json=False,
+    inputs = [base, tuned, *calibration.files(), *([choice.suite] if choice.suite else [])]
+    for place in (made, page):
+        refuse_inputs(place, inputs)
+    with nullcontext() if dry_run else steps_of(page, made_by="repair") as steps:
+        refuse_output(
+            page, inputs, PAGE, overwrite=overwrite or dry_run or (steps is not None and steps.has_appeared(page))
         )
-    else:
-        from .sweep import GridOptions, run_sweep_command
+        if choice.suite is None:
+            _refuse_idle(choice)
+            weight = None if choice.protect_weight is None else _number(choice.protect_weight)
+            run_fuse(
+                base,
+                [tuned],
+                method=TwoSided(),
+                target=Target(output=made, overwrite=overwrite, dry_run=dry_run),
+                settings=replace(settings, device=scoring.device),
+                selection=selection,
+                policies=policies,
+                calibration=calibration,
+                protection=replace(protection, weight=weight),
+                given=given,
+                json=False,
+                steps=steps,
+            )
+        else:
+            from .sweep import GridOptions, run_sweep_command
 
-        has_samples = calibration.data is not None or calibration.hessian is not None
-        tables = run_sweep_command(
-            base,
-            tuned,
-            choice.suite,
-            output=made.with_name(f"{made.name}-sweep"),
-            model=made,
-            overwrite=overwrite,
-            json=False,
-            charts=False,
-            grid=GridOptions(
-                method=[TwoSided.name],
-                pick=choice.pick or "h-score",
-                protect_weight=choice.protect_weight or (WITH_DATA if has_samples else WITHOUT),
-            ),
-            calibration=calibration,
-            protection=protection,
-            scoring=scoring,
-            settings=replace(settings, selection=selection, policies=policies),
-            given=given,
-        )
-        assert tables is not None
-        scores = [tables / "sweep.json"]
-    write_report(made, page, scores, overwrite=overwrite)
+            has_samples = calibration.data is not None or calibration.hessian is not None
+            tables = run_sweep_command(
+                base,
+                tuned,
+                choice.suite,
+                output=made.with_name(f"{made.name}-sweep"),
+                model=made,
+                overwrite=overwrite,
+                json=False,
+                charts=False,
+                grid=GridOptions(
+                    method=[TwoSided.name],
+                    pick=choice.pick or "h-score",
+                    protect_weight=choice.protect_weight or (WITH_DATA if has_samples else WITHOUT),
+                ),
+                calibration=calibration,
+                protection=protection,
+                scoring=scoring,
+                settings=replace(settings, selection=selection, policies=policies),
+                given=given,
+                steps=steps,
+                dry_run=dry_run,
+            )
+            assert tables is not None
+            scores = [tables / "sweep.json"]
+        if dry_run or not launched().is_first:  # of several processes one writes the page
+            return
+        if steps is None or not steps.is_made(page, {"of": identity_of(made)}, PAGE, overwrite=overwrite):
+            write_report(made, page, scores, overwrite=overwrite)
     out(f"{made} is the repaired model, {page} a page about it")
     out(f"what it answers now: sculpt compare {base} {tuned} {made} --prompts FILE")
+
+
+def _number(text: str) -> float:
+    from ..fusion.errors import MethodError
+
+    try:
+        return float(text)
+    except ValueError as error:
+        raise MethodError(f"`--protect-weight` is a number, got `{text}`") from error
 
 
 def _refuse_idle(choice: Choice) -> None:

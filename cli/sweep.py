@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from ..fusion.methods import TwoSided
 from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.calibration import SHIPPED, Calibration
 from ..fusion.run.settings import Settings
-from .evaluate import ScoringOptions, SuiteFile, refuse_missing
+from .evaluate import ScoringOptions, SuiteFile
 from .flags import FlagGroup, given_flags, with_options
 from .fuse import command_line
 from .options import (
@@ -26,9 +27,11 @@ from .options import (
     SETTINGS,
     AsJson,
     BasePath,
+    DryRun,
     TunedPath,
     protection_of,
     refuse_idle,
+    refuse_missing,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
     from ..evaluate.points import Point, Sweep
     from ..evaluate.suite import Suite
     from ..evaluate.sweep import Grid
+    from ..fusion.checkpoint.output.processes import Processes
+    from ..fusion.checkpoint.output.steps import Steps
+    from ..fusion.run.fuse import Prepared
 
 HELP = """Score fused models of many strengths, and sparsities, without writing one; then choose and write the best.
 
@@ -116,6 +122,7 @@ def sweep(
     charts: Annotated[
         bool | None, typer.Option("--charts/--no-charts", help="Draw curves in letters. Default: on a terminal.")
     ] = None,
+    dry_run: DryRun = False,
     json: AsJson = False,
     *,
     grid: GridOptions,
@@ -141,6 +148,7 @@ def sweep(
         scoring=scoring,
         settings=replace(settings, selection=selection, policies=policies),
         given=given_flags(ctx),
+        dry_run=dry_run,
     )
 
 
@@ -160,16 +168,19 @@ def run_sweep_command(
     given: Collection[str],
     charts: bool | None = None,
     model: Path | None = None,
+    steps: Steps | None = None,
+    dry_run: bool = False,
 ) -> Path | None:
     """Run a sweep, show it, and write what was asked for; return where the tables are, if they are anywhere.
 
     Args:
-        model: Where the chosen model goes. Default: `fused` in the folder of the tables.
+        model: Where the chosen model goes, before the tables get their name. Default: `fused` in their folder.
+        steps: Of a run that makes further outputs.
     """
-    from .console import print_json, progress_bar, quiet_libraries, say
+    from .console import print_json, quiet_libraries, say
+    from .progress import progress_bar
 
-    refuse_missing(suite)
-    calibration.refuse_missing()
+    refuse_missing([base, tuned], [suite, *calibration.files()])
     quiet_libraries()
     from ..api import prepare_fuse
     from ..evaluate.choice import Pick
@@ -180,11 +191,11 @@ def run_sweep_command(
     from ..evaluate.sweep import Grid, run_sweep
     from ..fusion.checkpoint import find_model
     from ..fusion.checkpoint.identity import digest_of_data
-    from ..fusion.checkpoint.output.guard import SWEEP, refuse_output
-    from ..fusion.checkpoint.output.workspace import Workspace, told
+    from ..fusion.checkpoint.output.guard import CHECKPOINT, SWEEP, refuse_output
+    from ..fusion.checkpoint.output.workspace import payload_of, repair
     from ..fusion.errors import MethodError
     from ..fusion.run.fuse import resume_facts
-    from ..measuring import statistics
+    from ..measuring import statistics, with_found
 
     read = read_suite(suite)
     known = read.measures()
@@ -206,7 +217,8 @@ def run_sweep_command(
     folder = output or (find_model(tuned).beside("-sweep") if grid.pick else None)
     given_files = [suite, *files_of(read), *calibration.files()]
     if folder is not None:
-        refuse_output(folder, [base, tuned, *given_files], SWEEP, overwrite=overwrite)
+        goes_on = steps is not None and steps.has_appeared(folder)
+        refuse_output(folder, [base, tuned, *given_files], SWEEP, overwrite=overwrite or dry_run or goes_on)
     methods = [family.at(0.5) for family in wanted.families]
     called = f"{find_model(tuned).beside('').name}-{wanted.families[0].method.name}"
     prepared = prepare_fuse(
@@ -215,12 +227,23 @@ def run_sweep_command(
         output=model or (None if folder is None else folder / "fused"),
         method=max(methods, key=lambda method: (method.uses_curvature, method.needs_gram)),
         settings=replace(settings, device=scoring.device, protection=wanted.protection),
-        overwrite=overwrite or grid.pick is None,
+        overwrite=overwrite or dry_run or grid.pick is None or (steps is not None and steps.has_appeared(model)),
     )
     if not (prepared.method.uses_curvature or wanted.protection is not None):
-        refuse_idle(calibration, prepared.method)
+        refuse_idle(calibration, prepared.method, given)
+    calibration, notes = with_found(prepared, calibration)
+    for note in notes:
+        say(note)
+    if dry_run:
+        _show_plan(prepared, calibration, read, wanted, json=json)
+        return folder
     with ExitStack() as stack:
-        workspace = None if folder is None else stack.enter_context(Workspace(folder, made_by="sweep"))
+        processes = prepared.processes
+        if folder is None and processes.are_several:
+            raise MethodError(
+                f"{processes.count} processes share a sweep where it has an output", hint="`--output` names one"
+            )
+        workspace = None if folder is None else stack.enter_context(processes.meet(folder, made_by="sweep"))
         calibration = replace(calibration, seed=settings.seed, device=scoring.device)
 
         def measure() -> tuple[Held, dict[str, Any] | None]:
@@ -230,7 +253,7 @@ def run_sweep_command(
             ):
                 return held_curvature(found), found.provenance
 
-        done = None
+        done, asked = None, {}
         if workspace is not None:
             facts = {
                 "fuse": resume_facts(prepared, None),
@@ -240,7 +263,12 @@ def run_sweep_command(
                 "data": {str(file): digest_of_data(file) for file in given_files if file.exists()},
                 "scoring": repr(scoring),
             }
-            done = stack.enter_context(KnownPoints(workspace, facts))
+            asked = {**facts, "grid": repr(wanted), "pick": grid.pick}
+            if steps is not None and folder is not None and steps.is_made(folder, asked, SWEEP, overwrite=overwrite):
+                if steps.has_appeared(model):
+                    return folder
+                refuse_output(folder, (), SWEEP, overwrite=overwrite)  # nothing was chosen
+            done = stack.enter_context(KnownPoints(processes, workspace, facts))
         held, provenance = measure() if done is None else done.curvature(measure)
         live = LiveFuse(prepared, held, device=scoring.device, dtype=scoring.dtype)
         with progress_bar("sweeping", unit="points") as report:
@@ -256,16 +284,24 @@ def run_sweep_command(
                 failure = error
         if best is not None:
             content["picked"] = best.as_json()
-        if workspace is not None:
-            workspace.payload.mkdir(exist_ok=True)
-            if best is not None and model is None:
-                _write_model(live, best, provenance, workspace.payload / "fused", called=called, overwrite=True)
-            with told(workspace.folder):
-                _write_results(workspace.payload, swept, content)
-            workspace.publish(SWEEP.may_replace if overwrite else None)
+        if folder is not None and workspace is not None:
+            payload = payload_of(workspace, folder)
+            payload.mkdir(exist_ok=True)
+            write = functools.partial(
+                _write_model, live, swept, provenance=provenance, calibration=calibration, within=processes
+            )
+            if best is not None and model is not None:
+                if steps is None or not steps.is_made(model, asked, CHECKPOINT, overwrite=overwrite):
+                    write(best, output=model, called=model.name, overwrite=overwrite)
+            elif best is not None:
+                write(best, output=payload / "fused", called=called, overwrite=True)
+
+            def fill(made: Path) -> None:
+                _write_results(made, swept, content)
+                repair(made / "fused")  # what could not be removed beside the model would go with it
+
+            processes.publish(fill, SWEEP.may_replace if overwrite else None)
             say(f"wrote table and figures to {folder}")
-        if best is not None and model is not None:
-            _write_model(live, best, provenance, model, called=model.name, overwrite=overwrite)
     if failure is not None:
         raise failure
     if best is not None:
@@ -274,6 +310,24 @@ def run_sweep_command(
     if json:
         print_json(content)
     return folder
+
+
+def _show_plan(prepared: Prepared, calibration: Calibration, suite: Suite, grid: Grid, *, json: bool) -> None:
+    """Print what a point takes, and how many there are, once the suite's rows can be read."""
+    from ..data.rows import open_rows
+    from ..evaluate.resume import files_of
+    from ..evaluate.sweep import num_points
+    from . import fuse_view
+    from .console import out, print_json
+
+    tasks = {file.name: len(open_rows(file)) for file in files_of(suite)}
+    points = num_points(grid)
+    if json:
+        print_json({**fuse_view.plan_json(prepared, calibration), "points": points, "rows": tasks})
+        return
+    fuse_view.show_plan(prepared, calibration)
+    out(f"suite {suite.name}: {', '.join(f'{rows} rows of {name}' for name, rows in tasks.items())}")
+    out(f"points {points or 'as many as the search takes'}, each scored on the suite")
 
 
 def _default(calibration: Calibration, given: Collection[str]) -> str:
@@ -327,27 +381,44 @@ def _write_results(folder: Path, swept: Sweep, content: dict[str, object]) -> No
 
 def _write_model(
     live: LiveFuse,
+    swept: Sweep,
     best: Point,
-    provenance: dict[str, object] | None,
-    output: Path,
     *,
+    provenance: dict[str, Any] | None,
+    calibration: Calibration,
+    output: Path,
     called: str,
     overwrite: bool,
+    within: Processes,
 ) -> None:
-    from .console import progress_bar
+    from ..fusion.checkpoint.output.processes import Processes
+    from ..measuring import comparison
+    from .fuse_view import show_moved
+    from .progress import progress_bar
 
+    scored = {point.family: point.scores.measures for point in swept.points if point.is_reference}
     with progress_bar("fusing") as report:
-        live.write(
+        compare, plan = None, live.prepared.plan
+        if best.protection is not None and calibration.protect_check and provenance is not None:
+            general: Any = provenance.get("general") or []
+            sides = general if isinstance(general, list) else [general]
+            compare = comparison(plan.base, plan.tuned, calibration, sides, report)
+        manifest = live.write(
             best.method,
             best.blocks,
             best.protection,
             provenance=provenance,
+            scores={**scored, called: best.scores.measures},
             command=command_line(),
             output=output,
             called=called,
             overwrite=overwrite,
+            processes=Processes(within=within),
+            compare=compare,
             progress=report,
         )
+    if manifest.moved is not None:
+        show_moved(manifest.moved, aside=True)
 
 
 def show(swept: Sweep, suite: Suite, *, charts: bool | None = None) -> None:
@@ -382,11 +453,7 @@ def register(app: typer.Typer) -> None:
     """Add `sweep`."""
     groups = {
         "grid": FlagGroup(of=GridOptions, panel="What is tried"),
-        "calibration": replace(
-            CALIBRATION,
-            flags={**CALIBRATION.flags, "batch_size": "calibration_batch_size"},
-            leave_out=(*CALIBRATION.leave_out, "protect_check"),
-        ),
+        "calibration": replace(CALIBRATION, flags={**CALIBRATION.flags, "batch_size": "calibration_batch_size"}),
         "protection": HELD,
         "scoring": FlagGroup(of=ScoringOptions, panel="Scoring"),
         "selection": SELECTION,

@@ -1,13 +1,16 @@
 """What a model forgot of its base and what it learned, answer by answer: in a mean over a task one hides the other.
 
-Right before and wrong after is lost, wrong before and right after is won. Some of both is guessing: if a model knows an
-answer or picks one of k alike, a wrong answer stands for 1/(k − 1) lucky ones, so that
+Right before and wrong after is lost, wrong before and right after is won. Some of both is guessing. Suppose that a
+model knows an answer or picks one of k alike: of its guesses (k − 1)/k are wrong and 1/k are right, so a share 1 − a
+that is wrong stands for (1 − a)/(k − 1) that is right by luck. Guesses before and after that have nothing to do with
+one another are lucky and then wrong, and likewise wrong and then lucky, for
 
-    (1 − a)·(1 − b) / (k − 1)        a, b: the shares that are right before and after
+    (1 − a)/(k − 1)·(1 − b)        a, b: the shares that are right before and after
 
-of each is expected by luck. What is left is forgotten and learned: Harmon et al., Mapping Post-Training Forgetting in
-Language Models at Scale, 2025. Luck goes both ways alike, so no less is forgotten than is lost more than won: where a
-model does not guess anew, as one that is close to its base does not, that is what remains.
+of the answers. What is left is forgotten and learned. The same suppositions are behind the adjustment for chance of
+Harmon et al., Mapping Post-Training Forgetting in Language Models at Scale (arXiv:2510.17776). Luck goes both ways
+alike, so no less is forgotten than is lost more than won: where a model does not guess anew, as one that is close to
+its base does not, that is what remains.
 """
 
 from __future__ import annotations

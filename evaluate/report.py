@@ -20,8 +20,15 @@ from ..fusion.record.records import TensorRecord
 from .heat_map import heat_maps
 
 TEMPLATE = "report.html.j2"
-PAGE = Kind(name="report", is_folder=False, is_ours=lambda file: GENERATOR in file.read_bytes()[:1000])
 GENERATOR = b'<meta name="generator" content="sculpt'
+
+
+def _is_page(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return GENERATOR in stream.read(1000)
+
+
+PAGE = Kind(name="report", is_folder=False, is_ours=_is_page)
 
 
 @dataclass(frozen=True, kw_only=True)

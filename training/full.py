@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,16 +56,21 @@ def fine_tune(
     training: FullTraining,
     *,
     compute: torch.dtype,
+    optimizer: Callable[[Iterable[Any]], Any] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> FullTrained:
     """Train all weights of the float32 model in place, on the answers alone, and say what was done.
 
     Args:
         compute: The type of the matrix products; weights, gradients and the optimiser's state stay float32.
+        optimizer: Makes one of the parameters, in place of AdamW without weight decay.
         advance: Called after each step.
     """
     order = _batches(rows, training)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=0.0, fused=True)
+    if optimizer is None:
+        steps: Any = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=0.0, fused=True)
+    else:
+        steps = optimizer(model.parameters())
     model.train()
     losses: list[float] = []
     num_tokens, start = 0, time.monotonic()
@@ -74,15 +79,15 @@ def fine_tune(
         if spent >= 1:
             break
         progress = max(step / training.steps, spent)
-        for group in optimizer.param_groups:
+        for group in steps.param_groups:
             group["lr"] = training.learning_rate * _schedule(progress)
         batch = next(order)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=compute == torch.bfloat16):
             loss = answer_loss(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        steps.step()
+        steps.zero_grad(set_to_none=True)
         losses.append(loss.item())
         num_tokens += batch.num_tokens
         advance()

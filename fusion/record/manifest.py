@@ -229,7 +229,7 @@ class Manifest:
             "unchanged": self.unchanged(),
             "dropped": self.dropped(),
         }
-        return {**head, "digest": _digest_of(head, (record.as_json() for record in self.tensors))}
+        return {**head, "digest": digest_of(head, (record.as_json() for record in self.tensors))}
 
     def of_folder(self, folder: Path, algorithm: str) -> Manifest:
         """Return the manifest with every other file of the finished folder."""
@@ -273,7 +273,7 @@ class Manifest:
         if content.get("tensors") == TENSORS:
             content["tensors"] = _read_lines(folder / TENSORS)
         tensors = content.pop("tensors", None)
-        if not isinstance(tensors, list) or content.pop("digest", None) != _digest_of(content, tensors):
+        if not isinstance(tensors, list) or content.pop("digest", None) != digest_of(content, tensors):
             raise CheckpointError(f"`{file}` was changed: its content is not that of its own digest")
         try:
             return checked(cls, {**content, "tensors": tensors})
@@ -281,12 +281,18 @@ class Manifest:
             raise CheckpointError(f"`{file}` is malformed: {error.message}") from error
 
 
-def _digest_of(head: Mapping[str, Any], tensors: Iterable[Any]) -> str:
-    """Return the digest of a manifest's content, whatever its layout: of all as one line of JSON, keys sorted."""
+def digest_of(content: Mapping[str, Any], tensors: Iterable[Any] | None = None) -> str:
+    """Return the digest of a manifest's content, whatever its layout: of all as one line of JSON, keys sorted.
+
+    Args:
+        tensors: What `tensors` has, one by one, where the content is without: of many it would take more than all else.
+    """
     encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
-    before, mark, after = encode({**head, "tensors": []}).rpartition('"tensors":[')
+    if tensors is None:
+        return f"sha256:{hashlib.sha256(encode(content).encode()).hexdigest()}"
+    before, mark, after = encode({**content, "tensors": []}).rpartition('"tensors":[')
     digest, comma = hashlib.sha256(f"{before}{mark}".encode()), ""
-    for record in tensors:  # one by one: of many tensors the text takes more memory than all else
+    for record in tensors:
         digest.update(f"{comma}{encode(record)}".encode())
         comma = ","
     digest.update(after.encode())

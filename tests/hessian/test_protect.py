@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ import sculpt
 import torch
 import transformers
 from safetensors.numpy import save_file
+from sculpt.cli.app import app
+from sculpt.cli.console import print_error
 from sculpt.fusion.errors import CurvatureError, MethodError, SculptError
 from sculpt.measuring import Calibration
+from typer.testing import CliRunner
 
 from . import zoo  # noqa: TID251 (the tests' own folder)
 
@@ -50,6 +53,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str
         return made[name]
 
     return make
+
+
+def command(*arguments: str | Path) -> tuple[int, str, str]:
+    """Run a command within this process; return its exit code, stdout and stderr."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    told = StringIO()
+    if isinstance(done.exception, SculptError):
+        with redirect_stderr(told):
+            print_error(done.exception)
+    elif done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.stdout, done.stderr + told.getvalue()
 
 
 def weights(folder: Path) -> bytes:
@@ -223,18 +238,17 @@ def test_an_adapter_is_protected_as_its_merged_model_is(
         np.testing.assert_allclose(array, outputs[1][name], atol=2e-6)
 
 
-def test_the_command_protects_and_says_so(models: Callable[[str], dict[str, Path]], tmp_path: Path) -> None:
+def test_the_command_protects_and_says_so(
+    models: Callable[[str], dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = models("llama-tied")
 
     def run(*options: str | Path) -> dict[str, Any]:
-        command = [sys.executable, "-m", "sculpt", "fuse", found["base"], found["tuned"], "--data", found["target"]]
-        done = subprocess.run(
-            [*command, UNCHECKED, *options, "--json"], capture_output=True, text=True, timeout=120, cwd=tmp_path
-        )
-        assert done.returncode == 0, done.stderr
-        assert f"protecting the base on {found['general']}" in done.stderr
-        return json.loads(done.stdout)
+        manifest, said = run_fuse(found["base"], found["tuned"], "--data", found["target"], *options)
+        assert f"protecting the base on {found['general']}" in said
+        return manifest
 
+    monkeypatch.chdir(tmp_path)
     general = ("--protect", found["general"])
     first = run(*general, "--curvature", "block:8", "--protect-weight", "3", "-o", "first")
     assert {"weight": 3.0, "curvature": "block:8"}.items() <= first["settings"]["protection"].items()
@@ -262,38 +276,22 @@ def test_what_general_text_does_not_reach_keeps_its_delta_and_that_is_said(
     text = [{"input_ids": [token for token in row["input_ids"] if token != picture]} for row in rows]
     assert all(len(row["input_ids"]) < len(old["input_ids"]) for row, old in zip(text, rows, strict=True))
     (tmp_path / "text.jsonl").write_text("\n".join(json.dumps(row) for row in text))
-    command = [sys.executable, "-m", "sculpt", "fuse", found["base"], found["tuned"], "--data", found["target"]]
-    options = [
-        "--protect",
-        tmp_path / "text.jsonl",
-        "--curvature",
-        curvature,
-        UNCHECKED,
-        "-o",
-        tmp_path / "out",
-        "--json",
-    ]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    forms = {record["name"]: record["protected"] for record in json.loads(done.stdout)["tensors"]}
+    sides = ["--data", found["target"], "--protect", tmp_path / "text.jsonl", "--curvature", curvature]
+    manifest, said = run_fuse(found["base"], found["tuned"], *sides, "-o", tmp_path / "out")
+    forms = {record["name"]: record["protected"] for record in manifest["tensors"]}
     alone = {name for name, form in forms.items() if form == "target alone"}
     assert any("multi_modal_projector" in name for name in alone)
     assert not any("language_model" in name and name.endswith("proj.weight") for name in alone)
-    assert "no general sample reached `" in done.stderr
+    assert "no general sample reached `" in said
     fused, tuned = tensors_of(tmp_path / "out"), tensors_of(found["tuned"])
     for name in alone:
         np.testing.assert_array_equal(fused[name], tuned[name])
 
 
 def run_fuse(*arguments: str | Path) -> tuple[dict[str, Any], str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "sculpt", "fuse", *arguments, UNCHECKED, "--json"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout), done.stderr
+    code, printed, said = command("fuse", *arguments, UNCHECKED, "--json")
+    assert code == 0, said
+    return json.loads(printed), said
 
 
 def test_two_folders_are_enough(models: Callable[[str], dict[str, Path]], tmp_path: Path, tensors_of: Read) -> None:
@@ -346,10 +344,8 @@ def test_several_fine_tunes_are_put_together_with_samples_or_without(
         f"method: adadare\noptions: {{gamma: 1.0, sparsity: 0.0}}\nbase: {found['base']}\n"
         f"models: [{found['tuned']}, {tmp_path / 'other'}]\ncalibration: {{protect: {found['general']}}}\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "sculpt", "merge", recipe, "-o", tmp_path / "merged"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    code, _, said = command("merge", recipe, UNCHECKED, "-o", tmp_path / "merged")
+    assert code == 0, said
     assert weights(tmp_path / "merged") == weights(tmp_path / "plain")
 
 
@@ -367,10 +363,10 @@ def test_what_a_missing_target_cannot_give_is_refused(
 ) -> None:
     found = models("llama-tied")
     given = [option.format(target=found["target"]) for option in options]
-    command = [sys.executable, "-m", "sculpt", "fuse", found["base"], found["tuned"], "--protect", found["general"]]
-    done = subprocess.run([*command, *given, "-o", tmp_path / "out"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1, done.stderr
-    assert said in " ".join(done.stderr.split()), done.stderr
+    pair = (found["base"], found["tuned"], "--protect", found["general"])
+    code, _, told = command("fuse", *pair, *given, "-o", tmp_path / "out")
+    assert code == 1
+    assert said in " ".join(told.split()), told
     assert not (tmp_path / "out").exists()
 
 

@@ -119,6 +119,33 @@ def test_a_fuse_says_of_each_kind_how_far_it_moved_and_eval_says_the_same(pair: 
     assert moved_from(pair.base, tmp_path / "checked", HowToRun(device="cpu")).as_json() == moved
 
 
+def test_a_fuse_says_how_much_is_kept_of_what_was_gained_on_rows_that_were_not_measured(
+    pair: Pair, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.jsonl"
+    texts = [{"text": text[:40]} for text in general.texts("novels")[:12]]
+    data.write_text("".join(json.dumps(row) + "\n" for row in texts))
+
+    def gain(samples: int, weight: float) -> dict[str, float] | None:
+        calibration = sculpt.Calibration(
+            data=data, samples=samples, protect="default", protect_samples=16, protect_kinds=("csv",), max_length=64,
+            device="cpu",
+        )  # fmt: skip
+        output = tmp_path / f"{samples}-{weight}"
+        protection = sculpt.Protection(weight=weight)
+        sculpt.fuse(pair.base, pair.tuned, output=output, calibration=calibration, protection=protection)
+        return json.loads((output / "sculpt-manifest.json").read_text())["moved"].get("gain")
+
+    tuned, between = gain(8, 0.0), gain(8, 1.0)
+    assert tuned is not None
+    assert between is not None
+    assert tuned["rows"] == 4
+    assert tuned["fused"] == tuned["tuned"] != tuned["base"]
+    assert (between["base"], between["tuned"]) == (tuned["base"], tuned["tuned"])
+    assert between["fused"] != tuned["fused"]
+    assert gain(12, 1.0) is None
+
+
 def test_models_that_cannot_be_compared_are_refused(pair: Pair, tmp_path: Path) -> None:
     other = save(llama(1), tmp_path / "other")
     tokens = json.loads((other / "tokenizer.json").read_text())
