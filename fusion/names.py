@@ -139,10 +139,15 @@ def align(base: Shapes, tuned: Shapes) -> Alignment:
     return Alignment(pairs=pairs, renamings=tuple(renamings))
 
 
+def module_of(name: str) -> str:
+    """Return the last module that a tensor is in, such as `up_proj`; nothing where it is in none."""
+    *_, module, _ = ("", *name.rsplit(".", 2))
+    return module
+
+
 def is_vocabulary(name: str) -> bool:
     """Return whether a tensor is a vocabulary matrix (or its bias) by the name of its module."""
-    parts = name.split(".")
-    return len(parts) >= 2 and parts[-2] in VOCABULARY_MODULES
+    return module_of(name) in VOCABULARY_MODULES
 
 
 def is_constant(name: str, shape: tuple[int, ...]) -> bool:
@@ -153,7 +158,7 @@ def is_constant(name: str, shape: tuple[int, ...]) -> bool:
 
 def is_pooler(name: str) -> bool:
     """Return whether a tensor is of a pooler, which some heads of a model use and others lack."""
-    return "pooler" in name.split(".")
+    return "pooler" in name and "pooler" in name.split(".")
 
 
 def config_values(config: Mapping[str, Any] | None, key: str) -> set[Any]:

@@ -13,6 +13,7 @@ from typing import Literal
 from ..errors import CheckpointError
 
 OWN_MARK = "sculpt-manifest.json"  # only a folder that holds it is ever replaced
+OWN_TENSORS = "sculpt-tensors.jsonl.gz"  # what the manifest says of each tensor, where there are very many
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".npy")
 TOKENIZER_STEMS = (
     "tokenizer",
@@ -109,7 +110,7 @@ def look_beside(folder: Path, read: Collection[Path]) -> list[Companion]:
     found = [
         _companion(file.relative_to(folder), file)
         for file in _walk(folder)
-        if file.resolve() not in weights and file.name != OWN_MARK
+        if file.resolve() not in weights and file.name not in (OWN_MARK, OWN_TENSORS)
     ]
     for companion in found:
         if companion.left is None and not lies_inside(companion.file, folder):

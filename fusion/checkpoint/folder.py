@@ -30,9 +30,13 @@ def _indexed_files(index: Path) -> tuple[dict[str, str], list[Path]]:
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"`{index}` has no `weight_map`")
+    inside: set[str] = set()
     for name, file_name in weight_map.items():
+        if isinstance(file_name, str) and file_name in inside:
+            continue
         if not isinstance(file_name, str) or Path(file_name).name != file_name or len(file_name) > MAX_NAME:
             raise CheckpointError(f"`{index}` places `{name}` outside its folder, in `{file_name}`")
+        inside.add(file_name)
     files = [index.parent / file_name for file_name in sorted(set(weight_map.values()))]
     for file in files:
         if not file.is_file():
@@ -95,8 +99,9 @@ class Checkpoint(Source):
             )
         places: dict[str, TensorFile] = {}
         for opened in self._files:
+            file_name = opened.file.name
             for name in opened.tensors:
-                if weight_map is not None and weight_map.get(name) != opened.file.name:
+                if weight_map is not None and weight_map.get(name) != file_name:
                     raise CheckpointError(f"`{name}` lies in `{opened.file}`, but `{self.index}` does not say so")
                 places[name] = opened
         for name, file_name in (weight_map or {}).items():
@@ -104,10 +109,13 @@ class Checkpoint(Source):
                 raise CheckpointError(f"`{self.index}` names `{name}`, which is not in `{file_name}`")
         own = unwrapped(places)
         self.wrappers = own.wrappers
-        self._places = {own.names[name]: (opened, name) for name, opened in places.items()}
+        self._file_of = {own.names[name]: opened for name, opened in places.items()}
+        self._inside = {own.names[name]: name for name in places if own.names[name] != name}
         self.tensors = {
-            name: info if (info := opened.tensors[inside]).name == name else replace(info, name=name)
-            for name, (opened, inside) in self._places.items()
+            name: replace(opened.tensors[self._inside[name]], name=name)
+            if name in self._inside
+            else opened.tensors[name]
+            for name, opened in self._file_of.items()
         }
         if self.tensors and not any(info.num_elements for info in self.tensors.values()):
             raise CheckpointError(
@@ -116,21 +124,21 @@ class Checkpoint(Source):
 
     def name_in_file(self, name: str) -> str:
         """Return what a tensor is called in its file: with what wrapped the model when it was saved."""
-        return self._places[name][1]
+        return self._inside.get(name, name)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return elements `start … stop − 1`; for safetensors a read-only view of the mapped file."""
-        opened, inside = self._places[name]
+        opened, inside = self._file_of[name], self.name_in_file(name)
         return opened.read(inside, start, stop)
 
     def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
         """Let go of the mapped pages of elements that are not needed soon."""
-        opened, inside = self._places[name]
+        opened, inside = self._file_of[name], self.name_in_file(name)
         opened.release(inside, start, stop)
 
     def stored(self, name: str, start: int = 0, stop: int | None = None) -> Stored | None:
         """Return where elements lie in a mapped file."""
-        opened, inside = self._places[name]
+        opened, inside = self._file_of[name], self.name_in_file(name)
         extent = opened.extent(inside, start, stop)
         return (opened.file, *extent) if extent else None
 

@@ -122,6 +122,8 @@ def torch_error(file: Path, error: BaseException) -> CheckpointError:
 def lora_names(names: Iterable[str]) -> tuple[str, str] | None:
     """Return the first name that is a factor of a LoRA, and what the layout is called; None where there is none."""
     for name in names:
+        if not any(word in name for word in ("lora", "hada_w", "lokr_", "oft_")):
+            continue
         if ".lora_down." in name or ".lora_up." in name:
             return name, "kohya's"
         if re.search(r"\.(hada_w[12]_[ab]|lokr_[wt][12](_[ab])?|oft_blocks|oft_diag)$", name):

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import mmap
+import sys
+from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import final
+from typing import TypeGuard, final
 
 import numpy as np
 from safetensors import safe_open
@@ -29,16 +31,21 @@ MIN_RELEASED = 1 << 20  # the pages of smaller tensors are left to the system
 
 
 def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"`{key}` appears twice")
-        found[key] = value
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"`{next(key for key in keys if keys.count(key) > 1)}` appears twice")
     return found
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _are_counts(values: list[object]) -> TypeGuard[list[int]]:
+    return all(type(value) is int and value >= 0 for value in values)  # a `bool` is an `int` too
+
+
+@lru_cache
+def _once(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that was seen before, where it equals this one."""
+    return shape
 
 
 def _parse_entry(file: Path, name: str, entry: object) -> tuple[TensorInfo, int]:
@@ -50,16 +57,18 @@ def _parse_entry(file: Path, name: str, entry: object) -> tuple[TensorInfo, int]
     code, shape, span = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(code, str) or code not in DTYPES:
         raise CheckpointError(f"`{name}` in `{file}` has the unknown dtype `{code}`")
-    if not isinstance(shape, list) or not all(map(_is_count, shape)):
+    if not isinstance(shape, list) or not _are_counts(shape):
         raise CheckpointError(f"`{name}` in `{file}` has the impossible shape {shape}")
-    if not isinstance(span, list) or len(span) != 2 or not all(map(_is_count, span)) or span[0] > span[1]:
+    if not isinstance(span, list) or len(span) != 2 or not _are_counts(span) or span[0] > span[1]:
         raise CheckpointError(f"`{name}` in `{file}` has the impossible data offsets {span}")
     nbytes, expected_bits = span[1] - span[0], prod(shape) * DTYPES[code].bits
     if nbytes * 8 != expected_bits:
         raise CheckpointError(
             f"`{name}` in `{file}` is {code} {shape}, which takes {expected_bits // 8} bytes, but has {nbytes}"
         )
-    return TensorInfo(name=name, dtype=code, stored=code, shape=tuple(shape), file=file), span[0]
+    # Many models, and their indices, have these names and codes: each is held once.
+    name, code = sys.intern(name), DTYPES[code].code
+    return TensorInfo(name=name, dtype=code, stored=code, shape=_once(tuple(shape)), file=file), span[0]
 
 
 def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, int], dict[str, str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..dtypes import DTYPES, DType
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TensorInfo:
     """Name, dtypes and shape of one tensor of a source.
 

@@ -30,6 +30,8 @@ def unwrapped(names: Collection[str]) -> Unwrapped:
     found, wrappers = {name: name for name in names}, dict[str, int]()
     while True:
         prefix = _prefix_of_all(list(found.values()))
+        if not prefix and not any(wrapper in name for name in found.values() for wrapper in ANYWHERE):
+            break
         shorter = {name: _without(own, prefix) for name, own in found.items()}
         taken = [_taken(found[name], prefix) for name in found]
         if shorter == found:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import final
 
 from ..checkpoint import Asked, Source, find_model
-from ..checkpoint.companions import OWN_MARK, own_files
+from ..checkpoint.companions import OWN_MARK, OWN_TENSORS, own_files
 from ..checkpoint.output.guard import refuse_output
 from ..checkpoint.safetensors_file import SafetensorsFile
 from ..checkpoint.source import reading
@@ -25,7 +25,7 @@ from .reference import Reference, open_stored, words_of
 from .writer import PATCH, PatchWriter
 
 # What an output of sculpt's holds beside what a model is shipped with.
-OURS = (OWN_MARK, "README.md", "sculpt-sbom.json", "sculpt-provenance.json", "model.sig")
+OURS = (OWN_MARK, OWN_TENSORS, "README.md", "sculpt-sbom.json", "sculpt-provenance.json", "model.sig")
 
 
 def pack(

@@ -165,9 +165,9 @@ class _Decision:
         parts = self.match.parts
         lead = next(iter(parts))
         # Where one side has nothing to copy, the other has.
-        others = [index for index, info in parts.items() if index != lead and info is not None]
-        origin = others[0] if others and (source == "tuned" or parts[lead] is None) else lead
-        origin = source if isinstance(source, int) else origin
+        origin = source if isinstance(source, int) else lead
+        if source == "tuned" or (source == "base" and parts[lead] is None):
+            origin = next((index for index, info in parts.items() if index != lead and info is not None), lead)
         info, base = parts[origin], parts[lead]
         assert info is not None
         if num_fused is None:
@@ -188,8 +188,10 @@ class _Decision:
             num_fused=num_fused,
             key=self.match.key,
             curvatures=tuple(
-                None if found is None else seen_as(found, model)
-                for found, model in zip(infos, self.models, strict=True)
+                [
+                    None if found is None else seen_as(found, model)
+                    for found, model in zip(infos, self.models, strict=True)
+                ]
             ),
             method=method,
         )
@@ -202,6 +204,8 @@ class _Decision:
 
     def _is_tied_in_output(self) -> bool:
         """Return whether the output's configuration ties the tensor to another: one decision, under its name."""
+        if not self.match.tied:
+            return False
         if self._home in self.match.tied:
             return True
         ties = True in config_values(self.models[self._home].config, "tie_word_embeddings")
@@ -233,7 +237,7 @@ def is_left_to_the_class(match: Match) -> bool:
 def _refuse_unreadable(match: Match, models: Sequence[Source]) -> None:
     """Refuse what no arithmetic is offered for; what stands alone is copied, by the byte if NumPy lacks the dtype."""
     for index, info in match.parts.items():
-        if info is None:
+        if info is None or info.kind.fusible:
             continue
         kind, own = info.kind, models[index]
         computed = len(match.parts) > 1 and (kind.numpy is None or info.dtype.startswith("F8") or info.dtype == "C64")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from ..checkpoint import Source, TensorInfo
 from ..checkpoint.relaid import relaid
-from ..names import OUTPUT_MODULES, Renaming, align, config_values, is_vocabulary, tied_source
+from ..names import OUTPUT_MODULES, Renaming, align, config_values, is_vocabulary, module_of, tied_source
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Match:
     """The tensors that one output tensor is made of.
 
@@ -53,14 +53,16 @@ def make_match(name: str, key: str, owns: Mapping[int, str | None], models: Sequ
         owns: What each model that takes part calls the tensor, the leading model first; None where it does not store
             it, so that a tensor to which it ties this one takes its place.
     """
+    parts = {index: None if own is None else models[index].tensors.get(own) for index, own in owns.items()}
+    if None not in parts.values():
+        return Match(name=name, key=key, parts=parts)
     like = next(models[index].tensors[own] for index, own in owns.items() if own is not None)
-    parts: dict[int, TensorInfo | None] = {}
     tied = set()
     for index, own in owns.items():
         if own is None and is_vocabulary(like.name):
-            own = tied_source(like.name, shapes_of(models[index]), like.shape, models[index].config)
-            tied |= {index} if own else set()
-        parts[index] = None if own is None else models[index].tensors.get(own)
+            source = tied_source(like.name, shapes_of(models[index]), like.shape, models[index].config)
+            tied |= {index} if source else set()
+            parts[index] = None if source is None else models[index].tensors.get(source)
     return Match(name=name, key=key, parts=parts, tied=frozenset(tied))
 
 
@@ -99,7 +101,6 @@ def used_names(matches: Iterable[Match], index: int) -> set[str]:
 
 def seen_as(info: TensorInfo, checkpoint: Source) -> str:
     """Return the name under which calibration of a model sees a tensor: of two that are tied, the embedding's."""
-    is_output = bool(OUTPUT_MODULES.intersection(info.name.split(".")[-2:-1]))
-    if is_output and True in config_values(checkpoint.config, "tie_word_embeddings"):
+    if module_of(info.name) in OUTPUT_MODULES and True in config_values(checkpoint.config, "tie_word_embeddings"):
         return tied_source(info.name, shapes_of(checkpoint), info.shape, checkpoint.config) or info.name
     return info.name

@@ -98,7 +98,8 @@ def make_plan(
     for match in matching.matches:
         step = decide(match, models, request, method_of)
         if step is not None:
-            steps.append(replace(step, differs=_differs(step, models)))
+            differs = _differs(step, models)
+            steps.append(step if differs is None else replace(step, differs=differs))
             # Copying can be all that is asked for: by a rule, or of a model alone.
             alone = len(match.parts) == 1 and request.selection.covers(match.key)
             selected |= step.action == "fuse" or step.why == KEPT or alone
@@ -130,8 +131,8 @@ def make_plan(
     methods = [step.method for step in steps if step.method is not None] or [method_of(matching.matches[0])]
     if len(models) == 1 and not methods[0].counts_base:
         notes.append(f"`{models[0].ref}` is taken as it is: there is nothing to merge into it")
-    if all(method == methods[0] for method in methods):
-        steps = [replace(step, method=None) for step in steps]
+    if all(method is methods[0] or method == methods[0] for method in methods):
+        steps = [step if step.method is None else replace(step, method=None) for step in steps]
     notes += conversions(steps, models)
     config_from = models[1] if from_tuned else models[0]
     return Plan(
@@ -188,12 +189,12 @@ def conversions(steps: Sequence[Step], models: Sequence[Source]) -> list[str]:
 def _left_out(match: Match, models: Sequence[Source], step: Step | None) -> Iterable[tuple[str, str, str]]:
     """Return each tensor of the match that has no place in the output, whose it is, and what is said of it."""
     (lead, base), *others = match.parts.items()
-    if base is not None and step is None and lead not in match.tied:
+    if base is not None and step is not None:
+        return []
+    if base is not None and lead not in match.tied:
         missing = [f"`{models[index].ref}`" for index, info in others if info is None]
         told = f"left out: missing in {', '.join(missing)}" if missing else "not stored: the tuned model ties it"
         return [(base.name, "", told)]
-    if base is not None and step is not None:
-        return []
     return [
         (info.name, f" of `{models[index].ref}`", "left out")
         for index, info in others
@@ -203,8 +204,11 @@ def _left_out(match: Match, models: Sequence[Source], step: Step | None) -> Iter
 
 def _rows_left_out(step: Step, models: Sequence[Source]) -> Iterable[str]:
     """Return a note on each model of which the output has no place for some rows of a vocabulary."""
-    for info, model in zip((step.base, *step.tuned), models, strict=True):
-        if step.action == "fuse" and info is not None and info.num_elements > step.num_elements:
+    infos = (step.base, *step.tuned)
+    if step.action != "fuse" or all(info is None or info.shape == step.shape for info in infos):
+        return
+    for info, model in zip(infos, models, strict=True):
+        if info is not None and info.num_elements > step.num_elements:
             more = info.shape[0] - step.shape[0]
             are = "is" if more == 1 else "are"
             yield f"{more} row{'s' * (more > 1)} of `{info.name}` of `{model.ref}` {are} left out: the output has fewer"
@@ -218,8 +222,10 @@ def _told(names: Sequence[str]) -> str:
 
 def _differs(step: Step, models: Sequence[Source]) -> bool | None:
     """Return whether a tuned model has other elements than the base in a tensor that is copied."""
+    if step.action == "fuse" or step.base is None:
+        return None
     base, tuned = step.base, [(info, model) for info, model in zip(step.tuned, models[1:], strict=True) if info]
-    if step.action == "fuse" or base is None or not tuned:
+    if not tuned:
         return None
     return not all(model.seems_equal(info.name, models[0], base.name) for info, model in tuned)
 

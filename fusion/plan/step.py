@@ -65,7 +65,7 @@ class Request:
         return BY_TORCH_NAME[self.dtype].code if self.dtype is not None and info.kind.fusible else info.stored
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
     """One output tensor.
 

@@ -98,7 +98,11 @@ class InputDigests:
             for index, info in used:
                 place = sources[index].stored(info.name) if info is not None else None
                 if place is not None and place[1] < place[2]:
-                    read.setdefault(place[0], []).append(place[1:])
+                    spans = read.setdefault(place[0], [])
+                    if spans and spans[-1][1] == place[1]:  # steps come in the order of the files
+                        spans[-1] = (spans[-1][0], place[2])
+                    else:
+                        spans.append(place[1:])
         every = list(dict.fromkeys(file for source in sources for file in source.all_files))
         files = [file for k, file in enumerate(every) if k * count // len(every) == rank]
         self._files = {

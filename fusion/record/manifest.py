@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import mmap
 import platform
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from gzip import GzipFile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,7 +20,7 @@ import blake3
 import xxhash
 
 from ..checkpoint import Source
-from ..checkpoint.companions import OWN_MARK
+from ..checkpoint.companions import OWN_MARK, OWN_TENSORS
 from ..checkpoint.json_file import checked, read_json
 from ..errors import CheckpointError
 from ..methods import METHODS
@@ -26,7 +29,8 @@ from ..plan.companions import InputFile
 from ..plan.plan import Plan
 from .records import TensorRecord
 
-MANIFEST = OWN_MARK
+MANIFEST, TENSORS = OWN_MARK, OWN_TENSORS
+MANY = 20_000  # tensors; what is said of more stands in a file of its own, compressed
 FORMAT = 2  # 1 had paths, digests of pieces, and the weight files alone
 FILES = ("inputs", "outputs", "companions", "files")
 PIECE = 1 << 24
@@ -100,7 +104,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def _is_beside(name: Path) -> bool:
-    return any(fnmatchcase(name.as_posix(), pattern) for pattern in (MANIFEST, *BESIDE))
+    return any(fnmatchcase(name.as_posix(), pattern) for pattern in (MANIFEST, TENSORS, *BESIDE))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,16 +217,19 @@ class Manifest:
 
     def as_json(self) -> dict[str, Any]:
         """Return the manifest as plain values, with the digest of them."""
-        content = {
+        return {**self._head(), "tensors": [record.as_json() for record in self.tensors]}
+
+    def _head(self) -> dict[str, Any]:
+        """Return all but the tensors, with the digest of the whole."""
+        head = {
             "format": FORMAT,
             **{key: value for key, value in vars(self).items() if key not in ("tensors", *FILES)},
             **{key: [asdict(record) for record in getattr(self, key)] for key in FILES},
             "realised_sparsity": self.realised_sparsity(),
             "unchanged": self.unchanged(),
             "dropped": self.dropped(),
-            "tensors": [record.as_json() for record in self.tensors],
         }
-        return {**content, "digest": digest_of(content)}
+        return {**head, "digest": digest_of(head, (record.as_json() for record in self.tensors))}
 
     def of_folder(self, folder: Path, algorithm: str) -> Manifest:
         """Return the manifest with every other file of the finished folder."""
@@ -231,14 +238,23 @@ class Manifest:
         return replace(self, companions=tuple(FileRecord.of(file, folder, algorithm) for file in others))
 
     def write(self, folder: Path) -> None:
-        """Write `sculpt-manifest.json`, keys sorted, a line a tensor: the same run gives the same bytes."""
-        content = self.as_json()
-        line = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
-        tensors = ",\n  ".join(line(record) for record in content.pop("tensors"))
-        head = json.dumps({**content, "tensors": []}, indent=1, sort_keys=True, ensure_ascii=False)
-        before, empty, after = head.rpartition('"tensors": []')
-        text = f"{before}{empty[:-1]}\n  {tensors}\n ]{after}\n" if tensors else head + "\n"
-        (folder / MANIFEST).write_text(text, encoding="utf-8")
+        """Write `sculpt-manifest.json`, keys sorted, a line a tensor: the same run gives the same bytes.
+
+        Of very many tensors the lines go into `sculpt-tensors.jsonl.gz` beside it, which `tensors` then names.
+        """
+        encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
+        lines = (encode(record.as_json()) for record in self.tensors)
+        is_beside = len(self.tensors) > MANY
+        content = {**self._head(), "tensors": TENSORS if is_beside else []}
+        text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
+        if is_beside:
+            with (folder / TENSORS).open("wb") as raw, GzipFile("", "wb", 6, raw, mtime=0) as stream:
+                stream.writelines(f"{line}\n".encode() for line in lines)
+        elif self.tensors:
+            before, empty, after = text.rpartition('"tensors": []')
+            joined = ",\n  ".join(lines)
+            text = f"{before}{empty[:-1]}\n  {joined}\n ]{after}"
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -254,18 +270,46 @@ class Manifest:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             found = content.get("format") if isinstance(content, dict) else None
             raise CheckpointError(f"`{file}` is of format `{found}`; this version of sculpt reads {FORMAT}")
-        if content.pop("digest", None) != digest_of(content):
+        if content.get("tensors") == TENSORS:
+            content["tensors"] = _read_lines(folder / TENSORS)
+        tensors = content.pop("tensors", None)
+        if not isinstance(tensors, list) or content.pop("digest", None) != digest_of(content, tensors):
             raise CheckpointError(f"`{file}` was changed: its content is not that of its own digest")
         try:
-            return checked(cls, content)
+            return checked(cls, {**content, "tensors": tensors})
         except CheckpointError as error:
             raise CheckpointError(f"`{file}` is malformed: {error.message}") from error
 
 
-def digest_of(content: Mapping[str, Any]) -> str:
-    """Return the digest of a manifest's content, whatever its layout."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+def digest_of(content: Mapping[str, Any], tensors: Iterable[Any] | None = None) -> str:
+    """Return the digest of a manifest's content, whatever its layout: of all as one line of JSON, keys sorted.
+
+    Args:
+        tensors: What `tensors` has, one by one, where the content is without: of many it would take more than all else.
+    """
+    encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+    if tensors is None:
+        return f"sha256:{hashlib.sha256(encode(content).encode()).hexdigest()}"
+    before, mark, after = encode({**content, "tensors": []}).rpartition('"tensors":[')
+    digest, comma = hashlib.sha256(f"{before}{mark}".encode()), ""
+    for record in tensors:
+        digest.update(f"{comma}{encode(record)}".encode())
+        comma = ","
+    digest.update(after.encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _read_lines(file: Path) -> list[Any]:
+    """Return what stands in each line of a compressed file.
+
+    Raises:
+        CheckpointError: It is missing or malformed.
+    """
+    try:
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
+    except (OSError, EOFError, ValueError, zlib.error, RecursionError) as error:
+        raise CheckpointError(f"cannot read `{file}`: {error}") from error
 
 
 def _called(model: Source) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import sqrt
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..checkpoint.json_file import checked
 from ..plan.plan import Step
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TensorRecord:
     """One output tensor. The counts and norms are None for a tensor that was copied.
 
@@ -110,7 +110,7 @@ class TensorRecord:
     def as_json(self) -> dict[str, Any]:
         """Return the record as plain values, the realised sparsity included."""
         plain = {"shape": list(self.shape), "figures": dict(self.figures), "realised_sparsity": self.realised_sparsity}
-        return {**vars(self), **plain}
+        return {**{name: getattr(self, name) for name in FIELDS}, **plain}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TensorRecord:
@@ -120,3 +120,6 @@ class TensorRecord:
             CheckpointError: It is none.
         """
         return checked(cls, content)
+
+
+FIELDS = tuple(found.name for found in fields(TensorRecord))

@@ -11,14 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .manifest import MANIFEST, PROVENANCE, SBOM, CheckpointRecord, Manifest, file_digest
+from .manifest import MANIFEST, PROVENANCE, SBOM, TENSORS, CheckpointRecord, Manifest, file_digest
 
 HOME = "https://pypi.org/project/checkpoint-sculpt/"
 
 
 def statements(folder: Path, manifest: Manifest) -> dict[str, str]:
     """Return the text of each statement by its file's name; every file of the folder is read for it."""
-    names = [MANIFEST, *(record.name for record in (*manifest.outputs, *manifest.companions))]
+    own = [name for name in (MANIFEST, TENSORS) if (folder / name).is_file()]
+    names = [*own, *(record.name for record in (*manifest.outputs, *manifest.companions))]
     digests = {own: file_digest(folder / own, "sha256").partition(":")[2] for own in sorted(names)}
     found = {SBOM: _bill(manifest, digests), PROVENANCE: _provenance(manifest, digests)}
     return {file: json.dumps(content, indent=1, sort_keys=True) + "\n" for file, content in found.items()}

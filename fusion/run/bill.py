@@ -6,7 +6,7 @@ threads. What a matrix transform works on is there whole, so that only as many t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -60,6 +60,16 @@ class Bill:
         return self.total - self.held // 2
 
 
+def _kind(step: Step) -> Hashable:
+    """Return all of a step that its bytes depend on."""
+    return step.action, step.shape, step.num_fused, step.dtype, len(step.tuned), id(step.method)
+
+
+def _kinds(steps: Sequence[Step]) -> dict[Hashable, Step]:
+    """Return one step of each kind: a model of many experts has thousands that take the same."""
+    return {_kind(step): step for step in steps}
+
+
 def whole_bytes(step: Step, method: Method, protection: Protection | None) -> int:
     """Return what one tensor takes while it is worked on whole; 0 where tiles of it will do.
 
@@ -103,7 +113,8 @@ def bill_of(
     """
     tiles, held = _tile_bytes(steps, method, backend)
     room = None if memory is None else max(0, memory - tiles - held)
-    wholes = {step.name: whole_bytes(step, step.method or method, protection) for step in steps}
+    by_kind = {kind: whole_bytes(step, step.method or method, protection) for kind, step in _kinds(steps).items()}
+    wholes = {step.name: by_kind[_kind(step)] for step in steps}
     if protection is not None and any((step.method or method).scope != "tensor" for step in steps):
         # All tensors of a block or model are gone through again and again: a few are held, and threads hold others.
         wholes = dict.fromkeys(wholes, (HELD + backend.threads) * max(wholes.values(), default=0))
@@ -126,7 +137,7 @@ def bill_of(
 def _tile_bytes(steps: Sequence[Step], method: Method, backend: Backend) -> tuple[int, int]:
     """Return what tiles take while they are computed and written, and what is held of them to be hashed in order."""
     buffer, arithmetic = 0, 0
-    for step in steps:
+    for step in _kinds(steps).values():
         own = step.method or method
         region = own.region(Group(name=step.name, shape=step.shape)) if step.action == "fuse" else "element"
         row = max(1, prod(step.shape[-1:])) if region == "row" else 1

@@ -249,11 +249,13 @@ def prepare_plan(
 def output_tensors(plan: Plan, coded: Mapping[str, Encoding] = MappingProxyType({})) -> list[OutputTensor]:
     """Return what a run of the plan writes: of tensors that are encoded their codes and scales."""
     found: list[OutputTensor] = []
+    names: dict[Path, str] = {}
     for step in plan.steps:
         if step.name in coded:
             found += coded[step.name].stored
             continue
-        origin = step.base.file.name if step.base and step.base.file else None
+        file = step.base.file if step.base else None
+        origin = None if file is None else names.setdefault(file, file.name)
         found.append(OutputTensor(name=step.name, dtype=step.dtype, shape=step.shape, origin=origin))
     return found
 
@@ -435,11 +437,15 @@ def _encoder(prepared: Prepared, sink: Sink, measured: bool) -> EncodingSink | N
 
 
 def _as_stored(
-    records: Mapping[str, TensorRecord], digests: Mapping[str, str], coded: Mapping[str, Encoding]
+    records: dict[str, TensorRecord], digests: Mapping[str, str], coded: Mapping[str, Encoding]
 ) -> dict[str, TensorRecord]:
-    """Return records with what the files hold: of tensors that are encoded dtype and digest of their codes."""
+    """Return records with what the files hold: of tensors that are encoded dtype and digest of their codes.
+
+    The records are taken out of what is given, so that of very many there is one at a time, not two.
+    """
     found = {}
-    for name, record in records.items():
+    for name in list(records):
+        record = records.pop(name)
         stored = coded[name].stored[0] if name in coded else None
         dtype = stored.dtype if stored is not None else record.dtype
         found[name] = replace(record, dtype=dtype, digest=digests[stored.name if stored is not None else name])

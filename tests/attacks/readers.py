@@ -43,7 +43,7 @@ from sculpt.fusion.patch.source import PatchedSource
 from sculpt.fusion.plan.options import Policies
 from sculpt.fusion.recipe.prepare import prepare_recipe
 from sculpt.fusion.recipe.read import read_recipes
-from sculpt.fusion.record.manifest import MANIFEST, Manifest, _digest_of
+from sculpt.fusion.record.manifest import MANIFEST, Manifest, digest_of
 from sculpt.fusion.record.records import TensorRecord
 from sculpt.fusion.record.verify import verify
 from sculpt.fusion.ref import with_patches
@@ -226,8 +226,8 @@ def readers(home: Home) -> Iterator[Reader]:
         try:  # a forger knows how to make the digest
             content = json.loads(data)
             content.pop("digest", None)
-            data = as_json({**content, "digest": _digest_of(content)})
-        except (ValueError, AttributeError, RecursionError):
+            data = as_json({**content, "digest": digest_of(content)})
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             pass
         for file in home.fused.iterdir():
             (folder / file.name).write_bytes(file.read_bytes())

@@ -19,7 +19,7 @@ SINGLE_FILE = "model.safetensors"
 METADATA = "__metadata__"  # the one key of a header that is no tensor
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OutputTensor:
     """A tensor to be written; `origin` is the name of the file that holds it in the base, or None."""
 
@@ -140,7 +140,7 @@ def make_layout(
 
     Tensors that lie in no file of the base go into its last shard. `metadata` is written into each.
     """
-    files = list(dict.fromkeys(info.file.name for info in base.tensors.values() if info.file is not None))
+    files = [file.name for file in dict.fromkeys(info.file for info in base.tensors.values()) if file is not None]
     if max_shard_bytes is not None:
         groups = _by_size(tensors, max_shard_bytes)
     else:

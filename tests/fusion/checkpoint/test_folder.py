@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from sculpt.fusion.checkpoint import Checkpoint
+from sculpt.fusion.checkpoint import Checkpoint, MemorySource
 from sculpt.fusion.errors import CheckpointError
 
 Make = Callable[..., Path]
@@ -71,6 +71,24 @@ def test_shards_a_single_file_and_torch_files_hold_the_same(
 def test_the_fingerprint_tells_fine_tunes_apart(make_pair: Callable[..., tuple[Path, Path]]) -> None:
     base, tuned = make_pair()
     assert Checkpoint(base).fingerprint != Checkpoint(tuned).fingerprint
+
+
+def test_of_very_many_alike_a_fingerprint_samples_some_and_of_the_others_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["embed", *(f"layers.{i // 8}.experts.{i % 8}.up" for i in range(64)), *(f"layers.{i}.q" for i in range(8))]
+    tensors = {name: np.full(4, number, np.float32) for number, name in enumerate(names)}
+
+    def fingerprint(*changed: str) -> str:
+        return MemorySource({**tensors, **{name: tensors[name] + 0.5 for name in changed}}).fingerprint
+
+    before = fingerprint()
+    monkeypatch.setattr("sculpt.fusion.checkpoint.source.MANY", len(names))
+    assert fingerprint() == before  # of as many as are sampled one by one nothing is another
+    monkeypatch.setattr("sculpt.fusion.checkpoint.source.MANY", 32)
+    monkeypatch.setattr("sculpt.fusion.checkpoint.source.FEW", 16)
+    plain = fingerprint()
+    seen = {name for name in names if fingerprint(name) != plain}
+    assert seen >= {name for name in names if "experts" not in name}
+    assert sum("experts" in name for name in seen) == 16
 
 
 HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {

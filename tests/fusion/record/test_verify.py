@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from safetensors import safe_open
 from sculpt.fusion.checkpoint.safetensors_file import read_header
 from sculpt.fusion.errors import CheckpointError
 from sculpt.fusion.methods import METHODS
-from sculpt.fusion.record.manifest import MANIFEST, Manifest
+from sculpt.fusion.record.manifest import MANIFEST, TENSORS, Manifest
+from sculpt.fusion.record.signing import attest
 from sculpt.fusion.record.verify import verify
 from sculpt.fusion.run.fuse import execute, prepare
 
@@ -105,6 +107,28 @@ def test_what_was_tampered_with_is_named(what: str, make_pair: MakePair, tmp_pat
     verify(output)
     TAMPERED[what](output)
     with pytest.raises(CheckpointError, match=f"`{tmp_path}/out"):
+        verify(output)
+
+
+def test_what_is_said_of_very_many_tensors_stands_beside_and_is_covered(
+    make_pair: MakePair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = make_pair()
+    inline = fuse(pair, tmp_path / "inline")
+    monkeypatch.setattr("sculpt.fusion.record.manifest.MANY", 1)
+    output, again = fuse(pair, tmp_path / "out"), fuse(pair, tmp_path / "again")
+    assert Manifest.read(output).tensors == Manifest.read(inline).tensors
+    assert (output / TENSORS).read_bytes() == (again / TENSORS).read_bytes()
+    verify(output)
+    assert TENSORS in attest(output)[0].read_text()
+    assert all(found.name.name != TENSORS for found in sculpt.open_checkpoint(output).beside())
+
+    *lines, last = gzip.decompress((output / TENSORS).read_bytes()).splitlines(keepends=True)
+    (output / TENSORS).write_bytes(gzip.compress(b"".join([*lines, last.replace(b"copy", b"fuse")][:-1])))
+    with pytest.raises(CheckpointError, match="was changed"):
+        verify(output)
+    (output / TENSORS).write_bytes(b"no archive")
+    with pytest.raises(CheckpointError, match=f"cannot read `.*{TENSORS}`"):
         verify(output)
 
 
