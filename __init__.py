@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .fusion.run.settings import Settings
     from .hessian import calibrate
     from .hessian.store.diagonal import DiagonalHessian
+    from .repairing import RepairCallback
 
 _PLACES = {  # of public names that are no methods
     "Calibration": ".fusion.run.calibration",
@@ -40,6 +41,7 @@ _PLACES = {  # of public names that are no methods
     "DiagonalHessian": ".hessian.store.diagonal",
     "Manifest": ".fusion.record.manifest",
     "Policies": ".fusion.plan.plan",
+    "RepairCallback": ".repairing",
     "Protection": ".fusion.arithmetic.two_sided",
     "SculptError": ".fusion.errors",
     "Selection": ".fusion.plan.plan",
@@ -58,10 +60,25 @@ _PLACES = {  # of public names that are no methods
 }
 
 
+def _imported(module: str) -> Any:
+    """Return a module; a package that is not installed is told with what installs it."""
+    try:
+        return import_module(module, __name__)
+    except ModuleNotFoundError as error:
+        from .fusion.errors import missing_extra
+
+        missing = missing_extra(error)
+        if missing is None:
+            raise
+        raise missing from error
+
+
 def __getattr__(name: str) -> Any:
     """Return a public name; `__all__` too is made when it is asked for, as it lists the methods."""
     if name in _PLACES:
-        return getattr(import_module(_PLACES[name], __name__), name)
+        return getattr(_imported(_PLACES[name]), name)
+    if name == "__version__":
+        return import_module("importlib.metadata").version("checkpoint-sculpt")
     if name == "__all__" or name[:1].isupper():
         methods = {found.__name__: found for found in import_module(".fusion.methods", __name__).METHODS.values()}
         if name == "__all__":

@@ -5,7 +5,9 @@
 A random Llama of the given size is written in bfloat16, once, and each way runs in a process of its own, in float32
 on the CPU. Memory is the peak of the resident set above what it was with all libraries imported; where the kernel
 tells it, pages of the mapped checkpoint are left out, as they are the page cache's. "hooks" is the plain loop: the
-whole model, a forward pre-hook on each Linear that adds up x² in float64, one sample after the other.
+whole model, a forward pre-hook on each Linear that adds up x² in float64, one sample after the other. "full" is sculpt
+with Σx·xᵀ of every matrix, "forward" the whole model's plain forward and nothing else; all but the hooks put up to
+4,096 tokens together. What matters is how much more than the forward the sums take.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ SIZES = {
 HEADS = {"15M": 4, "135M": 3, "1.1B": 4}
 VOCAB = {"15M": 8000, "135M": 32000, "1.1B": 32000}
 MIB = 1 << 20
+BATCH_TOKENS = 4096
 
 
 def make_model(folder: Path, size: str) -> None:
@@ -77,11 +80,21 @@ class PeakMemory(threading.Thread):
             self.peak = max(self.peak, anonymous_bytes())
 
 
-def run_sculpt(model: Path, data: Path, samples: int, memory: int | None) -> dict[str, float]:
+def run_sculpt(
+    model: Path, data: Path, samples: int, memory: int | None, full: tuple[str, ...] = ()
+) -> dict[str, float]:
     from sculpt.hessian import CalibrationOptions
     from sculpt.hessian.session import Session
 
-    options = CalibrationOptions(data=data, samples=samples, max_length=2048, device="cpu", memory=memory)
+    options = CalibrationOptions(
+        data=data,
+        samples=samples,
+        max_length=2048,
+        device="cpu",
+        memory=memory,
+        batch_tokens=BATCH_TOKENS,
+        full=full,
+    )
     with Session(model, options) as session:
         tensors = sum(len(block) for block in session.blocks())
         return {
@@ -118,7 +131,25 @@ def run_hooks(model: Path, data: Path, samples: int, memory: int | None) -> dict
     return {"tensors": len(sums)}
 
 
-WAYS = {"sculpt": run_sculpt, "hooks": run_hooks}
+def run_full(model: Path, data: Path, samples: int, memory: int | None) -> dict[str, float]:
+    return run_sculpt(model, data, samples, memory, ("*",))
+
+
+def run_forward(model: Path, data: Path, samples: int, memory: int | None) -> dict[str, float]:
+    import torch
+    import transformers
+
+    del memory
+    whole = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True).eval()
+    rows = torch.tensor([json.loads(line)["input_ids"] for line in data.read_text().splitlines()][:samples])
+    start = time.process_time()
+    with torch.inference_mode():
+        for part in rows.split(max(1, BATCH_TOKENS // rows.shape[1])):
+            whole.model(input_ids=part, use_cache=False)
+    return {"forward_cpu_seconds": round(time.process_time() - start, 1)}
+
+
+WAYS = {"sculpt": run_sculpt, "full": run_full, "forward": run_forward, "hooks": run_hooks}
 
 
 def child(way: str, model: Path, data: Path, samples: int, memory: int | None) -> None:

@@ -10,11 +10,13 @@ import sys
 from contextlib import suppress
 from copy import copy
 from inspect import signature
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 from typer.models import CommandInfo
 
+from ..fusion.methods import METHODS
 from . import (
     benchmark,
     bound,
@@ -32,6 +34,7 @@ from . import (
     patch,
     repair,
     report,
+    rerun,
     status,
     suite,
     sweep,
@@ -44,9 +47,21 @@ from .start import Interrupted, catch_signals
 if TYPE_CHECKING:
     from ..fusion.errors import SculptError
 
+
+class Commands(typer.core.TyperGroup):
+    """All commands; `compare` with a suite is `benchmark`, as models are compared by their answers or by scores."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that the first word names, and what is left of the words."""
+        if args[0] == "compare" and any(word == "--suite" or word.startswith("--suite=") for word in args):
+            args = ["benchmark", *args[1:]]
+        return super().resolve_command(ctx, args)
+
+
 TRACEBACK = "SCULPT_TRACEBACK"  # the environment variable that shows where an unforeseen failure happened
 app = typer.Typer(
     name="sculpt",
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -57,12 +72,14 @@ app = typer.Typer(
 FAMILIES = {
     "Repair": (repair, fuse, calibrate, demo),
     "Score and choose": (compare, evaluate, suite, sweep, benchmark, bound),
-    "Look and check": (inspect, verify, status, report),
+    "Look and check": (inspect, verify, status, report, rerun),
     "Merge several": (merge, lora, untie),
     "Keep as a patch": (patch,),
     "Train without forgetting": (lora_train, lora_sweep, lora_sparse),
 }
 OTHER_METHODS = "Fuse by another method"
+# What several processes share.
+SHARING = {*METHODS, *("bound", "calibrate", "fuse", "lora-merge", "lora-train", "merge", "repair", "sweep")}
 
 
 def _needs_arguments(command: CommandInfo) -> bool:
@@ -110,11 +127,20 @@ def _options(
 
 
 def narrowed(word: str) -> typer.Typer:
-    """Return the app with the one command that `word` names, if any: building the options of all takes 50 ms."""
-    found = copy(app)
-    found.registered_commands = [command for command in app.registered_commands if command.name == word]
+    """Return the app with what `word` may mean, if anything: building the options of all commands takes 50 ms."""
+    found, words = copy(app), (word, "benchmark") if word == "compare" else (word,)
+    found.registered_commands = [command for command in app.registered_commands if command.name in words]
     found.registered_groups = [group for group in app.registered_groups if group.name == word]
     return found if found.registered_commands or found.registered_groups else app
+
+
+def _refuse_others(word: str) -> None:
+    """Refuse several processes for what does not share its work: each would do all of it, and in one another's way."""
+    from ..fusion.errors import MethodError
+    from ..fusion.launch import launched
+
+    if launched().count > 1 and word not in SHARING and not word.startswith("-"):
+        raise MethodError(f"`{word}` is done by one process, and {launched().count} were started")
 
 
 def main() -> None:
@@ -127,7 +153,9 @@ def main() -> None:
     end_with_a_sentence()
     try:
         try:
-            narrowed(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))()
+            word = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+            _refuse_others(word)
+            narrowed(word)()
         finally:
             sys.stdout.flush()
     except SculptError as error:
@@ -151,8 +179,10 @@ def main() -> None:
 
 def _unforeseen(error: Exception) -> SculptError:
     """Return what is told of a failure that nobody foresaw."""
-    from ..fusion.errors import SculptError, first_line
+    from ..fusion.errors import SculptError, first_line, missing_extra
 
+    if isinstance(error, ImportError) and (missing := missing_extra(error)) is not None:
+        return missing
     if isinstance(error, OSError):
         return SculptError(f"{error.strerror or error}" + (f": `{error.filename}`" if error.filename else ""))
     if isinstance(error, MemoryError):

@@ -12,7 +12,7 @@ from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
-from .evaluate import ScoringOptions, SuiteFile, refuse_missing
+from .evaluate import ScoringOptions, SuiteFile
 from .flags import FlagGroup, given_flags, with_options
 from .options import (
     CALIBRATION,
@@ -24,6 +24,7 @@ from .options import (
     BasePath,
     TunedPath,
     protection_of,
+    refuse_missing,
 )
 
 if TYPE_CHECKING:
@@ -115,8 +116,7 @@ def benchmark_command(
     from .console import quiet_libraries, say
     from .progress import progress_bar
 
-    refuse_missing(suite)
-    calibration.refuse_missing()
+    refuse_missing([base, tuned], [suite, *calibration.files()])
     quiet_libraries()
     from ..api import prepare_fuse
     from ..evaluate.comparison import PAPERS, Contender, compare, table_of
@@ -125,7 +125,7 @@ def benchmark_command(
     from ..evaluate.suite import read_suite
     from ..evaluate.tables import refuse_tables
     from ..fusion.methods import AdaDare, TwoSided
-    from ..measuring import statistics
+    from ..measuring import statistics, with_found
 
     read = read_suite(suite)
     suites = [suite, *([compared.choose_on] if compared.choose_on else [])]
@@ -143,6 +143,9 @@ def benchmark_command(
         settings=replace(settings, device=scoring.device, selection=selection, policies=policies, protection=protects),
         overwrite=True,  # nothing is written
     )
+    calibration, notes = with_found(prepared, calibration)
+    for note in notes:
+        say(note)
     with (
         progress_bar("calibrating", unit="steps") as report,
         statistics(prepared, replace(calibration, seed=settings.seed, device=scoring.device), progress=report) as found,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,7 +28,7 @@ Theorem 2 of AdaDARE-γ: the expected L1 distance of the fused model to the base
 
     sculpt bound base/ sft/ --eta-relative 0.01
 
-    sculpt bound base/ sft/ --eta 50 --json
+    sculpt bound base/ sft/ --eta 50 -o bounds.json
 """
 
 Eta = Annotated[float | None, typer.Option("--eta", help="η of each tensor: an L1 distance.")]
@@ -42,30 +43,50 @@ def bound(
     tuned: TunedPath,
     eta: Eta = None,
     eta_relative: EtaRelative = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File for what `--json` prints; several processes want one.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace such a file.")] = False,
     json: AsJson = False,
     *,
     selection: Selection,
     policies: Policies,
     settings: Settings,
 ) -> None:
-    """Measure the pair and print its bounds."""
+    """Measure the pair, print its bounds, and write them where that is asked for."""
+    from contextlib import nullcontext
+
     from ..fusion.arithmetic.budget import Budget
+    from ..fusion.checkpoint.output.guard import file_kind, refuse_output
+    from ..fusion.checkpoint.output.processes import Processes
+    from ..fusion.errors import MethodError
     from ..fusion.run.bounds import measure_bounds
-    from .console import print_json
+    from .console import json_text, print_json
     from .progress import progress_bar
 
     given = eta is not None or eta_relative is not None
     budget = Budget(eta=eta, eta_relative=eta_relative if given else RELATIVE_DEFAULT)
-    with progress_bar("measuring") as report:
-        found = measure_bounds(
-            base,
-            tuned,
-            selection=selection,
-            policies=policies,
-            device=settings.device,
-            threads=settings.threads,
-            progress=report,
-        )
+    processes, kind = Processes(), file_kind("file of bounds", b'{\n "blocks"')
+    if output is not None:
+        refuse_output(output, [base, tuned], kind, overwrite=overwrite)
+    elif processes.are_several:
+        raise MethodError(f"{processes.count} processes share this where it has an output", hint="`-o` names one")
+    with nullcontext() if output is None else processes.meet(output, made_by="bound"):
+        with progress_bar("measuring") as report:
+            found = measure_bounds(
+                base,
+                tuned,
+                selection=selection,
+                policies=policies,
+                device=settings.device,
+                threads=settings.threads,
+                processes=processes,
+                progress=report,
+            )
+        if output is not None:
+            text = json_text(_as_json(found, budget))
+            may_replace = kind.may_replace if overwrite else None
+            processes.publish(lambda file: file.write_text(text, encoding="utf-8"), may_replace)
     print_json(_as_json(found, budget)) if json else _show(found, budget, given)
 
 

@@ -10,12 +10,13 @@ import typer
 
 from .evaluate import ScoringOptions
 from .flags import FlagGroup, with_options
-from .options import AsJson
+from .options import AsJson, refuse_missing
 
 HELP = """Show what models answer to the same prompts, side by side: base, fine-tune and repair, say.
 
 Answers are greedy. A prompt is text that goes on, or with `--chat` what a user says; rows whose `prompt` is a list of
-messages are chats anyway.
+messages are chats anyway. With `--suite` it is `sculpt benchmark`: methods of
+fusing a base and a fine-tune, by their scores.
 
 **Examples**
 
@@ -24,6 +25,8 @@ messages are chats anyway.
     sculpt compare base/ sft/ sft-repaired/ --prompt "The capital of France is"
 
     sculpt compare base/ sft/ --prompts prompts.jsonl --chat --max-new-tokens 200 --json > answers.json
+
+    sculpt compare base/ sft/ --suite suite.yaml --methods ties,dare,tailor,adadare
 """
 
 
@@ -59,8 +62,7 @@ def compare_command(
 
     if prompts is None and not prompt:
         raise DataError("there is nothing to ask", hint="`--prompts FILE` or `--prompt TEXT` says what")
-    if prompts is not None and not prompts.exists():
-        raise DataError(f"`{prompts}` does not exist")
+    refuse_missing(models, [] if prompts is None else [prompts])
     names = [find_model(model).name for model in models]
     quiet_libraries()
     from ..evaluate.answers import answers_of, as_chat, prompt_of, read_prompts, told

@@ -12,7 +12,7 @@ import typer
 
 from ..fusion.errors import DataError
 from .flags import FlagGroup, with_options
-from .options import AsJson
+from .options import AsJson, refuse_missing
 
 if TYPE_CHECKING:
     from ..evaluate.evaluate import SuiteScores
@@ -121,8 +121,7 @@ def eval_command(
         raise MethodError("`--data` has no effect without `--against`")
     if tuned is not None and (against is None or suite is None):
         raise MethodError("`--tuned` has no effect without `--against` and `--suite`")
-    if suite is not None:
-        refuse_missing(suite)
+    refuse_missing([*models, *filter(None, (against, tuned))], [*filter(None, (suite,)), *(data or ())])
     read = None if suite is None else read_suite(suite)
     found = {} if read is None else {str(model): scored(model, read, scoring) for model in models}
     if not json and len(found) == 1:
@@ -171,14 +170,14 @@ def gate_command(
     *,
     scoring: ScoringOptions,
 ) -> None:
-    """Score a model, and those that it is compared with; exit 1 unless every limit is reached."""
+    """Score a model, and those that it is compared with; exit 3 unless every limit is reached."""
+    refuse_missing([model, *filter(None, (base, tuned))], [suite])
     from ..evaluate.flips import counted_tasks, parse_percent, worst
     from ..evaluate.gate import Limit, judge
     from ..evaluate.suite import read_suite
     from ..fusion.errors import MethodError
     from .console import out, print_json, say
 
-    refuse_missing(suite)
     parsed = [Limit.parse(limit) for limit in limits or ()]
     most = None if max_forgotten is None else parse_percent(max_forgotten)
     read = read_suite(suite)
@@ -337,12 +336,6 @@ def show_side_by_side(found: Mapping[str, SuiteScores]) -> None:
     titles |= {name: title for name, title in means.items() if name in first.measures}
     rows = [[title, *(f"{scores.measures[name]:.2f}" for scores in found.values())] for name, title in titles.items()]
     table(first.suite, ["score", *found], rows)
-
-
-def refuse_missing(file: Path) -> None:
-    """Refuse a file that is not there, before anything heavy is loaded."""
-    if not file.exists():
-        raise DataError(f"`{file}` does not exist")
 
 
 def register(app: typer.Typer) -> None:

@@ -106,6 +106,7 @@ def merge_command(
                 dry_run=print_plan,
                 overwrite=overwrite,
                 json=json,
+                given=given,
                 steps=steps,
             )
 

@@ -85,9 +85,9 @@ def repair(
     from ..evaluate.report import PAGE
     from ..fusion.checkpoint import find_model
     from ..fusion.checkpoint.output.guard import refuse_inputs, refuse_output
-    from ..fusion.checkpoint.output.launch import launched
     from ..fusion.checkpoint.output.steps import steps_of
     from ..fusion.checkpoint.output.workspace import identity_of
+    from ..fusion.launch import launched
     from .console import out
     from .fuse import run_fuse
     from .report import write_report
@@ -106,7 +106,7 @@ def repair(
         )
         if choice.suite is None:
             _refuse_idle(choice)
-            weight = None if choice.protect_weight is None else float(choice.protect_weight)
+            weight = None if choice.protect_weight is None else _number(choice.protect_weight)
             run_fuse(
                 base,
                 [tuned],
@@ -155,6 +155,15 @@ def repair(
             write_report(made, page, scores, overwrite=overwrite)
     out(f"{made} is the repaired model, {page} a page about it")
     out(f"what it answers now: sculpt compare {base} {tuned} {made} --prompts FILE")
+
+
+def _number(text: str) -> float:
+    from ..fusion.errors import MethodError
+
+    try:
+        return float(text)
+    except ValueError as error:
+        raise MethodError(f"`--protect-weight` is a number, got `{text}`") from error
 
 
 def _refuse_idle(choice: Choice) -> None:

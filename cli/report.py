@@ -37,8 +37,10 @@ def report_command(
     """
     from ..evaluate.report import PAGE
     from ..fusion.checkpoint.output.guard import refuse_output
+    from ..fusion.ref import refuse_patched
     from .console import gigabytes, out, print_json
 
+    refuse_patched(fused)
     page = output or fused.resolve().with_name(f"{fused.resolve().name}-report.html")
     refuse_output(page, [fused, *(scores or ())], PAGE, overwrite=overwrite)
     write_report(fused, page, scores or (), overwrite=overwrite)

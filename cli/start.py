@@ -29,6 +29,9 @@ def catch_signals() -> None:
 
 def main() -> None:
     """Run the command line; the process ends here."""
+    if not hasattr(os, "pwrite"):
+        sys.stderr.write("error: sculpt writes into files by a call that Windows does not have: run it in WSL\n")
+        sys.exit(1)
     try:
         catch_signals()
         for name in ("stdout", "stderr"):

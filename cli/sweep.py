@@ -16,7 +16,7 @@ from ..fusion.methods import TwoSided
 from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.calibration import SHIPPED, Calibration
 from ..fusion.run.settings import Settings
-from .evaluate import ScoringOptions, SuiteFile, refuse_missing
+from .evaluate import ScoringOptions, SuiteFile
 from .flags import FlagGroup, given_flags, with_options
 from .fuse import command_line
 from .options import (
@@ -31,6 +31,7 @@ from .options import (
     TunedPath,
     protection_of,
     refuse_idle,
+    refuse_missing,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from ..evaluate.points import Point, Sweep
     from ..evaluate.suite import Suite
     from ..evaluate.sweep import Grid
+    from ..fusion.checkpoint.output.processes import Processes
     from ..fusion.checkpoint.output.steps import Steps
     from ..fusion.run.fuse import Prepared
 
@@ -178,8 +180,7 @@ def run_sweep_command(
     from .console import print_json, quiet_libraries, say
     from .progress import progress_bar
 
-    refuse_missing(suite)
-    calibration.refuse_missing()
+    refuse_missing([base, tuned], [suite, *calibration.files()])
     quiet_libraries()
     from ..api import prepare_fuse
     from ..evaluate.choice import Pick
@@ -191,10 +192,10 @@ def run_sweep_command(
     from ..fusion.checkpoint import find_model
     from ..fusion.checkpoint.identity import digest_of_data
     from ..fusion.checkpoint.output.guard import CHECKPOINT, SWEEP, refuse_output
-    from ..fusion.checkpoint.output.workspace import Workspace, told
+    from ..fusion.checkpoint.output.workspace import payload_of, repair
     from ..fusion.errors import MethodError
     from ..fusion.run.fuse import resume_facts
-    from ..measuring import statistics
+    from ..measuring import statistics, with_found
 
     read = read_suite(suite)
     known = read.measures()
@@ -229,12 +230,20 @@ def run_sweep_command(
         overwrite=overwrite or dry_run or grid.pick is None or (steps is not None and steps.has_appeared(model)),
     )
     if not (prepared.method.uses_curvature or wanted.protection is not None):
-        refuse_idle(calibration, prepared.method)
+        refuse_idle(calibration, prepared.method, given)
+    calibration, notes = with_found(prepared, calibration)
+    for note in notes:
+        say(note)
     if dry_run:
         _show_plan(prepared, calibration, read, wanted, json=json)
         return folder
     with ExitStack() as stack:
-        workspace = None if folder is None else stack.enter_context(Workspace(folder, made_by="sweep"))
+        processes = prepared.processes
+        if folder is None and processes.are_several:
+            raise MethodError(
+                f"{processes.count} processes share a sweep where it has an output", hint="`--output` names one"
+            )
+        workspace = None if folder is None else stack.enter_context(processes.meet(folder, made_by="sweep"))
         calibration = replace(calibration, seed=settings.seed, device=scoring.device)
 
         def measure() -> tuple[Held, dict[str, Any] | None]:
@@ -259,7 +268,7 @@ def run_sweep_command(
                 if steps.has_appeared(model):
                     return folder
                 refuse_output(folder, (), SWEEP, overwrite=overwrite)  # nothing was chosen
-            done = stack.enter_context(KnownPoints(workspace, facts))
+            done = stack.enter_context(KnownPoints(processes, workspace, facts))
         held, provenance = measure() if done is None else done.curvature(measure)
         live = LiveFuse(prepared, held, device=scoring.device, dtype=scoring.dtype)
         with progress_bar("sweeping", unit="points") as report:
@@ -275,17 +284,23 @@ def run_sweep_command(
                 failure = error
         if best is not None:
             content["picked"] = best.as_json()
-        write = functools.partial(_write_model, live, provenance=provenance, calibration=calibration)
-        if workspace is not None:
-            workspace.payload.mkdir(exist_ok=True)
+        if folder is not None and workspace is not None:
+            payload = payload_of(workspace, folder)
+            payload.mkdir(exist_ok=True)
+            write = functools.partial(
+                _write_model, live, swept, provenance=provenance, calibration=calibration, within=processes
+            )
             if best is not None and model is not None:
                 if steps is None or not steps.is_made(model, asked, CHECKPOINT, overwrite=overwrite):
                     write(best, output=model, called=model.name, overwrite=overwrite)
             elif best is not None:
-                write(best, output=workspace.payload / "fused", called=called, overwrite=True)
-            with told(workspace.folder):
-                _write_results(workspace.payload, swept, content)
-            workspace.publish(SWEEP.may_replace if overwrite else None)
+                write(best, output=payload / "fused", called=called, overwrite=True)
+
+            def fill(made: Path) -> None:
+                _write_results(made, swept, content)
+                repair(made / "fused")  # what could not be removed beside the model would go with it
+
+            processes.publish(fill, SWEEP.may_replace if overwrite else None)
             say(f"wrote table and figures to {folder}")
     if failure is not None:
         raise failure
@@ -366,6 +381,7 @@ def _write_results(folder: Path, swept: Sweep, content: dict[str, object]) -> No
 
 def _write_model(
     live: LiveFuse,
+    swept: Sweep,
     best: Point,
     *,
     provenance: dict[str, Any] | None,
@@ -373,11 +389,14 @@ def _write_model(
     output: Path,
     called: str,
     overwrite: bool,
+    within: Processes,
 ) -> None:
+    from ..fusion.checkpoint.output.processes import Processes
     from ..measuring import comparison
     from .fuse_view import show_moved
     from .progress import progress_bar
 
+    scored = {point.family: point.scores.measures for point in swept.points if point.is_reference}
     with progress_bar("fusing") as report:
         compare, plan = None, live.prepared.plan
         if best.protection is not None and calibration.protect_check and provenance is not None:
@@ -389,10 +408,12 @@ def _write_model(
             best.blocks,
             best.protection,
             provenance=provenance,
+            scores={**scored, called: best.scores.measures},
             command=command_line(),
             output=output,
             called=called,
             overwrite=overwrite,
+            processes=Processes(within=within),
             compare=compare,
             progress=report,
         )

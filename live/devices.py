@@ -20,7 +20,7 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch_device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     return torch_device(name)
 
@@ -47,10 +47,14 @@ def stored_dtype(checkpoint: Source) -> torch.dtype:
     return getattr(torch, max(sizes, key=lambda key: (sizes[key], key)) if sizes else "float32")
 
 
-def activation_budget(memory: int | None) -> int:
-    """Return the bytes that activations may take: what was asked for, or half of what is free."""
-    if memory is not None:
-        return memory
+def activation_budgets(memory: int | None, device: torch.device) -> tuple[int, int]:
+    """Return the bytes that activations may take where batches run, and beside an accelerator in the host's memory.
+
+    Of each what was asked for, or half of what is free.
+    """
     import psutil
 
-    return psutil.virtual_memory().available // 2
+    host = psutil.virtual_memory().available // 2 if memory is None else memory
+    if device.type != "cuda":  # others share the host's memory, or tell nothing of their own
+        return host, 0
+    return torch.cuda.mem_get_info(device)[0] // 2 if memory is None else memory, host

@@ -13,14 +13,21 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from sculpt.demo.tiny import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 WORKFLOW = Path(__file__).parents[1] / "docs/release-workflow.yml"
-# `hf download ID --local-dir FOLDER` and `hf upload ID FOLDER .`, of a hub that is a folder.
-HUB = """import shutil, sys
-verb, name, first, second = sys.argv[1:]
-shutil.copytree(f"{HUB}/{name}", second) if verb == "download" else shutil.copytree(first, f"{HUB}/{name}")
+# `hf download ID` into the cache, laid out as by the real client, and `hf upload ID FOLDER .`; the hub is a folder.
+HUB = """import os, pathlib, shutil, sys
+verb, name, *rest = sys.argv[1:]
+if verb == "download":
+    cached = pathlib.Path(os.environ["HF_HUB_CACHE"], "models--" + name.replace("/", "--"))
+    shutil.copytree(f"{HUB}/{name}", cached / "snapshots" / ("0" * 40))
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text("0" * 40)
+else:
+    shutil.copytree(rest[0], f"{HUB}/{name}")
 """
 
 
@@ -47,6 +54,7 @@ def repository(tmp_path: Path) -> Path:
     release.mkdir(parents=True)
     rows = {
         "train": [{"prompt": "one", "completion": " two"}] * 3,
+        "general": [{"text": "one and two and three"}] * 3,
         "sure": [{"prompt": "x", "choices": [" y"], "answer": 0}] * 2,  # no strength falls short of its limits
     }
     for name, content in rows.items():
@@ -71,6 +79,8 @@ def test_every_step_runs_in_a_repository_that_holds_the_suites_alone(repository:
         "PATH": f"{repository.parent / 'programs'}:{os.environ['PATH']}",
         "BASE": "org/base",
         "TUNED": "org/tuned",
+        "PROTECT": "release/general.jsonl",
+        "HF_HUB_CACHE": str(repository.parent / "cache"),
     }
     for step in [step for step in job["steps"] if "run" in step]:
         done = subprocess.run(
@@ -81,7 +91,9 @@ def test_every_step_runs_in_a_repository_that_holds_the_suites_alone(repository:
     evidence = next(step for step in job["steps"] if "upload-artifact" in step.get("uses", ""))["with"]["path"]
     assert all(list(repository.glob(pattern)) for pattern in evidence.split())
     assert json.loads((repository / "gate.json").read_text())["passed"] is True
-    assert (repository.parent / "hub/org/tuned-fused/sculpt-manifest.json").is_file()
+    card = ModelCard.load(repository.parent / "hub/org/tuned-repaired/README.md")
+    assert card.data.base_model == ["org/base", "org/tuned"]
+    assert "## Scores" in card.text
     torch_first, pinned, sculpt_then = (repository.parent / "pip").read_text().splitlines()
     assert "whl/cpu" in torch_first
     constraints = (WORKFLOW.parents[1] / "constraints.txt").read_text()
@@ -89,7 +101,7 @@ def test_every_step_runs_in_a_repository_that_holds_the_suites_alone(repository:
     checked_out = next(step["with"]["path"] for step in job["steps"] if "path" in step.get("with", {}))
     assert pinned == f"install --no-deps --require-hashes -r {checked_out}/constraints.txt"
     assert sculpt_then == f"install --no-deps --no-build-isolation ./{checked_out}"
-    assert (repository.parent / "hub/org/tuned-fused/sculpt-provenance.json").is_file()
+    assert (repository.parent / "hub/org/tuned-repaired/sculpt-provenance.json").is_file()
 
 
 def test_nothing_is_used_that_somebody_could_exchange() -> None:

@@ -39,7 +39,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from ..arithmetic.two_sided import Protection
 from ..checkpoint.output.layout import parse_size
-from ..errors import DataError, MethodError, did_you_mean
+from ..errors import DataError, MethodError, RecipeError, SculptError, did_you_mean
 from ..methods import METHODS, Method
 from ..plan.options import Policies, Selection, Side
 from ..run.calibration import Calibration
@@ -251,6 +251,18 @@ def _slice(piece: _Stretch, known: Mapping[str, Parameter], document: Document, 
     )
 
 
+def _place_of(error: SculptError, document: Document) -> KeyPath:
+    """Return the key that an error is about, as far as the recipe has it."""
+    for name in (option.rpartition(".")[2] for option in error.options):
+        for part in ((), ("calibration",), ("protection",), ("policies",)):
+            content: Any = document.content
+            for key in part:
+                content = content.get(key)
+            if isinstance(content, Mapping) and name in content:
+                return (*part, name)
+    return ()
+
+
 def read_own(document: Document) -> Recipe:
     """Return the recipe that a document in our own schema states; base and models may be left to the caller.
 
@@ -291,7 +303,8 @@ def read_own(document: Document) -> Recipe:
             protection=_protection(found),
         )
     except (MethodError, DataError) as error:
-        raise document.error((), error.message, hint=error.hint) from error
+        line = document.line(_place_of(error, document))
+        raise RecipeError(document.file, line, error.message, hint=error.hint) from error
     return Recipe(
         method=method,
         base=None if found.base is None else ModelName(path=found.base),

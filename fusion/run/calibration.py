@@ -40,8 +40,8 @@ class SampleRun(RowOptions):
         device: auto, cpu, cuda, cuda:1, mps …
         dtype: Of the forward. auto: float32 on a CPU, else the weights' own.
         auto_class: transformers class to run, such as AutoModelForMaskedLM. Default: the config's.
-        memory: What activations between blocks may take, such as 4GB; above, disk is used. Default: half of what is
-            free.
+        memory: What activations between blocks may take, such as 4GB; above, disk is used, and beside an accelerator
+            as much of the host's memory first. Default: half of what is free.
         trust_remote_code: Run model code that lies in the folder. Read it first.
     """
 
@@ -163,16 +163,6 @@ class Calibration(SampleRun):
             for name in ("hessian", "data", "protect"):
                 if getattr(self, name) is not None:
                     raise MethodError(f"`{name}` has no use where nothing is calibrated", options=[name])
-
-    def refuse_missing(self) -> None:
-        """Refuse files that are not there, before anything long is begun.
-
-        Raises:
-            DataError: One is not.
-        """
-        for path in self.files():
-            if not path.exists():
-                raise DataError(f"`{path}` does not exist")
 
     def files(self) -> list[Path]:
         """Return every path that it names: of data, and of statistics."""

@@ -1,4 +1,4 @@
-"""What batches hold between blocks: counted, and spilled to disk above a budget.
+"""What batches hold between blocks: counted, and above a budget moved to the host's memory, and above that to disk.
 
 Every tensor that a batch's forward makes is known by weak reference, so what is alive when it parks is exact. A
 spilled storage is emptied in place and filled again before the batch goes on: whoever refers to it sees nothing.
@@ -23,11 +23,12 @@ SMALLEST_SPILL_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class _Spill:
-    """A storage that is empty while its bytes are in a file."""
+    """A storage that is empty while its bytes are in the host's memory, or else in a file."""
 
     storage: torch.UntypedStorage
-    file: Path
-    digest: str
+    held: Tensor | None = None
+    file: Path | None = None
+    digest: str = ""
 
 
 class Activations:
@@ -35,13 +36,16 @@ class Activations:
 
     Attributes:
         budget_bytes: Above this, batches that are parked are spilled; None is no limit.
+        host_bytes: What of that stays in the host's memory, where batches run on an accelerator; the rest goes to disk.
         bytes_held: In memory, of parked batches.
         peak_bytes: The most that was held.
         bytes_spilled: Written to disk so far.
     """
 
-    def __init__(self, budget_bytes: int | None = None, folder: Path | None = None) -> None:
+    def __init__(self, budget_bytes: int | None = None, folder: Path | None = None, *, host_bytes: int = 0) -> None:
         self.budget_bytes = budget_bytes
+        self.host_bytes = host_bytes
+        self._in_host = 0
         self.bytes_held = 0
         self.peak_bytes = 0
         self.bytes_spilled = 0
@@ -83,10 +87,23 @@ class Activations:
             for content in spilled:
                 if key in content:
                     spill = content.pop(key)
-                    stored = read_checked(spill.file, spill.digest)
-                    spill.storage.resize_(stored.size)
-                    _bytes_of(spill.storage).copy_(torch.from_numpy(stored))
-                    spill.file.unlink()
+                    stored = self._stored(spill)
+                    spill.storage.resize_(len(stored))
+                    _bytes_of(spill.storage).copy_(stored)
+                    self._let_go(spill)
+
+    @staticmethod
+    def _stored(spill: _Spill) -> Tensor:
+        if spill.held is not None:
+            return spill.held
+        assert spill.file is not None
+        return torch.from_numpy(read_checked(spill.file, spill.digest))
+
+    def _let_go(self, spill: _Spill) -> None:
+        if spill.held is not None:
+            self._in_host -= len(spill.held)
+        elif spill.file is not None:
+            spill.file.unlink(missing_ok=True)
 
     def park(self, run: int) -> None:
         """Count what a batch holds while it waits, and spill it if that is over the budget."""
@@ -115,25 +132,33 @@ class Activations:
         self.bytes_held -= self._held.pop(run, 0)
         self._made.pop(run, None)
         for spill in self._spilled.pop(run, {}).values():
-            spill.file.unlink(missing_ok=True)
+            self._let_go(spill)
 
     def _spill(self, run: int, storages: list[torch.UntypedStorage]) -> int:
-        if self._scratch is None:
-            self._scratch = Scratch(self._folder)
         gone = 0
         for storage in storages:
             size = storage.nbytes()
             if size < SMALLEST_SPILL_BYTES or not storage.resizable():
                 continue
-            file = self._scratch.folder / str(self._files)
-            self._files += 1
             # A copy: a storage that NumPy has seen cannot be resized any more.
-            digest = write_checked(file, _bytes_of(storage).to("cpu", copy=True).numpy())
+            copy = _bytes_of(storage).to("cpu", copy=True)
+            if self._in_host + size <= self.host_bytes:
+                spill = _Spill(storage, held=copy)
+                self._in_host += size
+            else:
+                spill = self._written(storage, copy)
+                self.bytes_spilled += size
             storage.resize_(0)
-            self._spilled.setdefault(run, {})[storage_key(storage)] = _Spill(storage, file, digest)
+            self._spilled.setdefault(run, {})[storage_key(storage)] = spill
             gone += size
-        self.bytes_spilled += gone
         return gone
+
+    def _written(self, storage: torch.UntypedStorage, content: Tensor) -> _Spill:
+        if self._scratch is None:
+            self._scratch = Scratch(self._folder)
+        file = self._scratch.folder / str(self._files)
+        self._files += 1
+        return _Spill(storage, file=file, digest=write_checked(file, content.numpy()))
 
 
 def _bytes_of(storage: torch.UntypedStorage) -> Tensor:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ...fusion.device import float64_device
 
-CHUNK_ELEMENTS = 1 << 20
+CHUNK_ELEMENTS = 1 << 18  # in float64 they stay in the second-level cache
+DEVICE_CHUNK_ELEMENTS = 1 << 24  # an accelerator wants few launches
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -30,10 +31,15 @@ def wide(tensor: Tensor) -> Tensor:
 def column_squares(rows: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return Σ_t weights_t·x_tj² of an (n, d) matrix, of shape (d,)."""
     count, width = rows.shape
-    step = max(1, CHUNK_ELEMENTS // max(1, width))
-    total = torch.zeros(width, dtype=torch.float64, device=wide(rows[:0]).device)
-    for start in range(0, count, step):
-        piece = wide(rows[start : start + step]).square()
+    device = float64_device(rows.device)
+    most = CHUNK_ELEMENTS if device.type == "cpu" else DEVICE_CHUNK_ELEMENTS
+    step = min(count, max(1, most // max(1, width)))
+    total = torch.zeros(width, dtype=torch.float64, device=device)
+    # One buffer throughout: memory that is new each time costs more, page by page, than the arithmetic.
+    room = torch.empty(step, width, dtype=torch.float64, device=device)
+    for start in range(0, count, max(1, step)):
+        part = rows[start : start + step]
+        piece = room[: len(part)].copy_(part).square_()
         if weights is not None:
             piece *= weights[start : start + step].to(piece).unsqueeze(1)
         total += piece.sum(0)

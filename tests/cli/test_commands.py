@@ -76,6 +76,10 @@ REFUSALS = {
         ["fuse", "base", "sft", "--sparsity", "90"],
         "error: `--sparsity` must lie between 0 and 1, got 90\n\nhint: did you mean 0.9?\n",
     ),
+    "what says what would be so anyway, and has no effect": (
+        ["dare", "base", "sft", "--samples", "128"],
+        "error: `--samples` has no effect on DARE without `--protect`\n",
+    ),
     "inside an input": (
         ["dare", "base", "sft", "-o", "base/out"],
         "error: the output `base/out` lies inside the input `base`\n",

@@ -107,7 +107,8 @@ def test_a_gate_that_is_passed_exits_0_and_one_that_is_not_exits_3(sculpt: Sculp
 def test_a_gate_that_cannot_be_judged_is_refused_before_a_model_is_loaded(
     limit: str, told: str, sculpt: Sculpt, home: Path
 ) -> None:
-    done = sculpt("gate", "nowhere", "--suite", "suite.yaml", "--min", limit, cwd=home)
+    (home / "hollow").mkdir(exist_ok=True)  # no model
+    done = sculpt("gate", "hollow", "--suite", "suite.yaml", "--min", limit, cwd=home)
     assert done.returncode == 1
     assert done.stderr.startswith(told), done.stderr
 
@@ -250,14 +251,14 @@ def test_a_sweep_of_protections_writes_the_one_that_is_picked(sculpt: Sculpt, ho
 
 
 def test_a_comparison_is_a_table_in_every_form(sculpt: Sculpt, home: Path, tuned: Path) -> None:
-    arguments = ("benchmark", "base", "sft", "--suite", "suite.yaml", "--device", "cpu", "--no-calibration")
-    done = sculpt(*arguments, "--methods", "adadare,dare", "-o", "t.md", "-o", "t.tex", "--json", cwd=home)
+    arguments = ("base", "sft", "--suite", "suite.yaml", "--device", "cpu", "--no-calibration")
+    done = sculpt("compare", *arguments, "--methods", "adadare,dare", "-o", "t.md", "-o", "t.tex", "--json", cwd=home)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
     assert [row["name"] for row in rows] == ["zero-shot", "fine-tune", "adadare", "dare"]
     assert (home / "t.md").read_text().startswith("| method | strength | ")
     assert "bottomrule" in (home / "t.tex").read_text()
-    refused = sculpt(*arguments, "--pick", "avg", cwd=home)
+    refused = sculpt("benchmark", *arguments, "--pick", "avg", cwd=home)
     assert refused.stderr.startswith("error: `--pick` has no effect without `--choose-on`")
 
 

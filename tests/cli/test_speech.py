@@ -42,6 +42,19 @@ def test_verbose_tells_the_steps(make_pair: Pair, tmp_path: Path) -> None:
     assert done.stdout == sculpt("inspect", "base", cwd=tmp_path).stdout
 
 
+def test_a_system_without_the_call_that_writes_is_told_in_one_sentence() -> None:
+    code = "import os; del os.pwrite; from sculpt.cli.start import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "Windows" in done.stderr
+
+
+def test_an_error_names_the_flag_that_the_command_has(make_pair: Pair, tmp_path: Path) -> None:
+    make_pair()
+    done = sculpt("sweep", "base", "sft", "--suite", "x", "--calibration-batch-size", "0", cwd=tmp_path)
+    assert done.stderr == "error: `--calibration-batch-size` must be at least 1, got 0\n"
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]

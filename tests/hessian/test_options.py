@@ -99,14 +99,18 @@ def test_a_full_matrix_is_the_sum_of_outer_products(tmp_path: Path) -> None:
     assert [key for key in hessian if hessian[key].gram is not None] == [name]
 
 
-@pytest.mark.parametrize("name", ["llama", "t5", "llava"])
-def test_activations_that_go_to_disk_change_no_bit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "host_bytes"), [("llama", 1 << 30), ("t5", 0), ("llava", 10_000)])
+def test_activations_that_go_to_the_host_or_to_disk_change_no_bit(
+    name: str, host_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sculpt.hessian.forward.activations.SMALLEST_SPILL_BYTES", 1)
     folder, data = zoo.settle(zoo.ALL[name], tmp_path)
     kept = calibrate(folder, data=data)
     with Session(folder, CalibrationOptions(data=data, memory=0)) as session:
+        session.activations.host_bytes = host_bytes
         found = {key: value for block in session.blocks() for key, value in block.items()}
-        assert session.activations.bytes_spilled > 0
+        assert (session.activations.bytes_spilled > 0) == (name != "llama")
+        assert session.activations._in_host == 0
         assert session.activations.bytes_held == 0
     assert all(np.array_equal(found[key].terms[0], kept[key].terms[0]) for key in kept)
 
