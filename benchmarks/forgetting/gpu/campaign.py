@@ -1,7 +1,7 @@
 """The comparison on one GPU: many fine-tunes, every arm at its best strength, a dozen processes and a clock.
 
     python -m sculpt.benchmarks.forgetting.gpu.campaign --model base/ --data campaign.json.gz --work work/ \
-        --scores scores.jsonl --seconds 420 --processes 12
+        --scores scores.jsonl --seconds 420 --processes 8
 
 `prepare.py` writes the data. Jobs stand in the order of what they are worth: a fine-tune's training, then groups of its
 arms; each process takes the first that nobody has taken and whose fine-tune is there. Every score is a line that is
@@ -396,7 +396,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", required=True, help="folder of fine-tunes; a second run goes on from there")
     parser.add_argument("--scores", required=True, help="file of lines")
     parser.add_argument("--seconds", type=float, default=420)
-    parser.add_argument("--processes", type=int, default=12)
+    parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--only", default="", help="part of the names of the fine-tunes that are wanted")
