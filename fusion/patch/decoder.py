@@ -32,7 +32,7 @@ def _kernel(name: str, letter: str, hint: str) -> Kernel:
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Tables:
+class _Lookup:
     """What a frame begins with.
 
     Attributes:
@@ -48,7 +48,7 @@ class _Tables:
     rest: np.ndarray
 
 
-def _tables(data: np.ndarray, form: WordForm) -> _Tables:
+def _tables(data: np.ndarray, form: WordForm) -> _Lookup:
     (top, high), (count, runs) = HEAD.unpack_from(data.data), data[HEAD.size : HEAD.size + 2].tolist()
     data = data[HEAD.size + 2 :]
     pairs, data = data[: 2 * (runs + 1)].reshape(-1, 2), data[2 * (runs + 1) :]
@@ -63,7 +63,7 @@ def _tables(data: np.ndarray, form: WordForm) -> _Tables:
     _READ_TABLES((), address(data), len(data), address(lasts), count, form.alphabet, address(slots), address(sizes))
     if count and not sizes[0]:
         raise DamagedFrameError("its tables are none")
-    return _Tables(top=top, high=high, table_of=table_of, slots=slots, rest=data[int(sizes[0]) :])
+    return _Lookup(top=top, high=high, table_of=table_of, slots=slots, rest=data[int(sizes[0]) :])
 
 
 def decode(data: np.ndarray, base: np.ndarray, form: WordForm, hint: Hint, start: int, out: np.ndarray) -> None:

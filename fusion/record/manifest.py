@@ -31,6 +31,7 @@ from .records import TensorRecord
 
 MANIFEST, TENSORS = OWN_MARK, OWN_TENSORS
 MANY = 20_000  # tensors; what is said of more stands in a file of its own, compressed
+MOST_BYTES = 1 << 30  # of that file, unpacked: two million tensors take less
 FORMAT = 2  # 1 had paths, digests of pieces, and the weight files alone
 FILES = ("inputs", "outputs", "companions", "files")
 PIECE = 1 << 24
@@ -303,11 +304,17 @@ def _read_lines(file: Path) -> list[Any]:
     """Return what stands in each line of a compressed file.
 
     Raises:
-        CheckpointError: It is missing or malformed.
+        CheckpointError: It is missing or malformed, or holds more than a model's records can be.
     """
+    found, left = [], MOST_BYTES
     try:
-        with gzip.open(file, "rt", encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
+        with gzip.open(file, "rb") as lines:
+            while line := lines.readline(left + 1):
+                left -= len(line)
+                if left < 0:
+                    raise CheckpointError(f"`{file}` holds more than {MOST_BYTES >> 30} GiB of records")
+                found.append(json.loads(line))
+        return found
     except (OSError, EOFError, ValueError, zlib.error, RecursionError) as error:
         raise CheckpointError(f"cannot read `{file}`: {error}") from error
 

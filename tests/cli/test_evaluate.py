@@ -194,7 +194,8 @@ def test_a_gate_names_the_task_of_which_most_was_forgotten(sculpt: Sculpt, home:
 def test_a_gate_on_what_is_forgotten_that_cannot_be_judged_is_refused(
     arguments: tuple[str, ...], told: str, sculpt: Sculpt, home: Path
 ) -> None:
-    done = sculpt("gate", "nowhere", "--suite", "suite.yaml", *arguments, cwd=home)
+    (home / "hollow").mkdir(exist_ok=True)  # no model
+    done = sculpt("gate", "hollow", "--suite", "suite.yaml", *arguments, cwd=home)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {told}"), done.stderr
 
