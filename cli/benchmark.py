@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..evaluate.options import Scoring
 from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
-from .evaluate import ScoringOptions, SuiteFile, refuse_missing
+from .evaluate import SuiteFile, refuse_missing
 from .flags import FlagGroup, given_flags, with_options
 from .options import (
     CALIBRATION,
@@ -27,8 +28,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..evaluate.comparison import Best
-    from ..evaluate.tables import Table
+    from ..fusion.table import Table
 
 HELP = """Compare methods on a suite as the papers' tables do: a row a method, all tasks, Avg and H-score.
 
@@ -104,7 +104,7 @@ def benchmark_command(
     compared: CompareOptions,
     calibration: Calibration,
     protection: Protection,
-    scoring: ScoringOptions,
+    scoring: Scoring,
     selection: Selection,
     policies: Policies,
     settings: Settings,
@@ -113,71 +113,42 @@ def benchmark_command(
     from .console import print_json, progress_bar, quiet_libraries, say
 
     refuse_missing(suite)
+    if compared.choose_on is None:
+        _refuse_idle(compared)
     quiet_libraries()
-    from ..api import prepare_fuse
-    from ..evaluate.comparison import PAPERS, Contender, compare, table_of
-    from ..evaluate.live_fuse import LiveFuse, held_curvature
-    from ..evaluate.suite import read_suite
-    from ..fusion.methods import AdaDare, TwoSided
-    from ..measuring import statistics
+    from ..evaluate.benchmark import benchmark
 
-    read = read_suite(suite)
-    protects = protection_of(protection, calibration, given_flags(ctx))
-    texts = split_methods(compared.methods) if compared.methods else [*PAPERS, *([TwoSided.name] if protects else [])]
-    contenders = [Contender.parse(text, protects) for text in texts]
-    best = _best(compared)
-    methods = [contender.method for contender in contenders] or [AdaDare()]
-    prepared = prepare_fuse(
+    found = benchmark(
         base,
         tuned,
-        method=max(methods, key=lambda method: (method.uses_curvature, method.needs_gram)),
-        settings=replace(settings, device=scoring.device, selection=selection, policies=policies, protection=protects),
-        overwrite=True,  # nothing is written
+        suite,
+        methods=split_methods(compared.methods) if compared.methods else (),
+        seeds=compared.seeds,
+        choose_on=compared.choose_on,
+        strengths=compared.gamma,
+        weights=compared.protect_weights,
+        pick=compared.pick,
+        calibration=calibration,
+        protection=protection_of(protection, calibration, given_flags(ctx)),
+        scoring=scoring,
+        settings=replace(settings, selection=selection, policies=policies),
+        bars=progress_bar,
     )
-    with (
-        progress_bar("calibrating", unit="steps") as report,
-        statistics(prepared, replace(calibration, seed=settings.seed, device=scoring.device), progress=report) as found,
-    ):
-        held = held_curvature(found)
-    live = LiveFuse(prepared, held, device=scoring.device, dtype=scoring.dtype)
-    with progress_bar("comparing", unit="models") as report:
-        entries = compare(
-            live,
-            read,
-            contenders,
-            seeds=range(settings.seed, settings.seed + max(1, compared.seeds)),
-            best=best,
-            batch_size=scoring.batch_size,
-            progress=report,
-        )
-    _show(table_of(entries), read.name, output, shown=not json)
-    if best is not None and best.suite.content == read.content and best.suite.folder == read.folder:
+    _show(found.table(), output, shown=not json)
+    if found.chosen_on_itself:
         say("note: strengths were chosen on what is reported, which flatters whatever has one")
     if json:
-        print_json({"suite": read.name, "rows": [entry.as_json() for entry in entries]})
+        print_json(found.as_json())
 
 
-def _best(compared: CompareOptions) -> Best | None:
-    from ..evaluate.choice import Pick
-    from ..evaluate.comparison import Best
-    from ..evaluate.strengths import parse_grid
-    from ..evaluate.suite import read_suite
+def _refuse_idle(compared: CompareOptions) -> None:
     from ..fusion.errors import MethodError
 
-    if compared.choose_on is None:
-        unset = CompareOptions()
-        for name in ("gamma", "protect_weights", "pick"):
-            if getattr(compared, name) != getattr(unset, name):
-                flag = name.replace("_", "-")
-                raise MethodError(f"`--{flag}` has no effect without `--choose-on`, which chooses strengths")
-        return None
-    chosen = read_suite(compared.choose_on)
-    return Best(
-        suite=chosen,
-        pick=Pick.parse(compared.pick, chosen.measures()),
-        strengths=parse_grid(compared.gamma),
-        weights=parse_grid(compared.protect_weights),
-    )
+    unset = CompareOptions()
+    for name in ("gamma", "protect_weights", "pick"):
+        if getattr(compared, name) != getattr(unset, name):
+            flag = name.replace("_", "-")
+            raise MethodError(f"`--{flag}` has no effect without `--choose-on`, which chooses strengths")
 
 
 def scores_command(
@@ -193,19 +164,19 @@ def scores_command(
     from .console import print_json
 
     table, values = scores_from_table(read_lines(file), target, source=file.name)
-    _show(table, file.name, output, shown=not json)
+    _show(replace(table, title=file.name), output, shown=not json)
     if json:
         print_json({"rows": values})
 
 
-def _show(shown_table: Table, title: str, output: list[Path] | None, *, shown: bool) -> None:
-    from .console import say, table
+def _show(shown_table: Table, output: list[Path] | None, *, shown: bool) -> None:
+    from .console import say, show_table
 
     for file in output or ():
         shown_table.write(file)
         say(f"wrote {file}")
     if shown:
-        table(title, list(shown_table.columns), [list(row) for row in shown_table.rows])
+        show_table(shown_table)
 
 
 def register(app: typer.Typer) -> None:
@@ -218,7 +189,7 @@ def register(app: typer.Typer) -> None:
             leave_out=(*CALIBRATION.leave_out, "protect_check"),
         ),
         "protection": PROTECTION,
-        "scoring": FlagGroup(of=ScoringOptions, panel="Scoring"),
+        "scoring": FlagGroup(of=Scoring, panel="Scoring"),
         "selection": SELECTION,
         "policies": POLICIES,
         "settings": SETTINGS.only("seed", "threads"),

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..evaluate.options import Scoring
 from ..fusion.arithmetic.two_sided import Protection
-from ..fusion.methods import TwoSided
 from ..fusion.plan.options import Policies, Selection
-from ..fusion.run.calibration import SHIPPED, Calibration
+from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
-from .evaluate import ScoringOptions
 from .flags import FlagGroup, given_flags, with_options
 from .options import (
     CALIBRATION,
@@ -22,9 +21,13 @@ from .options import (
     SELECTION,
     SETTINGS,
     BasePath,
-    Target,
     TunedPath,
+    protection_of,
 )
+
+if TYPE_CHECKING:
+    from ..evaluate.points import Sweep
+    from ..fusion.methods import Method
 
 HELP = """Give a fine-tune back what it forgot, and keep what it learned: two-sided curvature, with no retraining.
 
@@ -42,7 +45,6 @@ With a `--suite`, a few weights λ are tried and the best by `--pick` is written
 
     sculpt repair org/base org/sft --data train.jsonl --protect general.jsonl -o repaired/
 """
-WITH_DATA, WITHOUT = "0.3,1,3", "0.03,0.1,0.3"  # around the λ that serves best with samples of the task, and without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,79 +75,71 @@ def repair(
     choice: Choice,
     calibration: Calibration,
     protection: Protection,
-    scoring: ScoringOptions,
+    scoring: Scoring,
     selection: Selection,
     policies: Policies,
     settings: Settings,
 ) -> None:
     """Protect the base, at the best λ of a suite if there is one; report."""
-    from ..evaluate.report import PAGE
-    from ..fusion.checkpoint import find_model
-    from ..fusion.checkpoint.output.guard import refuse_output
-    from .console import out
-    from .fuse import run_fuse
-    from .report import write_report
-
-    made = output or find_model(tuned).beside("-repaired")
-    page = made.with_name(f"{made.name}-report.html")
-    refuse_output(page, [base, tuned], PAGE, overwrite=overwrite)
-    if calibration.protect is None:
-        calibration = replace(calibration, protect=SHIPPED)
-    given, scores = given_flags(ctx), []
-    if choice.suite is None:
-        _refuse_idle(choice)
-        weight = None if choice.protect_weight is None else float(choice.protect_weight)
-        run_fuse(
-            base,
-            [tuned],
-            method=TwoSided(),
-            target=Target(output=made, overwrite=overwrite),
-            settings=replace(settings, device=scoring.device),
-            selection=selection,
-            policies=policies,
-            calibration=calibration,
-            protection=replace(protection, weight=weight),
-            given=given,
-            json=False,
-        )
-    else:
-        from .sweep import GridOptions, run_sweep_command
-
-        has_samples = calibration.data is not None or calibration.hessian is not None
-        tables = run_sweep_command(
-            base,
-            tuned,
-            choice.suite,
-            output=made.with_name(f"{made.name}-sweep"),
-            model=made,
-            overwrite=overwrite,
-            json=False,
-            charts=False,
-            grid=GridOptions(
-                method=[TwoSided.name],
-                pick=choice.pick or "h-score",
-                protect_weight=choice.protect_weight or (WITH_DATA if has_samples else WITHOUT),
-            ),
-            calibration=calibration,
-            protection=protection,
-            scoring=scoring,
-            settings=replace(settings, selection=selection, policies=policies),
-            given=given,
-        )
-        assert tables is not None
-        scores = [tables / "sweep.json"]
-    write_report(made, page, scores, overwrite=overwrite)
-    out(f"{made} is the repaired model, {page} a page about it")
-    out(f"what it answers now: sculpt compare {base} {tuned} {made} --prompts FILE")
-
-
-def _refuse_idle(choice: Choice) -> None:
     from ..fusion.errors import MethodError
+    from .console import out, quiet_libraries
 
-    if choice.pick is not None:
+    if choice.suite is None and choice.pick is not None:
         raise MethodError("`--pick` has no effect without `--suite`, by whose scores it chooses")
-    if "," in (choice.protect_weight or ""):
+    if choice.suite is None and "," in (choice.protect_weight or ""):
         raise MethodError("several λ are tried on a suite", hint="`--suite` names one; `sculpt suite init` writes one")
+    calibration = calibration.protecting()
+    calibration.refuse_missing()
+    given = given_flags(ctx)
+    quiet_libraries()
+    from ..evaluate.repair import repair
+
+    found = repair(
+        base,
+        tuned,
+        output=output,
+        suite=choice.suite,
+        pick=choice.pick,
+        weights=choice.protect_weight,
+        calibration=calibration,
+        protection=protection_of(protection, calibration, given - {"protect_weight"}),
+        scoring=scoring,
+        settings=replace(settings, selection=selection, policies=policies),
+        overwrite=overwrite,
+        fuse=_fuse,
+        sweep=_sweep,
+    )
+    out(f"{found.model} is the repaired model, {found.page} a page about it")
+    out(f"what it answers now: sculpt compare {base} {tuned} {found.model} --prompts FILE")
+
+
+def _fuse(
+    base: Path,
+    tuned: Path,
+    *,
+    output: Path,
+    method: Method,
+    calibration: Calibration,
+    protection: Protection,
+    settings: Settings,
+    overwrite: bool,
+    progress: object,
+) -> None:
+    """Fuse as `fuse` does, and show it."""
+    from ..api import prepare_fuse
+    from .fuse import run_prepared
+
+    del progress  # there are bars of its own
+    protected = replace(settings, protection=protection)
+    prepared = prepare_fuse(base, tuned, output=output, method=method, settings=protected, overwrite=overwrite)
+    run_prepared(prepared, calibration, dry_run=False, overwrite=overwrite, json=False)
+
+
+def _sweep(base: Path, tuned: Path, suite: Path, **options: Any) -> Sweep:
+    """Sweep as `sweep` does, and show it."""
+    from .sweep import run_sweep_command
+
+    return run_sweep_command(base, tuned, suite, json=False, charts=False, **options)
 
 
 def register(app: typer.Typer) -> None:
@@ -156,7 +150,7 @@ def register(app: typer.Typer) -> None:
             CALIBRATION, panel="Protection", flags={**CALIBRATION.flags, "batch_size": "calibration_batch_size"}
         ),
         "protection": replace(PROTECTION, leave_out=("weight",)),
-        "scoring": FlagGroup(of=ScoringOptions, panel="Run"),
+        "scoring": FlagGroup(of=Scoring, panel="Run"),
         "selection": SELECTION,
         "policies": POLICIES,
         "settings": SETTINGS.only("seed", "threads"),

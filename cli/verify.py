@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from .evaluate import refuse_missing
 from .options import AsJson
-
-if TYPE_CHECKING:
-    from ..live.load_check import LoadReport
 
 Output = Annotated[Path, typer.Argument(help="A checkpoint that sculpt wrote.")]
 Inputs = Annotated[list[Path] | None, typer.Option("--input", help="Also check an input it was made from; repeatable.")]
@@ -53,7 +50,7 @@ def verify_command(
     """
     from ..fusion.record.manifest import MANIFEST
     from ..fusion.record.verify import verify
-    from .console import gigabytes, out, print_json
+    from .console import gigabytes, out, print_json, quiet_environment
 
     refuse_missing(output)
     result: dict[str, Any] = {"ok": True}
@@ -70,7 +67,10 @@ def verify_command(
         if not json:
             out(f"{output} is signed by {public_key}")
     if load:
-        report = _loaded(output)
+        from ..api import check_loads
+
+        quiet_environment()
+        report = check_loads(output)
         result |= {"class": report.class_name}
         if not json:
             out(f"{output}: {report.told}")
@@ -98,18 +98,6 @@ def attest_command(output: Output, private_key: PrivateKey = None, json: AsJson 
         print_json({"output": str(output), "files": [file.name for file in written]})
     else:
         out(f"wrote {', '.join(file.name for file in written)} into {output}")
-
-
-def _loaded(output: Path) -> LoadReport:
-    from ..fusion.checkpoint import find_model
-    from ..fusion.patch.reference import open_stored
-    from .console import quiet_environment
-
-    quiet_environment()
-    from ..live.load_check import check_loads
-
-    opened = open_stored(find_model(output))
-    return check_loads({opened.name_in_file(name): info for name, info in opened.tensors.items()}, opened.config)
 
 
 def register(app: typer.Typer) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..fusion.errors import DataError
+from ..fusion.table import Table
 from .evaluate import SuiteScores, TaskScore
-from .tables import Table
 
 
 def read_lines(file: Path) -> list[list[str]]:

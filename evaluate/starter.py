@@ -44,7 +44,14 @@ def scorer_of(row: Row) -> str:
     )
 
 
-def write_suite(output: Path, data: Path, general: Path | None, *, limit: int, overwrite: bool = False) -> list[str]:
+def write_suite(
+    output: Path | str,
+    data: Path | str,
+    general: Path | str | None = None,
+    *,
+    limit: int = 200,
+    overwrite: bool = False,
+) -> list[str]:
     """Write a suite; return what is to be said of it.
 
     Args:
@@ -54,6 +61,7 @@ def write_suite(output: Path, data: Path, general: Path | None, *, limit: int, o
         DataError: Rows cannot be scored.
         OutputError: A file exists.
     """
+    output, data, general = Path(output), Path(data), None if general is None else Path(general)
     rows = open_rows(data)
     target = scorer_of(rows.row(0))
     told = [f"rows that the fine-tune was trained on flatter it: `{data}` should be other ones"]

@@ -16,13 +16,13 @@ from ..fusion.checkpoint import open_checkpoint
 from ..fusion.checkpoint.output.guard import ADAPTER_RECORD
 from ..fusion.errors import MethodError, ModelError
 from ..fusion.progress import Progress, silent
+from ..fusion.table import Table, with_deviation
 from ..live.model import load_model
 from ..training.settings import AdapterMethod, Schedule
 from ..training.train import plan_of, recorded_plan, train_adapter
 from .evaluate import SuiteScores, score_suite
 from .strengths import parse_grid
 from .suite import Suite
-from .tables import Table, with_deviation
 
 SIDES = {"pretrained": "Source", "target": "Target", "source-target-avg": "Avg"}
 Settings = tuple[AdapterMethod, Schedule]

@@ -164,6 +164,10 @@ class Calibration(SampleRun):
                 if getattr(self, name) is not None:
                     raise MethodError(f"`{name}` has no use where nothing is calibrated", options=[name])
 
+    def protecting(self) -> Calibration:
+        """Return the same with the general set that ships to protect the base on, where nothing else is named."""
+        return replace(self, protect=SHIPPED) if self.protect is None else self
+
     def refuse_missing(self) -> None:
         """Refuse files that are not there, before anything long is begun.
 

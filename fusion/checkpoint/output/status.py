@@ -47,8 +47,9 @@ class Unfinished:
         return {**vars(self), "folder": str(self.folder)}
 
 
-def unfinished(output: Path) -> list[Unfinished]:
-    """Return the workspaces of an output, in the order of their names."""
+def unfinished(output: Path | str) -> list[Unfinished]:
+    """Return the workspaces of an output, in the order of their names; none of one that is whole."""
+    output = Path(output)
     return [_look_at(folder, output) for folder in workspaces_of(beside(output)) if is_marked(folder)]
 
 

@@ -1,0 +1,245 @@
+"""`sweep`: which strength is best, by what the fused models score; and that model, written."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..api import ADADARE_PROTECTED, prepare_fuse
+from ..fusion.arithmetic.two_sided import Protection
+from ..fusion.checkpoint import find_model
+from ..fusion.checkpoint.given import Given as Model
+from ..fusion.checkpoint.given import takes_models
+from ..fusion.checkpoint.identity import digest_of_data
+from ..fusion.checkpoint.output.guard import SWEEP, SWEEP_RECORD, refuse_output
+from ..fusion.checkpoint.output.workspace import Workspace, told
+from ..fusion.errors import MethodError, ModelError
+from ..fusion.methods import AdaDare, TwoSided
+from ..fusion.progress import Bars, bars
+from ..fusion.run.calibration import Calibration
+from ..fusion.run.fuse import Prepared, resume_facts
+from ..fusion.run.settings import Settings
+from ..measuring import statistics
+from .charts import draw
+from .choice import Pick
+from .live_fuse import LiveFuse, held_curvature
+from .options import Scoring
+from .points import Sweep
+from .resume import Held, KnownPoints, files_of
+from .strengths import Family, parse_grid
+from .suite import Suite, read_suite
+from .sweep import Grid, run_sweep
+
+logger = logging.getLogger(__name__)
+
+STRENGTHS = "0.3:1.0:0.1"
+WEIGHTS = "0.1,0.3,1,3,10"
+PICKS = ("h-score", "target", "pretrained")  # what is best where nobody says: the first that the suite measures
+AUTO = "auto"
+Numbers = str | Sequence[float]  # a grid as it is typed, or its numbers
+
+
+@takes_models("base", "tuned")
+def sweep(
+    base: Model,
+    tuned: Model,
+    suite: Path | str | Suite,
+    *,
+    methods: Sequence[str] = (),
+    strengths: Numbers | None = None,
+    sparsities: Numbers = (),
+    weights: Numbers = WEIGHTS,
+    per_block: bool = False,
+    seeds: int = 1,
+    pick: str | None = None,
+    output: Path | str | None = None,
+    model: Path | str | None = None,
+    calibration: Calibration | None = None,
+    protection: Protection | None = None,
+    scoring: Scoring | None = None,
+    settings: Settings | None = None,
+    overwrite: bool = False,
+    command: str | None = None,
+    shown: Callable[[Sweep], None] = lambda _: None,
+    bars: Bars = bars,
+) -> Sweep:
+    """Score fused models of many strengths, and sparsities, without writing one; then choose and write the best.
+
+    Args:
+        base, tuned: As `fuse` takes them.
+        methods: Names with options, as `adadare:allocation=exact`. Default: as `fuse` does.
+        strengths: γ or scale: numbers, a grid such as `0.3:1.0:0.1`, or `auto` for a search by golden section. Where
+            the base is protected one number, which is 1 by default, as then λ is swept.
+        sparsities: Fractions dropped, in [0, 1), for methods that drop.
+        weights: λ of the protection, as `strengths`.
+        per_block: Try a γ for each block beside one for all (AdaDARE-γ).
+        seeds: How often what is random is drawn and scored, from the settings' seed on.
+        pick: Choose and write a model: by `h-score`, `avg`, a task, or `target>=0.97*tuned`.
+        output: Folder of CSV, JSON and charts, and of the model in `fused`. Default: none, or with `pick`
+            `<tuned>-sweep`, beside the fine-tune.
+        model: Where the chosen model goes, in place of that.
+        command: For the manifest of the model.
+        shown: Is given the scores before a model is chosen and written.
+        bars: Opens a bar for each of measuring, scoring and writing.
+
+    Raises:
+        MethodError: No point keeps the limit of `pick`; table and charts are written all the same.
+        SculptError: Whatever else is wrong, in one sentence.
+    """
+    settings, scoring = settings or Settings(), scoring or Scoring()
+    calibration = calibration or Calibration()
+    read = suite if isinstance(suite, Suite) else read_suite(Path(suite))
+    known = read.measures()
+    chosen = Pick.parse(pick or next(name for name in PICKS if name in known), known)
+    wanted = _grid(methods, strengths, sparsities, weights, calibration, protection)
+    wanted = replace(wanted, per_block=per_block, seeds=tuple(range(settings.seed, settings.seed + max(1, seeds))))
+    if wanted.protection is not None:
+        if per_block:
+            raise MethodError("a γ for each block and a protection exclude each other", options=["per_block"])
+        calibration = calibration.protecting()
+    calibration = replace(calibration, seed=settings.seed, device=scoring.device)
+    beside = find_model(tuned).beside("-sweep")
+    folder = Path(output) if output is not None else beside if pick else None
+    made = Path(model) if model is not None else None if folder is None else folder / "fused"
+    files = [read.file, *files_of(read), *calibration.files()]
+    if folder is not None:
+        refuse_output(folder, [base, tuned, *files], SWEEP, overwrite=overwrite)
+    prepared = prepare_fuse(
+        base,
+        tuned,
+        output=made,
+        method=max(
+            (family.at(0.5) for family in wanted.families),
+            key=lambda method: (method.uses_curvature, method.needs_gram),
+        ),
+        settings=replace(settings, device=scoring.device, protection=wanted.protection),
+        overwrite=overwrite or not pick,
+    )
+    with ExitStack() as stack:
+        workspace = None if folder is None else stack.enter_context(Workspace(folder, made_by="sweep"))
+        done = None
+        if workspace is not None:
+            done = stack.enter_context(KnownPoints(workspace, _facts(prepared, calibration, read, files, scoring)))
+
+        def measure() -> tuple[Held, dict[str, Any] | None]:
+            with (
+                bars("calibrating", unit="steps") as report,
+                statistics(prepared, calibration, progress=report) as all_,
+            ):
+                return held_curvature(all_), all_.provenance
+
+        held, provenance = measure() if done is None else done.curvature(measure)
+        live = LiveFuse(prepared, held, device=scoring.device, dtype=scoring.dtype)
+        with bars("sweeping", unit="points") as report:
+            points = run_sweep(
+                live, read, wanted, chosen, batch_size=scoring.batch_size, scored=done, progress=report
+            ).points
+        found = Sweep(points=points, suite=read.name, seed=settings.seed, output=folder)
+        shown(found)
+        failure: MethodError | None = None
+        if pick:
+            try:
+                found = replace(found, picked=found.best(chosen), model=made)
+            except MethodError as error:  # the scores are worth having without a model
+                failure = error
+
+        def write(place: Path, called: str, *, overwrite: bool) -> None:
+            assert found.picked is not None
+            best = found.picked
+            with bars("fusing") as report:
+                live.write(
+                    best.method,
+                    best.blocks,
+                    best.protection,
+                    provenance=provenance,
+                    command=command,
+                    output=place,
+                    called=called,
+                    overwrite=overwrite,
+                    progress=report,
+                )
+
+        if workspace is not None:
+            workspace.payload.mkdir(exist_ok=True)
+            if found.picked is not None and model is None:
+                name = f"{find_model(tuned).beside('').name}-{wanted.families[0].method.name}"
+                write(workspace.payload / "fused", name, overwrite=True)
+            with told(workspace.folder):
+                _write_results(workspace.payload, found)
+            workspace.publish(SWEEP.may_replace if overwrite else None)
+        if found.picked is not None and model is not None:
+            write(Path(model), Path(model).name, overwrite=overwrite)
+    if failure is not None:
+        raise failure
+    return found
+
+
+def _grid(
+    methods: Sequence[str],
+    strengths: Numbers | None,
+    sparsities: Numbers,
+    weights: Numbers,
+    calibration: Calibration,
+    protection: Protection | None,
+) -> Grid:
+    """Return what is tried: strengths, or where the base is protected the weights of that."""
+    protects = calibration.protect is not None or protection is not None
+    alone = protects and strengths is None and not sparsities
+    families = tuple(map(Family.parse, methods or [TwoSided.name if alone else AdaDare.name]))
+    if not protects and not any(family.method.protects for family in families):
+        tried = _numbers(STRENGTHS if strengths is None else strengths)
+        return Grid(families=families, strengths=tried, sparsities=_numbers(sparsities) or ())
+    gamma = (1.0,) if strengths is None else _numbers(strengths)
+    if gamma is None or len(gamma) != 1:
+        raise MethodError("where the base is protected its weight is swept, at one γ", options=["gamma"])
+    # As `fuse` does: AdaDARE-γ drops nothing by itself where the base is protected.
+    families = tuple(
+        replace(family, method=replace(family.method, sparsity=ADADARE_PROTECTED["sparsity"]))
+        if isinstance(family.method, AdaDare) and "sparsity=" not in family.text
+        else family
+        for family in families
+    )
+    return Grid(
+        families=families,
+        strengths=_numbers(weights),
+        sparsities=_numbers(sparsities) or (),
+        protection=protection or Protection(),
+        gamma=gamma[0],
+    )
+
+
+def _numbers(grid: Numbers) -> tuple[float, ...] | None:
+    """Return the numbers of a grid; None where they are to be sought."""
+    if isinstance(grid, str):
+        return None if grid == AUTO else parse_grid(grid)
+    return tuple(grid)
+
+
+def _facts(
+    prepared: Prepared, calibration: Calibration, suite: Suite, files: Sequence[Path], scoring: Scoring
+) -> Mapping[str, Any]:
+    """Return all that decides what is measured, and what a point scores."""
+    return {
+        "fuse": resume_facts(prepared, None),
+        "calibration": repr(calibration),
+        "beside": [model.companions_key() for model in (prepared.plan.base, *prepared.plan.tuned)],
+        "suite": suite.content.model_dump(mode="json"),
+        "data": {str(file): digest_of_data(file) for file in files if file.exists()},
+        "scoring": repr(scoring),
+    }
+
+
+def _write_results(folder: Path, swept: Sweep) -> None:
+    """Write table and figures, and charts where matplotlib is installed."""
+    (folder / "sweep.csv").write_text(swept.as_csv(), encoding="utf-8")
+    try:
+        draw(swept, [folder / "sweep.png", folder / "sweep.svg"])
+    except ModelError as error:
+        logger.warning("note: %s; %s", error.message, error.hint)
+    text = json.dumps(swept.as_json(), indent=1, sort_keys=True, ensure_ascii=False)
+    (folder / SWEEP_RECORD).write_text(text + "\n", encoding="utf-8")
