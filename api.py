@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -264,13 +264,14 @@ def plan_recipes(
     base: Path | None = None,
     tuned: Sequence[Path] = (),
     parts: Path | None = None,
-    overwrite: bool = False,
+    may_exist: Callable[[Path], bool] = lambda _: False,
     dry_run: bool = False,
 ) -> Iterator[PlannedRecipe]:
     """Yield the recipes of a file in the order in which they use each other's results; each is planned when asked for.
 
     Args:
         over: What is asked for over what they say.
+        may_exist: Whether an output that is there is no reason to refuse.
         dry_run: Whether none is run, so that those that use others cannot be planned.
 
     Raises:
@@ -295,7 +296,7 @@ def plan_recipes(
             output=target,
             near=file.parent,
             settings=replace(over.settings_of(found), protection=protection),
-            overwrite=overwrite,
+            overwrite=may_exist(target),
         )
         yield PlannedRecipe(output=target, prepared=prepared, calibration=calibration)
 
@@ -356,7 +357,7 @@ def merge(
         base=None if base is None else Path(base),
         tuned=[Path(path) for path in many],
         parts=None if parts is None else Path(parts),
-        overwrite=overwrite,
+        may_exist=lambda _: overwrite,
     ):
         assert one.prepared is not None
         settings = one.prepared.settings

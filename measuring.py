@@ -23,7 +23,7 @@ from .fusion.progress import Progress, silent
 from .fusion.record.manifest import file_digest
 from .fusion.run.calibration import FROM_DELTA, GENERAL, STATISTICS, Calibration, SampleRun
 from .fusion.run.diff import changed_outputs
-from .fusion.run.fuse import Prepared
+from .fusion.run.fuse import Needs, Prepared
 
 if TYPE_CHECKING:
     from .fusion.arithmetic.two_sided import Protection
@@ -135,17 +135,8 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
         yield Statistics(curvature=None, provenance=None, why_missing=dict)
         return
     names = _names(prepared)
-    refuse_inputs(prepared.output, calibration.files())
     before = identities(file for file in calibration.files() if file.suffix == STATISTICS)
-    options = calibration.of_tuned(len(prepared.plan.tuned))
-    general = calibration.of_general() if protection is not None else []
-    if protection is None:
-        _refuse_idle_delta(options)
-    else:
-        _refuse_useless_target(protection, prepared.method, options, general)
-    # Without samples the delta stands in for a tuned model's.
-    measured = [(k, 1.0, own) for k, own in enumerate(options, start=1) if protection is None or own.has_samples]
-    measured += [(0, side.weight, own) for side, own in zip(calibration.sides, general, strict=False)]
+    measured = _to_measure(prepared, calibration)
     models = _models(prepared, names, [(place, weight) for place, weight, _ in measured])
     shares = _Shares(progress, len(models))
     with ExitStack() as stack:
@@ -167,6 +158,74 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
                 progress,
             ),
         )
+
+
+def _to_measure(prepared: Prepared, calibration: Calibration) -> list[tuple[int, float, Calibration]]:
+    """Return which models are measured, by their place in a group, each with a weight and what it is measured on.
+
+    Raises:
+        SculptError: That would come to nothing.
+    """
+    protection = prepared.settings.protection
+    refuse_inputs(prepared.output, calibration.files())
+    options = calibration.of_tuned(len(prepared.plan.tuned))
+    general = calibration.of_general() if protection is not None else []
+    if protection is None:
+        _refuse_idle_delta(options)
+    else:
+        _refuse_useless_target(protection, prepared.method, options, general)
+    # Without samples the delta stands in for a tuned model's.
+    measured = [(k, 1.0, own) for k, own in enumerate(options, start=1) if protection is None or own.has_samples]
+    return measured + [(0, side.weight, own) for side, own in zip(calibration.sides, general, strict=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a fuse is expected to take on a CPU, with what is measured on its way.
+
+    Attributes:
+        seconds: About.
+        samples: A sentence about what each model is measured on.
+    """
+
+    needs: Needs
+    seconds: float
+    samples: tuple[str, ...] = ()
+
+
+def expected(prepared: Prepared, calibration: Calibration) -> Expected:
+    """Return what a fuse takes, by headers, a look at the samples and a trial of this machine; nothing is run.
+
+    Raises:
+        SculptError: Samples cannot be read, or would come to nothing.
+    """
+    from .fusion.run.bill import PROCESS_BYTES
+    from .fusion.run.trial import seconds_to_fuse
+    from .hessian.forecast import COMPARED, forecast, samples_of, seconds_to_read, whole_model
+
+    needs, seconds, protection = prepared.needs(), seconds_to_fuse(prepared), prepared.settings.protection
+    if not calibration.enabled or not (protection is not None or prepared.method.uses_curvature):
+        return Expected(needs=needs, seconds=seconds)
+    models = (prepared.plan.base, *prepared.plan.tuned)
+    full = prepared.method.needs_gram or (protection is not None and protection.needs_gram)
+    told, held, logits, libraries, whole = [], 0, 0, 0, 0
+    for place, _, own in _to_measure(prepared, calibration):
+        if own.hessian is not None:
+            continue
+        model, samples = models[place], samples_of(own.data, own, models[place])
+        found = forecast(model, samples, full=full, memory=own.memory)
+        told.append(f"{model.ref} is run on {samples.name}: {samples.num_rows} rows, about {samples.num_tokens} tokens")
+        seconds, held, libraries = seconds + found.seconds, held + found.held, found.libraries
+        logits = max(logits, found.logits)
+        whole = max(whole, whole_model(model) if samples.written else 0)
+    if protection is not None and calibration.protect_check and prepared.settings.emit == "checkpoint":
+        whole = max(whole, 2 * whole_model(models[0]) + held + logits)  # beside what was run and is not let go yet
+        seconds += 2 * seconds_to_read(models[0], COMPARED)
+    bill = prepared.bill(prepared.backend())
+    tiles = bill.expected - bill.process - bill.whole
+    height = max(held + logits + tiles, bill.whole + tiles, whole)
+    memory = height + max(bill.process, PROCESS_BYTES + libraries)
+    return Expected(needs=replace(needs, memory=memory), seconds=seconds, samples=tuple(told))
 
 
 def _comparison(
@@ -466,10 +525,11 @@ class _Shares:
         self._done = [(0, 0)] * num_models
 
     def of(self, k: int) -> Progress:
-        """Return what one model reports to."""
+        """Return what one model reports to; how much there is in all is known once each has said its part."""
 
         def report(done: int, total: int, what: str) -> None:
             self._done[k] = (done, total)
-            self._progress(sum(d for d, _ in self._done), sum(t for _, t in self._done), what)
+            totals = [t for _, t in self._done]
+            self._progress(sum(d for d, _ in self._done), sum(totals) if all(totals) else 0, what)
 
         return report

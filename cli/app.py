@@ -38,6 +38,7 @@ from . import (
     untie,
     verify,
 )
+from .speech import hearing, log
 from .start import Interrupted, catch_signals
 
 if TYPE_CHECKING:
@@ -70,6 +71,11 @@ def _needs_arguments(command: CommandInfo) -> bool:
     return any(parameter.default is parameter.empty for parameter in signature(command.callback).parameters.values())
 
 
+def _take_options(command: CommandInfo) -> None:
+    assert command.callback is not None
+    command.callback = hearing(command.callback)
+
+
 for panel, families in FAMILIES.items():
     for family in families:
         before = len(app.registered_commands), len(app.registered_groups)
@@ -79,6 +85,10 @@ for panel, families in FAMILIES.items():
             command.rich_help_panel = OTHER_METHODS if other else panel
             if isinstance(command, CommandInfo):
                 command.no_args_is_help = _needs_arguments(command)
+                _take_options(command)
+            elif command.typer_instance is not None:
+                for inner in command.typer_instance.registered_commands:
+                    _take_options(inner)
 
 
 def _print_version(asked: bool) -> None:
@@ -90,6 +100,7 @@ def _print_version(asked: bool) -> None:
 
 
 @app.callback()
+@hearing
 def _options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
@@ -110,14 +121,13 @@ def main() -> None:
     """Run the command line; the process ends here."""
     from ..fusion.errors import SculptError
     from .bus_error import end_with_a_sentence
-    from .console import print_error, say, show_warnings
+    from .console import print_error, say
 
     catch_signals()
     end_with_a_sentence()
-    show_warnings()
     try:
         try:
-            narrowed(sys.argv[1] if len(sys.argv) > 1 else "")()
+            narrowed(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))()
         finally:
             sys.stdout.flush()
     except SculptError as error:
@@ -134,6 +144,7 @@ def main() -> None:
         if os.environ.get(TRACEBACK):
             raise
         _leave_stdout()
+        log.debug("where it happened", exc_info=error)
         print_error(_unforeseen(error))
         sys.exit(1)
 

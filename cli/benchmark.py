@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -59,6 +59,8 @@ Tables = Annotated[
     typer.Option("--output", "-o", help="File for the table, .csv, .md or .tex; repeatable.", metavar="FILE"),
 ]
 
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier tables.")]
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
@@ -99,6 +101,7 @@ def benchmark_command(
     tuned: TunedPath,
     suite: SuiteFile,
     output: Tables = None,
+    overwrite: Overwrite = False,
     json: AsJson = False,
     *,
     compared: CompareOptions,
@@ -110,12 +113,21 @@ def benchmark_command(
     settings: Settings,
 ) -> None:
     """Score every row, show the table, and write it."""
-    from .console import print_json, progress_bar, quiet_libraries, say
+    from .console import quiet_libraries, say
+    from .progress import progress_bar
 
     refuse_missing(suite)
+    calibration.refuse_missing()
     if compared.choose_on is None:
         _refuse_idle(compared)
     quiet_libraries()
+    from ..evaluate.resume import files_of
+    from ..evaluate.suite import read_suite
+    from ..fusion.table import refuse_tables
+
+    suites = [suite, *([compared.choose_on] if compared.choose_on else [])]
+    read_files = [file for each in suites for file in (each, *files_of(read_suite(each)))]
+    refuse_tables(output or (), [base, tuned, *read_files, *calibration.files()], overwrite=overwrite)
     from ..evaluate.benchmark import benchmark
 
     found = benchmark(
@@ -134,11 +146,10 @@ def benchmark_command(
         settings=replace(settings, selection=selection, policies=policies),
         bars=progress_bar,
     )
-    _show(found.table(), output, shown=not json)
+    _show(found.table(), found.as_json() if json else None)
+    _write(found.table(), output, overwrite=overwrite)
     if found.chosen_on_itself:
         say("note: strengths were chosen on what is reported, which flatters whatever has one")
-    if json:
-        print_json(found.as_json())
 
 
 def _refuse_idle(compared: CompareOptions) -> None:
@@ -157,26 +168,35 @@ def scores_command(
         list[str], typer.Option(help="A task that the models were fine-tuned on; repeatable. All others are general.")
     ],
     output: Tables = None,
+    overwrite: Overwrite = False,
     json: AsJson = False,
 ) -> None:
     """Show the table with its means."""
     from ..evaluate.given_scores import read_lines, scores_from_table
-    from .console import print_json
+    from ..fusion.table import refuse_tables
 
+    refuse_tables(output or (), [file], overwrite=overwrite)
     table, values = scores_from_table(read_lines(file), target, source=file.name)
-    _show(replace(table, title=file.name), output, shown=not json)
-    if json:
-        print_json({"rows": values})
+    _show(replace(table, title=file.name), {"rows": values} if json else None)
+    _write(table, output, overwrite=overwrite)
 
 
-def _show(shown_table: Table, output: list[Path] | None, *, shown: bool) -> None:
-    from .console import say, show_table
+def _show(shown: Table, plain: dict[str, Any] | None) -> None:
+    """Print a table, or its plain values, before anything can go wrong with files."""
+    from .console import print_json, show_table
+
+    if plain is None:
+        show_table(shown)
+    else:
+        print_json(plain)
+
+
+def _write(shown: Table, output: list[Path] | None, *, overwrite: bool) -> None:
+    from .console import say
 
     for file in output or ():
-        shown_table.write(file)
+        shown.write(file, overwrite=overwrite)
         say(f"wrote {file}")
-    if shown:
-        show_table(shown_table)
 
 
 def register(app: typer.Typer) -> None:

@@ -46,7 +46,8 @@ def bound(
 ) -> None:
     """Measure the pair and print its bounds."""
     from ..api import bound as measure
-    from .console import out, print_json, progress_bar, say, table
+    from .console import out, print_json, say, table
+    from .progress import progress_bar
 
     with progress_bar("measuring") as report:
         found = measure(

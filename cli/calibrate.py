@@ -78,7 +78,8 @@ def calibrate_command(
     from ..fusion.checkpoint import find_model
     from ..hessian import calibrate
     from ..hessian.store.found import default_file
-    from .console import progress_bar, say
+    from .console import say
+    from .progress import progress_bar
 
     output = output or default_file(find_model(tuned))
     if options.data is None:
@@ -154,14 +155,14 @@ def _show(hessian: DiagonalHessian, path: Path, *, report: bool, json: bool) -> 
 
 def _warn_of_starved(hessian: DiagonalHessian) -> None:
     from ..hessian.store.report import starved_experts
-    from .console import say
+    from .console import warn
 
     starved = starved_experts(hessian)
     if starved:
         unreached = sum(not expert.num_tokens for expert in starved)
         named = ", ".join(f"`{expert.name}` ({expert.num_tokens})" for expert in starved[:MAX_NAMED])
         more = f" and {len(starved) - MAX_NAMED} more" if starved[MAX_NAMED:] else ""
-        say(
+        warn(
             f"warning: {len(starved)} experts saw less than a tenth of the tokens of an average one, {unreached} of "
             f"them none: {named}{more}. More samples of more kinds reach more experts; `--all-experts` sends every "
             "token to all"

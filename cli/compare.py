@@ -57,7 +57,8 @@ def compare_command(
     """Ask every model, and print the answers."""
     from ..fusion.checkpoint import find_model
     from ..fusion.errors import DataError
-    from .console import print_json, progress_bar, quiet_libraries
+    from .console import print_json, quiet_libraries
+    from .progress import progress_bar
 
     if prompts is None and not prompt:
         raise DataError("there is nothing to ask", hint="`--prompts FILE` or `--prompt TEXT` says what")

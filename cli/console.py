@@ -8,29 +8,17 @@ import os
 import re
 import sys
 import textwrap
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.text import Text
 
+from .speech import NOTE, Speech, log
 from .tables import table_lines
 
 if TYPE_CHECKING:
     from ..fusion.errors import SculptError, Way
-    from ..fusion.progress import Progress as Report
     from ..fusion.table import Table
 
 WIDTH_WITHOUT_TERMINAL = 140  # of what rich lays out in a log file
@@ -39,7 +27,6 @@ _OTHERS = r"\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 UNSHOWN, UNSHOWN_IN_JSON = re.compile(rf"[\x00-\x1f{_OTHERS}]"), re.compile(f"[{_OTHERS}]")
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else WIDTH_WITHOUT_TERMINAL)
 answers = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
-EVERY = 30.0  # seconds between lines of progress without a terminal
 
 
 def shown(text: str) -> str:
@@ -55,8 +42,23 @@ def speaks() -> bool:
 
 
 def say(text: str) -> None:
-    """Print a note for people, of a line or a few, on stderr."""
-    _print(console, text)
+    """Print a note for people, of a line or a few, on stderr; `-q` leaves it out."""
+    _log(NOTE, text)
+
+
+def warn(text: str) -> None:
+    """Print a warning for people on stderr."""
+    _log(logging.WARNING, text)
+
+
+def detail(text: str) -> None:
+    """Print what `-v` asks for."""
+    _log(logging.DEBUG, text)
+
+
+def _log(level: int, text: str) -> None:
+    if speaks():
+        log.log(level, "%s", text)
 
 
 def out(text: str) -> None:
@@ -78,18 +80,16 @@ def print_json(content: Any) -> None:
     sys.stdout.write(UNSHOWN_IN_JSON.sub(lambda found: f"\\u{ord(found.group()):04x}", text) + "\n")
 
 
-class _Warnings(logging.Handler):
-    """Says what the library warns of."""
+class _Shown(logging.Handler):
+    """Shows what is said, by the library too, on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage())
+        if record.levelno >= Speech.threshold and record.levelno < logging.ERROR:  # an error has a form of its own
+            text = "\n".join(map(shown, self.format(record).split("\n")))
+            console.print(Text(text), soft_wrap=not console.is_terminal)
 
 
-def show_warnings() -> None:
-    """Have the library's warnings said like everything else."""
-    library = logging.getLogger(__name__.partition(".")[0])
-    if not any(isinstance(handler, _Warnings) for handler in library.handlers):
-        library.addHandler(_Warnings(logging.WARNING))
+log.addHandler(_Shown())
 
 
 def print_error(error: SculptError, *, recipe: bool = False) -> None:
@@ -109,6 +109,7 @@ def print_error(error: SculptError, *, recipe: bool = False) -> None:
     console.print(Text.assemble(("error: ", "bold red"), worded(error.message)), soft_wrap=True)
     ways = ", ".join(f"{_way(way, recipe=recipe)} {way.effect}" for way in error.ways)
     hint = "; ".join(filter(None, (worded(error.hint or ""), ways)))
+    log.error("%s%s", worded(error.message), hint and f" (hint: {hint})")
     if hint:
         console.print(Text.assemble("\n", ("hint: ", "bold"), hint), soft_wrap=True)
 
@@ -146,12 +147,15 @@ def table(
     to = console if aside else answers
     cells = [[shown(cell) for cell in row] for row in rows]
     head, *body = table_lines(columns, cells, to.width if to.is_terminal else None, bar=bar, text=text)
-    to.print(Text(shown(title)), style="bold", soft_wrap=True)
-    to.print(Text(head), style="bold", soft_wrap=True)
+    if aside:
+        say("\n".join([title, head, *body, *([] if note is None else [note])]))
+        return
+    answers.print(Text(shown(title)), style="bold", soft_wrap=True)
+    answers.print(Text(head), style="bold", soft_wrap=True)
     for line in body:
-        to.print(Text(line), soft_wrap=True)
+        answers.print(Text(line), soft_wrap=True)
     if note is not None:
-        to.print(Text(note), style="dim", soft_wrap=True)
+        answers.print(Text(note), style="dim", soft_wrap=True)
 
 
 def show_table(content: Table, *, text: int | None = None, aside: bool = False) -> None:
@@ -197,64 +201,6 @@ def quiet_libraries() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-@contextmanager
-def progress_bar(what: str, *, unit: str = "bytes", hidden: bool = False) -> Iterator[Report]:
-    """Show a bar with rate and time left while the block runs; yields what to report to.
-
-    Without a terminal there is a line twice a minute instead.
-    """
-    if not console.is_terminal:
-        yield _Lines(what, unit, hidden=hidden)
-        return
-    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
-    columns += [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
-    columns += [TimeRemainingColumn(), TextColumn("{task.fields[item]}")]
-    with Progress(*columns, console=console, transient=True, disable=hidden or not speaks()) as bar:
-        task = bar.add_task(what, total=None, item="")
-
-        def report(done: int, total: int, item: str) -> None:
-            bar.update(task, completed=done, total=total or None, item=shown(item[-40:]))
-
-        yield report
-
-
-class _Lines:
-    """Progress as a line now and then: some machines end a job that has been silent for ten minutes."""
-
-    def __init__(self, what: str, unit: str, *, hidden: bool) -> None:
-        self._what, self._unit, self._hidden = what, unit, hidden
-        self._start = self._last = time.monotonic()
-
-    def __call__(self, done: int, total: int, item: str) -> None:
-        """Say how far it is, if that was said long ago."""
-        now = time.monotonic()
-        if self._hidden or now - self._last < EVERY:
-            return
-        self._last = now
-        say(f"{self._what}: {progress_told(done, total, self._unit, now - self._start)}{item and f', {item}'}")
-
-
-def progress_told(done: int, total: int, unit: str, seconds: float) -> str:
-    """Return how far a run is: `12 of 30 blocks, 2.4 a minute, 7:30 left`."""
-
-    def amount(number: float) -> str:
-        return gigabytes(number) if unit == "bytes" else f"{number:g}"
-
-    named = "" if unit == "bytes" else f" {unit}"
-    told = f"{amount(done)} of {amount(total)}{named}" if total else f"{amount(done)}{named}"
-    if not done or seconds <= 0:
-        return f"{told}, {_minutes(seconds)} so far"
-    rate = done / seconds
-    pace = f"{gigabytes(rate)}/s" if unit == "bytes" else f"{60 * rate:.3g} a minute"
-    return f"{told}, {pace}" + (f", {_minutes((total - done) / rate)} left" if total > done else "")
-
-
-def _minutes(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, left = divmod(rest, 60)
-    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
 
 
 def gigabytes(nbytes: float) -> str:

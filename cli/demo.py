@@ -142,7 +142,8 @@ class _Console:
     def _stage(self, title: str, unit: str) -> Iterator[Progress]:
         import time
 
-        from .console import console, progress_bar, say
+        from .console import console, say
+        from .progress import progress_bar
 
         start = time.monotonic()
         if not console.is_terminal:

@@ -144,7 +144,8 @@ def gate_command(
 ) -> None:
     """Score a model, and those that it is compared with; exit 1 unless every limit is reached."""
     from ..fusion.errors import MethodError
-    from .console import out, print_json, progress_bar, quiet_libraries, say
+    from .console import out, print_json, quiet_libraries, say
+    from .progress import progress_bar
 
     refuse_missing(suite)
     if not limits and max_forgotten is None:
@@ -188,7 +189,8 @@ def show_flips(found: Sequence[Flips], suite: Path, *, with_tuned: bool) -> None
 
 def moved(model: Path, base: Path, data: list[Path], suite: Suite | None, scoring: Scoring) -> Movement:
     """Return how far a model is from its base, with a bar meanwhile."""
-    from .console import progress_bar, quiet_libraries
+    from .console import quiet_libraries
+    from .progress import progress_bar
 
     quiet_libraries()
     from ..evaluate.against import moved_from
@@ -201,7 +203,8 @@ def moved(model: Path, base: Path, data: list[Path], suite: Suite | None, scorin
 
 def scored(model: Path, suite: Path | Suite, scoring: Scoring) -> SuiteScores:
     """Return a model's scores, with a bar while they are taken."""
-    from .console import progress_bar, quiet_libraries
+    from .console import quiet_libraries
+    from .progress import progress_bar
 
     quiet_libraries()
     from ..evaluate.evaluate import evaluate

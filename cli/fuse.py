@@ -30,11 +30,13 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..fusion.arithmetic.two_sided import Protection
+    from ..fusion.checkpoint.output.steps import Steps
     from ..fusion.plan.options import Policies, Selection
     from ..fusion.run.calibration import Calibration
     from ..fusion.run.fuse import Prepared
     from ..fusion.run.settings import Settings
 
+SILENT = ("--overwrite", "--json", "-q", "--quiet", "-v", "--verbose")  # flags that change no bit of an output
 EXAMPLES = {
     "fuse": [
         "sculpt fuse base/ sft/ --gamma 0.5 --sparsity 0.9",
@@ -95,8 +97,13 @@ def run_fuse(
     config: str | None = None,
     given: Collection[str] = (),
     json: bool,
+    steps: Steps | None = None,
 ) -> None:
-    """Plan, by a recipe if one is given, and run the plan."""
+    """Plan, by a recipe if one is given, and run the plan.
+
+    Args:
+        steps: Of a run that makes further outputs.
+    """
     from ..api import ADADARE_PROTECTED, PROTECTED, prepare_fuse
     from ..fusion.arithmetic.two_sided import Protection
 
@@ -109,8 +116,9 @@ def run_fuse(
             left = {name: value for name, value in ADADARE_PROTECTED.items() if name not in given}
             own = {field.name for field in fields(method)} & set(given)
             method = replace(method, **left) if own else PROTECTED
+        goes_on = steps is not None and target.output is not None and steps.has_appeared(target.output)
         prepared = prepare_fuse(
-            base, tuned, output=target.output, method=method, settings=settings, overwrite=target.overwrite
+            base, tuned, output=target.output, method=method, settings=settings, overwrite=target.may_exist or goes_on
         )
     else:
         from .recipes import prepare_named
@@ -118,16 +126,26 @@ def run_fuse(
         prepared, calibration = prepare_named(
             config, base, tuned, method, settings, target, calibration, protection, given
         )
-    run_prepared(prepared, calibration, dry_run=target.dry_run, overwrite=target.overwrite, json=json)
+    run_prepared(prepared, calibration, dry_run=target.dry_run, overwrite=target.overwrite, json=json, steps=steps)
 
 
-def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool, overwrite: bool, json: bool) -> None:
+def run_prepared(
+    prepared: Prepared,
+    calibration: Calibration,
+    *,
+    dry_run: bool,
+    overwrite: bool,
+    json: bool,
+    steps: Steps | None = None,
+) -> None:
     """Calibrate where the method wants it, fuse, and show what was done; or show the plan."""
     from ..api import check_output
-    from ..fusion.run.fuse import execute
+    from ..fusion.checkpoint.identity import digest_of_data
+    from ..fusion.run.fuse import execute, resume_facts
     from ..measuring import statistics, with_found
     from . import fuse_view
-    from .console import print_json, progress_bar, quiet_environment, say
+    from .console import print_json, quiet_environment, say
+    from .progress import progress_bar
 
     protects = prepared.settings.protection is not None
     if not (prepared.method.uses_curvature or protects):
@@ -135,10 +153,16 @@ def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool,
     calibration = replace(calibration, seed=prepared.settings.seed, device=prepared.settings.device)
     calibration.refuse_missing()
     calibration, notes = with_found(prepared, calibration)
+    if steps is not None:
+        data = {str(file): digest_of_data(file) for file in calibration.files()}
+        facts = {"fuse": resume_facts(prepared, None), "calibration": repr(calibration), "data": data}
+        if steps.is_made(prepared.output, facts, prepared.settings.kind, overwrite=overwrite):
+            say(f"{prepared.output} was made by the run that goes on")
+            return
     for note in notes:
         say(note)
     if dry_run:
-        print_json(fuse_view.plan_json(prepared)) if json else fuse_view.show_plan(prepared)
+        _show_plan(prepared, calibration, json=json)
     else:
         fuse_view.show_notes(prepared.plan)
     quiet_environment()
@@ -180,19 +204,31 @@ def run_prepared(prepared: Prepared, calibration: Calibration, *, dry_run: bool,
         fuse_view.show_result(prepared, manifest)
 
 
+def _show_plan(prepared: Prepared, calibration: Calibration, *, json: bool) -> None:
+    from . import fuse_view
+    from .console import print_json, say
+
+    if prepared.output.exists():
+        say(f"note: `{prepared.output}` exists; `--overwrite` replaces it")
+    if json:
+        print_json(fuse_view.plan_json(prepared, calibration))
+    else:
+        fuse_view.show_plan(prepared, calibration)
+
+
 def command_line() -> str:
     """Return the command as it was typed, for the manifest: without what changes no bit, and where files lie."""
     import shlex
 
     from ..fusion.run.settings import FREE
 
-    left_out = {"-o", "--output", "--calibration-memory", *map(flag_of, FREE)}
+    left_out = {"-o", "--output", "--calibration-memory", "--log-file", *map(flag_of, FREE)}
     told, words = ["sculpt"], iter(sys.argv[1:])
     for word in words:
         flag, equals, value = word.partition("=")
         if word in left_out:
             next(words, None)  # its value
-        elif flag not in left_out and word not in ("--overwrite", "--json"):
+        elif flag not in left_out and word not in SILENT:
             is_set = flag.startswith("--") and equals
             told.append(f"{flag}={_own_name(value)}" if is_set else _own_name(word))
     return shlex.join(told)

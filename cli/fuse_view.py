@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from ..fusion.arithmetic.two_sided import LOW_RANK
 from ..fusion.names import block_of, kind_of, natural_key
 from ..fusion.run.protector import INTERPOLATION, TARGET_ALONE
-from .console import count, gigabytes, out, say, table
+from .console import count, gigabytes, out, say, table, warn
 
 if TYPE_CHECKING:
     from ..fusion.plan.plan import Plan, Step
     from ..fusion.record.manifest import Manifest
     from ..fusion.record.records import TensorRecord
+    from ..fusion.run.calibration import Calibration
     from ..fusion.run.fuse import Prepared
     from ..measuring import Statistics
 
@@ -34,9 +35,11 @@ def _groups(steps: Iterable[Step]) -> dict[tuple[str, str, str], list[Step]]:
     return found
 
 
-def show_plan(prepared: Prepared) -> None:
+def show_plan(prepared: Prepared, calibration: Calibration) -> None:
     """Print what would happen to each group of tensors, and what it would take."""
     from ..fusion.checkpoint.output.disk import free_bytes
+    from ..measuring import expected
+    from .progress import duration
 
     plan = prepared.plan
     rows = [
@@ -50,9 +53,13 @@ def show_plan(prepared: Prepared) -> None:
     if prepared.settings.protection is not None:
         protection = asdict(prepared.settings.protection)
         out(f"protection of the base: {', '.join(f'{key} {value}' for key, value in protection.items())}")
-    need = prepared.needs()
+    for sentence in (found := expected(prepared, calibration)).samples:
+        out(sentence)
+    need = found.needs
     out(f"read {gigabytes(need.bytes_read)}, write {gigabytes(need.bytes_written)} in {need.num_files} file(s)")
-    out(f"peak memory about {gigabytes(need.memory)}, beside {gigabytes(need.mapped)} of mapped files")
+    mapped = f"{gigabytes(need.mapped)} of mapped files{_elsewhere(prepared)}"
+    out(f"peak memory about {gigabytes(need.memory)}, beside {mapped}")
+    out(f"time about {duration(found.seconds)}, as fast as this machine is now")
     out(f"output {prepared.output}, {gigabytes(free_bytes(prepared.output))} free there")
 
 
@@ -64,15 +71,24 @@ def show_notes(plan: Plan) -> None:
         say(f"note: {note}")
 
 
-def plan_json(prepared: Prepared) -> dict[str, Any]:
+def _elsewhere(prepared: Prepared) -> str:
+    device = prepared.settings.device
+    return "" if device in ("auto", "cpu") else f"; models that are run lie on `{device}`"
+
+
+def plan_json(prepared: Prepared, calibration: Calibration) -> dict[str, Any]:
     """Return the plan for programs."""
     from ..fusion.checkpoint.output.disk import free_bytes
+    from ..measuring import expected
 
+    found = expected(prepared, calibration)
     return {
         "output": str(prepared.output),
         "method": prepared.method.name,
         "options": dict(prepared.options),
-        "needs": asdict(prepared.needs()),
+        "needs": asdict(found.needs),
+        "seconds": round(found.seconds, 1),
+        "samples": list(found.samples),
         "free_disk": free_bytes(prepared.output),
         "renamings": [asdict(rule) for rule in prepared.plan.renamings],
         "notes": list(prepared.plan.notes),
@@ -194,7 +210,7 @@ def show_moved(moved: Mapping[str, Any], *, held_out: bool = True, aside: bool =
     first = kinds[0]
     mean = sum(k["divergence"] for k in kinds) / len(kinds)
     if first["divergence"] > max(FAR, 2 * mean):
-        say(
+        warn(
             f"warning: `{first['kind']}` moved most, by {first['divergence']:.2f} nats a token where the mean is "
             f"{mean:.2f}; {first['same']:.0%} of its next tokens are the base's. Protect more such data, or give "
             "it more weight, to hold it"

@@ -102,7 +102,8 @@ def diff_command(first: First, second: Second, top: Top = 40, json: AsJson = Fal
     from math import isfinite
 
     from ..fusion.run.diff import diff
-    from .console import out, print_json, progress_bar, table
+    from .console import out, print_json, table
+    from .progress import progress_bar
 
     with progress_bar("comparing") as report:
         found = diff(first, second, progress=report)

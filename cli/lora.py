@@ -230,7 +230,7 @@ def extract_command(
     from ..api import default_output
     from ..fusion.lora.extract import extract_adapter
     from ..fusion.plan.options import Selection
-    from .console import progress_bar
+    from .progress import progress_bar
 
     with progress_bar("extracting") as report_bytes:
         report = extract_adapter(

@@ -63,7 +63,8 @@ def learn_weights(
     """Return the learned α of the adapters, after saying how they came about."""
     from ..fusion.checkpoint.output.guard import refuse_output
     from ..fusion.errors import MethodError
-    from .console import progress_bar, quiet_libraries
+    from .console import quiet_libraries
+    from .progress import progress_bar
 
     data = options.buffer or options.buffer_from
     if data is None:

@@ -34,7 +34,8 @@ def density_command(
     from ..fusion.checkpoint.output.guard import refuse_output
     from ..fusion.lora.density import PROBABILITY, adapter_density
     from ..fusion.lora.density_chart import PICTURE, draw_density, series_of
-    from .console import out, print_json, progress_bar, say, show_chart, table
+    from .console import out, print_json, say, show_chart, table
+    from .progress import progress_bar
 
     if png is not None:
         refuse_output(png, [adapter], PICTURE, overwrite=overwrite, option="png")

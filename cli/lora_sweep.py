@@ -42,15 +42,27 @@ def sweep_command(
     schedule: Schedule,
 ) -> None:
     """Train, score, show and write."""
-    from .console import print_json, progress_bar, quiet_libraries, say, table
+    from .console import print_json, quiet_libraries, say, table
+    from .progress import progress_bar
 
     quiet_libraries()
+    from ..evaluate.resume import files_of
     from ..evaluate.suite import read_suite
     from ..evaluate.training_sweep import draw, parse_settings, sweep_training, table_of
+    from ..fusion.checkpoint.output.guard import refuse_inputs, refuse_output
     from ..fusion.errors import ModelError
+    from ..fusion.lora.density_chart import PICTURE
+    from ..fusion.table import refuse_tables
 
     read = read_suite(suite)
     varied = parse_settings(vary, (method, schedule))
+    inputs = [base, data, suite, *files_of(read)]
+    tables = [output / f"sweep.{ending}" for ending in ("csv", "md", "tex")]
+    pictures = [output / f"sweep.{ending}" for ending in ("png", "svg")]
+    refuse_inputs(output, inputs)
+    refuse_tables(tables, inputs, overwrite=True)  # of the sweep that goes on
+    for picture in pictures:
+        refuse_output(picture, inputs, PICTURE, overwrite=True)
     with progress_bar("training and scoring", unit="adapters") as report:
         trials = sweep_training(
             base,
@@ -63,10 +75,10 @@ def sweep_command(
             progress=report,
         )
     found = table_of(trials)
-    for ending in ("csv", "md", "tex"):
-        found.write(output / f"sweep.{ending}")
+    for file in tables:
+        found.write(file, overwrite=True)
     try:
-        draw(trials, [output / "sweep.png", output / "sweep.svg"])
+        draw(trials, pictures)
     except ModelError as error:
         say(f"note: {error.message}; {error.hint}")
     if json:

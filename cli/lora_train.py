@@ -51,7 +51,8 @@ def train_command(
     """
     from ..training.together import join
     from ..training.train import train_adapter
-    from .console import print_json, progress_bar, quiet_libraries
+    from .console import print_json, quiet_libraries
+    from .progress import progress_bar
 
     quiet_libraries()
     with progress_bar("training", unit="steps") as report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,9 @@ BaseOption = Annotated[Path | None, typer.Option("--base", help="The base, for a
 TunedOption = Annotated[
     list[Path] | None, typer.Option("--tuned", help="A fine-tune, for a recipe that names none; may be repeated.")
 ]
-PrintPlan = Annotated[bool, typer.Option("--print-plan", help="Print the plan, from headers alone, and stop.")]
+PrintPlan = Annotated[
+    bool, typer.Option("--print-plan", help="Print the plan, what memory and time it takes, and stop.")
+]
 Parts = Annotated[
     Path | None,
     typer.Option("--parts", help="Folder of the named recipes that others use. Default: OUTPUT-parts."),
@@ -66,29 +69,33 @@ def merge_command(
         sculpt merge adadare --base base/ --tuned sft/ -o fused/
     """
     from ..api import plan_recipes
+    from ..fusion.checkpoint.output.steps import steps_of
+    from ..fusion.recipe.read import find_recipe, read_recipes
     from .console import say
     from .fuse import run_prepared
     from .options import refuse_idle_protection
     from .recipes import over_of
 
     given = given_flags(ctx)
-    planned = plan_recipes(
-        recipe,
-        output=output,
-        over=over_of(given, calibration, protection, replace(settings, selection=selection, policies=policies)),
-        base=base,
-        tuned=tuned or (),
-        parts=parts,
-        overwrite=overwrite,
-        dry_run=print_plan,
-    )
-    for one in planned:
-        if one.prepared is None:
-            say(f"`{one.output}` is planned once the recipes that it uses have run")
-            continue
-        if one.prepared.settings.protection is None:
-            refuse_idle_protection(given)
-        run_prepared(one.prepared, one.calibration, dry_run=print_plan, overwrite=overwrite, json=json)
+    several = not print_plan and len(read_recipes(find_recipe(recipe))) > 1
+    with steps_of(output, made_by="merge") if several else nullcontext() as steps:
+        planned = plan_recipes(
+            recipe,
+            output=output,
+            over=over_of(given, calibration, protection, replace(settings, selection=selection, policies=policies)),
+            base=base,
+            tuned=tuned or (),
+            parts=parts,
+            may_exist=lambda target: overwrite or print_plan or (steps is not None and steps.has_appeared(target)),
+            dry_run=print_plan,
+        )
+        for one in planned:
+            if one.prepared is None:
+                say(f"`{one.output}` is planned once the recipes that it uses have run")
+                continue
+            if one.prepared.settings.protection is None:
+                refuse_idle_protection(given)
+            run_prepared(one.prepared, one.calibration, dry_run=print_plan, overwrite=overwrite, json=json, steps=steps)
 
 
 def register(app: typer.Typer) -> None:

@@ -30,6 +30,11 @@ ConfigName = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print the plan, what memory and time it takes, and stop.", rich_help_panel="Run"),
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
@@ -40,9 +45,12 @@ class Target:
         typer.Option("--output", "-o", help="Output folder. Default: TUNED-METHOD, such as sft-two-sided, beside it."),
     ] = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of sculpt.")] = False
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan, from headers alone, and stop.", rich_help_panel="Run")
-    ] = False
+    dry_run: DryRun = False
+
+    @property
+    def may_exist(self) -> bool:
+        """Whether an earlier output is no reason to refuse: nothing is written, or it is replaced."""
+        return self.overwrite or self.dry_run
 
 
 def parse_bytes(text: str) -> int:

@@ -50,7 +50,8 @@ def pack_command(
     """
     from ..fusion.checkpoint import find_model
     from ..fusion.patch.pack import pack
-    from .console import gigabytes, print_json, progress_bar, say
+    from .console import gigabytes, print_json, say
+    from .progress import progress_bar
 
     target = output or find_model(model).beside("-patch.safetensors")
     with progress_bar("packing") as report:
@@ -87,8 +88,9 @@ def apply_command(
     """
     from ..fusion.checkpoint import find_model
     from ..fusion.run.patched import apply_patches
-    from .console import print_json, progress_bar, say
+    from .console import print_json, say
     from .fuse import command_line
+    from .progress import progress_bar
 
     target = output or find_model(patches[-1]).beside("-applied")
     with progress_bar("applying") as report:
@@ -178,7 +180,8 @@ def verify_command(
     """
     from ..fusion.patch.look import check_alone, check_with_base
     from ..fusion.ref import with_patches
-    from .console import out, print_json, progress_bar
+    from .console import out, print_json
+    from .progress import progress_bar
 
     if base is None:
         number = len(check_alone(patch).tensors)

@@ -76,6 +76,6 @@ def prepare_named(
         output=target.output or default_output(tuned, made_by(recipe.method, protects=protected is not None)),
         near=find_recipe(config).parent,
         settings=replace(over.settings_of(recipe), protection=protected),
-        overwrite=target.overwrite,
+        overwrite=target.may_exist,
     )
     return prepared, calibration

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,12 +22,14 @@ from .options import (
     SELECTION,
     SETTINGS,
     BasePath,
+    DryRun,
     TunedPath,
     protection_of,
 )
 
 if TYPE_CHECKING:
     from ..evaluate.points import Sweep
+    from ..fusion.checkpoint.output.steps import Steps
     from ..fusion.methods import Method
 
 HELP = """Give a fine-tune back what it forgot, and keep what it learned: two-sided curvature, with no retraining.
@@ -71,6 +74,7 @@ def repair(
         Path | None, typer.Option("--output", "-o", help="Output folder. Default: TUNED-repaired, beside TUNED.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of sculpt.")] = False,
+    dry_run: DryRun = False,
     *,
     choice: Choice,
     calibration: Calibration,
@@ -92,23 +96,27 @@ def repair(
     calibration.refuse_missing()
     given = given_flags(ctx)
     quiet_libraries()
-    from ..evaluate.repair import repair
+    from ..evaluate.repair import places_of, repair
+    from ..fusion.checkpoint.output.launch import launched
+    from ..fusion.checkpoint.output.steps import steps_of
 
-    found = repair(
-        base,
-        tuned,
-        output=output,
-        suite=choice.suite,
-        pick=choice.pick,
-        weights=choice.protect_weight,
-        calibration=calibration,
-        protection=protection_of(protection, calibration, given - {"protect_weight"}),
-        scoring=scoring,
-        settings=replace(settings, selection=selection, policies=policies),
-        overwrite=overwrite,
-        fuse=_fuse,
-        sweep=_sweep,
-    )
+    protects = protection_of(protection, calibration, given - {"protect_weight"})
+    options: dict[str, Any] = {
+        "output": output,
+        "suite": choice.suite,
+        "pick": choice.pick,
+        "weights": choice.protect_weight,
+        "calibration": calibration,
+        "protection": protects,
+        "scoring": scoring,
+        "settings": replace(settings, selection=selection, policies=policies),
+        "overwrite": overwrite,
+    }
+    page = places_of(tuned, output)[1]
+    with nullcontext() if dry_run else steps_of(page, made_by="repair") as steps:
+        found = repair(base, tuned, **options, steps=steps, dry_run=dry_run, fuse=_fuse, sweep=_sweep)
+    if dry_run or not launched().is_first:
+        return
     out(f"{found.model} is the repaired model, {found.page} a page about it")
     out(f"what it answers now: sculpt compare {base} {tuned} {found.model} --prompts FILE")
 
@@ -124,22 +132,25 @@ def _fuse(
     settings: Settings,
     overwrite: bool,
     progress: object,
+    steps: Steps | None = None,
+    dry_run: bool = False,
 ) -> None:
-    """Fuse as `fuse` does, and show it."""
+    """Fuse as `fuse` does, and show it; or show the plan."""
     from ..api import prepare_fuse
     from .fuse import run_prepared
 
     del progress  # there are bars of its own
     protected = replace(settings, protection=protection)
-    prepared = prepare_fuse(base, tuned, output=output, method=method, settings=protected, overwrite=overwrite)
-    run_prepared(prepared, calibration, dry_run=False, overwrite=overwrite, json=False)
+    may_exist = overwrite or dry_run or (steps is not None and steps.has_appeared(output))
+    prepared = prepare_fuse(base, tuned, output=output, method=method, settings=protected, overwrite=may_exist)
+    run_prepared(prepared, calibration, dry_run=dry_run, overwrite=overwrite, json=False, steps=steps)
 
 
-def _sweep(base: Path, tuned: Path, suite: Path, **options: Any) -> Sweep:
-    """Sweep as `sweep` does, and show it."""
+def _sweep(base: Path, tuned: Path, suite: Path, *, dry_run: bool = False, **options: Any) -> Sweep | None:
+    """Sweep as `sweep` does, and show it; or show the plan."""
     from .sweep import run_sweep_command
 
-    return run_sweep_command(base, tuned, suite, json=False, charts=False, **options)
+    return run_sweep_command(base, tuned, suite, json=False, charts=False, dry_run=dry_run, **options)
 
 
 def register(app: typer.Typer) -> None:

@@ -59,14 +59,16 @@ def _what_next(one: Unfinished) -> str:
 def kind_of(output: Path) -> str | None:
     """Return what kind of output of sculpt's a path is, or None."""
     from ..evaluate.report import PAGE
+    from ..evaluate.starter import SUITE, TEXTS
     from ..fusion.checkpoint.output.guard import ADAPTER, CHECKPOINT, SWEEP
+    from ..fusion.lora.density_chart import PICTURE
     from ..fusion.patch.writer import PATCH
+    from ..fusion.table import TABLE
     from ..hessian.store.file_format import STATISTICS
 
-    kinds = [
-        kind for kind in (CHECKPOINT, ADAPTER, SWEEP, STATISTICS, PATCH, PAGE) if kind.is_folder == output.is_dir()
-    ]
-    return next((kind.name for kind in kinds if output.exists() and kind.is_ours(output)), None)
+    kinds = (CHECKPOINT, ADAPTER, SWEEP, STATISTICS, PATCH, PAGE, SUITE, TEXTS, TABLE, PICTURE)
+    fitting = [kind for kind in kinds if (output.is_dir() if kind.is_folder else output.is_file())]
+    return next((kind.name for kind in fitting if kind.is_ours(output)), None)
 
 
 def register(app: typer.Typer) -> None:

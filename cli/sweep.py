@@ -24,6 +24,7 @@ from .options import (
     SETTINGS,
     AsJson,
     BasePath,
+    DryRun,
     TunedPath,
     protection_of,
     refuse_idle,
@@ -31,6 +32,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..evaluate.points import Sweep
+    from ..evaluate.sweeping import PreparedSweep
 
 HELP = """Score fused models of many strengths, and sparsities, without writing one; then choose and write the best.
 
@@ -94,6 +96,7 @@ class GridOptions:
     ] = "0.1,0.3,1,3,10"
 
 
+UNSET = {"strengths": None, "sparsities": (), "per_block": False, "seeds": 1, "model": None}  # where nobody says
 # The weight is what is swept, where the base is protected.
 HELD = replace(PROTECTION, leave_out=("weight",))
 
@@ -110,6 +113,7 @@ def sweep(
     charts: Annotated[
         bool | None, typer.Option("--charts/--no-charts", help="Draw curves in letters. Default: on a terminal.")
     ] = None,
+    dry_run: DryRun = False,
     json: AsJson = False,
     *,
     grid: GridOptions,
@@ -155,15 +159,24 @@ def sweep(
         scoring=scoring,
         settings=replace(settings, selection=selection, policies=policies),
         overwrite=overwrite,
+        dry_run=dry_run,
     )
 
 
 def run_sweep_command(
-    base: Path, tuned: Path, suite: Path, *, json: bool, charts: bool | None, **options: Any
-) -> Sweep:
-    """Run a sweep with the options of the function `sweep`, and show it."""
+    base: Path, tuned: Path, suite: Path, *, json: bool, charts: bool | None, dry_run: bool, **options: Any
+) -> Sweep | None:
+    """Run a sweep with the options of the function `sweep`, and show it; or show its plan."""
+    from ..evaluate.sweeping import prepare_sweep
     from ..evaluate.sweeping import sweep as run
-    from .console import print_json, progress_bar, say
+    from .console import print_json, say
+    from .progress import progress_bar
+
+    if dry_run:
+        left_out = ("overwrite", "steps", "bars")
+        planned = {name: value for name, value in {**UNSET, **options}.items() if name not in left_out}
+        _show_plan(prepare_sweep(base, tuned, suite, may_exist=lambda _: True, **planned), json=json)
+        return None
 
     def told(swept: Sweep) -> None:
         if not json:
@@ -171,7 +184,7 @@ def run_sweep_command(
 
     options |= {"command": command_line(), "shown": told, "bars": progress_bar}
     found = run(base, tuned, suite, **options)
-    if found.output is not None:
+    if found.output is not None and found.points:
         say(f"wrote table and figures to {found.output}")
     if found.picked is not None:
         best = found.picked
@@ -179,6 +192,24 @@ def run_sweep_command(
     if json:
         print_json(found.as_json())
     return found
+
+
+def _show_plan(plan: PreparedSweep, *, json: bool) -> None:
+    """Print what a point takes, and how many there are, once the suite's rows can be read."""
+    from ..data.rows import open_rows
+    from ..evaluate.resume import files_of
+    from ..evaluate.sweep import num_points
+    from . import fuse_view
+    from .console import out, print_json
+
+    tasks = {file.name: len(open_rows(file)) for file in files_of(plan.suite)}
+    points = num_points(plan.grid)
+    if json:
+        print_json({**fuse_view.plan_json(plan.prepared, plan.calibration), "points": points, "rows": tasks})
+        return
+    fuse_view.show_plan(plan.prepared, plan.calibration)
+    out(f"suite {plan.suite.name}: {', '.join(f'{rows} rows of {name}' for name, rows in tasks.items())}")
+    out(f"points {points or 'as many as the search takes'}, each scored on the suite")
 
 
 def show(swept: Sweep, *, charts: bool | None = None) -> None:

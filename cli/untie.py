@@ -25,8 +25,9 @@ def untie_command(model: Model, output: Output = None, overwrite: Overwrite = Fa
     """
     from ..fusion.checkpoint import find_model
     from ..fusion.run.untie import untie
-    from .console import print_json, progress_bar, say
+    from .console import print_json, say
     from .fuse import command_line
+    from .progress import progress_bar
 
     target = output or find_model(model).beside("-untied")
     with progress_bar("untying") as report:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..fusion.errors import DataError
-from ..fusion.table import Table
+from ..fusion.table import MEAN_OF_SIDES, Table
 from .evaluate import SuiteScores, TaskScore
 
 
@@ -66,5 +66,5 @@ def scores_from_table(
         shown = ("pretrained", "target", "avg", "h-score", "source-target-avg")
         rows.append([line[0], *line[1:], *(f"{measures[name]:.2f}" for name in shown)])
         values.append({"model": line[0], "measures": measures})
-    columns = [*header, "Source", "Target", "Avg", "H-score", "mean of Source and Target"]
+    columns = [*header, "Source", "Target", "Avg", "H-score", MEAN_OF_SIDES]
     return Table(columns=columns, rows=rows), values

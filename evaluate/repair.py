@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..api import fuse
 from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.checkpoint import find_model
 from ..fusion.checkpoint.given import Given as Model
 from ..fusion.checkpoint.given import takes_models
-from ..fusion.checkpoint.output.guard import refuse_output
+from ..fusion.checkpoint.output.guard import SWEEP_RECORD, refuse_inputs, refuse_output
+from ..fusion.checkpoint.output.launch import launched
+from ..fusion.checkpoint.output.steps import Steps
+from ..fusion.checkpoint.output.workspace import identity_of
 from ..fusion.errors import MethodError
 from ..fusion.methods import TwoSided
 from ..fusion.progress import Bars, bars
@@ -65,9 +69,11 @@ def repair(
     scoring: Scoring | None = None,
     settings: Settings | None = None,
     overwrite: bool = False,
+    steps: Steps | None = None,
+    dry_run: bool = False,
     bars: Bars = bars,
     fuse: Callable[..., object] = fuse,
-    sweep: Callable[..., Sweep] | None = None,
+    sweep: Callable[..., Sweep | None] | None = None,
 ) -> Repaired:
     """Give a fine-tune back what it forgot, and keep what it learned, by two-sided curvature; write a page about it.
 
@@ -80,6 +86,8 @@ def repair(
         pick: The best `h-score`, `avg` or task; or `target>=0.97*tuned`, the best `pretrained` within that.
         weights: λ, or with a suite those that are tried, as `0.3,1,3`.
         calibration: `data`, samples of the task; without any the deltas tell what it needs.
+        steps: Which of these outputs a run that was killed has made.
+        dry_run: Write nothing; for a `fuse` and `sweep` that take it too, and show what they would do.
         bars: Opens a bar for each of measuring, scoring and writing.
         fuse, sweep: What does the work, in place of the functions of these names.
 
@@ -88,9 +96,13 @@ def repair(
     """
     calibration = (calibration or Calibration()).protecting()
     scoring, settings = scoring or Scoring(), settings or Settings()
-    made = Path(output) if output is not None else find_model(tuned).beside("-repaired")
-    page = made.with_name(f"{made.name}-report.html")
-    refuse_output(page, [base, tuned], PAGE, overwrite=overwrite)
+    made, page = places_of(tuned, output)
+    inputs = [base, tuned, *calibration.files(), *([Path(suite)] if isinstance(suite, (str, Path)) else [])]
+    for place in (made, page):
+        refuse_inputs(place, inputs)
+    told: dict[str, Any] = {} if steps is None and not dry_run else {"steps": steps, "dry_run": dry_run}
+    may_exist = overwrite or dry_run or (steps is not None and steps.has_appeared(page))
+    refuse_output(page, inputs, PAGE, overwrite=may_exist)
     swept = None
     if suite is None:
         if pick is not None:
@@ -111,6 +123,7 @@ def repair(
                 settings=settings,
                 overwrite=overwrite,
                 progress=progress,
+                **told,
             )
     else:
         if sweep is None:
@@ -131,6 +144,17 @@ def repair(
             settings=settings,
             overwrite=overwrite,
             bars=bars,
+            **told,
         )
-    report(made, output=page, scores=[] if swept is None else [swept], overwrite=overwrite)
+    if dry_run or not launched().is_first:  # of several processes one writes the page
+        return Repaired(model=made, page=page, sweep=swept)
+    if steps is None or not steps.is_made(page, {"of": identity_of(made)}, PAGE, overwrite=overwrite):
+        scores = [] if swept is None or swept.output is None else [swept.output / SWEEP_RECORD]
+        report(made, output=page, scores=scores, overwrite=overwrite)
     return Repaired(model=made, page=page, sweep=swept)
+
+
+def places_of(tuned: Path | str, output: Path | str | None) -> tuple[Path, Path]:
+    """Return where the repaired model goes, and the page about it."""
+    made = Path(output) if output is not None else find_model(tuned).beside("-repaired")
+    return made, made.with_name(f"{made.name}-report.html")

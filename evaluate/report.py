@@ -28,8 +28,15 @@ if TYPE_CHECKING:
 
     Scores = Path | str | SuiteScores | Sweep | Judgement
 TEMPLATE = "report.html.j2"
-PAGE = Kind(name="report", is_folder=False, is_ours=lambda file: GENERATOR in file.read_bytes()[:1000])
 GENERATOR = b'<meta name="generator" content="sculpt'
+
+
+def _is_page(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return GENERATOR in stream.read(1000)
+
+
+PAGE = Kind(name="report", is_folder=False, is_ours=_is_page)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from os.path import relpath
 from pathlib import Path
 
 from ..data import general as shipped
 from ..data.row import Row
 from ..data.rows import open_rows
+from ..fusion.checkpoint.output.guard import Kind, file_kind, refuse_output
 from ..fusion.checkpoint.output.workspace import write_file
-from ..fusion.errors import DataError, OutputError, Way
+from ..fusion.errors import DataError, SculptError
 
 TEXTS_EACH = 2  # of each kind of the general set
 SEED = 7
@@ -20,6 +22,8 @@ HEAD = """# What a fine-tune is scored on; docs/choosing-a-strength.md has every
 batch_size: 8
 max_length: 512
 """
+SUITE = file_kind("suite", HEAD.splitlines()[0].encode())
+TEXTS = file_kind("file of texts", b'{"text": ')
 
 
 def scorer_of(row: Row) -> str:
@@ -59,24 +63,21 @@ def write_suite(
 
     Raises:
         DataError: Rows cannot be scored.
-        OutputError: A file exists.
+        OutputError: A file exists, or is an input.
     """
     output, data, general = Path(output), Path(data), None if general is None else Path(general)
+    read = [data, *([general] if general is not None else [])]
+    refuse_output(output, read, SUITE, overwrite=overwrite)
     rows = open_rows(data)
     target = scorer_of(rows.row(0))
     told = [f"rows that the fine-tune was trained on flatter it: `{data}` should be other ones"]
     beside = output.with_name(f"{output.stem}-general.jsonl")
-    for file in (output, *([beside] if general is None else [])):
-        if file.exists() and not overwrite:
-            raise OutputError(
-                f"`{file}` exists",
-                ways=[Way(option="overwrite", effect="replaces it"), Way(option="output", effect="names another")],
-            )
+    made = False
     if general is None:
         draw = random.Random(SEED)
         texts = [text for kind in shipped.kinds() for text in draw.sample(shipped.texts(kind), TEXTS_EACH)]
         lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
-        write_file(beside, lambda file: file.write_text(lines, encoding="utf-8"), made_by="suite", may_replace=_is_file)
+        made = _write(beside, lines, [data], TEXTS, overwrite=overwrite)
         told.append(
             f"`{beside}` has texts of the general set that ships, which also protects by default: "
             "text of your own says more of what is forgotten"
@@ -94,9 +95,26 @@ def write_suite(
         f"{HEAD}pretrained: # what the base could do\n{tasks['general']}"
         f"target: # what it was fine-tuned on\n{tasks['task']}"
     )
-    write_file(output, lambda file: file.write_text(text, encoding="utf-8"), made_by="suite", may_replace=_is_file)
+    try:
+        _write(output, text, read, SUITE, overwrite=overwrite)
+    except SculptError:
+        if made:
+            beside.unlink(missing_ok=True)
+        raise
     return told
 
 
-def _is_file(file: Path) -> bool:
-    return file.is_file()
+def _write(file: Path, text: str, read: Sequence[Path], kind: Kind, *, overwrite: bool) -> bool:
+    """Write a file and return True, unless it is there as it would be: a killed run had come so far."""
+    content = text.encode()
+    is_plain = file.is_file() and not file.is_symlink()
+    if is_plain and file.stat().st_size == len(content) and file.read_bytes() == content:
+        return False
+    refuse_output(file, read, kind, overwrite=overwrite)
+    write_file(
+        file,
+        lambda path: path.write_bytes(content),
+        made_by="suite init",
+        may_replace=kind.may_replace if overwrite else None,
+    )
+    return True

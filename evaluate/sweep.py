@@ -78,11 +78,24 @@ def run_sweep(
     Args:
         pick: What the search for a strength goes by.
         scored: What a run that was killed has scored already; what this one scores is added.
-        progress: Told the points done, and how many there will be (of a search: so far).
+        progress: Told the points done, and how many there will be (of a search, 0: nobody knows).
     """
     return _Sweeper(
         live, suite, grid, pick, batch_size=batch_size, tolerance=tolerance, scored=scored, progress=progress
     ).run()
+
+
+def num_points(grid: Grid) -> int:
+    """Return how many points there will be, base and fine-tune among them; 0 where a search will tell."""
+    total = 2
+    for family, *_ in grid.curves():
+        draws = max(1, len(grid.seeds)) if family.method.random else 1
+        if family.takes_strength or grid.protection is not None:
+            if grid.strengths is None:
+                return 0
+            draws *= len(grid.strengths)
+        total += draws
+    return total
 
 
 class _Sweeper:
@@ -103,11 +116,7 @@ class _Sweeper:
         self.batch_size, self.tolerance, self.progress = batch_size, tolerance, progress
         self.points: list[Point] = []
         self.losses: dict[Method, dict[str, BlockLoss]] = {}
-        curves = grid.curves()
-        self.total = 2 + sum(
-            len(grid.strengths or (0,)) * (max(1, len(grid.seeds)) if family.method.random else 1)
-            for family, *_ in curves
-        )
+        self.total = num_points(grid)
 
     def run(self) -> Sweep:
         for name, scale in (("base", 0.0), ("tuned", 1.0)):
@@ -130,7 +139,6 @@ class _Sweeper:
         protects = self.grid.protection is not None
 
         def measures(place: float) -> Mapping[str, float]:
-            self.total = max(self.total, len(self.points) + 1)
             strength = 10.0**-place if protects else place  # from near the base to the fine-tune, as γ goes
             return self._try(family, strength, sparsity, per_block).measures
 

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from ..fusion.checkpoint import find_model
 from ..fusion.checkpoint.given import Given as Model
 from ..fusion.checkpoint.given import takes_models
 from ..fusion.checkpoint.identity import digest_of_data
-from ..fusion.checkpoint.output.guard import SWEEP, SWEEP_RECORD, refuse_output
+from ..fusion.checkpoint.output.guard import CHECKPOINT, SWEEP, SWEEP_RECORD, refuse_output
+from ..fusion.checkpoint.output.steps import Steps
 from ..fusion.checkpoint.output.workspace import Workspace, told
 from ..fusion.errors import MethodError, ModelError
 from ..fusion.methods import AdaDare, TwoSided
@@ -64,6 +65,7 @@ def sweep(
     scoring: Scoring | None = None,
     settings: Settings | None = None,
     overwrite: bool = False,
+    steps: Steps | None = None,
     command: str | None = None,
     shown: Callable[[Sweep], None] = lambda _: None,
     bars: Bars = bars,
@@ -83,6 +85,7 @@ def sweep(
         output: Folder of CSV, JSON and charts, and of the model in `fused`. Default: none, or with `pick`
             `<tuned>-sweep`, beside the fine-tune.
         model: Where the chosen model goes, in place of that.
+        steps: Of a run that makes further outputs.
         command: For the manifest of the model.
         shown: Is given the scores before a model is chosen and written.
         bars: Opens a bar for each of measuring, scoring and writing.
@@ -92,63 +95,62 @@ def sweep(
         SculptError: Whatever else is wrong, in one sentence.
     """
     settings, scoring = settings or Settings(), scoring or Scoring()
-    calibration = calibration or Calibration()
-    read = suite if isinstance(suite, Suite) else read_suite(Path(suite))
-    known = read.measures()
-    chosen = Pick.parse(pick or next(name for name in PICKS if name in known), known)
-    wanted = _grid(methods, strengths, sparsities, weights, calibration, protection)
-    wanted = replace(wanted, per_block=per_block, seeds=tuple(range(settings.seed, settings.seed + max(1, seeds))))
-    if wanted.protection is not None:
-        if per_block:
-            raise MethodError("a γ for each block and a protection exclude each other", options=["per_block"])
-        calibration = calibration.protecting()
-    calibration = replace(calibration, seed=settings.seed, device=scoring.device)
-    beside = find_model(tuned).beside("-sweep")
-    folder = Path(output) if output is not None else beside if pick else None
-    made = Path(model) if model is not None else None if folder is None else folder / "fused"
-    files = [read.file, *files_of(read), *calibration.files()]
-    if folder is not None:
-        refuse_output(folder, [base, tuned, *files], SWEEP, overwrite=overwrite)
-    prepared = prepare_fuse(
+    plan = prepare_sweep(
         base,
         tuned,
-        output=made,
-        method=max(
-            (family.at(0.5) for family in wanted.families),
-            key=lambda method: (method.uses_curvature, method.needs_gram),
-        ),
-        settings=replace(settings, device=scoring.device, protection=wanted.protection),
-        overwrite=overwrite or not pick,
+        suite,
+        methods=methods,
+        strengths=strengths,
+        sparsities=sparsities,
+        weights=weights,
+        per_block=per_block,
+        seeds=seeds,
+        pick=pick,
+        output=output,
+        model=model,
+        calibration=calibration or Calibration(),
+        protection=protection,
+        scoring=scoring,
+        settings=settings,
+        may_exist=lambda place: overwrite or (steps is not None and steps.has_appeared(place)),
     )
+    read, folder, files, calibration = plan.suite, plan.folder, plan.files, plan.calibration
+    place = None if model is None else Path(model)
     with ExitStack() as stack:
         workspace = None if folder is None else stack.enter_context(Workspace(folder, made_by="sweep"))
-        done = None
-        if workspace is not None:
-            done = stack.enter_context(KnownPoints(workspace, _facts(prepared, calibration, read, files, scoring)))
+        done, asked = None, {}
+        if workspace is not None and folder is not None:
+            facts = _facts(plan.prepared, calibration, read, files, scoring)
+            asked = {**facts, "grid": repr(plan.grid), "pick": pick}
+            if steps is not None and steps.is_made(folder, asked, SWEEP, overwrite=overwrite):
+                if steps.has_appeared(place):
+                    return Sweep(points=(), suite=read.name, seed=settings.seed, output=folder, model=place)
+                refuse_output(folder, (), SWEEP, overwrite=overwrite)  # nothing was chosen
+            done = stack.enter_context(KnownPoints(workspace, facts))
 
         def measure() -> tuple[Held, dict[str, Any] | None]:
             with (
                 bars("calibrating", unit="steps") as report,
-                statistics(prepared, calibration, progress=report) as all_,
+                statistics(plan.prepared, calibration, progress=report) as measured,
             ):
-                return held_curvature(all_), all_.provenance
+                return held_curvature(measured), measured.provenance
 
         held, provenance = measure() if done is None else done.curvature(measure)
-        live = LiveFuse(prepared, held, device=scoring.device, dtype=scoring.dtype)
+        live = LiveFuse(plan.prepared, held, device=scoring.device, dtype=scoring.dtype)
         with bars("sweeping", unit="points") as report:
             points = run_sweep(
-                live, read, wanted, chosen, batch_size=scoring.batch_size, scored=done, progress=report
+                live, read, plan.grid, plan.pick, batch_size=scoring.batch_size, scored=done, progress=report
             ).points
         found = Sweep(points=points, suite=read.name, seed=settings.seed, output=folder)
         shown(found)
         failure: MethodError | None = None
         if pick:
             try:
-                found = replace(found, picked=found.best(chosen), model=made)
+                found = replace(found, picked=found.best(plan.pick), model=plan.model)
             except MethodError as error:  # the scores are worth having without a model
                 failure = error
 
-        def write(place: Path, called: str, *, overwrite: bool) -> None:
+        def write(output: Path, called: str, *, overwrite: bool) -> None:
             assert found.picked is not None
             best = found.picked
             with bars("fusing") as report:
@@ -158,7 +160,7 @@ def sweep(
                     best.protection,
                     provenance=provenance,
                     command=command,
-                    output=place,
+                    output=output,
                     called=called,
                     overwrite=overwrite,
                     progress=report,
@@ -166,17 +168,102 @@ def sweep(
 
         if workspace is not None:
             workspace.payload.mkdir(exist_ok=True)
-            if found.picked is not None and model is None:
-                name = f"{find_model(tuned).beside('').name}-{wanted.families[0].method.name}"
+            if found.picked is not None and place is not None:
+                if steps is None or not steps.is_made(place, asked, CHECKPOINT, overwrite=overwrite):
+                    write(place, place.name, overwrite=overwrite)
+            elif found.picked is not None:
+                name = f"{find_model(tuned).beside('').name}-{plan.grid.families[0].method.name}"
                 write(workspace.payload / "fused", name, overwrite=True)
             with told(workspace.folder):
                 _write_results(workspace.payload, found)
             workspace.publish(SWEEP.may_replace if overwrite else None)
-        if found.picked is not None and model is not None:
-            write(Path(model), Path(model).name, overwrite=overwrite)
     if failure is not None:
         raise failure
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedSweep:
+    """A sweep that is planned and checked, with nothing run yet.
+
+    Attributes:
+        files: That are read: of the suite, of its tasks, of the calibration.
+        folder, model: Where tables and the chosen model go, or None.
+    """
+
+    prepared: Prepared
+    calibration: Calibration
+    suite: Suite
+    grid: Grid
+    pick: Pick
+    files: Sequence[Path]
+    folder: Path | None
+    model: Path | None
+
+
+def prepare_sweep(
+    base: Path | str,
+    tuned: Path | str,
+    suite: Path | str | Suite,
+    *,
+    methods: Sequence[str],
+    strengths: Numbers | None,
+    sparsities: Numbers,
+    weights: Numbers,
+    per_block: bool,
+    seeds: int,
+    pick: str | None,
+    output: Path | str | None,
+    model: Path | str | None,
+    calibration: Calibration,
+    protection: Protection | None,
+    scoring: Scoring,
+    settings: Settings,
+    may_exist: Callable[[Path | None], bool],
+) -> PreparedSweep:
+    """Return what `sweep` would do.
+
+    Args:
+        may_exist: Whether an output that is there is no reason to refuse.
+
+    Raises:
+        SculptError: Whatever could be found out before the long part starts.
+    """
+    read = suite if isinstance(suite, Suite) else read_suite(Path(suite))
+    known = read.measures()
+    chosen = Pick.parse(pick or next(name for name in PICKS if name in known), known)
+    wanted = _grid(methods, strengths, sparsities, weights, calibration, protection)
+    wanted = replace(wanted, per_block=per_block, seeds=tuple(range(settings.seed, settings.seed + max(1, seeds))))
+    if wanted.protection is not None:
+        if per_block:
+            raise MethodError("a γ for each block and a protection exclude each other", options=["per_block"])
+        calibration = calibration.protecting()
+    folder = Path(output) if output is not None else find_model(tuned).beside("-sweep") if pick else None
+    made = Path(model) if model is not None else None if folder is None else folder / "fused"
+    files = [read.file, *files_of(read), *calibration.files()]
+    if folder is not None:
+        refuse_output(folder, [base, tuned, *files], SWEEP, overwrite=may_exist(folder))
+    prepared = prepare_fuse(
+        base,
+        tuned,
+        output=made,
+        method=max(
+            (family.at(0.5) for family in wanted.families),
+            key=lambda method: (method.uses_curvature, method.needs_gram),
+        ),
+        settings=replace(settings, device=scoring.device, protection=wanted.protection),
+        overwrite=not pick or may_exist(made),
+    )
+    return PreparedSweep(
+        prepared=prepared,
+        calibration=replace(calibration, seed=settings.seed, device=scoring.device),
+        suite=read,
+        grid=wanted,
+        pick=chosen,
+        files=files,
+        folder=folder,
+        model=made,
+    )
 
 
 def _grid(

@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from ..fusion.checkpoint import open_checkpoint
 from ..fusion.checkpoint.output.guard import ADAPTER_RECORD
+from ..fusion.checkpoint.output.workspace import write_file
 from ..fusion.errors import MethodError, ModelError
+from ..fusion.lora.density_chart import PICTURE
 from ..fusion.progress import Progress, silent
 from ..fusion.table import Table, with_deviation
 from ..live.model import load_model
@@ -170,4 +173,5 @@ def draw(trials: Sequence[Trial], files: Sequence[Path]) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     for file in files:
-        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+        options = {"dpi": 150, "metadata": {"Date": None} if file.suffix == ".svg" else None}
+        write_file(file, partial(figure.savefig, **options), made_by="lora-sweep", may_replace=PICTURE.may_replace)

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from .checkpoint.output.guard import Kind, refuse_output
 from .checkpoint.output.workspace import write_file
 from .errors import DataError
+from .ref import Asked
 
 LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"}
 SIGNS = {"±": r"$\pm$", "γ": r"$\gamma$", "λ": r"$\lambda$", "–": "--"}
+MEAN_OF_SIDES = "mean of Source and Target"  # the last column of scores from elsewhere
+FIRST_COLUMNS = (("method", "strength"), ("setting", "value"))  # of tables whose models were made here
+
+
+def _is_table(file: Path) -> bool:
+    with file.open("rb") as stream:
+        lines = stream.read(1 << 16).decode("utf-8", "replace").splitlines()
+    head = [line for line in lines if not line.startswith("\\")][:1]  # LaTeX has its columns after two commands
+    cells = [cell.strip(" \\") for cell in re.split("[,|&]", "".join(head).strip("|"))]
+    return tuple(cells[:2]) in FIRST_COLUMNS or cells[-1] == MEAN_OF_SIDES
+
+
+TABLE = Kind(name="table", is_folder=False, is_ours=_is_table)
 
 
 def with_deviation(mean: float, deviation: float) -> str:
@@ -87,16 +103,32 @@ class Table:
         csv.writer(text, lineterminator="\n").writerows([names, *zip(*columns, strict=True)])
         return text.getvalue()
 
-    def write(self, file: Path) -> None:
+    def write(self, file: Path, *, overwrite: bool = False) -> None:
         """Write it as the file's name ends: .csv, .md or .tex.
 
         Raises:
-            DataError: It ends otherwise.
+            OutputError: It cannot be written, or something has the name that is not to be replaced.
         """
-        forms = {".csv": self.csv, ".md": self.markdown, ".tex": self.latex}
-        if file.suffix not in forms:
-            raise DataError(f"`{file}` is no table that can be written", hint=f"its name ends in {', '.join(forms)}")
-        text = forms[file.suffix]()
+        text = FORMS[file.suffix](self)
         write_file(
-            file, lambda path: path.write_text(text, encoding="utf-8"), made_by="compare", may_replace=Path.is_file
+            file,
+            lambda path: path.write_text(text, encoding="utf-8"),
+            made_by="table",
+            may_replace=TABLE.may_replace if overwrite else None,
         )
+
+
+FORMS = {".csv": Table.csv, ".md": Table.markdown, ".tex": Table.latex}
+
+
+def refuse_tables(files: Iterable[Path], inputs: Iterable[Asked], *, overwrite: bool) -> None:
+    """Raise, before the work that they are to tell of begins, where a table cannot be written under its name.
+
+    Raises:
+        DataError: The name ends otherwise than those of tables do.
+        OutputError: It is an input, or something has the name that is not to be replaced.
+    """
+    for file in files:
+        if file.suffix not in FORMS:
+            raise DataError(f"`{file}` is no table that can be written", hint=f"its name ends in {', '.join(FORMS)}")
+        refuse_output(file, inputs, TABLE, overwrite=overwrite)

@@ -153,7 +153,7 @@ class Session:
                 auto_class=options.auto_class,
                 trust_remote_code=options.trust_remote_code,
             ),
-            answering=lambda count: self.progress(0, 1, f"its own answers: {count}"),
+            answering=lambda count: self.progress(0, 0, f"its own answers: {count}"),
         )
 
     def _prepare(self) -> None:

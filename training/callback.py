@@ -59,7 +59,7 @@ class LoRASculptCallback(TrainerCallback, ExportableState):
         """Look at the model, and take the masks of the checkpoint that training goes on from."""
         del args, control
         warmup = self.masking.warmup_steps
-        if warmup >= state.max_steps:
+        if warmup >= max(state.max_steps, state.global_step):
             raise MethodError(
                 f"the warm-up of {warmup} steps leaves none of the {state.max_steps} to train with masks",
                 hint="lower `warmup_steps`, or train longer",

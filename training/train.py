@@ -36,7 +36,7 @@ from .terms import QKV, ConflictTerm, L2Term, OrthogonalTerm, Term
 from .together import from_first, join
 from .trainer import add_term
 from .watcher import EachEpoch, Watcher, may_fail
-from .work import settle
+from .work import is_last, settle
 
 LR_WARMUP = 0.03
 MASK_WARMUP = 100
@@ -167,6 +167,9 @@ def train_adapter(
             )
         if workspace is not None:
             workspace.begun = workspace.resumable = True
+        if checkpoint is not None and is_last(checkpoint):
+            # The Trainer would make a step beyond the last, where that is not the last of an epoch.
+            trainer.args.max_steps, trainer.args.num_train_epochs = -1, 0
         start = time.monotonic()
         with their_deprecations():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

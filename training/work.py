@@ -74,6 +74,12 @@ def last_whole(checkpoints: Path) -> Path | None:
     return None
 
 
+def is_last(checkpoint: Path) -> bool:
+    """Return whether a whole checkpoint is that of the last step, so that only the output is missing."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return state["global_step"] >= state["max_steps"]
+
+
 def _step(checkpoint: Path) -> int:
     number = checkpoint.name.rpartition("-")[2]
     return int(number) if number.isdecimal() else -1

@@ -10,6 +10,7 @@ import numpy as np
 from .gram import cholesky, mean_matrix, refuse_other_shapes
 from .group import Group
 from .per_element import PerElement, computed
+from .sums import added
 from .two_sided import apart, mean_squares
 
 
@@ -22,7 +23,7 @@ def shares(group: Group, weights: Sequence[float]) -> list[PerElement]:
         CurvatureError: The statistics do not fit the tensor.
     """
     sides = [mean_squares(group, curvature, 0.0) for curvature in group.tuned]
-    alike = sum(weights)
+    alike = added(weights)
 
     def share(k: int) -> Callable[..., np.ndarray]:
         def of(*terms: np.ndarray) -> np.ndarray:

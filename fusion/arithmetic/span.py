@@ -8,6 +8,7 @@ them would drown in rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,28 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from .sums import block_sums, exact_total, wide
+from .sums import added, block_sums, exact_total, wide
 from .tile import Tile
 
 Vector = np.ndarray  # coefficients over (base, δ_1, …, δ_K)
+
+
+def sine(angle: float) -> float:
+    """Return the sine as the C library has it: NumPy's depends on the processor."""
+    return math.sin(angle) if math.isfinite(angle) else math.nan
+
+
+def cosine(angle: float) -> float:
+    """Return the cosine as the C library has it."""
+    return math.cos(angle) if math.isfinite(angle) else math.nan
+
+
+def weighted(weights: Sequence[float], vectors: Sequence[Vector]) -> Vector:
+    """Return the weighted sum, added up in the order given: a library for matrices adds as suits the processor."""
+    total = np.zeros_like(vectors[0])
+    for weight, vector in zip(weights, vectors, strict=True):
+        total = total + weight * vector
+    return total
 
 
 def basis_products(tile: Tile) -> Any:
@@ -66,11 +85,11 @@ class LinearSpan:
 
     def dot(self, one: Vector, other: Vector) -> float:
         """Return the inner product."""
-        return float(one @ self.products @ other)
+        return added((one[:, None] * self.products * other).ravel().tolist())
 
     def norm(self, vector: Vector) -> float:
         """Return the Euclidean norm."""
-        return float(np.sqrt(max(self.dot(vector, vector), 0.0)))
+        return math.sqrt(max(self.dot(vector, vector), 0.0))
 
     def cosine(self, one: Vector, other: Vector) -> float:
         """Return the cosine of the angle; 0 where a vector is zero."""
@@ -82,4 +101,4 @@ class LinearSpan:
         norm = self.norm(one)
         along = self.dot(one, other) / norm**2
         across = self.norm(other - along * one)
-        return float(np.arctan2(across, along * norm))
+        return math.atan2(across, along * norm)

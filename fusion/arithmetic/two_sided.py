@@ -33,6 +33,7 @@ from .gram import cholesky
 from .group import Group
 from .per_element import PerElement, computed
 from .per_model import PerModel, as_tuple
+from .sums import added
 from .tile import checked_terms
 
 EXPERT = re.compile(r"\.experts\.\d+\.")
@@ -142,7 +143,7 @@ def counted_together(curvatures: Mapping[str, Curvature]) -> dict[str, Curvature
 def _count(experts: Sequence[Curvature]) -> dict[str, Any]:
     """Return what the experts of one layer have in common."""
     total = sum(expert.num_tokens for expert in experts)
-    mean = sum(float(term.mean()) for expert in experts for term in expert.terms) / len(experts)
+    mean = added(float(term.mean()) for expert in experts for term in expert.terms) / len(experts)
     return {"num_tokens": total, "mean_square": mean / max(1, total)}
 
 
@@ -167,7 +168,7 @@ def fractions(group: Group, which: Sequence[int], protection: Protection, shares
             sides.append(mean_squares(group, group.tuned[k], protection.ridge))
         else:  # the diagonal of a delta's is G's
             sides.append(general.flat() if source == "identity" else general)
-    alike = [count / (sum(counts) + weight) for count in counts]
+    alike = [count / (added(counts) + weight) for count in counts]
     known = reached((group.base, *(group.tuned[k] for k in which)), group.shape)
 
     def fraction(j: int) -> Callable[..., np.ndarray]:
@@ -220,7 +221,7 @@ class MeanSquares:
         return MeanSquares(terms=(np.full((1,) * self.terms[0].ndim, mean),), num_tokens=1, ridge=0.0)
 
     def _mean(self) -> float:
-        return sum(float((term / self.num_tokens).mean()) for term in self.terms)
+        return added(float((term / self.num_tokens).mean()) for term in self.terms)
 
     def ridged(self, fraction: float, mean: float | None) -> MeanSquares:
         """Return the same with a fraction of its mean, or of the one given, for a ridge."""
@@ -321,7 +322,7 @@ def mixing_blocks(
     width = general.matrix.shape[0]
     size = protection.block_size or width
     if not any(bool(side.matrix.any()) for side in (general, *targets)):  # an expert that no data reached: alike
-        whole = torch.eye(width).to(general.matrix) / (sum(counts) + weight)
+        whole = torch.eye(width).to(general.matrix) / (added(counts) + weight)
         return [[(slice(0, width), whole * count)] for count in counts]
     found: list[list[tuple[slice, Any]]] = [[] for _ in targets]
     for start in range(0, width, size):

@@ -41,7 +41,7 @@ def divergences(tile: Tile) -> Any:
     xp = array_namespace(tile.base)
     base, tuned = _rows(tile, xp)
     p, q = _softmax(tuned, xp) + EPSILON, _softmax(base, xp) + EPSILON
-    return xp.clip(xp.sum(p * xp.log(p / q), axis=1), min=0)[None, :]
+    return xp.clip(xp.sum(p * xp.log(p / q), axis=1), min=0.0)[None, :]
 
 
 def importance(tile: Tile, divergence: np.ndarray) -> list[Any]:

@@ -18,7 +18,8 @@ import numpy as np
 
 from ..arithmetic.passes import Pass, Reduction
 from ..arithmetic.per_model import PerModel, as_tuple
-from ..arithmetic.span import LinearSpan, Vector, basis_products
+from ..arithmetic.span import LinearSpan, Vector, basis_products, cosine, sine, weighted
+from ..arithmetic.sums import added
 from ..errors import MethodError
 from .checks import at_least_zero, each
 from .combine import combination
@@ -29,7 +30,7 @@ def karcher_mean(
     span: LinearSpan, units: Sequence[Vector], weights: Sequence[float], *, max_steps: int, tolerance: float
 ) -> tuple[Vector, int]:
     """Return the mean direction and the number of steps that were taken."""
-    mean = np.asarray(weights) @ np.stack(units)
+    mean = weighted(weights, units)
     size = span.norm(mean)
     mean = mean / size if size > tolerance else units[0]
     for step in range(max_steps):
@@ -37,12 +38,12 @@ def karcher_mean(
         for unit, weight in zip(units, weights, strict=True):
             theta = span.angle(mean, unit)
             across = unit - span.dot(mean, unit) * mean
-            if np.sin(theta) > 1e-12:
-                tangent = tangent + weight * theta / np.sin(theta) * across
+            if sine(theta) > 1e-12:
+                tangent = tangent + weight * theta / sine(theta) * across
         length = span.norm(tangent)
         if length < tolerance:
             return mean, step
-        mean = np.cos(length) * mean + np.sin(length) * tangent / length
+        mean = cosine(length) * mean + sine(length) * tangent / length
         mean = mean / span.norm(mean)
     return mean, max_steps
 
@@ -88,7 +89,7 @@ class Karcher(Method):
         """Take the inner products; return the combination."""
         span: LinearSpan = yield Pass(function=basis_products, combine=LinearSpan.of)
         models = [span.base, *span.tuned()]
-        weights = np.asarray(as_tuple(self.weights)) / sum(as_tuple(self.weights))
+        weights = np.asarray(as_tuple(self.weights)) / added(as_tuple(self.weights))
         norms = np.array([span.norm(model) for model in models])
         used = [k for k in range(len(models)) if norms[k] > self.tolerance and weights[k] > 0]
         if not used or all(not span.norm(delta) for delta in span.deltas()):
@@ -96,4 +97,4 @@ class Karcher(Method):
         units = [models[k] / norms[k] for k in used]
         shares = (weights[used] / weights[used].sum()).tolist()
         mean, steps = karcher_mean(span, units, shares, max_steps=self.max_steps, tolerance=self.tolerance)
-        return combination(float(weights @ norms) * mean, {"steps": steps})
+        return combination(added((weights * norms).tolist()) * mean, {"steps": steps})

@@ -12,6 +12,7 @@ from array_api_compat import array_namespace
 
 from ..arithmetic.passes import Fused, Map, Reduction
 from ..arithmetic.per_model import PerModel, as_tuple
+from ..arithmetic.sums import added
 from ..arithmetic.tile import Tile
 from ..errors import MethodError
 from ..transforms.merge import weighted_sum
@@ -34,7 +35,7 @@ def average(tile: Tile, weights: tuple[float, ...], divisor: float) -> Fused:
         values = models[parts[0]]
     else:
         values = weighted_sum(models, weights) / divisor
-        if sum(weights) == divisor:
+        if added(weights) == divisor:
             values = xp.where(differs, values, tile.base)
     return Fused(values=values, kept=differs)
 
@@ -72,7 +73,7 @@ class Linear(Method):
     def identity(self) -> Literal["base", "tuned"] | None:
         """The one model that has a weight, if it is the first or the second, as it is where it is alone."""
         weights = as_tuple(self.weights)
-        if not isinstance(self.weights, tuple) or not (self.normalize or sum(weights) == 1):
+        if not isinstance(self.weights, tuple) or not (self.normalize or added(weights) == 1):
             return None
         parts = [k for k, weight in enumerate(weights) if weight != 0]
         return "base" if parts == [0] else "tuned" if parts == [1] else None
@@ -81,4 +82,4 @@ class Linear(Method):
         """Return the map at once."""
         yield from ()
         weights = as_tuple(self.weights)
-        return Map(function=average, arguments=(weights, sum(weights) if self.normalize else 1.0))
+        return Map(function=average, arguments=(weights, added(weights) if self.normalize else 1.0))

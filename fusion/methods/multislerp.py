@@ -19,7 +19,8 @@ import numpy as np
 
 from ..arithmetic.passes import Pass, Reduction
 from ..arithmetic.per_model import PerModel, as_tuple
-from ..arithmetic.span import LinearSpan, Vector, basis_products
+from ..arithmetic.span import LinearSpan, Vector, basis_products, cosine, sine, weighted
+from ..arithmetic.sums import added
 from ..errors import MethodError
 from .checks import each, finite, one_of
 from .combine import combination
@@ -37,22 +38,18 @@ def barycentre(span: LinearSpan, vectors: Sequence[Vector], weights: Sequence[fl
     """
     norms = [span.norm(vector) for vector in vectors]
     units = [vector / (norm or 1.0) for vector, norm in zip(vectors, norms, strict=True)]
-    mean = _sum(weights, units)
+    mean = weighted(weights, units)
     size = span.norm(mean)
     if size < TINY:
         if len(vectors) == 2 or not any(norms):
-            return _sum(weights, vectors)
+            return weighted(weights, vectors)
         raise MethodError("the weighted directions of the models cancel, so they have no mean on the sphere")
     mean = mean / size
-    tangent = _sum(weights, [unit - span.dot(unit, mean) * mean for unit in units])
+    tangent = weighted(weights, [unit - span.dot(unit, mean) * mean for unit in units])
     length = span.norm(tangent)
     direction = tangent / length if length else tangent
-    scale = sum(weight * norm for weight, norm in zip(weights, norms, strict=True))
-    return scale * (np.cos(length) * mean + np.sin(length) * direction)
-
-
-def _sum(weights: Sequence[float], vectors: Sequence[Vector]) -> Vector:
-    return np.asarray(weights) @ np.stack(vectors)
+    scale = added(weight * norm for weight, norm in zip(weights, norms, strict=True))
+    return scale * (cosine(length) * mean + sine(length) * direction)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +96,7 @@ class MultiSlerp(Method):
         span: LinearSpan = yield Pass(function=basis_products, combine=LinearSpan.of)
         weights = np.asarray(as_tuple(self.weights))
         if self.normalize:
-            weights = weights / weights.sum()
+            weights = weights / added(weights.tolist())
         if self.origin == "zero":
             return combination(barycentre(span, [span.base, *span.tuned()], weights.tolist()))
         return combination(span.base + barycentre(span, span.deltas(), weights.tolist()))

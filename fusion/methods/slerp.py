@@ -11,10 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
-
 from ..arithmetic.passes import Map, Pass, Reduction
-from ..arithmetic.span import LinearSpan, Vector, basis_products
+from ..arithmetic.span import LinearSpan, Vector, basis_products, sine
 from ..transforms.scale import add_scaled
 from .checks import finite
 from .combine import combination
@@ -30,9 +28,9 @@ def interpolated(
     if not span.norm(one) or not span.norm(other) or abs(span.cosine(one, other)) > linear_above:
         return (1 - t) * one + t * other
     theta = span.angle(one, other)
-    if np.sin(theta) < 1e-8:
+    if sine(theta) < 1e-8:
         return (1 - t) * one + t * other
-    return (np.sin((1 - t) * theta) * one + np.sin(t * theta) * other) / np.sin(theta)
+    return (sine((1 - t) * theta) * one + sine(t * theta) * other) / sine(theta)
 
 
 @dataclass(frozen=True, kw_only=True)

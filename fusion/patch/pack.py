@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import final
 
 from ..checkpoint import Asked, Source, find_model
-from ..checkpoint.companions import OWN_MARK
+from ..checkpoint.companions import OWN_MARK, own_files
 from ..checkpoint.output.guard import refuse_output
 from ..checkpoint.safetensors_file import SafetensorsFile
 from ..checkpoint.source import reading
@@ -48,6 +48,7 @@ def pack(
     refs = find_model(base), find_model(model)
     refuse_output(output, refs, PATCH, overwrite=overwrite)
     own, theirs = map(open_stored, refs)
+    beside = files_of(theirs)
     facts = [own.resume_key(), theirs.resume_key(), theirs.companions_key()]
     fingerprint = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
     writer = PatchWriter(output, fingerprint=fingerprint, made_by="pack", of=len(theirs.tensors), overwrite=overwrite)
@@ -56,7 +57,7 @@ def pack(
         shards = {name: writer.put_header(name, header) for name, header in headers_of(theirs).items()}
         files = {
             name: writer.put_file(name, file, own.folder / name if own.folder else None)
-            for name, file in files_of(theirs).items()
+            for name, file in beside.items()
         }
         for source in (own, theirs):
             source.refuse_changed()
@@ -155,11 +156,16 @@ def headers_of(model: Source) -> dict[str, bytes]:
 
 
 def files_of(model: Source) -> dict[str, Path]:
-    """Return the files that a model is shipped with, by their names, and its index."""
+    """Return the files that a model is shipped with, by their names, and its index.
+
+    Raises:
+        CheckpointError: One is a link out of the folder.
+    """
     if model.folder is None:
         return {}
     found = {name.as_posix(): file for name, file in model.companions().items()}
-    found |= {name: model.folder / name for name in OURS if (model.folder / name).is_file()}
+    beside = [model.folder / name for name in OURS]
     if model.index is not None:
-        found[model.index.name] = model.index
+        beside.append(model.index)
+    found |= {name.as_posix(): file for name, file in own_files(model.folder, beside).items()}
     return found

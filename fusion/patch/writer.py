@@ -19,6 +19,7 @@ from ..checkpoint.json_file import checked
 from ..checkpoint.output.guard import Kind
 from ..checkpoint.output.lines import LineFile, read_lines
 from ..checkpoint.output.workspace import JOURNAL, Workspace, told
+from ..errors import cannot_read
 from .contents import (
     CONTENTS,
     FILE,
@@ -168,9 +169,11 @@ class PatchWriter:
 
     def put_file(self, name: str, file: Path, base: Path | None) -> FileEntry:
         """Write a file beside the weights unless it is the base's; return what the contents are to say of it."""
-        with told(file):
+        try:
             content = file.read_bytes()
             stored = base is None or not base.is_file() or base.read_bytes() != content
+        except OSError as error:
+            raise cannot_read(error, Path(error.filename or file)) from error
         if stored:
             self._put(FILE + name, [deflated(content)], {})
         return FileEntry(nbytes=len(content), digest=hex_digest(content), stored=stored)

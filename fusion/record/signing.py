@@ -10,10 +10,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, MethodError, first_line, os_error
+from ..checkpoint.output.disk import sync
+from ..checkpoint.output.scratch import Scratch
+from ..checkpoint.output.workspace import told
+from ..errors import CheckpointError, MethodError, first_line
 from .manifest import SIGNATURE
 from .statements import statements
-from .verify import verify
+from .verify import verify_files
 
 PASSWORD = "SCULPT_KEY_PASSWORD"  # the environment variable of a private key that has one
 
@@ -31,22 +34,36 @@ def attest(output: Path | str, private_key: Path | str | None = None) -> list[Pa
     """
     folder = Path(output)
     signer = None if private_key is None else _signing()
-    manifest = verify(folder).manifest
-    written = []
-    for name, text in statements(folder, manifest).items():
-        _put(folder / name, text)
-        written.append(folder / name)
-    (folder / SIGNATURE).unlink(missing_ok=True)  # of what was there before
-    if signer is not None:
-        file = folder / SIGNATURE
-        try:
-            hashing = signer.hashing.Config().set_ignored_paths(paths=[file, folder / ".cache"])
-            key = {"private_key": Path(private_key or ""), "password": os.environ.get(PASSWORD)}
-            signer.signing.Config().use_elliptic_key_signer(**key).set_hashing_config(hashing).sign(folder, file)
-        except Exception as error:  # it raises anything on a key that is none
-            raise MethodError(f"`{private_key}` cannot sign: {first_line(error)}", options=["private_key"]) from error
-        written.append(file)
+    manifest = verify_files(folder).manifest
+    signature = folder / SIGNATURE
+    with told(folder), Scratch(folder.absolute().parent) as scratch:
+        signature.unlink(missing_ok=True)  # of what was there before
+        made = []
+        for name, text in statements(folder, manifest).items():
+            made.append(scratch.folder / name)
+            made[-1].write_text(text, encoding="utf-8")
+        written = [_move(file, folder) for file in made]
+        if signer is not None:
+            file = scratch.folder / SIGNATURE
+            try:
+                hashing = signer.hashing.Config().set_ignored_paths(paths=[signature, folder / ".cache"])
+                key = {"private_key": Path(private_key or ""), "password": os.environ.get(PASSWORD)}
+                signer.signing.Config().use_elliptic_key_signer(**key).set_hashing_config(hashing).sign(folder, file)
+            except Exception as error:  # it raises anything on a key that is none
+                if isinstance(error, OSError) and Path(private_key or "").is_file():
+                    raise
+                said = f"`{private_key}` cannot sign: {first_line(error)}"
+                raise MethodError(said, options=["private_key"]) from error
+            written.append(_move(file, folder))
     return written
+
+
+def _move(file: Path, folder: Path) -> Path:
+    """Bring a file to the disk and give it its name in a folder."""
+    sync(file)
+    target = file.replace(folder / file.name)
+    sync(folder)
+    return target
 
 
 def verify_signature(output: Path | str, public_key: Path | str) -> None:
@@ -66,15 +83,6 @@ def verify_signature(output: Path | str, public_key: Path | str) -> None:
         raise CheckpointError(
             f"`{file}` is no signature of `{folder}` by `{public_key}`: {first_line(error)}"
         ) from error
-
-
-def _put(file: Path, text: str) -> None:
-    beside = file.with_name(f".{file.name}.tmp")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(file)
-    except OSError as error:
-        raise os_error(error, file) from error
 
 
 def _signing() -> Any:

@@ -36,6 +36,21 @@ def _check(folder: Path, records: Sequence[FileRecord]) -> int:
     return sum(record.nbytes for record in records)
 
 
+def verify_files(folder: Path) -> Verified:
+    """Compare every file that an output had when it was made with the digests in its manifest.
+
+    Raises:
+        CheckpointError: The first difference, in one sentence.
+    """
+    manifest = Manifest.read(folder)
+    records = (*manifest.outputs, *manifest.companions)
+    known = {record.name for record in records}
+    unknown = next((file for file in files_of(folder) if file.relative_to(folder).as_posix() not in known), None)
+    if unknown is not None:
+        raise CheckpointError(f"`{unknown}` is not in the manifest")
+    return Verified(manifest=manifest, num_files=len(records), nbytes=_check(folder, records))
+
+
 def verify(output: Path | str, inputs: Sequence[Path | str] = ()) -> Verified:
     """Compare every file of a fused checkpoint, and any of its inputs, with the digests in its manifest.
 
@@ -50,13 +65,8 @@ def verify(output: Path | str, inputs: Sequence[Path | str] = ()) -> Verified:
         CheckpointError: The first difference, in one sentence.
     """
     folder = Path(output)
-    manifest = Manifest.read(folder)
-    records = (*manifest.outputs, *manifest.companions)
-    known = {record.name for record in records}
-    unknown = next((file for file in files_of(folder) if file.relative_to(folder).as_posix() not in known), None)
-    if unknown is not None:
-        raise CheckpointError(f"`{unknown}` is not in the manifest")
-    nbytes, num_files = _check(folder, records), len(records)
+    found = verify_files(folder)
+    manifest, nbytes, num_files = found.manifest, found.nbytes, found.num_files
     present = [folder / name for name in (SBOM, PROVENANCE) if (folder / name).exists()]
     expected = statements(folder, manifest) if present else {}
     for file in present:

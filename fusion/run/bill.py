@@ -21,7 +21,7 @@ from ..plan.step import Step
 from .backend import SPARE_BUFFERS, Backend
 from .protector import CHUNK_BYTES, HELD, MIXINGS, PAIR_BYTES, joins
 
-PROCESS_BYTES = 120_000_000  # the interpreter with NumPy, measured
+PROCESS_BYTES = 75_000_000  # the interpreter with NumPy and kernels, measured
 TORCH_BYTES = 230_000_000  # what importing torch adds, measured
 LET_IN_BYTES = 2 << 30  # of tensors worked on whole, where no budget was given and one alone does not take more
 MODEL_BYTES = 16  # an element's of each further model: its stored and its decoded form, its delta and a mask
@@ -51,8 +51,13 @@ class Bill:
 
     @property
     def total(self) -> int:
-        """What the process takes at its height."""
+        """What the process takes at its height, at most."""
         return self.process + self.tiles + self.held + self.whole
+
+    @property
+    def expected(self) -> int:
+        """What it takes as a rule: half of the tiles that might wait for their turn do."""
+        return self.total - self.held // 2
 
 
 def whole_bytes(step: Step, method: Method, protection: Protection | None) -> int:

@@ -117,7 +117,7 @@ class Prepared:
             bytes_read=self.plan.bytes_read,
             bytes_written=sum(shard.nbytes for shard in self.layout.shards),
             num_files=len(self.layout.shards),
-            memory=self.bill(backend).total,
+            memory=self.bill(backend).expected,
             mapped=min(backend.threads * largest, self.plan.bytes_read),
         )
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from array_api_compat import array_namespace
 
 from ..arithmetic.per_model import PerModel, as_tuple
+from ..arithmetic.sums import added
 
 Election = Literal["weighted", "unweighted"]
 
@@ -79,14 +80,14 @@ class Merging:
 
     def coefficients(self, scale: float) -> tuple[float, ...]:
         """Return by what each delta is multiplied in a sum: `λ·w_k`, divided by `Σw` where that is asked for."""
-        divisor = (sum(self.weights) if self.normalize else 1.0) or 1.0
+        divisor = (added(self.weights) if self.normalize else 1.0) or 1.0
         return tuple(scale * weight / divisor for weight in self.weights)
 
     def merge(self, deltas: Sequence[Any]) -> tuple[Any, list[Any]]:
         """Return the merged delta, shape (n,), and where each model had a part in it."""
         xp = array_namespace(deltas[0])
         parts = [(delta != 0) & (weight != 0) for delta, weight in zip(deltas, self.weights, strict=True)]
-        divisor: Any = sum(self.weights)
+        divisor: Any = added(self.weights)
         if self.election is not None:
             parts = agreeing(deltas, self.weights, self.election)
             masks = [xp.astype(part, deltas[0].dtype) for part in parts]

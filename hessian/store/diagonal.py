@@ -82,10 +82,12 @@ class DiagonalHessian(Mapping[str, Curvature]):
     def save(self, path: Path | str) -> None:
         """Write a safetensors file, whole or not at all; the same statistics give the same bytes.
 
+        Earlier statistics of that name are replaced.
+
         Raises:
-            OutputError: The file cannot be written.
+            OutputError: The file cannot be written, or something else has the name.
         """
-        write_file(Path(path), self.write, made_by="save", may_replace=Path.is_file)
+        write_file(Path(path), self.write, made_by="save", may_replace=file_format.STATISTICS.may_replace)
 
     def write(self, path: Path) -> None:
         """Write the file at once to the name that is given, for those who rename it when it is whole."""

@@ -14,6 +14,7 @@ from sculpt.fusion.checkpoint import Checkpoint
 from sculpt.fusion.checkpoint.companions import look_beside
 from sculpt.fusion.errors import CheckpointError, DataError
 from sculpt.fusion.methods import Dare
+from sculpt.fusion.patch.pack import pack
 from sculpt.fusion.run.fuse import execute, prepare
 
 MakePair = Callable[..., tuple[Path, Path]]
@@ -42,6 +43,16 @@ def test_a_link_out_of_the_folder_is_refused_before_the_run(target: str, make_pa
     (tuned / "notes.txt").symlink_to(tmp_path / target)
     with pytest.raises(CheckpointError, match=r"notes\.txt` is a link out of its folder"):
         prepare(base, [tuned], output=tmp_path / "out", method=Dare(sparsity=0.5, scale=1.0))
+
+
+@pytest.mark.parametrize("name", ["README.md", "notes.txt", "sculpt-manifest.json"])
+def test_a_link_out_of_the_folder_goes_into_no_patch(name: str, make_pair: MakePair, tmp_path: Path) -> None:
+    base, tuned = make_pair()
+    (tmp_path / "secret.txt").write_text("precious")
+    (tuned / name).symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(CheckpointError, match="is a link out of its folder"):
+        pack(base, tuned, output=tmp_path / "p.safetensors")
+    assert not list(tmp_path.glob("p.*"))
 
 
 def test_links_within_the_folder_and_within_the_hubs_cache_are_followed(tmp_path: Path) -> None:

@@ -55,6 +55,21 @@ def test_dry_run_reads_headers_alone_and_writes_nothing(make_pair: Pair, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "sft"]
 
 
+def test_dry_run_looks_at_samples_and_does_not_mind_an_output(make_pair: Pair, tmp_path: Path) -> None:
+    base, tuned = make_pair()
+    (tmp_path / "train.jsonl").write_text('{"prompt": "one", "completion": " two"}\n' * 3)
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "one"\n')
+    assert sculpt("dare", base, tuned, "-o", tmp_path / "out").returncode == 0
+    command = ("fuse", base, tuned, "-o", tmp_path / "out", "--dry-run", "--no-load-check", "--data")
+    done = sculpt(*command, tmp_path / "train.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert f"{tuned} is run on train.jsonl: 3 rows, about" in done.stdout
+    assert "time about" in done.stdout
+    assert "exists; `--overwrite` replaces it" in done.stderr
+    refused = sculpt(*command, tmp_path / "bad.jsonl")
+    assert (refused.returncode, "bad.jsonl" in refused.stderr) == (1, True)
+
+
 REFUSALS = {
     "nothing there": (["fuse", "nowhere", "sft"], "error: `nowhere` does not exist\n"),
     "sparsity in percent": (

@@ -17,10 +17,10 @@ from sculpt.evaluate.evaluate import evaluate
 from sculpt.evaluate.given_scores import read_lines, scores_from_table
 from sculpt.evaluate.live_fuse import LiveFuse
 from sculpt.evaluate.suite import read_suite
-from sculpt.fusion.errors import DataError, MethodError
+from sculpt.fusion.errors import DataError, MethodError, OutputError
 from sculpt.fusion.methods import Dare, TaskArithmetic
 from sculpt.fusion.run.settings import Settings
-from sculpt.fusion.table import Table
+from sculpt.fusion.table import MEAN_OF_SIDES, Table, refuse_tables
 
 from .conftest import Pair
 
@@ -96,7 +96,27 @@ def test_a_table_is_written_for_papers_and_pages(tmp_path: Path) -> None:
         table.write(tmp_path / name)
         assert (tmp_path / name).stat().st_size
     with pytest.raises(DataError, match="no table that can be written"):
-        table.write(tmp_path / "t.xlsx")
+        refuse_tables([tmp_path / "t.xlsx"], [], overwrite=False)
+
+
+@pytest.mark.parametrize("columns", [["method", "strength", "a"], ["setting", "value"], ["m", "a", MEAN_OF_SIDES]])
+@pytest.mark.parametrize("ending", ["md", "tex", "csv"])
+def test_a_table_replaces_none_but_a_table_and_that_when_it_is_told_to(
+    columns: list[str], ending: str, tmp_path: Path
+) -> None:
+    file = tmp_path / f"t.{ending}"
+    table = Table(columns=columns, rows=[["1"] * len(columns)])
+    table.write(file)
+    with pytest.raises(OutputError, match="exists"):
+        refuse_tables([file], [], overwrite=False)
+    refuse_tables([file], [], overwrite=True)
+    table.write(file, overwrite=True)
+    with pytest.raises(OutputError, match="is the input"):
+        refuse_tables([file], [file], overwrite=True)
+    for other in ("model,a,b\nx,1,2\n", "# Read me\n\n| a | b |\n|---|---|\n", "\\section{A}\nmethod\n", ""):
+        file.write_text(other)
+        with pytest.raises(OutputError, match="no table that sculpt wrote"):
+            refuse_tables([file], [], overwrite=True)
 
 
 def test_scores_from_elsewhere_get_the_papers_means(tmp_path: Path) -> None:

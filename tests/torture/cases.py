@@ -28,19 +28,23 @@ class Case:
 
     Attributes:
         prepare: Fills the folder.
-        output: What it writes.
+        output: What it writes last.
+        others: What it writes before.
         replaces: Whether there is an earlier output, of other options, that is to be replaced.
         older: Options of that one.
         slow: Whether it runs a model.
+        long: Whether the short form leaves it out.
     """
 
     name: str
     prepare: Callable[[Path], None]
     argv: tuple[str, ...]
     output: str
+    others: tuple[str, ...] = ()
     replaces: bool = False
     older: tuple[str, ...] = ()
     slow: bool = False
+    long: bool = False
     ignored: tuple[str, ...] = field(default=())
 
     def command(self) -> list[str]:
@@ -156,6 +160,37 @@ def language_model(folder: Path) -> None:
     )
 
 
+def wide_model(folder: Path) -> None:
+    """Write a Llama whose layers are wide enough for blocks of FP8, and its fine-tune."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes))
+    for name, strength in (("base", 0.0), ("sft", 0.05)):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += strength * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        model.save_pretrained(folder / name)
+
+
+def recipes(folder: Path) -> None:
+    """Write two models and a file of two recipes, of which one uses the other's result."""
+    two_models(folder)
+    (folder / "r.yaml").write_text(
+        "name: half\nmethod: task-arithmetic\nbase: base\nmodels: [{model: sft}]\noptions: {scale: 0.5}\n---\n"
+        "method: task-arithmetic\nbase: base\nmodels: [{model: half}, {model: sft}]\noptions: {scale: 0.5}\n"
+    )
+
+
+def rows(folder: Path) -> None:
+    """Write samples, and scores from elsewhere."""
+    folder.mkdir(parents=True)
+    (folder / "rows.jsonl").write_text('{"text": "a b"}\n')
+    (folder / "s.csv").write_text("model,a,b\nx,1,2\n")
+
+
 PLAIN = ("--threads", "1")
 CASES = [
     Case(
@@ -218,6 +253,34 @@ CASES = [
         older=("--gamma", "0.2"),
     ),
     Case(name="apply", prepare=patched, argv=("apply", "base", "p.safetensors", "-o", "o/x"), output="o/x"),
+    Case(
+        name="merge of two recipes",
+        prepare=recipes,
+        argv=("merge", "r.yaml", *PLAIN, "-o", "o"),
+        output="o",
+        others=("o-parts/half",),
+    ),
+    Case(
+        name="attest",
+        prepare=fused,
+        argv=("attest", "fused"),
+        output="fused/sculpt-provenance.json",
+        others=("fused/sculpt-sbom.json",),
+    ),
+    Case(
+        name="suite init",
+        prepare=rows,
+        argv=("suite", "init", "rows.jsonl", "-o", "o.yaml"),
+        output="o.yaml",
+        others=("o-general.jsonl",),
+    ),
+    Case(
+        name="scores --overwrite",
+        prepare=rows,
+        argv=("scores", "s.csv", "--target", "a", "-o", "o.tex"),
+        output="o.tex",
+        replaces=True,
+    ),
     Case(name="report", prepare=fused, argv=("report", "fused", "-o", "o.html"), output="o.html"),
     Case(
         name="report --overwrite",
@@ -283,6 +346,46 @@ CASES = [
         ),
         output="o",
         slow=True,
+    ),
+    Case(
+        name="repair",
+        prepare=language_model,
+        argv=("repair", "base", "sft", "--data", "rows.jsonl", "--protect", "prose.jsonl", *PLAIN, "-o", "o"),
+        output="o-report.html",
+        others=("o",),
+        slow=True,
+    ),
+    Case(
+        name="repair --suite",
+        prepare=language_model,
+        argv=(
+            "repair",
+            "base",
+            "sft",
+            "--suite",
+            "suite.yaml",
+            "--protect",
+            "prose.jsonl",
+            "--protect-weight",
+            "0.1,1",
+            "--pick",
+            "avg",
+            *PLAIN,
+            "-o",
+            "o",
+        ),
+        output="o-report.html",
+        others=("o", "o-sweep"),
+        slow=True,
+        long=True,
+    ),
+    Case(
+        name="fuse --output-format",
+        prepare=wide_model,
+        argv=("fuse", "base", "sft", "--no-calibration", "--output-format", "fp8", *PLAIN, "-o", "o"),
+        output="o",
+        slow=True,
+        long=True,
     ),
     Case(
         name="lora-train",

@@ -85,9 +85,9 @@ class Bench:
         found = (self.place / "tmp").iterdir()
         return [path.name for path in found if not path.is_dir() or any(path.iterdir())]  # empty ones go a minute later
 
-    def output(self, tree: dict[str, object]) -> dict[str, object]:
-        """Return the output's part of a tree."""
-        own = self.case.output
+    def output(self, tree: dict[str, object], which: str | None = None) -> dict[str, object]:
+        """Return the part of a tree that is an output, the last one by default."""
+        own = which or self.case.output
         found = {name: content for name, content in tree.items() if name == own or name.startswith(f"{own}/")}
         # What could not be removed is told, and is the next run's to remove, within a folder as beside it.
         return {name: content for name, content in found.items() if ".partial" not in name}
@@ -104,6 +104,9 @@ class Bench:
         """Assert that the output's name has what it had, what it is to have, or nothing where there was nothing."""
         own = self.output(told(files_in(self.work)))
         assert own in (self.output(self.after), self.output(self.inputs)), what
+        for other in self.case.others:
+            found = self.output(told(files_in(self.work)), other)
+            assert found in (self.output(self.after, other), self.output(self.inputs, other)), (what, other)
 
     def check_again(self, what: str) -> None:
         """Assert that the same command then ends as if nothing had happened."""
@@ -118,7 +121,7 @@ class Bench:
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
 def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     case: Case = request.param
-    if case.slow and not ALL and "kill" not in request.node.name:
+    if not ALL and (case.long or (case.slow and "kill" not in request.node.name)):
         pytest.skip("`make torture` runs it")
     if case.name not in BENCHES:
         BENCHES[case.name] = Bench(case, tmp_path_factory.mktemp("torture"))
@@ -155,6 +158,7 @@ def check_error(bench: Bench, point: int, error: Mode) -> None:
         assert "Traceback" not in failed.stderr, (what, failed.stderr)
         assert "error: " in failed.stderr, (what, failed.stderr)
         assert own == bench.output(bench.inputs), what
+        bench.check_whole_or_former(what)
     bench.check_again(what)
 
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from sculpt.cli.app import app
 from sculpt.fusion.checkpoint import open_checkpoint
 from sculpt.fusion.errors import SculptError
-from sculpt.training import AdapterMethod, Schedule, train_adapter
+from sculpt.training import AdapterMethod, Schedule, train, train_adapter
 from typer.testing import CliRunner, Result
 
 from . import tiny  # noqa: TID251 (the tests' own folder)
@@ -108,6 +108,25 @@ def test_a_killed_run_goes_on_to_the_same_bits(base, data, tmp_path):
     record = json.loads((tmp_path / "cut/sculpt-adapter.json").read_text())
     assert isinstance(record["settings"]["base"], str)  # a fingerprint: when a file was written is nobody's business
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("method", ["lorasculpt", "lora"])
+def test_a_run_that_was_killed_after_its_last_step_makes_no_other(method, base, data, tmp_path, monkeypatch):
+    chosen = AdapterMethod(method=method, rank=4, **({"warmup_steps": 2} if method == "lorasculpt" else {}))
+    schedule = Schedule(max_steps=4, batch_size=4, learning_rate=1e-2, save_steps=3)
+    train_adapter(base, data=data, output=tmp_path / "whole", method=chosen, schedule=schedule)
+
+    def kill(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "publish_adapter", kill)
+        with pytest.raises(Killed):
+            train_adapter(base, data=data, output=tmp_path / "cut", method=chosen, schedule=schedule)
+    resumed = train_adapter(base, data=data, output=tmp_path / "cut", method=chosen, schedule=schedule)
+    assert (resumed.resumed_from, resumed.steps) == (4, 4)
+    for file in ("adapter_model.safetensors", "sculpt-adapter.json"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
 
 
 def test_images_with_text_and_a_connector(tmp_path):

@@ -33,7 +33,7 @@ class Kind:
 
     def may_replace(self, output: Path) -> bool:
         """Return whether what has the output's name may be replaced."""
-        if output.is_symlink() or output.is_dir() != self.is_folder:
+        if output.is_symlink() or not (output.is_dir() if self.is_folder else output.is_file()):
             return False
         return (self.is_folder and not any(output.iterdir())) or self.is_ours(output)
 
@@ -82,6 +82,8 @@ def refuse_output(
         raise OutputError(f"the output `{output}` is a link to `{output.resolve()}`", hint="name that in its place")
     if not output.exists():
         return
+    if not (output.is_dir() or output.is_file()):
+        raise OutputError(f"the output `{output}` is a device or a pipe")
     if output.is_dir() != kind.is_folder:
         is_not = "a file, not a folder" if kind.is_folder else "a folder, not a file"
         raise OutputError(f"the output `{output}` is {is_not}")

@@ -15,6 +15,7 @@ from .workspace import (
     MARK,
     REPLACED,
     STATE,
+    STEPS,
     beside,
     is_marked,
     lock,
@@ -50,7 +51,8 @@ class Unfinished:
 def unfinished(output: Path | str) -> list[Unfinished]:
     """Return the workspaces of an output, in the order of their names; none of one that is whole."""
     output = Path(output)
-    return [_look_at(folder, output) for folder in workspaces_of(beside(output)) if is_marked(folder)]
+    folders = [*workspaces_of(beside(output)), *workspaces_of(beside(output, STEPS))]
+    return [_look_at(folder, output) for folder in folders if is_marked(folder)]
 
 
 def _look_at(folder: Path, output: Path) -> Unfinished:

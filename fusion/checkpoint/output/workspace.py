@@ -8,6 +8,7 @@
     out.partial/state.json               of a calibration: the last unit that is done, with digests of files beside it
     out.partial/checkpoints              of a training
     out.partial/processes                where several processes that make one output meet
+    out.steps.partial/journal.jsonl      of a run with several outputs: which it was to make, beside the last of them
 
 What is there when a run is killed is put right by the next one: if `out` is what `committing` says, nothing is left to
 do but to remove the folder; if there is no `out`, the former one gets its name back.
@@ -43,6 +44,7 @@ NEW_MARK = f"{MARK}.tmp"
 COMMITTING = "committing"
 REPLACED = "replaced"
 SUFFIX = ".partial"
+STEPS = f".steps{SUFFIX}"  # beside the last of several outputs
 JOURNAL = "journal.jsonl"
 STATE = "state.json"
 CHECKPOINTS = "checkpoints"

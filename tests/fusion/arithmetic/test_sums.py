@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from sculpt.fusion.arithmetic.sums import exact_total
+from sculpt.fusion.arithmetic.sums import added, exact_total
 
 RNG = np.random.default_rng(0)
 NUMBERS = {
@@ -42,3 +42,8 @@ def test_what_is_not_finite_gives_no_finite_total(bad: float) -> None:
     row[77] = bad
     assert not np.isfinite(exact_total([row[None]])[0])
     assert np.isnan(exact_total([np.append(row, -row)[None]])[0])
+
+
+def test_weights_add_up_alike_in_every_python() -> None:
+    assert added([0.1, 0.2, 0.3]) == 0.6000000000000001  # `sum` gives 0.6 from Python 3.12 on
+    assert added([]) == 0.0

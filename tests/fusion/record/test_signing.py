@@ -25,6 +25,17 @@ def output(make_pair: Callable[..., tuple[Path, Path]], tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+def test_statements_that_a_power_cut_damaged_are_written_again(output: Path) -> None:
+    before = [file.read_bytes() for file in attest(output)]
+    (output / "sculpt-sbom.json").write_bytes(bytes(9))
+    (output / "sculpt-provenance.json").unlink()
+    with pytest.raises(CheckpointError, match="is not what the files of the folder give"):
+        verify(output)
+    assert [file.read_bytes() for file in attest(output)] == before
+    verify(output)
+    assert not list(output.parent.glob("sculpt-scratch-*"))
+
+
 @pytest.fixture
 def keys(tmp_path: Path) -> tuple[Path, Path]:
     """A private and a public key, as `openssl ecparam -genkey` makes them."""

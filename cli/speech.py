@@ -1,0 +1,79 @@
+"""How much is said beside an answer, and where it is kept: `-q`, `-v` and `--log-file` of every command.
+
+Notes, warnings and errors are records of this package's logger, as the library's own are. One handler shows them on
+stderr, another writes them to a file with the time.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+NOTE = logging.INFO + 5  # what a command says of what it does; the library's own INFO is for `-v`
+PANEL = "Notes and progress"
+log = logging.getLogger(__name__.partition(".")[0])
+
+
+class Speech:
+    """What is shown of the records: notes and warnings; with `-q` warnings alone; with `-v` everything."""
+
+    threshold = NOTE
+
+
+def is_quiet() -> bool:
+    """Return whether notes and progress are left out."""
+    return Speech.threshold > NOTE
+
+
+def hearing(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a command, or what stands before all of them, that takes the options too."""
+    signature = inspect.signature(function, eval_str=True)
+
+    @functools.wraps(function)
+    def heard(*, quiet: bool, verbose: bool, log_file: Path | None, **values: Any) -> None:
+        if quiet or verbose:
+            Speech.threshold = logging.WARNING if quiet else logging.DEBUG
+        if log_file is not None:
+            _keep(log_file)
+        log.debug("Python %s on %s: %s", sys.version.split()[0], sys.platform, shlex.join(["sculpt", *sys.argv[1:]]))
+        function(**values)
+
+    own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in signature.parameters.values()]
+    parameters = [*own, *OPTIONS]
+    del heard.__wrapped__
+    heard.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue, reportFunctionMemberAccess]
+    heard.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return heard
+
+
+def _keep(file: Path) -> None:
+    from ..fusion.errors import OutputError
+
+    try:
+        handler = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise OutputError(f"the log `{file}` cannot be written: {error.strerror}") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+
+
+def _option(name: str, kind: Any, default: Any, *flags: str, text: str) -> inspect.Parameter:
+    option = Annotated[kind, typer.Option(*flags, help=text, rich_help_panel=PANEL)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=option)
+
+
+OPTIONS = (
+    _option("quiet", bool, False, "-q", "--quiet", text="No notes and no progress; warnings and errors stay."),
+    _option("verbose", bool, False, "-v", "--verbose", text="Say more: steps as lines, and where a failure happened."),
+    _option("log_file", Path | None, None, "--log-file", text="Add all that is said to this file, with the time."),
+)
+logging.addLevelName(NOTE, "NOTE")
+log.setLevel(logging.DEBUG)  # what is shown or kept is the handlers' choice

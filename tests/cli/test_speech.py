@@ -1,0 +1,69 @@
+"""What is said beside an answer: how much, where it is kept, and how far long work is."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sculpt.cli import progress, speech
+
+Pair = Callable[..., tuple[Path, Path]]
+
+
+def sculpt(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sculpt", *arguments], capture_output=True, text=True, cwd=cwd, timeout=120
+    )
+
+
+def test_quiet_says_nothing_and_a_log_keeps_all_of_it(make_pair: Pair, tmp_path: Path) -> None:
+    make_pair()
+    done = sculpt("dare", "base", "sft", "-o", "quiet", "-q", "--log-file", "log.txt", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    failed = sculpt("-q", "dare", "base", "sft", "-o", "quiet", "--log-file", "log.txt", cwd=tmp_path)
+    assert failed.stderr.startswith("error: `quiet` exists")
+    log = (tmp_path / "log.txt").read_text()
+    assert "NOTE wrote quiet" in log
+    assert "realised sparsity" in log
+    assert "ERROR `quiet` exists" in log.splitlines()[-1]
+    manifest = json.loads((tmp_path / "quiet/sculpt-manifest.json").read_text())
+    assert manifest["command"] == "sculpt dare base sft"
+
+
+def test_verbose_tells_the_steps(make_pair: Pair, tmp_path: Path) -> None:
+    make_pair()
+    done = sculpt("inspect", "base", "-v", cwd=tmp_path)
+    assert "sculpt inspect base -v" in done.stderr
+    assert done.stdout == sculpt("inspect", "base", cwd=tmp_path).stdout
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_line_every_half_minute_with_rate_and_time_left(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    """Of what this run did: what a killed one left, and what came before under another total, has no part in it."""
+    caplog.set_level(logging.DEBUG, logger="sculpt")
+    with progress.progress_bar("calibrating", unit="blocks") as report:
+        report(0, 0, "opening")
+        report(20, 60, "left by a killed run")
+        for _ in range(40):
+            clock[0] += 2
+            report(20 + int(clock[0] // 4), 60, "a block")
+        report(5, 30, "another stretch")
+        clock[0] += 30
+        report(10, 30, "another stretch")
+    said = [record.getMessage() for record in caplog.records if record.levelno == speech.NOTE]
+    assert said == [
+        "calibrating: 27 of 60 blocks, 14 a minute, 2:21 left, a block",
+        "calibrating: 35 of 60 blocks, 15 a minute, 1:40 left, a block",
+        "calibrating: 10 of 30 blocks, 10 a minute, 2:00 left, another stretch",
+    ]
