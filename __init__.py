@@ -121,13 +121,28 @@ _PLACES = {  # of public names that are no methods
 }
 
 
+def _imported(module: str) -> Any:
+    """Return a module; a package that is not installed is told with what installs it."""
+    try:
+        return import_module(module, __name__)
+    except ModuleNotFoundError as error:
+        from .fusion.errors import missing_extra
+
+        missing = missing_extra(error)
+        if missing is None:
+            raise
+        raise missing from error
+
+
 def __getattr__(name: str) -> Any:
     """Return a public name; `__all__` too is made when it is asked for, as it lists the methods."""
     if name == "evaluate":  # the room is called as its function is
         return import_module(".evaluate", __name__)
+    if name == "__version__":
+        return import_module("importlib.metadata").version("checkpoint-sculpt")
     if name in _PLACES:
         place, _, own = _PLACES[name].partition(":")
-        return getattr(import_module(place, __name__), own or name)
+        return getattr(_imported(place), own or name)
     if name == "__all__" or name[:1].isupper():
         methods = {found.__name__: found for found in import_module(".fusion.methods", __name__).METHODS.values()}
         if name == "__all__":

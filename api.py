@@ -26,6 +26,7 @@ from .fusion.run.settings import Settings
 from .measuring import statistics
 
 if TYPE_CHECKING:
+    from .fusion.checkpoint.output.processes import Processes
     from .fusion.recipe.over import Over
     from .fusion.recipe.recipe import Recipe
     from .live.load_check import LoadReport
@@ -409,6 +410,7 @@ def bound(
     eta: float | None = None,
     eta_relative: float | None = None,
     settings: Settings | None = None,
+    processes: Processes | None = None,
     progress: Progress = silent,
 ) -> Bounds:
     """Return how strong an injection may be when the L1 distance of each tensor to the base has a budget.
@@ -419,6 +421,7 @@ def bound(
         eta: η of each tensor, an L1 distance.
         eta_relative: η as a fraction of the tensor's L1 norm in the base. Default: 0.01, unless `eta` is given.
         settings: Its selection, policies, device and threads are heeded.
+        processes: That have met, and look at a share of the tensors each.
 
     Raises:
         SculptError: The two cannot be fused, or a tensor holds NaN or infinity.
@@ -433,6 +436,7 @@ def bound(
         policies=settings.policies,
         device=settings.device,
         threads=settings.threads,
+        processes=processes,
         progress=progress,
     )
     return Bounds(tensors=found, budget=Budget(eta=eta, eta_relative=eta_relative))

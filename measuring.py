@@ -17,7 +17,7 @@ from .fusion.arithmetic.two_sided import counted_together
 from .fusion.checkpoint import ModelRef, Source
 from .fusion.checkpoint.identity import identities, refuse_changed
 from .fusion.checkpoint.output.guard import refuse_inputs
-from .fusion.checkpoint.output.launch import Launch
+from .fusion.checkpoint.output.processes import Processes
 from .fusion.errors import CurvatureError, MethodError, SculptError, Way
 from .fusion.progress import Progress, silent
 from .fusion.record.manifest import file_digest
@@ -344,7 +344,9 @@ def _measured(
         return _measured_before(model, calibration, prepared.settings.digest)
     from .hessian.parallel import in_step
 
-    session = stack.enter_context(_session(model, calibration, progress, prepared.processes.launch))
+    if prepared.processes.are_several:  # before the samples are drawn, as answers among them are shared
+        stack.enter_context(prepared.processes.meet(prepared.output, made_by="fuse"))
+    session = stack.enter_context(_session(model, calibration, progress, prepared.processes))
     seen: dict[str, None] = {}
 
     def blocks() -> Iterator[Mapping[str, Curvature]]:
@@ -396,9 +398,8 @@ def _is_of(fingerprint: str, model: MeasuredModel) -> str:
     return "" if whose is None else f"they are those of {whose}: are base and tuned swapped? Else "
 
 
-def _session(model: MeasuredModel, calibration: Calibration, progress: Progress, launch: Launch) -> Session:
+def _session(model: MeasuredModel, calibration: Calibration, progress: Progress, processes: Processes) -> Session:
     from .hessian import CalibrationOptions
-    from .hessian.parallel import own_device
     from .hessian.session import Session
 
     options = CalibrationOptions(
@@ -409,10 +410,7 @@ def _session(model: MeasuredModel, calibration: Calibration, progress: Progress,
         only_changed=model.base,
         **{field.name: getattr(calibration, field.name) for field in fields(SampleRun)},
     )
-    options = replace(options, device=own_device(options.device, launch))
-    return Session(
-        model.checkpoint.ref, options, progress=progress, share=(launch.rank, launch.count), wanted=model.wanted
-    )
+    return Session(model.checkpoint.ref, options, progress=progress, processes=processes, wanted=model.wanted)
 
 
 def _provenance(models: Sequence[MeasuredModel], found: Sequence[Measured], num_tuned: int) -> dict[str, Any]:

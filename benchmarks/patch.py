@@ -2,7 +2,9 @@
 
     python benchmarks/patch.py BASE SFT --adapter ADAPTER --hessian H --work /tmp/patches
 
-Rivals that are not installed are left out: `pip install zstandard reminis` into any environment, named by `--rivals`.
+Rivals that are not installed are left out: `pip install numpy zstandard reminis` into any environment, named by
+`--rivals`; `zstd` and `xdelta3` are found by their names. Applying is timed in turns with a copy that reads, writes and
+syncs the weights, and with one that hashes what it reads and writes too, as applying does.
 Each arm is a model that sculpt wrote (`fuse`, `dare`), beside the patch that the same command emits. Ratios are those
 of the weight files; the patch's size is that of the file, which holds the other files of the folder too.
 """
@@ -12,16 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
+import xxhash
+
 SCULPT = [sys.executable, "-m", "sculpt"]
-ROUNDS = 2
+ROUNDS = 3
 
 # One file a rival: it is run by the other environment's Python with (base, model, work) and prints bytes or `-`.
 RIVALS = r"""
@@ -50,10 +54,18 @@ if subprocess.run(words).returncode == 0:
     found["zstd --patch-from"] = out.stat().st_size
 try:
     out = work / "rival.vcdiff"
-    if subprocess.run(["xdelta3", "-f", "-e", "-s", str(base), str(model), str(out)]).returncode == 0:
+    words = ["xdelta3", "-1", "-f", "-e", "-B", str(1 << 30), "-s", str(base), str(model), str(out)]
+    if subprocess.run(words).returncode == 0:
         found["xdelta3"] = out.stat().st_size
 except FileNotFoundError:
     pass
+reminis = Path(sys.executable).with_name("reminis")
+if reminis.exists():
+    for weights in (base, model):
+        subprocess.run([reminis, "convert", "-q", weights, "-o", work / f"{weights is base}.db"], check=True)
+    out = work / "rival.pack"
+    subprocess.run([reminis, "diff", "-q", "-o", out, work / "True.db", work / "False.db"], check=True, stdout=-3)
+    found["reminis"] = out.stat().st_size
 print(json.dumps(found))
 """
 
@@ -62,16 +74,35 @@ def run(*words: str | Path) -> None:
     subprocess.run([*SCULPT, *map(str, words)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def timed(work: Callable[[], object], output: Path) -> tuple[float, float]:
-    """Return the least seconds, and CPU seconds of them, of a few rounds that each write the output anew."""
-    found = []
+def timed(works: Mapping[Path, Callable[[Path], object]]) -> list[tuple[float, float]]:
+    """Return the least seconds, and the least CPU seconds, of a few rounds of writing the outputs, in turns."""
+    found: dict[Path, list[tuple[float, float]]] = {output: [] for output in works}
     for _ in range(ROUNDS):
-        shutil.rmtree(output) if output.is_dir() else output.unlink(missing_ok=True)
-        before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-        work()
-        seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
-        found.append((seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime))
-    return min(found)
+        for output, work in works.items():
+            shutil.rmtree(output) if output.is_dir() else output.unlink(missing_ok=True)
+            before, start = time.process_time(), time.perf_counter()
+            work(output)
+            found[output].append((time.perf_counter() - start, time.process_time() - before))
+    return [(min(wall), min(cpu)) for wall, cpu in (zip(*times, strict=True) for times in found.values())]
+
+
+def copy(source: Path, target: Path, *, hashing: bool = False) -> None:
+    """Copy a file as one who reads, writes and syncs it, and hashes what is read and what is written if told to."""
+    with source.open("rb") as stream, target.open("wb") as out:
+        while piece := stream.read(1 << 21):
+            for _ in range(2 * hashing):
+                xxhash.xxh3_128_digest(piece)
+            out.write(piece)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def apply(base: Path, patch: Path, output: Path) -> None:
+    """Write the model that a patch makes."""
+    from sculpt.fusion.patch.apply import unpack
+    from sculpt.fusion.ref import with_patches
+
+    unpack(with_patches(base, [patch]), output=output)
 
 
 def bit_delta(model: Path) -> int:
@@ -100,10 +131,7 @@ def arms(chosen: argparse.Namespace) -> dict[str, list[str]]:
 
 def main() -> None:
     """Print a row an arm."""
-    import sculpt
-    from sculpt.fusion.patch.look import check_with_base
     from sculpt.fusion.patch.pack import pack
-    from sculpt.fusion.ref import with_patches
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("base", type=Path)
@@ -111,6 +139,7 @@ def main() -> None:
     parser.add_argument("--adapter", type=Path)
     parser.add_argument("--hessian", type=Path)
     parser.add_argument("--two-sided", nargs=argparse.REMAINDER, help="flags of the two-sided fuse; last on the line")
+    parser.add_argument("--only", action="append", help="of the models these alone; repeatable")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rivals", type=Path, default=Path(sys.executable), help="Python of the rivals' environment")
     chosen = parser.parse_args()
@@ -118,6 +147,8 @@ def main() -> None:
     script, results = chosen.work / "rivals.py", {}
     script.write_text(RIVALS)
     for name, words in {"fine-tune": [], **arms(chosen)}.items():
+        if chosen.only and name not in chosen.only:
+            continue
         model, patch = chosen.work / "model", chosen.work / "patch.safetensors"
         shutil.rmtree(model, ignore_errors=True)
         if words:
@@ -127,28 +158,20 @@ def main() -> None:
             shutil.copytree(chosen.sft, model)
             pack(chosen.base, model, output=patch, overwrite=True)
         weights, base = model / "model.safetensors", chosen.base / "model.safetensors"
-        check_with_base(with_patches(chosen.base, [patch]))
         out = chosen.work / "out"
 
-        def apply(patch: Path = patch, out: Path = out) -> None:
-            sculpt.apply_patch(chosen.base, patch, output=out)
-
-        timed(apply, out)
+        packed, copied, hashed = (chosen.work / kind for kind in ("again.safetensors", "copy", "hashed"))
+        times = timed(
+            {
+                out: partial(apply, chosen.base, patch),
+                copied: partial(copy, weights),
+                hashed: partial(copy, weights, hashing=True),
+                packed: lambda file, model=model: pack(chosen.base, model, output=file, threads=1),
+            }
+        )
+        (apply_s, apply_cpu), (copy_s, copy_cpu), (hashed_s, hashed_cpu), (_, pack_cpu) = times
         same = subprocess.run(["cmp", weights, out / "model.safetensors"], check=False).returncode == 0
         size, whole = patch.stat().st_size, weights.stat().st_size
-
-        packed, copied = chosen.work / "again.safetensors", chosen.work / "copy"
-
-        def again(model: Path = model, packed: Path = packed) -> None:
-            pack(chosen.base, model, output=packed, threads=1)
-
-        def copy(copied: Path = copied, weights: Path = weights) -> None:
-            shutil.copyfile(weights, copied)
-            with copied.open("rb") as stream:
-                os.fsync(stream.fileno())
-
-        (_, pack_cpu), (apply_s, apply_cpu) = timed(again, packed), timed(apply, out)
-        copy_s, _ = timed(copy, copied)
         told = subprocess.run(
             [chosen.rivals, script, base, weights, chosen.work], check=True, capture_output=True, text=True
         ).stdout
@@ -158,6 +181,8 @@ def main() -> None:
             "ratio": round(whole / size, 2),
             "pack, one thread: MB/s a CPU second": round(whole / pack_cpu / 1e6),
             "apply: MB/s a CPU second": round(whole / apply_cpu / 1e6),
+            "apply, copy, copy and hash: seconds": [round(each, 2) for each in (apply_s, copy_s, hashed_s)],
+            "their CPU seconds": [round(each, 2) for each in (apply_cpu, copy_cpu, hashed_cpu)],
             "apply / copy": round(apply_s / copy_s, 2),
             **{rival: round(whole / nbytes, 2) for rival, nbytes in json.loads(told.splitlines()[-1]).items()},
         }

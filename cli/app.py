@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.models import CommandInfo
 
+from ..fusion.methods import METHODS
 from . import (
     benchmark,
     bound,
@@ -32,6 +33,7 @@ from . import (
     patch,
     repair,
     report,
+    rerun,
     status,
     suite,
     sweep,
@@ -57,12 +59,14 @@ app = typer.Typer(
 FAMILIES = {
     "Repair": (repair, fuse, calibrate, demo),
     "Score and choose": (compare, evaluate, suite, sweep, benchmark, bound),
-    "Look and check": (inspect, verify, status, report),
+    "Look and check": (inspect, verify, status, report, rerun),
     "Merge several": (merge, lora, untie),
     "Keep as a patch": (patch,),
     "Train without forgetting": (lora_train, lora_sweep, lora_sparse),
 }
 OTHER_METHODS = "Fuse by another method"
+# What several processes share.
+SHARING = {*METHODS, *("bound", "calibrate", "fuse", "lora-merge", "lora-train", "merge", "repair", "sweep")}
 
 
 def _needs_arguments(command: CommandInfo) -> bool:
@@ -117,6 +121,15 @@ def narrowed(word: str) -> typer.Typer:
     return found if found.registered_commands or found.registered_groups else app
 
 
+def _refuse_others(word: str) -> None:
+    """Refuse several processes for what does not share its work: each would do all of it, and in one another's way."""
+    from ..fusion.errors import MethodError
+    from ..fusion.launch import launched
+
+    if launched().count > 1 and word not in SHARING and not word.startswith("-"):
+        raise MethodError(f"`{word}` is done by one process, and {launched().count} were started")
+
+
 def main() -> None:
     """Run the command line; the process ends here."""
     from ..fusion.errors import SculptError
@@ -127,7 +140,9 @@ def main() -> None:
     end_with_a_sentence()
     try:
         try:
-            narrowed(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))()
+            word = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+            _refuse_others(word)
+            narrowed(word)()
         finally:
             sys.stdout.flush()
     except SculptError as error:
@@ -151,8 +166,10 @@ def main() -> None:
 
 def _unforeseen(error: Exception) -> SculptError:
     """Return what is told of a failure that nobody foresaw."""
-    from ..fusion.errors import SculptError, first_line
+    from ..fusion.errors import SculptError, first_line, missing_extra
 
+    if isinstance(error, ImportError) and (missing := missing_extra(error)) is not None:
+        return missing
     if isinstance(error, OSError):
         return SculptError(f"{error.strerror or error}" + (f": `{error.filename}`" if error.filename else ""))
     if isinstance(error, MemoryError):

@@ -13,7 +13,7 @@ from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
-from .evaluate import SuiteFile, refuse_missing
+from .evaluate import SuiteFile
 from .flags import FlagGroup, given_flags, with_options
 from .options import (
     CALIBRATION,
@@ -25,6 +25,7 @@ from .options import (
     BasePath,
     TunedPath,
     protection_of,
+    refuse_missing,
 )
 
 if TYPE_CHECKING:
@@ -116,8 +117,7 @@ def benchmark_command(
     from .console import quiet_libraries, say
     from .progress import progress_bar
 
-    refuse_missing(suite)
-    calibration.refuse_missing()
+    refuse_missing([base, tuned], [suite, *calibration.files()])
     if compared.choose_on is None:
         _refuse_idle(compared)
     quiet_libraries()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,7 +25,7 @@ Theorem 2 of AdaDARE-γ: the expected L1 distance of the fused model to the base
 
     sculpt bound base/ sft/ --eta-relative 0.01
 
-    sculpt bound base/ sft/ --eta 50 --json
+    sculpt bound base/ sft/ --eta 50 -o bounds.json
 """
 
 Eta = Annotated[float | None, typer.Option("--eta", help="η of each tensor: an L1 distance.")]
@@ -38,26 +39,46 @@ def bound(
     tuned: TunedPath,
     eta: Eta = None,
     eta_relative: EtaRelative = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File for what `--json` prints; several processes want one.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace such a file.")] = False,
     json: AsJson = False,
     *,
     selection: Selection,
     policies: Policies,
     settings: Settings,
 ) -> None:
-    """Measure the pair and print its bounds."""
+    """Measure the pair, print its bounds, and write them where that is asked for."""
+    from contextlib import nullcontext
+
     from ..api import bound as measure
-    from .console import out, print_json, say, table
+    from ..fusion.checkpoint.output.guard import file_kind, refuse_output
+    from ..fusion.checkpoint.output.processes import Processes
+    from ..fusion.errors import MethodError
+    from .console import json_text, out, print_json, say, table
     from .progress import progress_bar
 
-    with progress_bar("measuring") as report:
-        found = measure(
-            base,
-            tuned,
-            eta=eta,
-            eta_relative=eta_relative,
-            settings=replace(settings, selection=selection, policies=policies),
-            progress=report,
-        )
+    processes, kind = Processes(), file_kind("file of bounds", b'{\n "blocks"')
+    if output is not None:
+        refuse_output(output, [base, tuned], kind, overwrite=overwrite)
+    elif processes.are_several:
+        raise MethodError(f"{processes.count} processes share this where it has an output", hint="`-o` names one")
+    with nullcontext() if output is None else processes.meet(output, made_by="bound"):
+        with progress_bar("measuring") as report:
+            found = measure(
+                base,
+                tuned,
+                eta=eta,
+                eta_relative=eta_relative,
+                settings=replace(settings, selection=selection, policies=policies),
+                processes=processes,
+                progress=report,
+            )
+        if output is not None:
+            text = json_text(found.as_json())
+            may_replace = kind.may_replace if overwrite else None
+            processes.publish(lambda file: file.write_text(text, encoding="utf-8"), may_replace)
     if json:
         print_json(found.as_json())
         return

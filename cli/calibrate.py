@@ -9,7 +9,7 @@ import typer
 
 from ..hessian.options import CalibrationOptions
 from .flags import FlagGroup, with_options
-from .options import KINDS, SIZE, AsJson, named_kinds
+from .options import KINDS, SIZE, AsJson, named_kinds, refuse_missing
 
 if TYPE_CHECKING:
     from ..hessian import DiagonalHessian
@@ -81,6 +81,8 @@ def calibrate_command(
     from .console import say
     from .progress import progress_bar
 
+    models = [model for model in (tuned, options.only_changed) if model is not None]
+    refuse_missing(models, [Path(file) for file in (options.data, options.media) if file is not None])
     output = output or default_file(find_model(tuned))
     if options.data is None:
         say("calibrating on the text that ships with sculpt (--data names your own)")

@@ -10,7 +10,7 @@ import typer
 
 from ..evaluate.options import Scoring
 from .flags import FlagGroup, with_options
-from .options import AsJson
+from .options import AsJson, refuse_missing
 
 if TYPE_CHECKING:
     from ..evaluate.answers import SideBySide
@@ -62,8 +62,7 @@ def compare_command(
 
     if prompts is None and not prompt:
         raise DataError("there is nothing to ask", hint="`--prompts FILE` or `--prompt TEXT` says what")
-    if prompts is not None and not prompts.exists():
-        raise DataError(f"`{prompts}` does not exist")
+    refuse_missing(models, [] if prompts is None else [prompts])
     names = [find_model(model).name for model in models]
     quiet_libraries()
     from ..evaluate.answers import compare

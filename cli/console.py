@@ -36,7 +36,7 @@ def shown(text: str) -> str:
 
 def speaks() -> bool:
     """Return whether this process speaks for all that share a command; all tell of what goes wrong."""
-    from ..fusion.checkpoint.output.launch import launched
+    from ..fusion.launch import launched
 
     return launched().is_first
 
@@ -76,8 +76,13 @@ def print_json(content: Any) -> None:
     if not speaks():
         return
     is_utf8 = (sys.stdout.encoding or "").lower().startswith("utf")
-    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=not is_utf8)
-    sys.stdout.write(UNSHOWN_IN_JSON.sub(lambda found: f"\\u{ord(found.group()):04x}", text) + "\n")
+    sys.stdout.write(json_text(content, ascii_only=not is_utf8))
+
+
+def json_text(content: Any, *, ascii_only: bool = False) -> str:
+    """Return data for programs as a text, keys sorted."""
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=ascii_only)
+    return UNSHOWN_IN_JSON.sub(lambda found: f"\\u{ord(found.group()):04x}", text) + "\n"
 
 
 class _Shown(logging.Handler):
@@ -146,6 +151,7 @@ def table(
         return
     to = console if aside else answers
     cells = [[shown(cell) for cell in row] for row in rows]
+    columns = [*map(shown, columns)]
     head, *body = table_lines(columns, cells, to.width if to.is_terminal else None, bar=bar, text=text)
     if aside:
         say("\n".join([title, head, *body, *([] if note is None else [note])]))
@@ -168,11 +174,12 @@ def show_chart(title: str, chart: str, *, asked: bool | None = None) -> None:
     """Print a chart in letters, where it is asked for; by default where there is a terminal to look at it."""
     if answers.is_terminal if asked is None else asked:
         out(f"\n{title}" if title else "")
-        answers.print(chart, markup=False, highlight=False, soft_wrap=True)
+        answers.print(Text("\n".join(map(shown, chart.split("\n")))), soft_wrap=True)
 
 
 def paragraphs(rows: Sequence[tuple[str, str]]) -> None:
     """Print names with a text of any length beside each, on stdout."""
+    rows = [(shown(name), text) for name, text in rows]
     width = max((len(name) for name, _ in rows), default=0)
     for name, text in rows:
         room = max(20, (answers.width if answers.is_terminal else 10_000) - width - 4)

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..evaluate.options import Scoring
-from ..fusion.errors import DataError
 from .flags import FlagGroup, with_options
-from .options import AsJson
+from .options import AsJson, refuse_missing
 
 if TYPE_CHECKING:
     from ..evaluate.evaluate import SuiteScores
@@ -88,8 +87,7 @@ def eval_command(
         raise MethodError("`--data` has no effect without `--against`")
     if tuned is not None and (against is None or suite is None):
         raise MethodError("`--tuned` has no effect without `--against` and `--suite`")
-    if suite is not None:
-        refuse_missing(suite)
+    refuse_missing([*models, *filter(None, (against, tuned))], [*filter(None, (suite,)), *(data or ())])
     from ..evaluate.flips import flips
 
     read = None if suite is None else read_suite(suite)
@@ -142,12 +140,12 @@ def gate_command(
     *,
     scoring: Scoring,
 ) -> None:
-    """Score a model, and those that it is compared with; exit 1 unless every limit is reached."""
+    """Score a model, and those that it is compared with; exit 3 unless every limit is reached."""
     from ..fusion.errors import MethodError
     from .console import out, print_json, quiet_libraries, say
     from .progress import progress_bar
 
-    refuse_missing(suite)
+    refuse_missing([model, *filter(None, (base, tuned))], [suite])
     if not limits and max_forgotten is None:
         raise MethodError("a gate needs a limit, `--min` or `--max-forgotten`")
     quiet_libraries()
@@ -234,12 +232,6 @@ def show_side_by_side(found: Mapping[str, SuiteScores]) -> None:
     titles |= {name: title for name, title in means.items() if name in first.measures}
     rows = [[title, *(f"{scores.measures[name]:.2f}" for scores in found.values())] for name, title in titles.items()]
     table(first.suite, ["score", *found], rows)
-
-
-def refuse_missing(file: Path) -> None:
-    """Refuse a file that is not there, before anything heavy is loaded."""
-    if not file.exists():
-        raise DataError(f"`{file}` does not exist")
 
 
 def register(app: typer.Typer) -> None:

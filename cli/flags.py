@@ -13,6 +13,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from .devices import own_device
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class FlagGroup:
@@ -147,6 +149,8 @@ def _built(group: FlagGroup, values: Mapping[str, Any]) -> Any:
 def _option(hint: Any, parameter: str, text: str, panel: str | None) -> Any:
     flag = flag_of(parameter)
     names = [f"{flag}/--no-{flag[2:]}"] if hint is bool else [flag]
+    if parameter == "device":
+        names.append("--devices")
     metavar = "N[,N…]" if takes_numbers(hint) else "GLOB" if _takes_texts(hint) else None
     kind = str if takes_numbers(hint) else list[str] | None if _takes_texts(hint) else hint
     if _takes_pairs(hint) is not None:
@@ -192,6 +196,8 @@ def with_options(**groups: FlagGroup) -> Callable[[Callable[..., None]], Callabl
 
         @functools.wraps(function)
         def command(**values: Any) -> None:
+            if isinstance(values.get("device"), str):
+                values["device"] = own_device(values["device"])
             built = {name: _built(group, values) for name, group in groups.items()}
             function(**{p.name: values[p.name] for p in own}, **built)
 

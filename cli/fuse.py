@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from .options import (
     TunedPaths,
     protection_of,
     refuse_idle,
+    refuse_missing,
 )
 
 if TYPE_CHECKING:
@@ -151,7 +153,7 @@ def run_prepared(
     if not (prepared.method.uses_curvature or protects):
         refuse_idle(calibration, prepared.method)
     calibration = replace(calibration, seed=prepared.settings.seed, device=prepared.settings.device)
-    calibration.refuse_missing()
+    refuse_missing([], calibration.files())
     calibration, notes = with_found(prepared, calibration)
     if steps is not None:
         data = {str(file): digest_of_data(file) for file in calibration.files()}
@@ -166,8 +168,9 @@ def run_prepared(
     else:
         fuse_view.show_notes(prepared.plan)
     quiet_environment()
-    loads = check_output(prepared, always=dry_run)
-    if loads is not None:
+    if dry_run and find_spec("torch") is None:
+        say("note: whether transformers would load the output is not known, as torch is not installed")
+    elif (loads := check_output(prepared, always=dry_run)) is not None:
         say(loads.told)
     if dry_run:
         return

@@ -56,13 +56,15 @@ def inspect_command(checkpoint: CheckpointPath, tensors: ListAll = False, json: 
         for block, found in blocks.items()
     ]
     table("blocks", ["block", "tensors", "parameters", "size", "dtype"], rows)
-    per_file = {file.name: [i for i in infos if i.file == file] for file in opened.files}
-    rows = [[name, str(len(held)), gigabytes(sum(i.nbytes for i in held))] for name, held in per_file.items()]
+    # Of a patch over its base the files of both.
+    files = dict.fromkeys([*opened.files, *(info.file for info in infos if info.file is not None)])
+    per_file = [(file.name, [i for i in infos if i.file == file]) for file in files]
+    rows = [[name, str(len(held)), gigabytes(sum(i.nbytes for i in held))] for name, held in per_file]
     table("files", ["file", "tensors", "size"], rows)
     total = sum(info.num_elements for info in infos)
     for name, number in opened.decoded.items():
         out(f"{number} tensor{'s' if number > 1 else ''} of {name}, shown as what the codes are read as")
-    out(f"{len(infos)} tensors, {count(total)} parameters, {gigabytes(opened.nbytes)} in {len(opened.files)} file(s)")
+    out(f"{len(infos)} tensors, {count(total)} parameters, {gigabytes(opened.nbytes)} in {len(files)} file(s)")
 
 
 def _inspect_json(path: Path, infos: list[TensorInfo], blocks: dict[str, list[TensorInfo]]) -> dict[str, Any]:

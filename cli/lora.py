@@ -124,6 +124,7 @@ def merge_command(
         sculpt lora-merge base/ code/ math/ --method ties --weights adaptive --buffer buffer.jsonl --b-max 3.0
     """
     from ..fusion.errors import MethodError
+    from ..fusion.launch import launched
 
     if merge.as_adapter:
         _refuse_as_adapter(merge, given_flags(ctx))
@@ -131,6 +132,11 @@ def merge_command(
         named = f"`--method {merge.method}`" if merge.method in ("cat", "svd") else "`--rank` and `--energy`"
         raise MethodError(f"{named} makes an adapter", hint="add `--as-adapter`, or take `--method linear`")
     if merge.weights == ADAPTIVE:
+        if launched().count > 1:
+            raise MethodError(
+                f"weights are learned by one process, and {launched().count} were started",
+                hint="learn them first; it prints the `--weights` that merge the same again",
+            )
         alpha = learn_weights(
             base,
             adapters,

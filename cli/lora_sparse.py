@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import AsJson
+from .options import AsJson, refuse_missing
 
 MAX_ROWS = 40
 AdapterPath = Annotated[Path, typer.Argument(help="A PEFT LoRA adapter folder.")]
@@ -30,6 +30,7 @@ def density_command(
 
         sculpt lora-density adapter/ --png density.png --json
     """
+    refuse_missing([adapter])
     from ..evaluate.charts import terminal_chart
     from ..fusion.checkpoint.output.guard import refuse_output
     from ..fusion.lora.density import PROBABILITY, adapter_density

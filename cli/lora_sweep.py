@@ -10,7 +10,7 @@ import typer
 from ..training.settings import AdapterMethod, Schedule
 from .evaluate import SuiteFile
 from .flags import FlagGroup, with_options
-from .options import AsJson, BasePath
+from .options import AsJson, BasePath, refuse_missing
 
 HELP = """Train an adapter for each value of a setting, score them all, and show a table and a chart.
 
@@ -45,6 +45,7 @@ def sweep_command(
     from .console import print_json, quiet_libraries, say, table
     from .progress import progress_bar
 
+    refuse_missing([base], [data, suite])
     quiet_libraries()
     from ..evaluate.resume import files_of
     from ..evaluate.suite import read_suite

@@ -9,7 +9,7 @@ import typer
 
 from ..training.settings import AdapterMethod, Schedule
 from .flags import FlagGroup, with_options
-from .options import AsJson, BasePath
+from .options import AsJson, BasePath, refuse_missing
 
 if TYPE_CHECKING:
     from ..training.train import Trained
@@ -49,6 +49,7 @@ def train_command(
 
         sculpt lora-train base/ --data train.jsonl -o plain/ --method lora
     """
+    refuse_missing([base], [data])
     from ..training.together import join
     from ..training.train import train_adapter
     from .console import print_json, quiet_libraries

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -12,6 +12,7 @@ import typer
 from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.methods import Method
 from ..fusion.plan.options import Policies, Selection
+from ..fusion.ref import Asked
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
 from .flags import FlagGroup, flag_of
@@ -28,6 +29,7 @@ ConfigName = Annotated[
     str | None,
     typer.Option("--config", help="A recipe: a file, or one that ships with sculpt by name. Flags override it."),
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of sculpt.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 DryRun = Annotated[
@@ -116,6 +118,23 @@ PROTECTION = FlagGroup(
         "shares": "protect_shares",
     },
 )
+
+
+def refuse_missing(models: Iterable[Asked], files: Iterable[Path] = ()) -> None:
+    """Refuse what is not there, before anything heavy is loaded.
+
+    Raises:
+        SculptError: The first that is not.
+    """
+    from ..fusion.checkpoint import find_model
+    from ..fusion.errors import DataError
+    from ..fusion.run.calibration import GENERAL
+
+    for model in models:
+        find_model(model)
+    for file in files:
+        if str(file) != GENERAL and not file.exists():
+            raise DataError(f"`{file}` does not exist")
 
 
 def refuse_idle(calibration: Calibration, method: Method) -> None:

@@ -60,7 +60,7 @@ def progress_bar(what: str, *, unit: str = "bytes", hidden: bool = False) -> Ite
 
 
 @final
-class _Stretch:
+class _Phase:
     """Work of one total: when it began, and what was done by then, of a run that was resumed."""
 
     def __init__(self, done: int, total: int) -> None:
@@ -75,13 +75,13 @@ class _Lines:
     def __init__(self, what: str, unit: str) -> None:
         self._what, self._unit, self.every = what, unit, EVERY
         self._said = self._kept = time.monotonic()
-        self.stretch = _Stretch(0, 0)
+        self.stretch = _Phase(0, 0)
 
     def report(self, done: int, total: int, item: str) -> None:
         """Say how far it is, if that was said long ago."""
         stretch, now = self.stretch, time.monotonic()
         if stretch.total not in (0, total) or done < stretch.first:
-            stretch = self.stretch = _Stretch(done, total)
+            stretch = self.stretch = _Phase(done, total)
         else:
             # What a killed run left is there with the first report.
             if not stretch.total and total:

@@ -25,6 +25,7 @@ from .options import (
     DryRun,
     TunedPath,
     protection_of,
+    refuse_missing,
 )
 
 if TYPE_CHECKING:
@@ -93,12 +94,12 @@ def repair(
     if choice.suite is None and "," in (choice.protect_weight or ""):
         raise MethodError("several λ are tried on a suite", hint="`--suite` names one; `sculpt suite init` writes one")
     calibration = calibration.protecting()
-    calibration.refuse_missing()
+    refuse_missing([base, tuned], [*filter(None, (choice.suite,)), *calibration.files()])
     given = given_flags(ctx)
     quiet_libraries()
     from ..evaluate.repair import places_of, repair
-    from ..fusion.checkpoint.output.launch import launched
     from ..fusion.checkpoint.output.steps import steps_of
+    from ..fusion.launch import launched
 
     protects = protection_of(protection, calibration, given - {"protect_weight"})
     options: dict[str, Any] = {

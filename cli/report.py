@@ -35,8 +35,10 @@ def report_command(
         sculpt report sft-two-sided/ --scores base.json --scores fused.json -o report.html
     """
     from ..evaluate.report import report
+    from ..fusion.ref import refuse_patched
     from .console import gigabytes, out, print_json
 
+    refuse_patched(fused)
     page = report(fused, output=output, scores=scores or (), overwrite=overwrite)
     if json:
         print_json({"output": str(page), "bytes": page.stat().st_size})

@@ -13,7 +13,7 @@ from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
-from .evaluate import SuiteFile, refuse_missing
+from .evaluate import SuiteFile
 from .flags import FlagGroup, given_flags, with_options
 from .fuse import command_line
 from .options import (
@@ -28,6 +28,7 @@ from .options import (
     TunedPath,
     protection_of,
     refuse_idle,
+    refuse_missing,
 )
 
 if TYPE_CHECKING:
@@ -128,8 +129,7 @@ def sweep(
     from .console import quiet_libraries
 
     given = given_flags(ctx)
-    refuse_missing(suite)
-    calibration.refuse_missing()
+    refuse_missing([base, tuned], [suite, *calibration.files()])
     quiet_libraries()
     from ..evaluate.strengths import Family
 

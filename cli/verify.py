@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .evaluate import refuse_missing
-from .options import AsJson
+from .options import AsJson, refuse_missing
 
 Output = Annotated[Path, typer.Argument(help="A checkpoint that sculpt wrote.")]
 Inputs = Annotated[list[Path] | None, typer.Option("--input", help="Also check an input it was made from; repeatable.")]
@@ -48,15 +47,18 @@ def verify_command(
 
         sculpt verify sft-two-sided/ --public-key release.pub
     """
+    from ..fusion.checkpoint.output.guard import ADAPTER_RECORD
     from ..fusion.record.manifest import MANIFEST
     from ..fusion.record.verify import verify
+    from ..fusion.ref import refuse_patched
     from .console import gigabytes, out, print_json, quiet_environment
 
-    refuse_missing(output)
+    refuse_patched(output)
+    refuse_missing(inputs or (), [output])
     result: dict[str, Any] = {"ok": True}
-    if not load or inputs or (output / MANIFEST).is_file():
+    if not load or inputs or any((output / mark).is_file() for mark in (MANIFEST, ADAPTER_RECORD)):
         found = verify(output, inputs or ())
-        result |= {"files": found.num_files, "bytes": found.nbytes, "method": found.manifest.method}
+        result |= {"files": found.num_files, "bytes": found.nbytes, "method": found.made_by}
         if not json:
             out(f"{output} is what its manifest says: {found.num_files} files, {gigabytes(found.nbytes)}")
     if public_key is not None:
@@ -91,8 +93,10 @@ def attest_command(output: Output, private_key: PrivateKey = None, json: AsJson 
         sculpt attest sft-two-sided/ --private-key release.pem
     """
     from ..fusion.record.signing import attest
+    from ..fusion.ref import refuse_patched
     from .console import out, print_json
 
+    refuse_patched(output)
     written = attest(output, private_key)
     if json:
         print_json({"output": str(output), "files": [file.name for file in written]})

@@ -124,8 +124,9 @@ def told(row: Row) -> str:
     messages = row.prompt_messages
     if messages is None:
         return row.text("prompt")
-    content = messages[-1]["content"]
-    return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content).strip()
+    content = messages[-1].get("content")
+    parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content or ()]
+    return " ".join(map(str, parts)).strip()
 
 
 def answers_of(

@@ -11,6 +11,14 @@ from ..fusion.errors import DataError
 from ..fusion.table import MEAN_OF_SIDES, Table
 from .evaluate import SuiteScores, TaskScore
 
+MEANS = {
+    "pretrained": "Source",
+    "target": "Target",
+    "avg": "Avg",
+    "h-score": "H-score",
+    "source-target-avg": MEAN_OF_SIDES,
+}
+
 
 def read_lines(file: Path) -> list[list[str]]:
     """Return the cells of a CSV file, without empty lines.
@@ -63,8 +71,7 @@ def scores_from_table(
             side = "target" if name in target else "pretrained"
             found.append(TaskScore(name=name, side=side, scorer="given", score=score, num_rows=0))
         measures = SuiteScores(suite=source, tasks=tuple(found)).measures
-        shown = ("pretrained", "target", "avg", "h-score", "source-target-avg")
-        rows.append([line[0], *line[1:], *(f"{measures[name]:.2f}" for name in shown)])
+        rows.append([line[0], *line[1:], *(f"{measures[name]:.2f}" for name in MEANS if name in measures)])
         values.append({"model": line[0], "measures": measures})
-    columns = [*header, "Source", "Target", "Avg", "H-score", MEAN_OF_SIDES]
+    columns = [*header, *(title for name, title in MEANS.items() if name in values[0]["measures"])]
     return Table(columns=columns, rows=rows), values

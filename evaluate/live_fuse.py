@@ -17,7 +17,9 @@ import torch
 
 from ..fusion.arithmetic.curvature import Curvatures
 from ..fusion.arithmetic.two_sided import Protection
+from ..fusion.checkpoint.output.processes import Processes
 from ..fusion.errors import MethodError
+from ..fusion.launch import Launch
 from ..fusion.methods import Method
 from ..fusion.names import block_of
 from ..fusion.plan.plan import Plan, make_plan
@@ -141,8 +143,10 @@ class LiveFuse:
         output: Path | None = None,
         called: str | None = None,
         provenance: Mapping[str, Any] | None,
+        scores: Mapping[str, Mapping[str, float]] | None = None,
         command: str | None = None,
         overwrite: bool = False,
+        processes: Processes | None = None,
         progress: Progress = silent,
     ) -> Manifest:
         """Write the weights of a fuse as an ordinary fuse does; return its manifest.
@@ -151,11 +155,13 @@ class LiveFuse:
             output: In place of the prepared fuse's.
             called: What the model card calls the model. Default: the output's own name.
             provenance: Where the curvature came from.
+            scores: What the model card says of it and of what it was made of, by model.
+            processes: That write it together.
         """
         settings, method = self._with(protection).settings, method.for_models(1)
         measured = method.uses_curvature or protection is not None
         prepared = prepare_plan(self.plan_of(method, blocks), output=output or self.prepared.output, settings=settings)
-        prepared = replace(prepared, called=called)
+        prepared = replace(prepared, called=called, scores=scores, processes=processes or Processes(Launch()))
         return execute(
             prepared,
             curvature=self.curvature if measured else None,

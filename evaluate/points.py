@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.methods import Method, TwoSided
 from ..fusion.table import Table, with_deviation
 from .choice import Pick
-from .evaluate import SuiteScores
-from .live_fuse import Distance
 from .strengths import strength_field
+
+if TYPE_CHECKING:
+    from .evaluate import SuiteScores
+    from .live_fuse import Distance
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ from ..fusion.checkpoint import find_model
 from ..fusion.checkpoint.given import Given as Model
 from ..fusion.checkpoint.given import takes_models
 from ..fusion.checkpoint.output.guard import SWEEP_RECORD, refuse_inputs, refuse_output
-from ..fusion.checkpoint.output.launch import launched
 from ..fusion.checkpoint.output.steps import Steps
 from ..fusion.checkpoint.output.workspace import identity_of
 from ..fusion.errors import MethodError
+from ..fusion.launch import launched
 from ..fusion.methods import TwoSided
 from ..fusion.progress import Bars, bars
 from ..fusion.record.manifest import Manifest
@@ -110,7 +110,7 @@ def repair(
         if "," in (weights or ""):
             raise MethodError("several λ are tried on a suite, and there is none", options=["suite"])
         if weights is not None:
-            protection = replace(protection or Protection(), weight=float(weights))
+            protection = replace(protection or Protection(), weight=_number(weights))
         settings = replace(settings, device=scoring.device)
         with bars("calibrating and fusing", unit="steps") as progress:
             fuse(
@@ -152,6 +152,13 @@ def repair(
         scores = [] if swept is None or swept.output is None else [swept.output / SWEEP_RECORD]
         report(made, output=page, scores=scores, overwrite=overwrite)
     return Repaired(model=made, page=page, sweep=swept)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise MethodError(f"`weights` is a number, got `{text}`", options=["protect_weight"]) from error
 
 
 def places_of(tuned: Path | str, output: Path | str | None) -> tuple[Path, Path]:

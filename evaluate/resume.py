@@ -15,8 +15,9 @@ from ..fusion.arithmetic.curvature import Curvature, Curvatures
 from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.checkpoint.output.checked import digest_of
 from ..fusion.checkpoint.output.disk import sync
-from ..fusion.checkpoint.output.lines import LineFile, read_lines
-from ..fusion.checkpoint.output.workspace import JOURNAL, Workspace, told
+from ..fusion.checkpoint.output.processes import Processes
+from ..fusion.checkpoint.output.shared_journal import SharedJournal
+from ..fusion.checkpoint.output.workspace import told
 from ..fusion.methods import Method
 from .evaluate import SuiteScores, TaskScore
 from .live_fuse import BlockStrengths, Distance
@@ -32,27 +33,20 @@ class KnownPoints:
     """What has been scored in this sweep, and in a run of it that was killed; a context manager.
 
     Args:
-        workspace: Where the journal lies; points of another sweep are removed.
+        processes: That score the points, and have met; points of another sweep are removed from where.
+        folder: Where they have met.
         facts: All that decides what is measured, and what a point scores.
     """
 
-    def __init__(self, workspace: Workspace, facts: Mapping[str, Any]) -> None:
-        file = workspace.folder / JOURNAL
+    def __init__(self, processes: Processes, folder: Path, facts: Mapping[str, Any]) -> None:
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-        first = {"fingerprint": digest, "unit": "points"}
-        with told(file):
-            entries = read_lines(file)
-            if entries[:1] != [first]:
-                workspace.empty()
-                entries = []
-            workspace.begun = True
-            self._lines = LineFile(file, entries)
-            if not entries:
-                self._lines.append(first)
-        self._known = {entry["key"]: entry for entry in entries[1:] if "key" in entry}
-        self._measured = next((entry for entry in entries[1:] if "provenance" in entry), None)
-        self._store = workspace.folder / CURVATURE
-        self._file = file
+        self._processes = processes
+        self._lines = SharedJournal(processes, folder, {"fingerprint": digest, "unit": "points"})
+        entries = self._lines.entries
+        self._known = {entry["key"]: entry for entry in entries if "key" in entry}
+        self._measured = next((entry for entry in entries if "provenance" in entry), None)
+        self._new: list[dict[str, Any]] = []
+        self._store = folder / CURVATURE
 
     def __enter__(self) -> KnownPoints:
         return self
@@ -68,6 +62,8 @@ class KnownPoints:
         if noted is not None and _reads_back(self._store, noted["digest"]):
             return _unpacked(self._store, noted["curvature"]), noted["provenance"]
         held, provenance = measure()
+        if not self._processes.is_first:
+            return held, provenance
         with told(self._store):
             described, arrays = _packed(held)
             with self._store.open("wb") as stream:
@@ -79,13 +75,16 @@ class KnownPoints:
 
     def find(
         self, method: Method, blocks: BlockStrengths | None, protection: Protection | None, seed: int
-    ) -> tuple[Distance, SuiteScores] | None:
-        """Return what a fused model scored, and how far it is from its base; None where it was not scored."""
+    ) -> tuple[Distance, SuiteScores, tuple[float, float]] | None:
+        """Return how far a fused model is from its base, what it scored, and the seconds that setting and scoring took.
+
+        None where it was not scored.
+        """
         entry = self._known.get(_key(method, blocks, protection, seed))
         if entry is None:
             return None
         scores = SuiteScores(suite=entry["suite"], tasks=tuple(TaskScore(**task) for task in entry["tasks"]))
-        return Distance(**entry["distance"]), scores
+        return Distance(**entry["distance"]), scores, tuple(entry["seconds"])
 
     def add(self, point: Point) -> None:
         """Note a point."""
@@ -94,9 +93,22 @@ class KnownPoints:
             "suite": point.scores.suite,
             "tasks": [task.as_json() for task in point.scores.tasks],
             "distance": asdict(point.distance),
+            "seconds": [point.fuse_seconds, point.score_seconds],
         }
-        with told(self._file):
+        with told(self._store):
             self._lines.append(entry)
+        self._new.append(entry)
+
+    @property
+    def processes(self) -> Processes:
+        """Those that score the points."""
+        return self._processes
+
+    def exchange(self) -> None:
+        """Learn what the other processes have scored since all last told each other."""
+        for told_by_one in self._processes.gather("points", self._new):
+            self._known |= {entry["key"]: entry for entry in told_by_one}
+        self._new = []
 
 
 def _reads_back(file: Path, digest: str) -> bool:

@@ -12,7 +12,7 @@ from ..data import general as shipped
 from ..data.row import Row
 from ..data.rows import open_rows
 from ..fusion.checkpoint.output.guard import Kind, file_kind, refuse_output
-from ..fusion.checkpoint.output.workspace import write_file
+from ..fusion.checkpoint.output.workspace import repair, write_file
 from ..fusion.errors import DataError, SculptError
 
 TEXTS_EACH = 2  # of each kind of the general set
@@ -67,11 +67,12 @@ def write_suite(
     """
     output, data, general = Path(output), Path(data), None if general is None else Path(general)
     read = [data, *([general] if general is not None else [])]
+    beside = output.with_name(f"{output.stem}-general.jsonl")
+    repair(beside)  # though the suite may be there
     refuse_output(output, read, SUITE, overwrite=overwrite)
     rows = open_rows(data)
     target = scorer_of(rows.row(0))
     told = [f"rows that the fine-tune was trained on flatter it: `{data}` should be other ones"]
-    beside = output.with_name(f"{output.stem}-general.jsonl")
     made = False
     if general is None:
         draw = random.Random(SEED)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.methods import AdaDare, Method, TaskArithmetic
 from ..fusion.progress import Progress, silent
 from .choice import Pick, golden_section, least_that_holds
-from .evaluate import score_suite
-from .live_fuse import LiveFuse
+from .evaluate import SuiteScores, score_suite
+from .live_fuse import Distance, LiveFuse
 from .per_block import BlockLoss, block_losses, block_strengths
 from .points import Point, Spot, Sweep
 from .resume import KnownPoints
@@ -77,7 +78,8 @@ def run_sweep(
 
     Args:
         pick: What the search for a strength goes by.
-        scored: What a run that was killed has scored already; what this one scores is added.
+        scored: What a run that was killed has scored already; what this one scores is added. Of several processes
+            each scores points of its own, whole searches where strengths are sought, and learns the others'.
         progress: Told the points done, and how many there will be (of a search, 0: nobody knows).
     """
     return _Sweeper(
@@ -119,18 +121,30 @@ class _Sweeper:
         self.total = num_points(grid)
 
     def run(self) -> Sweep:
-        for name, scale in (("base", 0.0), ("tuned", 1.0)):
-            self._score(name, scale, None, TaskArithmetic(scale=scale), None)
+        references = (("base", 0.0), ("tuned", 1.0))
+        self._run([partial(self._score, name, scale, None, TaskArithmetic(scale=scale)) for name, scale in references])
+        jobs: list[Callable[[], object]] = []
         for family, sparsity, per_block in self.grid.curves():
             if not family.takes_strength and self.grid.protection is None:
-                self._try(family, 1.0, sparsity, per_block)
-                continue
-            if self.grid.strengths is None:
-                self._search(family, sparsity, per_block)
-            for strength in self.grid.strengths or ():
-                self._try(family, strength, sparsity, per_block)
+                jobs.append(partial(self._try, family, 1.0, sparsity, per_block))
+            elif self.grid.strengths is None:
+                jobs.append(partial(self._search, family, sparsity, per_block))
+            else:
+                jobs += [partial(self._try, family, strength, sparsity, per_block) for strength in self.grid.strengths]
+        self._run(jobs)
         self.progress(len(self.points), len(self.points), "")
         return Sweep(points=tuple(self.points))
+
+    def _run(self, jobs: Sequence[Callable[[], object]]) -> None:
+        """Run what scores points; of several processes each its share, and then all what is known by then."""
+        if self.scored is not None and self.scored.processes.are_several:
+            done = [*self.points]
+            for job in jobs[self.scored.processes.rank :: self.scored.processes.count]:
+                job()
+            self.points = done
+            self.scored.exchange()
+        for job in jobs:
+            job()
 
     def _search(self, family: Family, sparsity: float | None, per_block: bool) -> None:
         """Try strengths until the best is known within the tolerance."""
@@ -179,16 +193,13 @@ class _Sweeper:
         strength: float,
         sparsity: float | None,
         method: Method,
-        blocks: Mapping[str, float] | None,
+        blocks: Mapping[str, float] | None = None,
         protection: Protection | None = None,
     ) -> Point:
         self.progress(len(self.points), self.total, f"{family} {strength:.3g}")
-        before = self.live.seconds
         seed = self.live.prepared.settings.seed
         known = self.scored and self.scored.find(method, blocks, protection, seed)
-        distance = known[0] if known else self.live.set(method, blocks, protection)
-        start = time.perf_counter()
-        scores = known[1] if known else score_suite(self.live.live, self.suite, batch_size=self.batch_size)
+        distance, scores, seconds = known or self._scored(method, blocks, protection)
         point = Point(
             family=family,
             strength=strength,
@@ -197,8 +208,8 @@ class _Sweeper:
             method=method,
             scores=scores,
             distance=distance,
-            fuse_seconds=self.live.seconds - before,
-            score_seconds=time.perf_counter() - start,
+            fuse_seconds=seconds[0],
+            score_seconds=seconds[1],
             protection=protection,
             seed=seed,
         )
@@ -206,3 +217,13 @@ class _Sweeper:
         if self.scored is not None and not known:
             self.scored.add(point)
         return point
+
+    def _scored(
+        self, method: Method, blocks: Mapping[str, float] | None, protection: Protection | None
+    ) -> tuple[Distance, SuiteScores, tuple[float, float]]:
+        """Return how far a fused model is from its base, what it scores, and the seconds of setting and scoring it."""
+        before = self.live.seconds
+        distance = self.live.set(method, blocks, protection)
+        start = time.perf_counter()
+        scores = score_suite(self.live.live, self.suite, batch_size=self.batch_size)
+        return distance, scores, (self.live.seconds - before, time.perf_counter() - start)

@@ -17,8 +17,9 @@ from ..fusion.checkpoint.given import Given as Model
 from ..fusion.checkpoint.given import takes_models
 from ..fusion.checkpoint.identity import digest_of_data
 from ..fusion.checkpoint.output.guard import CHECKPOINT, SWEEP, SWEEP_RECORD, refuse_output
+from ..fusion.checkpoint.output.processes import Processes
 from ..fusion.checkpoint.output.steps import Steps
-from ..fusion.checkpoint.output.workspace import Workspace, told
+from ..fusion.checkpoint.output.workspace import payload_of, repair
 from ..fusion.errors import MethodError, ModelError
 from ..fusion.methods import AdaDare, TwoSided
 from ..fusion.progress import Bars, bars
@@ -117,7 +118,10 @@ def sweep(
     read, folder, files, calibration = plan.suite, plan.folder, plan.files, plan.calibration
     place = None if model is None else Path(model)
     with ExitStack() as stack:
-        workspace = None if folder is None else stack.enter_context(Workspace(folder, made_by="sweep"))
+        processes = plan.prepared.processes
+        if folder is None and processes.are_several:
+            raise MethodError(f"{processes.count} processes share a sweep where it has an output", options=["output"])
+        workspace = None if folder is None else stack.enter_context(processes.meet(folder, made_by="sweep"))
         done, asked = None, {}
         if workspace is not None and folder is not None:
             facts = _facts(plan.prepared, calibration, read, files, scoring)
@@ -126,7 +130,7 @@ def sweep(
                 if steps.has_appeared(place):
                     return Sweep(points=(), suite=read.name, seed=settings.seed, output=folder, model=place)
                 refuse_output(folder, (), SWEEP, overwrite=overwrite)  # nothing was chosen
-            done = stack.enter_context(KnownPoints(workspace, facts))
+            done = stack.enter_context(KnownPoints(processes, workspace, facts))
 
         def measure() -> tuple[Held, dict[str, Any] | None]:
             with (
@@ -159,24 +163,30 @@ def sweep(
                     best.blocks,
                     best.protection,
                     provenance=provenance,
+                    scores={**found.references, called: best.scores.measures},
                     command=command,
                     output=output,
                     called=called,
                     overwrite=overwrite,
+                    processes=Processes(within=processes),
                     progress=report,
                 )
 
-        if workspace is not None:
-            workspace.payload.mkdir(exist_ok=True)
+        if folder is not None and workspace is not None:
+            payload = payload_of(workspace, folder)
+            payload.mkdir(exist_ok=True)
             if found.picked is not None and place is not None:
                 if steps is None or not steps.is_made(place, asked, CHECKPOINT, overwrite=overwrite):
                     write(place, place.name, overwrite=overwrite)
             elif found.picked is not None:
                 name = f"{find_model(tuned).beside('').name}-{plan.grid.families[0].method.name}"
-                write(workspace.payload / "fused", name, overwrite=True)
-            with told(workspace.folder):
-                _write_results(workspace.payload, found)
-            workspace.publish(SWEEP.may_replace if overwrite else None)
+                write(payload / "fused", name, overwrite=True)
+
+            def fill(made: Path) -> None:
+                _write_results(made, found)
+                repair(made / "fused")  # what could not be removed beside the model would go with it
+
+            processes.publish(fill, SWEEP.may_replace if overwrite else None)
     if failure is not None:
         raise failure
     return found

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from .errors import DeviceError, first_line
+from .launch import launched
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,7 +16,7 @@ WITHOUT_FLOAT64 = ("mps",)  # types of devices
 
 
 def torch_device(name: str) -> torch.device:
-    """Return the torch device of a name such as `cuda:1`.
+    """Return the torch device of a name such as `cuda:1`; of several processes `cuda` is the one with its number.
 
     Raises:
         DeviceError: torch does not know it, it is not there, or it computes nothing.
@@ -26,6 +27,9 @@ def torch_device(name: str) -> torch.device:
         device = torch.empty(0, device=name).device
     except Exception as error:  # each backend that is not installed fails in its own way
         raise DeviceError(f"the device `{name}` cannot be used: {first_line(error)}") from error
+    place = launched().local_rank
+    if name == "cuda" and place is not None:
+        return torch.device("cuda", place % torch.cuda.device_count())
     if device.type == "meta":
         raise DeviceError("the device `meta` cannot be used: it holds shapes and no values")
     return device
@@ -44,5 +48,6 @@ def float64_device(device: torch.device) -> torch.device:
 
 
 def all_cores() -> int:
-    """Return the number of processors that this process may use."""
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    """Return the number of processors that this process may use, shared with those that were started beside it."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, found // launched().local_count)

@@ -150,7 +150,8 @@ def first_line(error: BaseException) -> str:
     while isinstance(error, ImportError) and error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")
+    missing = missing_extra(error) if isinstance(error, ImportError) else None
+    return lines[0].rstrip(".") if missing is None else f"{missing.message} ({missing.hint})"
 
 
 def cannot_read(error: OSError, path: Path) -> CheckpointError:
@@ -174,3 +175,26 @@ def near(name: str, known: Collection[str]) -> str | None:
 def did_you_mean(name: str, known: Collection[str]) -> str | None:
     """Return a hint that names what comes near, or all that is known."""
     return near(name, known) or (f"known here: {', '.join(sorted(known))}" if known else None)
+
+
+EXTRAS = {  # what is installed for a package that is not there
+    "accelerate": "calibrate",
+    "greenlet": "calibrate",
+    "torch": "calibrate",
+    "transformers": "calibrate",
+    "peft": "train",
+    "pyarrow": "parquet",
+    "PIL": "images",
+    "matplotlib": "plots",
+    "huggingface_hub": "hub",
+}
+
+
+def missing_extra(error: ImportError) -> SculptError | None:
+    """Return what is told of a package that is not installed, where it is one of an extra's."""
+    package = (error.name or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or package not in EXTRAS:
+        return None
+    return SculptError(
+        f"this needs `{package}`, which is not installed", hint=f"`pip install 'checkpoint-sculpt[{EXTRAS[package]}]'`"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import final
 
@@ -79,7 +80,7 @@ def find_model(asked: Asked, near: Path | None = None) -> ModelRef:
     repository, revision = (found["repository"], found["revision"]) if found else (None, None)
     folder = _cached(repository, revision) if repository else None
     if folder is None:
-        hint = "nothing is fetched from the hub: download the model first" if found else None
+        hint = _hub_hint() if found else None
         raise CheckpointError(f"`{asked}` does not exist", hint=hint)
     return ModelRef(asked=str(asked), path=folder, repository=repository, revision=revision)
 
@@ -107,12 +108,31 @@ def _patched(asked: str, near: Path | None) -> ModelRef | None:
     return None
 
 
+def refuse_patched(asked: Path) -> None:
+    """Refuse a patch over its base where a folder is wanted.
+
+    Raises:
+        CheckpointError: It is one.
+    """
+    if not is_there(asked) and _patched(str(asked), None) is not None:
+        raise CheckpointError(
+            f"`{asked}` is a patch over its base, and no folder of files",
+            hint="`sculpt apply` writes the folder; `sculpt patch verify` checks a patch and its base",
+        )
+
+
 def is_there(path: Path) -> bool:
     """Return whether a path exists; not for what is too long to be one, or none for another reason."""
     try:
         return path.exists()
     except (OSError, ValueError):  # such as a name that is too long to be one
         return False
+
+
+def _hub_hint() -> str:
+    if find_spec("huggingface_hub") is None:
+        return "what the hub's cache holds is found with `pip install 'checkpoint-sculpt[hub]'`"
+    return "nothing is fetched from the hub: download the model first"
 
 
 def _cached(repository: str, revision: str | None) -> Path | None:

@@ -17,22 +17,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..fusion.arithmetic.curvature import Curvature
-from ..fusion.checkpoint.output.launch import Launch
 from ..fusion.checkpoint.output.processes import Processes
 from ..fusion.errors import LostProcessError, ModelError
 from .store.gram_store import by_block
 
 T = TypeVar("T")
 PIECE = 1 << 22  # float64 numbers of a matrix that are added up at once
-
-
-def own_device(device: str, launch: Launch) -> str:
-    """Return the accelerator of this process where a name would give all of them the same."""
-    if device not in ("auto", "cuda") or launch.local_rank is None:
-        return device
-    import torch
-
-    return f"cuda:{launch.local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else device
 
 
 def connect(processes: Processes) -> None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from ..fusion.arithmetic.curvature import Curvature
 from ..fusion.checkpoint.output.disk import free_bytes
-from ..fusion.checkpoint.output.launch import Launch
 from ..fusion.checkpoint.output.processes import Processes
 from ..fusion.checkpoint.output.workspace import SUFFIX, Workspace, beside, is_interrupt, is_of_the_machine
 from ..fusion.errors import OutputError
+from ..fusion.launch import Launch
 from ..fusion.progress import Progress
 from .forward.journal import GRAMS, Journal
 from .measure.statistics import ReturnError
 from .options import CalibrationOptions
-from .parallel import all_summed, own_device, reasons_of_all
+from .parallel import all_summed, reasons_of_all
 from .session import Session
 from .store.diagonal import DiagonalHessian
 from .store.file_format import STATISTICS
@@ -37,7 +37,6 @@ def run(
 ) -> DiagonalHessian:
     """Return the statistics of a whole calibration, and write them."""
     processes = Processes()
-    options = replace(options, device=own_device(options.device, processes.launch))
     with ExitStack() as stack:
         workspace = None if output is None else stack.enter_context(_workspace(output, processes))
         stack.push(
@@ -99,10 +98,7 @@ def _run(
 ) -> DiagonalHessian:
     if workspace is not None and not resume:  # what a killed run left must not be taken for this one's
         workspace.empty()
-    if not processes.is_first and processes.folder is not None:
-        processes.wait_for_first("answered")  # the questions of the general set, once for all
-    with Session(checkpoint, options, progress=progress, share=(processes.rank, processes.count)) as session:
-        processes.say("answered")
+    with Session(checkpoint, options, progress=progress, processes=processes) as session:
         provenance = session.provenance()
         if workspace is not None:
             _refuse_full_disk(session, workspace)

@@ -19,8 +19,10 @@ from ..data.sampling import digest_of, draw_samples, tokens_by_kind
 from ..data.texts import num_positions
 from ..fusion.arithmetic.curvature import Curvature
 from ..fusion.checkpoint import Asked, open_checkpoint
+from ..fusion.checkpoint.output.processes import Processes
 from ..fusion.checkpoint.pretrained import is_encoder_decoder
 from ..fusion.errors import CurvatureError, DataError, ModelError, Way
+from ..fusion.launch import Launch
 from ..fusion.names import block_of
 from ..fusion.progress import Progress, silent
 from ..fusion.run.calibration import GENERAL
@@ -71,16 +73,17 @@ class Session:
         options: CalibrationOptions,
         *,
         progress: Progress = silent,
-        share: tuple[int, int] = (0, 1),
+        processes: Processes | None = None,
         wanted: frozenset[str] | None = None,
     ) -> None:
         """Open model and data.
 
         Args:
-            share: This process's place among all, and their number.
+            processes: That share the samples, and have met where they are to share the model's own answers.
             wanted: Names of the tensors to measure; None is all of them, or those that `only_changed` finds.
         """
         self.options = options
+        self.processes = processes or Processes(Launch())
         self.progress = progress
         self.journal: Journal | None = None
         self.gram_file: Path | None = None
@@ -104,10 +107,10 @@ class Session:
             trust_remote_code=options.trust_remote_code,
         )
         self.model = self.skeleton.model
-        self._draw(share)
+        self._draw()
         self._prepare()
 
-    def _draw(self, share: tuple[int, int]) -> None:
+    def _draw(self) -> None:
         options = self.options
         encoder = Encoder(
             self.skeleton.folder,
@@ -132,7 +135,7 @@ class Session:
                 seed=options.seed,
                 usable=lambda example: self._counts_all or example.num_predicted > 0,
             )
-        self.own_samples = self.samples[share[0] :: share[1]]
+        self.own_samples = self.samples[self.processes.rank :: self.processes.count]
 
     def _rows(self, encoder: Encoder) -> AbstractContextManager[Rows]:
         """Return what the samples are drawn from; of the general set, what this model can be asked too."""
@@ -153,6 +156,7 @@ class Session:
                 auto_class=options.auto_class,
                 trust_remote_code=options.trust_remote_code,
             ),
+            processes=self.processes if self.processes.have_met else None,
             answering=lambda count: self.progress(0, 0, f"its own answers: {count}"),
         )
 

@@ -20,7 +20,7 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch_device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     return torch_device(name)
 

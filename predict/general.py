@@ -14,6 +14,7 @@ from ..data.example import Example
 from ..data.row import Row
 from ..data.rows import Rows, chosen, open_rows
 from ..fusion.checkpoint import Source
+from ..fusion.checkpoint.output.processes import Processes
 from ..fusion.errors import DataError, Way
 from ..fusion.run.calibration import GENERAL
 from ..live.devices import compute_dtype, pick_device, stored_dtype
@@ -36,6 +37,7 @@ def general_rows(
     dtype: str = "auto",
     load: Callable[[], AbstractContextManager[LiveModel]],
     at_once: int | None = None,
+    processes: Processes | None = None,
     answering: Callable[[int], None] = lambda _answers: None,
 ) -> Iterator[Rows]:
     """Give the rows of the general set for a model, which answers the questions among them as they are read.
@@ -48,6 +50,7 @@ def general_rows(
         dtype: What `load` loads the model in.
         load: Gives the model as it runs, for the first answer that is not known.
         at_once: How many questions are answered at once; what is best for many where it is not given.
+        processes: That have met, and all draw from the same rows: they share the answering.
         answering: Told how many questions have been answered.
 
     Raises:
@@ -66,7 +69,7 @@ def general_rows(
         ranges[kind] = range(texts.count + len(questions), texts.count + len(questions) + len(rows))
         questions += rows
     told = {"model": checkpoint.resume_key(), "beside": checkpoint.companions_key(), "dtype": dtype}
-    with Answers(told, load, at_once) as answers:
+    with Answers(told, load, at_once, processes) as answers:
         own = _Own(answers, questions, order, encoder.unlimited(), answering)
 
         def read(number: int) -> Mapping[str, Any]:
@@ -144,7 +147,7 @@ class _Own:
             answer = self._answers.known(self._prompt(number))
             if answer is None:
                 order = self._order[number]
-                new = [k for k in order[order.index(number) :] if k not in self._known][: self._answers.batch_size]
+                new = [k for k in order[order.index(number) :] if k not in self._known][: self._answers.at_once]
                 self._known |= dict(zip(new, self._answers.to([*map(self._prompt, new)]), strict=True))
             else:
                 self._known[number] = answer

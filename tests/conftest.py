@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,49 @@ from safetensors.numpy import save_file
 def device_without_float64() -> Callable[[], AbstractContextManager[str]]:
     """Return a context manager in which there is such a device, as Apple's is; it yields the device's name."""
     return runpy.run_path(str(Path(__file__).with_name("without_float64.py")))["device_without_float64"]
+
+
+@pytest.fixture(scope="session")
+def together() -> Iterator[Callable[..., list[tuple[int, str]]]]:
+    """Return what runs commands in several real processes, and gives the exit code of each and what it said.
+
+    The first line that each says is the number of processes, as sculpt was told it.
+    """
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("processes_of_one.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+
+    def run(
+        count: int,
+        folder: Path,
+        *commands: Sequence[object],
+        dies: int | None = None,
+        environment: Sequence[Mapping[str, str]] | None = None,
+    ) -> list[tuple[int, str]]:
+        folder.mkdir(exist_ok=True)
+        job = {
+            "count": count,
+            "folder": str(folder),
+            "commands": [[str(word) for word in words] for words in commands],
+            "dies": dies,
+            "environment": environment or [{}] * count,
+        }
+        server.stdin.write(json.dumps(job) + "\n")
+        server.stdin.flush()
+        found = [(code, said) for code, said in json.loads(server.stdout.readline())]
+        assert [said.partition("\n")[0] for _, said in found] == [str(count)] * count
+        return found
+
+    yield run
+    server.stdin.close()
+    server.wait()
+    server.stdout.close()
 
 
 DTYPES = {

@@ -45,6 +45,13 @@ def test_public_names_can_be_imported() -> None:
         assert getattr(sculpt, name) is not None
 
 
+def test_what_is_public_has_types_and_a_version() -> None:
+    assert (ROOT / "py.typed").is_file()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["package-data"]["sculpt"] == ["py.typed"]
+    assert sculpt.__version__ == project["project"]["version"]
+
+
 def test_every_method_is_a_public_name() -> None:
     from sculpt.fusion.methods import METHODS
 

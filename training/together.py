@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any, TypeVar
 
-from ..fusion.checkpoint.output.launch import Launch
 from ..fusion.errors import ModelError
+from ..fusion.launch import Launch
 
 T = TypeVar("T")
 

@@ -70,12 +70,19 @@ def refuse_foreign_folder(folder: Path) -> None:
             raise CheckpointError(f"`{folder}` holds no checkpoint but {what} (`{named}`)", hint=hint)
 
 
+def refuse_pipe(file: Path) -> None:
+    """Raise CheckpointError where a file is a pipe or a device, which may never end."""
+    if file.exists() and not file.is_file() and not file.is_dir():
+        raise CheckpointError(f"`{file}` is no regular file")
+
+
 def refuse_foreign_file(file: Path) -> None:
     """Refuse a file whose first bytes say that it holds no tensors that are read here.
 
     Raises:
-        CheckpointError: It is a pointer of git-LFS, or GGUF.
+        CheckpointError: It is a pointer of git-LFS, or GGUF, or no regular file.
     """
+    refuse_pipe(file)
     try:
         with file.open("rb") as stream:
             start = stream.read(POINTER_BYTES)

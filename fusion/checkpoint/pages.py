@@ -22,7 +22,15 @@ def _madvise() -> Any:
 
 def drop(content: np.ndarray, start: int, stop: int) -> None:
     """Let go of the whole pages within `start … stop` of a map; they stay in the page cache."""
-    first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
-    call, advice = _madvise(), getattr(mmap, "MADV_DONTNEED", None)
+    _advise(content, -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE, "MADV_DONTNEED")
+
+
+def want(content: np.ndarray, start: int, stop: int) -> None:
+    """Have the pages of `start … stop` of a map read from the disk, while this process does something else."""
+    _advise(content, start // mmap.PAGESIZE * mmap.PAGESIZE, stop, "MADV_WILLNEED")
+
+
+def _advise(content: np.ndarray, first: int, last: int, name: str) -> None:
+    call, advice = _madvise(), getattr(mmap, name, None)
     if call is not None and advice is not None and last > first:
         call(content.__array_interface__["data"][0] + first, last - first, advice)

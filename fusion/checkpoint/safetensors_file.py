@@ -18,6 +18,7 @@ from safetensors import safe_open
 
 from ..dtypes import DTYPES
 from ..errors import CheckpointError, first_line
+from .foreign import refuse_pipe
 from .identity import FileIdentity, refuse_changed
 from .pages import drop
 from .tensor_info import TensorInfo
@@ -67,6 +68,7 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, int], dict
     Raises:
         CheckpointError: The file is unreadable, truncated or malformed.
     """
+    refuse_pipe(file)
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:

@@ -51,7 +51,7 @@ def open_file(file: Path) -> TensorFile:
     Raises:
         CheckpointError: The file is unreadable or malformed.
     """
-    if file.exists() and not file.is_file():
+    if file.is_dir():
         raise CheckpointError(f"`{file}` is no regular file")
     refuse_foreign_file(file)
     return SafetensorsFile(file) if file.suffix == ".safetensors" else TorchFile(file)

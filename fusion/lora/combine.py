@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from ..checkpoint import Asked, Source, open_checkpoint
 from ..checkpoint.output.guard import ADAPTER, refuse_output
+from ..checkpoint.output.processes import Processes
+from ..checkpoint.output.workspace import told
 from ..errors import CheckpointError, MethodError
 from ..table import Table
 from .modules import Factors, Module, OpenAdapter, Place
 from .truncated_svd import Truncated, of_product
-from .write import config_of, tensors_of, write_adapter
+from .write import config_of, fill_adapter, tensors_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,37 +109,59 @@ def combine_adapters(
     refuse_output(output, [base, *adapters], ADAPTER, overwrite=overwrite)
     opened = open_checkpoint(base)
     found = [OpenAdapter.of(Path(path), opened) for path in adapters]
-    tensors: dict[str, np.ndarray] = {}
-    ranks: dict[Module, int] = {}
-    layers = []
-    for place in dict.fromkeys(place for adapter in found for place in adapter.modules):
-        module = _agreed(place, found)
-        exact = concatenate(
-            [
-                adapter.factors(place, weight)
-                for adapter, weight in zip(found, weights, strict=True)
-                if place in adapter.modules
-            ]
-        )
-        factors, norm, error = shorten(exact, rank, energy)
-        tensors |= tensors_of(module, factors)
-        ranks[module] = factors.rank
-        layers.append(LayerReport(name=module.name, rank=factors.rank, rank_before=exact.rank, norm=norm, error=error))
-    tensors |= _whole(opened, found, weights)
-    report = AdapterReport(output=output, layers=tuple(layers))
-    record = {
-        "made by": "sculpt lora-merge",
-        "base": {"path": str(base), "fingerprint": opened.fingerprint},
-        "adapters": [
-            {"path": str(a.file.ref), "weight": weight, "digest": a.file.digest()}
-            for a, weight in zip(found, weights, strict=True)
-        ],
-        **report.as_json(),
-    }
-    for adapter in found:
-        adapter.file.refuse_changed()
-    write_adapter(output, tensors, _config(found, ranks), record, overwrite=overwrite)
+    processes = Processes()
+    places = [*dict.fromkeys(place for adapter in found for place in adapter.modules)]
+    with processes.meet(output, made_by="lora-merge") as folder:
+        if processes.workspace is not None:
+            processes.workspace.empty()
+        tensors: dict[str, np.ndarray] = {}
+        own = []
+        for place in places[processes.rank :: processes.count]:
+            module = _agreed(place, found)
+            exact = concatenate(
+                [
+                    adapter.factors(place, weight)
+                    for adapter, weight in zip(found, weights, strict=True)
+                    if place in adapter.modules
+                ]
+            )
+            factors, norm, error = shorten(exact, rank, energy)
+            tensors |= tensors_of(module, factors)
+            own.append(
+                asdict(LayerReport(name=module.name, rank=factors.rank, rank_before=exact.rank, norm=norm, error=error))
+            )
+        if not processes.is_first:
+            with told(folder):
+                save_file({name: np.ascontiguousarray(a) for name, a in tensors.items()}, _part(folder, processes.rank))
+        every = processes.gather("layers", own)
+        layers = [LayerReport(**every[k % processes.count][k // processes.count]) for k in range(len(places))]
+        report = AdapterReport(output=output, layers=tuple(layers))
+        for adapter in found:
+            adapter.file.refuse_changed()
+
+        def fill(payload: Path) -> None:
+            for other in range(1, processes.count):
+                tensors.update(load_file(_part(folder, other)))
+            tensors.update(_whole(opened, found, weights))
+            ranks = {_agreed(place, found): layer.rank for place, layer in zip(places, layers, strict=True)}
+            record = {
+                "made by": "sculpt lora-merge",
+                "base": {"path": str(base), "fingerprint": opened.fingerprint},
+                "adapters": [
+                    {"path": str(a.file.ref), "weight": weight, "digest": a.file.digest()}
+                    for a, weight in zip(found, weights, strict=True)
+                ],
+                **report.as_json(),
+            }
+            fill_adapter(payload, folder.name, tensors, _config(found, ranks), record)
+
+        processes.publish(fill, ADAPTER.may_replace if overwrite else None)
     return report
+
+
+def _part(folder: Path, rank: int) -> Path:
+    """Return the file in which a process has what it made of its share of the modules."""
+    return folder / f"part-{rank}.safetensors"
 
 
 def check_rank(rank: int | None, energy: float | None) -> None:

@@ -15,6 +15,8 @@ from safetensors.numpy import save
 from ..checkpoint.adapter.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..checkpoint.output.guard import ADAPTER, ADAPTER_RECORD
 from ..checkpoint.output.workspace import Workspace, told
+from ..record.adapter import adapter_record
+from ..record.card import adapter_card
 from ..ref import ModelRef
 from .modules import Factors, Module
 
@@ -91,19 +93,26 @@ def publish_adapter(
 ) -> T:
     """Write the folder in a workspace and give it the output's name."""
     with told(workspace.folder):
-        _fill(workspace.payload, tensors, config, record)
+        fill_adapter(workspace.payload, workspace.output.name, tensors, config, record)
     found = check(workspace.payload)
     workspace.publish(ADAPTER.may_replace if overwrite else None)
     return found
 
 
-def _fill(
-    folder: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], record: Mapping[str, Any]
+def fill_adapter(
+    folder: Path, name: str, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], record: Mapping[str, Any]
 ) -> None:
+    """Write an adapter's files into a folder, which is made anew."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
     (folder / ADAPTER_WEIGHTS[0]).write_bytes(save(contiguous, metadata={"format": "pt"}))
-    for name, content in ((ADAPTER_CONFIG, config), (ADAPTER_RECORD, record)):
-        text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
-        (folder / name).write_text(text + "\n", encoding="utf-8")
+    _write_json(folder / ADAPTER_CONFIG, config)
+    card = adapter_card(name, record, config.get("base_model_name_or_path"))
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    _write_json(folder / ADAPTER_RECORD, adapter_record(folder, record))
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8")

@@ -145,5 +145,5 @@ class _Applying:
     def _write(self, name: str, k: int) -> None:
         start, stop = self._source.frames(name).span(k)
         with self._sink.room(name, start, stop, form_of(self._layout.tensors[name].dtype).word) as out:
-            out[:] = self._source.decode(name, k)
+            self._source.decode(name, k, out)
         self._source.release_words(name, start, stop)

@@ -12,7 +12,7 @@ import numpy as np
 from ..arithmetic.per_element import PerElement
 from ..arithmetic.random import SEGMENT, Key, tensor_key
 from ..kernels.native import Kernel, address
-from ..kernels.tiles import root_at, scratch_block
+from ..kernels.tiles import root_at, scratch_block, scratch_words
 from .forms import WordForm
 
 NEVER = 255  # the context of an element that is the base's for certain
@@ -61,8 +61,12 @@ class Hint(ABC):
         return 0
 
     @abstractmethod
-    def contexts(self, words: np.ndarray, form: WordForm, frame: Frame) -> np.ndarray:
+    def contexts(self, words: np.ndarray, form: WordForm, frame: Frame, prepared: np.ndarray | None) -> np.ndarray:
         """Return the context of each of the base's words, uint8."""
+
+    @abstractmethod
+    def decoder(self, frame: Frame, count: int) -> tuple[str, str, tuple[float, ...]]:
+        """Return the kernel that decodes so many words, its signature and its arguments, of what a hint tells."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,13 +77,11 @@ class Frame:
         start: The first word's place in the tensor.
         top: The largest exponent among the base's words.
         high: The highest bucket of thresholds at which an element differs.
-        prepared: What `Hint.prepare` made.
     """
 
     start: int
     top: int
     high: int
-    prepared: np.ndarray | None
 
 
 @final
@@ -89,12 +91,18 @@ class Plain(Hint):
 
     draws: ClassVar[bool] = False
 
-    def contexts(self, words: np.ndarray, form: WordForm, frame: Frame) -> np.ndarray:
+    def contexts(self, words: np.ndarray, form: WordForm, frame: Frame, prepared: np.ndarray | None) -> np.ndarray:
         """Return how far each exponent is below `top`, at most 15."""
+        del prepared
         out = np.empty(len(words), np.uint8)
         kernel = _kernel("contexts", form.letter)
         kernel((), address(words), len(words), form.shift, form.mask, frame.top, address(out))
         return out
+
+    def decoder(self, frame: Frame, count: int) -> tuple[str, str, tuple[float, ...]]:
+        """Return the plain one."""
+        del frame, count
+        return "decode", "", ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,13 +126,20 @@ class DrawnHint(Hint):
     seed: Seed
     keep: float
 
-    def contexts(self, words: np.ndarray, form: WordForm, frame: Frame) -> np.ndarray:
+    def contexts(self, words: np.ndarray, form: WordForm, frame: Frame, prepared: np.ndarray | None) -> np.ndarray:
         """Return how far exponents are below `top`, and `NEVER` where nothing was drawn."""
+        del prepared
         out, key = np.empty(len(words), np.uint8), self.seed.key(frame.start)
         place = frame.start, key.low, key.high, self.keep
         kernel = _kernel("drawn_contexts", form.letter)
         kernel((), address(words), len(words), form.shift, form.mask, frame.top, *place, address(out))
         return out
+
+    def decoder(self, frame: Frame, count: int) -> tuple[str, str, tuple[float, ...]]:
+        """Return the one that draws."""
+        del count
+        key = self.seed.key(frame.start)
+        return "decode_drawn", "uuuf", (frame.start, key.low, key.high, self.keep)
 
 
 @final
@@ -150,11 +165,21 @@ class Threshold(Hint):
         assert prepared is not None
         return int(prepared[base != target].max(initial=0))
 
-    def contexts(self, words: np.ndarray, form: WordForm, frame: Frame) -> np.ndarray:
+    def contexts(self, words: np.ndarray, form: WordForm, frame: Frame, prepared: np.ndarray | None) -> np.ndarray:
         """Return buckets below `high`, at most 14, with exponents; `NEVER` above `high`."""
-        assert frame.prepared is not None
+        assert prepared is not None
         out = np.empty(len(words), np.uint8)
         kernel = _kernel("threshold_contexts", form.letter)
         place = form.shift, form.mask, frame.top, frame.high
-        kernel((), address(words), address(frame.prepared), len(words), *place, address(out))
+        kernel((), address(words), address(prepared), len(words), *place, address(out))
         return out
+
+    def decoder(self, frame: Frame, count: int) -> tuple[str, str, tuple[float, ...]]:
+        """Return the one that has a threshold for each element."""
+        start, key = frame.start, self.seed.key(frame.start)
+        of_root, found = root_at(self.root, start, count), (start, key.low, key.high, self.c)
+        return (
+            "decode_thresholds",
+            "u Fuu uuuf F H",
+            (frame.high, *of_root, *found, scratch_block(), scratch_words()),
+        )

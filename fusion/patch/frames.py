@@ -13,10 +13,12 @@ import xxhash
 
 from ..checkpoint.bytes_of import as_bytes
 from ..errors import CheckpointError
-from .coder import DamagedFrameError, decode, encode
+from .coder import encode
 from .contexts import Hint, Plain
+from .decoder import DamagedFrameError, decode
 from .forms import FRAME, form_of, num_words
 from .recipe import SeededRecipe
+from .room import room
 
 ENTRY = struct.Struct("<I16s16s")  # bytes of code, digests of the base's and of the model's words
 # What a frame holds: the model's words, or those that its recipe makes the model's of, or the model's where the
@@ -76,11 +78,14 @@ def coded(
 
     if recipe is None:
         return made(MODEL, model, PLAIN)
-    if tuned is not None and digest_of(recipe.fused(base, tuned, dtype, start, None)) == of_model:
-        return made(TUNED, tuned, recipe.hint)
+    made_of = room("made", len(model), model.dtype)
+    if tuned is not None:
+        recipe.rescale(base, tuned, dtype, start, None, made_of)
+        if digest_of(made_of) == of_model:
+            return made(TUNED, tuned, recipe.hint)
     hinted = made(HINTED, model, recipe.hint)
-    same = decode(memoryview(hinted.code)[1:], base, form, recipe.hint, start)
-    return hinted if digest_of(same) == of_model else made(MODEL, model, PLAIN)
+    decode(np.frombuffer(hinted.code, np.uint8)[1:], base, form, recipe.hint, start, made_of)
+    return hinted if digest_of(made_of) == of_model else made(MODEL, model, PLAIN)
 
 
 def joined(frames: Sequence[CodedFrame]) -> list[bytes]:
@@ -128,13 +133,19 @@ class Frames:
         return xxhash.xxh3_128_digest(words) == self.entries[k][2]
 
     def decode(
-        self, k: int, base: np.ndarray, recipe: SeededRecipe | None, strength: float | None = None
+        self,
+        k: int,
+        base: np.ndarray,
+        recipe: SeededRecipe | None,
+        strength: float | None = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Return the words of a frame.
 
         Args:
             base: The base's words, contiguous.
             strength: Of a recipe, in place of the one that it was written with.
+            out: Room for them; without it what is returned may be `base` itself.
 
         Raises:
             OtherBaseError: The base's words are others.
@@ -146,28 +157,29 @@ class Frames:
         if not nbytes:
             if of_model != of_base:
                 raise self._damaged("a frame has no code")
-            return base
+            if out is None:
+                return base
+            out[:] = base
+            return out
         at, form, start = self._starts[k], form_of(self.dtype), self.span(k)[0]
-        kind, code = self._data[at], self._data[at + 1 : at + nbytes].data
+        kind, code = self._data[at], self._data[at + 1 : at + nbytes]
         if kind > HINTED or (kind != MODEL and (recipe is None or start + len(base) > recipe.num_elements)):
             raise self._damaged(f"a frame is of the unknown kind {kind}")
-        hint = recipe.hint if recipe is not None and kind != MODEL else PLAIN
+        words = np.empty_like(base) if out is None else out
+        coded = room("tuned", len(base), base.dtype) if kind == TUNED else words
         try:
-            words = decode(code, base, form, hint, start)
+            decode(code, base, form, recipe.hint if recipe is not None and kind != MODEL else PLAIN, start, coded)
         except DamagedFrameError as error:
             raise self._damaged(error.message) from error
         if kind == TUNED:
             assert recipe is not None
-            tuned, words = words, recipe.fused(base, words, self.dtype, start, None)
-            if strength is not None:
-                self._check(words, of_model)
-                return recipe.fused(base, tuned, self.dtype, start, strength)
-        self._check(words, of_model)
-        return words
-
-    def _check(self, words: np.ndarray, digest: bytes) -> None:
-        if digest_of(words) != digest:
+            recipe.rescale(base, coded, self.dtype, start, None, words)
+        if digest_of(words) != of_model:
             raise self._damaged("what is decoded has another digest")
+        if kind == TUNED and strength is not None:
+            assert recipe is not None
+            recipe.rescale(base, coded, self.dtype, start, strength, words)
+        return words
 
     def _damaged(self, why: str) -> CheckpointError:
         return CheckpointError(f"`{self.name}` in `{self._where}` is damaged: {why}")

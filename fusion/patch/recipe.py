@@ -16,7 +16,9 @@ from ..arithmetic.tile import RawTile
 from ..dtypes import DTYPES
 from ..kernels import KERNELS
 from ..kernels import adadare as adadare_kernels
-from ..kernels.native import TAKEN_FOR
+from ..kernels import dare as dare_kernels
+from ..kernels.native import TAKEN_FOR, Kernel
+from ..kernels.tiles import root_at, scratch_block
 from ..methods import adadare, dare
 from ..transforms.scale import add_scaled
 from .contexts import DrawnHint, Hint, Seed, Threshold
@@ -24,6 +26,8 @@ from .roots import RootEntry, entry_of, root_from
 
 RECIPE_DTYPES = ("BF16", "F16", "F32")
 ONES = Repeated(values=np.ones(1, np.float32), repeat=1 << 40, inner=1)  # H = I
+_RESCALE = Kernel("patch_decode", "rescale", "uf")
+_RESCALE_BY_ROOT = Kernel("patch_decode", "rescale_by_root", "u Fuu uff F")
 MAPS: dict[str, Callable[..., Any]] = {"dare": dare.drop_and_rescale, "adadare": adadare.drop_and_rescale}
 
 
@@ -85,38 +89,40 @@ class SeededRecipe:
             return DrawnHint(seed=self.seed, keep=self.entry.number)
         return Threshold(seed=self.seed, c=self.entry.number, root=self.root)
 
-    def fused(self, base: np.ndarray, tuned: np.ndarray, dtype: str, start: int, strength: float | None) -> np.ndarray:
-        """Return the words that the recipe makes of base and tuned words.
+    def rescale(
+        self, base: np.ndarray, tuned: np.ndarray, dtype: str, start: int, strength: float | None, out: np.ndarray
+    ) -> None:
+        """Put the words that the recipe makes of the base's and the fine-tune's into `out`.
 
         Args:
+            tuned: The base's words where it keeps nothing.
             strength: In place of the recipe's own.
         """
-        chosen = self.entry.strength if strength is None else strength
-        wanted = Map(function=MAPS[self.entry.method], arguments=(self.entry.number, chosen))
-        return run_map(wanted, base, tuned, dtype, start, self.seed, self.root)
+        kind = DTYPES[dtype].numpy
+        assert kind is not None  # recipes are of floats
+        stored = [words.view(kind) for words in (base, tuned, out)]
+        chosen, number = self.entry.strength if strength is None else strength, self.entry.number
+        if self.root is None:
+            _RESCALE(stored, len(base), chosen / number)
+        else:
+            _RESCALE_BY_ROOT(
+                stored, len(base), *root_at(self.root, start, len(base)), start, number, chosen, scratch_block()
+            )
 
 
 def scaled(base: np.ndarray, tuned: np.ndarray, dtype: str, strength: float) -> np.ndarray:
     """Return the words of `base + strength·(tuned − base)`."""
-    wanted = Map(function=add_scaled, arguments=(strength,))
-    return run_map(wanted, base, tuned, dtype, 0, Seed(seed=0, name=""), None)
-
-
-def run_map(
-    wanted: Map, base: np.ndarray, tuned: np.ndarray, dtype: str, start: int, seed: Seed, root: PerElement | None
-) -> np.ndarray:
-    """Return the words that a map makes, by its kernel where the dtype has one."""
     kind = DTYPES[dtype].numpy
-    assert kind is not None  # recipes are of floats
+    assert kind is not None  # of floats alone
     out = np.empty_like(base)
-    tile = RawTile(start=start, base=base.view(kind), tuned=(tuned.view(kind),), keys=(seed.key(start),), root=root)
+    tile = RawTile(start=0, base=base.view(kind), tuned=(tuned.view(kind),), keys=(), root=None)
     into = out.view(kind)
-    kernel = KERNELS.find(wanted.function, wanted.arguments, tile, into)
+    kernel = KERNELS.find(add_scaled, (strength,), tile, into)
     if kernel is not None:
-        kernel(tile, into, *wanted.arguments)
+        kernel(tile, into, strength)
     else:
         with np.errstate(all="ignore"):
-            into[:] = wanted.function(tile.decode(), *wanted.arguments).values.astype(kind)
+            into[:] = add_scaled(tile.decode(), strength).values.astype(kind)
     return out
 
 
@@ -151,18 +157,16 @@ def recipe_of(
 
 
 def kept_words(recipe: SeededRecipe, tile: RawTile) -> np.ndarray | None:
-    """Return the fine-tune's words where the recipe keeps them, else the base's; None where those are of other dtypes.
-
-    What DARE does not draw may be anything.
-    """
+    """Return the fine-tune's words where the recipe keeps them, else the base's; None where dtypes differ."""
     tuned = tile.tuned[0]
     if tuned.dtype != tile.base.dtype:
         return None
-    out = tuned
-    if recipe.root is not None:
-        out = np.empty_like(tuned)
+    out = np.empty_like(tuned)
+    if recipe.root is None:
+        dare_kernels.keep_tuned(tile, out, recipe.entry.number)
+    else:
         adadare_kernels.keep_tuned(replace(tile, root=recipe.root), out, recipe.entry.number)
-    return np.ascontiguousarray(out).view(f"u{out.itemsize}")
+    return out.view(f"u{out.itemsize}")
 
 
 def recipe_from(entry: RecipeEntry, shape: Sequence[int], dtype: str, content: Callable[[str], bytes]) -> SeededRecipe:

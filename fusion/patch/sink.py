@@ -18,6 +18,7 @@ from ..arithmetic.tile import RawTile
 from ..checkpoint.bytes_of import as_bytes
 from ..checkpoint.output.layout import Layout
 from ..checkpoint.output.sink import Sink
+from ..checkpoint.output.workspace import told
 from ..dtypes import DTYPES
 from ..plan.plan import Plan, Step
 from ..transforms.scale import add_scaled
@@ -245,9 +246,10 @@ class PatchSink(Sink):
         """Let `add_files` write the other files of the model's folder, then give the patch the output's name."""
         folder = self._writer.room()
         index = self._layout.index()
-        if index is not None:
-            (folder / self._layout.index_name).write_bytes(index)
-        add_files(folder)
+        with told(folder):
+            if index is not None:
+                (folder / self._layout.index_name).write_bytes(index)
+            add_files(folder)
         files: dict[str, FileEntry] = {}
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             name = file.relative_to(folder).as_posix()

@@ -190,8 +190,11 @@ class PatchedSource(Source):
                 self._recipes[inside] = self.patch.recipe(inside)
             return self._frames[inside]
 
-    def decode(self, inside: str, k: int) -> np.ndarray:
+    def decode(self, inside: str, k: int, out: np.ndarray | None = None) -> np.ndarray:
         """Return the words of a frame of a tensor, by its name in the file.
+
+        Args:
+            out: Room for them; without it they may be the base's own, read-only.
 
         Raises:
             OtherBaseError: The base's are others than the patch was made from.
@@ -202,13 +205,14 @@ class PatchedSource(Source):
         base = reference.words(start, stop)
         try:
             scales = self.strength if entry.strength == "scales" else None
-            words = frames.decode(k, base, self._recipes[inside], scales)
+            words = frames.decode(k, base, self._recipes[inside], scales, out)
         except OtherBaseError as error:
             raise OtherBaseError(f"{error.message}: `{self._base.ref}` has another") from error
         if scales is None or entry.recipe is not None or words is base or reference.info is None:
             return words
         count = max(0, min(stop, num_words(entry.dtype, reference.info.num_elements)) - start)  # beyond are new rows
-        return np.concatenate([scaled(base[:count], words[:count], entry.dtype, scales), words[count:]])
+        words[:count] = scaled(base[:count], words[:count], entry.dtype, scales)
+        return words
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return elements `start … stop − 1` of the flat tensor, read-only."""

@@ -15,7 +15,7 @@ from typing import Any, final
 import numpy as np
 
 from ..checkpoint import Source
-from ..checkpoint.output.launch import Launch
+from ..launch import Launch
 from ..plan.step import Step
 from .manifest import DIGESTS, file_digest
 

@@ -254,7 +254,7 @@ class Manifest:
             "dropped": self.dropped(),
             "tensors": [record.as_json() for record in self.tensors],
         }
-        return {**content, "digest": _digest_of(content)}
+        return {**content, "digest": digest_of(content)}
 
     def of_folder(self, folder: Path, algorithm: str) -> Manifest:
         """Return the manifest with every other file of the finished folder."""
@@ -286,7 +286,7 @@ class Manifest:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             found = content.get("format") if isinstance(content, dict) else None
             raise CheckpointError(f"`{file}` is of format `{found}`; this version of sculpt reads {FORMAT}")
-        if content.pop("digest", None) != _digest_of(content):
+        if content.pop("digest", None) != digest_of(content):
             raise CheckpointError(f"`{file}` was changed: its content is not that of its own digest")
         try:
             return replace(checked(cls, content), folder=folder)
@@ -294,7 +294,7 @@ class Manifest:
             raise CheckpointError(f"`{file}` is malformed: {error.message}") from error
 
 
-def _digest_of(content: Mapping[str, Any]) -> str:
+def digest_of(content: Mapping[str, Any]) -> str:
     """Return the digest of a manifest's content, whatever its layout."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

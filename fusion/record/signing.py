@@ -6,18 +6,19 @@ them. It is an optional dependency.
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.output.disk import sync
-from ..checkpoint.output.scratch import Scratch
-from ..checkpoint.output.workspace import told
+from ..checkpoint.output.workspace import ATTEST, Workspace, told
 from ..errors import CheckpointError, MethodError, first_line
 from .manifest import SIGNATURE
 from .statements import statements
 from .verify import verify_files
 
+logger = logging.getLogger(__name__)
 PASSWORD = "SCULPT_KEY_PASSWORD"  # the environment variable of a private key that has one
 
 
@@ -34,17 +35,18 @@ def attest(output: Path | str, private_key: Path | str | None = None) -> list[Pa
     """
     folder = Path(output)
     signer = None if private_key is None else _signing()
-    manifest = verify_files(folder).manifest
+    manifest, _ = verify_files(folder)
     signature = folder / SIGNATURE
-    with told(folder), Scratch(folder.absolute().parent) as scratch:
+    with Workspace(folder, made_by="attest", suffix=ATTEST) as workspace, told(folder):
+        workspace.empty()
         signature.unlink(missing_ok=True)  # of what was there before
         made = []
         for name, text in statements(folder, manifest).items():
-            made.append(scratch.folder / name)
+            made.append(workspace.folder / name)
             made[-1].write_text(text, encoding="utf-8")
         written = [_move(file, folder) for file in made]
         if signer is not None:
-            file = scratch.folder / SIGNATURE
+            file = workspace.folder / SIGNATURE
             try:
                 hashing = signer.hashing.Config().set_ignored_paths(paths=[signature, folder / ".cache"])
                 key = {"private_key": Path(private_key or ""), "password": os.environ.get(PASSWORD)}
@@ -62,7 +64,10 @@ def _move(file: Path, folder: Path) -> Path:
     """Bring a file to the disk and give it its name in a folder."""
     sync(file)
     target = file.replace(folder / file.name)
-    sync(folder)
+    try:
+        sync(folder)
+    except OSError as error:
+        logger.warning("`%s` is whole, but a power cut may undo it: %s", target, error.strerror or error)
     return target
 
 

@@ -8,17 +8,19 @@ from pathlib import Path
 
 from ..checkpoint import open_checkpoint
 from ..checkpoint.adapter.config import is_adapter
+from ..checkpoint.output.guard import ADAPTER_RECORD
 from ..errors import CheckpointError
 from ..ref import find_model
+from .adapter import ALGORITHM, read_adapter_record
 from .manifest import PROVENANCE, SBOM, FileRecord, Manifest, file_digest, files_of
 from .statements import statements
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """What was found equal: the manifest, and how many files and bytes were read."""
+    """What was found equal: what made the output, and how many files and bytes were read."""
 
-    manifest: Manifest
+    made_by: str
     num_files: int
     nbytes: int
 
@@ -36,19 +38,34 @@ def _check(folder: Path, records: Sequence[FileRecord]) -> int:
     return sum(record.nbytes for record in records)
 
 
-def verify_files(folder: Path) -> Verified:
-    """Compare every file that an output had when it was made with the digests in its manifest.
+def verify_files(folder: Path) -> tuple[Manifest, Verified]:
+    """Compare every file that an output had when it was made with the digests in its manifest; return both.
 
     Raises:
         CheckpointError: The first difference, in one sentence.
     """
     manifest = Manifest.read(folder)
     records = (*manifest.outputs, *manifest.companions)
+    _refuse_unknown(folder, records)
+    return manifest, Verified(made_by=manifest.method, num_files=len(records), nbytes=_check(folder, records))
+
+
+def _refuse_unknown(folder: Path, records: Sequence[FileRecord]) -> None:
     known = {record.name for record in records}
     unknown = next((file for file in files_of(folder) if file.relative_to(folder).as_posix() not in known), None)
     if unknown is not None:
         raise CheckpointError(f"`{unknown}` is not in the manifest")
-    return Verified(manifest=manifest, num_files=len(records), nbytes=_check(folder, records))
+
+
+def _verify_adapter(folder: Path, inputs: Sequence[Path | str]) -> Verified:
+    record, files = read_adapter_record(folder)
+    _refuse_unknown(folder, (*files, FileRecord.of(folder / ADAPTER_RECORD, folder, ALGORITHM)))
+    base = record.get("base")
+    for path in inputs:
+        known = base.get("fingerprint") if isinstance(base, dict) else None
+        if open_checkpoint(path).fingerprint != known:
+            raise CheckpointError(f"`{path}` is not the base that `{folder}` was made over")
+    return Verified(made_by=str(record.get("made by")), num_files=len(files), nbytes=_check(folder, files))
 
 
 def verify(output: Path | str, inputs: Sequence[Path | str] = ()) -> Verified:
@@ -65,8 +82,10 @@ def verify(output: Path | str, inputs: Sequence[Path | str] = ()) -> Verified:
         CheckpointError: The first difference, in one sentence.
     """
     folder = Path(output)
-    found = verify_files(folder)
-    manifest, nbytes, num_files = found.manifest, found.nbytes, found.num_files
+    if (folder / ADAPTER_RECORD).is_file():
+        return _verify_adapter(folder, inputs)
+    manifest, found = verify_files(folder)
+    nbytes, num_files = found.nbytes, found.num_files
     present = [folder / name for name in (SBOM, PROVENANCE) if (folder / name).exists()]
     expected = statements(folder, manifest) if present else {}
     for file in present:
@@ -83,4 +102,4 @@ def verify(output: Path | str, inputs: Sequence[Path | str] = ()) -> Verified:
         where = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
         nbytes += _check(where, record.files)
         num_files += len(record.files)
-    return Verified(manifest=manifest, num_files=num_files, nbytes=nbytes)
+    return Verified(made_by=manifest.method, num_files=num_files, nbytes=nbytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +11,8 @@ import numpy as np
 from ..arithmetic.budget import Budget, L1Norms, l1_sums
 from ..arithmetic.passes import Finding, Pass, Reduction
 from ..checkpoint import Asked, open_checkpoint
+from ..checkpoint.output.processes import Processes
+from ..launch import Launch
 from ..methods import AdaDare, Method
 from ..names import block_of, natural_key
 from ..plan.plan import Plan, Policies, Request, Selection, make_plan
@@ -150,9 +152,13 @@ def measure_bounds(
     policies: Policies | None = None,
     device: str = "auto",
     threads: int | None = None,
+    processes: Processes | None = None,
     progress: Progress = silent,
 ) -> tuple[TensorBound, ...]:
     """Return Σ|δ| and ‖W_pre‖₁ of each tensor that a fuse would change, in the order of the base's files.
+
+    Args:
+        processes: That have met, and look at a share of the tensors each.
 
     Raises:
         SculptError: The pair cannot be fused; or a tensor holds NaN or infinity.
@@ -161,12 +167,17 @@ def measure_bounds(
     method = AdaDare()
     request = Request(selection=selection or Selection(), policies=policies or Policies())
     plan = make_plan([opened, open_checkpoint(tuned, opened)], lambda _: method, request)
-    return bounds_of(plan, pick_backend(device, threads=threads), progress=progress)
+    return bounds_of(plan, pick_backend(device, threads=threads), processes, progress=progress)
 
 
-def bounds_of(plan: Plan, backend: Backend, *, progress: Progress = silent) -> tuple[TensorBound, ...]:
+def bounds_of(
+    plan: Plan, backend: Backend, processes: Processes | None = None, *, progress: Progress = silent
+) -> tuple[TensorBound, ...]:
     """Return the norms of each tensor that a plan fuses with the first tuned model."""
-    found = look(plan.with_method(Norms()), backend, progress=progress)
+    processes = processes or Processes(Launch())
+    own: dict[str, L1Norms] = look(plan.with_method(Norms()), backend, processes.launch, progress=progress)
+    told = processes.gather("norms", {name: asdict(norms) for name, norms in own.items()})
+    found = {name: L1Norms(**norms) for share in told for name, norms in share.items()}
     nothing = L1Norms(delta=0.0, base=0.0)
     return tuple(
         TensorBound(name=step.name, num_elements=step.num_fused, norms=found.get(step.name, nothing))

@@ -168,16 +168,6 @@ class Calibration(SampleRun):
         """Return the same with the general set that ships to protect the base on, where nothing else is named."""
         return replace(self, protect=SHIPPED) if self.protect is None else self
 
-    def refuse_missing(self) -> None:
-        """Refuse files that are not there, before anything long is begun.
-
-        Raises:
-            DataError: One is not.
-        """
-        for path in self.files():
-            if not path.exists():
-                raise DataError(f"`{path}` does not exist")
-
     def files(self) -> list[Path]:
         """Return every path that it names: of data, and of statistics."""
         general = None if self.protect is None else [side.source for side in self.sides if not side.is_shipped]

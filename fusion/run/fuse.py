@@ -27,7 +27,7 @@ from ..checkpoint.output.workspace import beside
 from ..checkpoint.source import reading
 from ..checkpoint.special_tokens import TokenIds
 from ..checkpoint.tokens import other_tokens
-from ..device import torch_device
+from ..device import float64_device, torch_device
 from ..errors import MethodError, OutputError, Way
 from ..methods import Method
 from ..methods.two_sided import title_under
@@ -79,6 +79,7 @@ class Prepared:
         configuration: What `config.json` and `generation_config.json` will say.
         finish: Changes what was copied beside the weights, in the folder that it is given; or None.
         called: What the model card calls the output. Default: its own name, a patch's without its ending.
+        scores: What the model card says that it reached, by model: it was scored before it was written.
         processes: That share the work.
     """
 
@@ -92,6 +93,7 @@ class Prepared:
     encodings: Mapping[str, Encoding] = field(default_factory=dict)
     finish: Callable[[Path], None] | None = None
     called: str | None = None
+    scores: Mapping[str, Mapping[str, float]] | None = None
     processes: Processes = field(default_factory=Processes)
 
     @property
@@ -108,6 +110,20 @@ class Prepared:
     def title(self) -> str:
         """What makes the output: `two-sided curvature, then TIES`."""
         return title_under(type(self.method), protects=self.settings.protection is not None)
+
+    @property
+    def has_products(self) -> bool:
+        """Whether whole matrices are multiplied or factorised, as a library does it."""
+        protection = self.settings.protection
+        return self.method.loads_torch or (protection is not None and protection.needs_gram)
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the settings that the manifest has; with the accelerator where products of matrices are its own."""
+        settings = self.settings
+        if not self.has_products or settings.device in ("auto", "cpu"):
+            return settings.recorded()
+        kind = float64_device(torch_device(settings.device)).type
+        return {**settings.recorded(), **({} if kind == "cpu" else {"device": kind})}
 
     def needs(self) -> Needs:
         """Return what the run takes, from headers alone."""
@@ -135,9 +151,7 @@ class Prepared:
             backend,
             settings.memory,
             unlimited=lambda: replace(settings, memory=None).backend(self.plan),
-            loads_torch=self.method.loads_torch
-            or settings.device not in ("auto", "cpu")
-            or (settings.protection is not None and settings.protection.needs_gram),
+            loads_torch=self.has_products or settings.device not in ("auto", "cpu"),
         )
         frames = (backend.threads + FEW_FRAMES) * FRAME_BYTES if settings.emit == "patch" else 0
         strips = encoding_bytes(tuple(self.encodings.values()), feedback=settings.rounding in FEEDS_BACK)
@@ -349,7 +363,7 @@ def execute(
         manifest = make_manifest(
             plan,
             prepared.options,
-            settings=settings.recorded(),
+            settings=prepared.recorded(),
             command=command,
             curvature=provenance,
             digests={Path(file): digest for share in shares for file, digest in share.items()},
@@ -442,7 +456,7 @@ def resume_facts(prepared: Prepared, provenance: Mapping[str, Any] | None) -> di
         "method": prepared.method.name,
         "options": prepared.method.options(),
         "own": {step.name: [step.method.name, step.method.options()] for step in plan.steps if step.method},
-        "settings": prepared.settings.recorded(),
+        "settings": prepared.recorded(),
         "tiles": prepared.settings.tile_elements,
         "curvature": provenance,
         "configuration": prepared.configuration.files,
@@ -472,7 +486,8 @@ def _add_files(
     if compare is not None:
         manifest = replace(manifest, moved=compare(folder) if prepared.settings.emit == "checkpoint" else NOT_COMPARED)
     own_name = prepared.output.name if prepared.settings.emit == "checkpoint" else prepared.output.stem
-    (folder / "README.md").write_text(model_card(plan, manifest, prepared.called or own_name), encoding="utf-8")
+    card = model_card(plan, manifest, prepared.called or own_name, config=prepared.config, scores=prepared.scores)
+    (folder / "README.md").write_text(card, encoding="utf-8")
     manifest = replace(manifest.of_folder(folder, prepared.settings.digest), files=prepared.companions.told(folder))
     manifest.write(folder)
     return manifest

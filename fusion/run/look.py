@@ -7,6 +7,7 @@ from typing import Any
 
 from ..checkpoint import Source, TensorInfo
 from ..checkpoint.output.sink import FiguresSink
+from ..launch import Launch
 from ..methods import Method
 from ..plan.plan import Plan
 from ..plan.step import Step
@@ -37,8 +38,11 @@ def pair_plan(base: Source, tuned: Source, pairs: Iterable[tuple[TensorInfo, Ten
     return Plan(base=base, tuned=(tuned,), method=method, config_from=base, steps=steps, renamings=(), notes=())
 
 
-def look(plan: Plan, backend: Backend, *, progress: Progress = silent) -> dict[str, Any]:
+def look(plan: Plan, backend: Backend, launch: Launch | None = None, *, progress: Progress = silent) -> dict[str, Any]:
     """Return what the plan's method finds of each tensor that it would fuse, by output name.
+
+    Args:
+        launch: This process among several, each of which looks at its share.
 
     Tensors without elements have no entry.
 
@@ -53,5 +57,6 @@ def look(plan: Plan, backend: Backend, *, progress: Progress = silent) -> dict[s
         sink=FiguresSink(),
         inputs=None,
         keep_nonfinite=False,
+        launch=launch or Launch(),
     )
     return run([step for step in plan.steps if step.num_fused], context, progress=progress)

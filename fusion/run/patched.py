@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..checkpoint import Asked
+from ..checkpoint.open import open_whole
 from ..checkpoint.output.guard import CHECKPOINT, refuse_output
-from ..errors import MethodError
+from ..errors import CheckpointError, MethodError
 from ..methods import TaskArithmetic
 from ..patch.apply import unpack
 from ..patch.reference import open_stored
@@ -56,6 +57,7 @@ def apply_patches(
 
     Raises:
         OtherBaseError: The base is another than a patch was made from; the sentence names the tensor.
+        CheckpointError: Codes of quantised weights are to have another strength, or to be summed up.
         MethodError: The patch holds the result of one strength alone.
         SculptError: Nothing is left under the output's name.
     """
@@ -68,6 +70,7 @@ def apply_patches(
     refuse_output(output, [ref], CHECKPOINT, overwrite=overwrite)
     opened = open_stored(own)
     refs: Sequence[ModelRef] = [with_patches(base, [patch]) for patch in patches] if add else [ref]
+    _refuse_codes(refs)
     tuned = [PatchedSource(each, opened if each.base == own else None, strength=gamma) for each in refs]
     method = TaskArithmetic().for_models(len(tuned))
     settings = Settings(policies=TAKEN, recipe=None if gamma is None else {"gamma": gamma})
@@ -75,3 +78,12 @@ def apply_patches(
     prepared = prepare_plan(plan, output=output, settings=settings)
     execute(prepared, command=command, overwrite=overwrite, progress=progress)
     return False
+
+
+def _refuse_codes(refs: Sequence[ModelRef]) -> None:
+    for ref in refs:
+        if open_whole(ref).decoded:
+            raise CheckpointError(
+                f"`{ref}` is quantised: neither can its codes have another strength, nor can they be summed up",
+                hint="patches of the unquantised models can",
+            )

@@ -44,7 +44,8 @@ class Settings(Options):
         tokenizer: Whose vocabulary the output has where the models have others: base, union, or one of the models; the
             rows are aligned by the tokens. Default: rows are taken as they stand.
         digest: Digest of input and output files in the manifest: xxh3-128 is fast; blake3 and sha256 are cryptographic.
-        device: auto, cpu, cuda, cuda:1, mps …; the result is the same.
+        device: auto, cpu, cuda, cuda:1, mps …; auto is the CPU, whose kernels are as fast as the disk. The result is
+            the same, but for products of whole matrices (two-sided curvature): the manifest says where they were made.
         threads: CPU threads. Default: all cores.
         memory: Budget for what is worked on at once, such as 64MB; tensors of any size are cut to fit.
         load_check: Refuse an output that transformers would not load whole, or whose layers would be of another kind

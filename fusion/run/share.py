@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..checkpoint.output.launch import Launch
+from ..launch import Launch
 from ..methods import Method
 from ..names import block_of
 from ..plan.step import Step

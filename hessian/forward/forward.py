@@ -107,6 +107,7 @@ class Forward:
         finally:
             self._unwrap_modules()
             self._stop()
+            self.weights.close()
 
     def comes_back(self) -> bool:
         """Return whether a batch waits for a unit that it has passed: the model loops."""
@@ -135,6 +136,9 @@ class Forward:
         self.weights.load(unit.parameters)
         self._loaded = unit
         self.before(unit)
+        following = self.units[unit.index + 1] if unit.index + 1 < len(self.units) else unit
+        if following.index not in self.passed and following is not unit:
+            self.weights.ask(following.parameters)
         while ready := [run for run in waiting if run.waits_for is unit and not run.done]:
             for run in ready:
                 self._go_on(run)

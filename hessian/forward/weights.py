@@ -22,6 +22,7 @@ from ...live.skeleton import Skeleton
 from ...live.units import Unit
 from ..measure.recorder import Recorder
 from ..measure.statistics import ParameterStatistics
+from .ahead import Ahead
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,6 +69,7 @@ class Weights:
         self._kept: dict[str, Tensor] = {}  # converted, stored dtype, waiting to be used (again)
         self._slots: dict[str, _Slot] = {}
         self._by_key: dict[int, _Slot] = {}
+        self._ahead = Ahead(checkpoint, self._made, device, self._dtype_of)
         self._make_slots(skeleton, statistics_of)
         self._statistics = {name: slot.statistics for name, slot in self._slots.items() if slot.statistics is not None}
         for unit in units:
@@ -149,17 +151,33 @@ class Weights:
             self._kept.pop(other, None)
         return value
 
-    def _read(self, assembly: Assembly) -> dict[str, Tensor]:
-        tensors = {}
+    def ask(self, names: Iterable[str]) -> None:
+        """Begin to read the parameters that are wanted next, while something else is done."""
+        slots = [slot for slot in self._slots_of(names) if not slot.loaded]
+        slots = [slot for slot in slots if not any(name in self._kept for name in slot.names)]
+        self._ahead.ask(list({id(slot.assembly): slot.assembly for slot in slots}.values()))
+
+    def close(self) -> None:
+        """Let go of what was read ahead and not used."""
+        self._ahead.close()
+
+    def _read(self, assembly: Assembly) -> Mapping[str, Tensor]:
         for name in assembly.source_names:
-            tensors[name] = read_tensor(self.checkpoint, name)
             self.bytes_read += self.checkpoint.tensors[name].nbytes
             self.reads[name] = self.reads.get(name, 0) + 1
-        made = assembly.make(tensors)
+        return self._ahead.taken(assembly) or self._made(assembly)
+
+    def _made(self, assembly: Assembly) -> dict[str, Tensor]:
+        made = assembly.make({name: read_tensor(self.checkpoint, name) for name in assembly.source_names})
         return _with_own_storages({target: value for target, value in made.items() if target in self._slots})
 
+    def _dtype_of(self, name: str, value: Tensor) -> torch.dtype:
+        """Return what a parameter is computed in; of numbers that are no floats, what they are stored in."""
+        own = self._slots[name].tensor
+        return own.dtype if own.is_floating_point() else value.dtype
+
     def _place(self, slot: _Slot, value: Tensor) -> None:
-        dtype = slot.tensor.dtype if slot.tensor.is_floating_point() else value.dtype
+        dtype = self._dtype_of(slot.names[0], value)
         slot.tensor.data = value.to(device=self.device, dtype=dtype).contiguous()
         slot.loaded = True
         if slot.statistics is not None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
 SECONDS = 20  # that one input may take on a busy machine
+TRACED = 10  # times as long takes an input whose lines are watched
 PACKAGE = str(HERE.parents[1])
 
 
@@ -114,7 +115,7 @@ def fuzz(
         if guided:
             sys.settrace(lines.call)
         try:
-            counts[outcome(reader, data)] += 1
+            counts[outcome(reader, data, TRACED * SECONDS if guided else SECONDS)] += 1
         except (Exception, Hang) as error:
             sys.settrace(None)
             counts["fault"] += 1

@@ -26,7 +26,10 @@ from safetensors.numpy import save_file
 from sculpt.data.encoding import Encoder
 from sculpt.data.rows import open_rows
 from sculpt.demo.tiny import byte_tokenizer
+from sculpt.evaluate.answers import as_chat, read_prompts, told
+from sculpt.evaluate.given_scores import read_lines, scores_from_table
 from sculpt.evaluate.report import make_report, score_table
+from sculpt.evaluate.starter import write_suite
 from sculpt.evaluate.suite import read_suite
 from sculpt.fusion.arithmetic.curvature import Curvature
 from sculpt.fusion.checkpoint import Checkpoint, open_checkpoint
@@ -318,6 +321,47 @@ def readers(home: Home) -> Iterator[Reader]:
 
     scores = {"model": "m", "measures": {"prose": 50.0, "target": 1}}
     yield Reader(name="scores", read=read_scores, seeds=lambda: [as_json(scores)], change=changed_json, cost=2)
+
+    def read_given(data: bytes, folder: Path) -> None:
+        file = folder / "given.csv"
+        file.write_bytes(data)
+        table, _ = scores_from_table(read_lines(file), ["flickr"], source=file.name)
+        _ = table.csv(), table.markdown(), table.latex()
+
+    def given() -> list[bytes]:
+        return [
+            b"model,vqa,flickr\nbase,143.0,57.26\nsft,1e2,0\n",
+            b'\xef\xbb\xbfm,"a, b",flickr\r\n\r\n"x ""y""",1,2\r\n',
+        ]
+
+    yield Reader(name="given", read=read_given, seeds=given, change=changed_bytes, cost=1)
+
+    def read_the_prompts(data: bytes, folder: Path) -> None:
+        file = folder / "prompts.jsonl"
+        file.write_bytes(data)
+        for row in read_prompts(file, limit=DEPTH):
+            for each in (row, as_chat(row)):
+                home.encoder.prompt(each, room=4)
+                told(each)
+
+    def prompts() -> list[bytes]:
+        chat = [{"role": "user", "content": "a"}]
+        parts = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+        return [as_json({"prompt": prompt}) for prompt in ("The capital is", chat, parts)]
+
+    yield Reader(name="prompts", read=read_the_prompts, seeds=prompts, change=changed_json, cost=4)
+
+    def read_samples(data: bytes, folder: Path) -> None:
+        """Write a suite for rows: what is written must be read as one."""
+        (folder / "rows.jsonl").write_bytes(data)
+        write_suite(folder / "suite.yaml", folder / "rows.jsonl", None, limit=2)
+        read_suite(folder / "suite.yaml").measures()
+
+    def samples() -> list[bytes]:
+        rows = ({"text": "a"}, {"prompt": "a", "answer": "b"}, {"question": "a", "choices": ["b", "c"], "answer": 0})
+        return [as_json(row) for row in rows]
+
+    yield Reader(name="samples", read=read_samples, seeds=samples, change=changed_json, cost=8)
 
     yield Reader(name="options", read=_read_options, seeds=_options, change=changed_json, cost=2)
 

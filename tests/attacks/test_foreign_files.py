@@ -16,6 +16,7 @@ from sculpt.fusion.errors import CheckpointError, DataError
 from sculpt.fusion.methods import Dare
 from sculpt.fusion.patch.pack import pack
 from sculpt.fusion.run.fuse import execute, prepare
+from sculpt.fusion.run.patched import apply_patches
 
 MakePair = Callable[..., tuple[Path, Path]]
 KEPT = ("config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "modeling_own.py", "LICENSE")
@@ -93,6 +94,13 @@ def test_a_row_reads_what_lies_in_the_folder_that_was_asked_for(data: Path) -> N
     file.write_text(json.dumps({"image": str(data.parent / "out.png")}) + "\n")
     row = open_rows(file, data.parent).row(0)
     assert load_image(row.get("image"), row.folder, row.what).size == (2, 2)
+
+
+def test_a_pipe_is_no_patch(make_pair: MakePair, tmp_path: Path) -> None:
+    base, _ = make_pair()
+    os.mkfifo(tmp_path / "p.safetensors")
+    with pytest.raises(CheckpointError, match="no regular file"):
+        apply_patches(base, [tmp_path / "p.safetensors"], output=tmp_path / "out")
 
 
 def test_a_pipe_is_no_weights(tmp_path: Path) -> None:

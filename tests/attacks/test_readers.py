@@ -17,7 +17,7 @@ from . import fuzz, readers
 
 NAMES = (
     *("header", "index", "adapter", "hessian", "manifest", "record", "recipe", "suite", "torch", "rows", "config"),
-    *("state", "scores", "options", "names", "patch", "numbers"),
+    *("state", "scores", "given", "prompts", "samples", "options", "names", "patch", "numbers"),
 )
 MILLISECONDS = 1500
 
@@ -34,6 +34,8 @@ def test_every_reader_is_tried(known: dict[str, readers.Reader]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_once_was_a_fault_is_an_answer(name: str, known: dict[str, readers.Reader]) -> None:
+    if fuzz.kept(name):  # the first one may import half of transformers
+        fuzz.outcome(known[name], known[name].seeds()[0], 30 * fuzz.SECONDS)
     for data in fuzz.kept(name):
         assert fuzz.outcome(known[name], data) in ("accepted", "refused")
 
@@ -76,3 +78,10 @@ def test_an_option_out_of_all_bounds_is_a_sentence_or_works(
     done = sculpt("fuse", home.base, home.sft, "--no-calibration", "-o", "out", *options, cwd=tmp_path)
     assert done.code in (0, 1)
     assert "in a way that it should not" not in done.stderr
+
+
+def test_a_weight_that_is_no_number_is_a_sentence(sculpt: Callable[..., Any], tmp_path: Path) -> None:
+    home = readers.Home(tmp_path)
+    done = sculpt("repair", home.base, home.sft, "--protect-weight", "x", "-o", "out", cwd=tmp_path)
+    assert done.code == 1
+    assert "`--protect-weight` is a number, got `x`" in done.stderr

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from sculpt.cli.console import print_json, shown
+from sculpt.cli.console import paragraphs, print_json, show_chart, shown, table
 
 Sculpt = Callable[..., Any]
 ESCAPES = "\x1b]0;pwn\x07\x1b[2J\r\x9b1m\u202e\u2066"
@@ -100,3 +100,12 @@ def test_a_signal_before_and_after_the_command_is_no_traceback(number: int, scri
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_escape_codes_in_columns_charts_and_names_beside_text_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    table(ESCAPES, [f"a{ESCAPES}", f"b{ESCAPES}"], [[ESCAPES, "1"]])
+    show_chart(ESCAPES, f"1 ┤ {ESCAPES}\n0 ┤", asked=True)
+    paragraphs([(ESCAPES, f"said {ESCAPES}")])
+    told = capsys.readouterr().out
+    assert not OBEYED & set(told)
+    assert told.count("x1b]0;pwn") == 8

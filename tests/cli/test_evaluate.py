@@ -107,7 +107,8 @@ def test_a_gate_that_is_passed_exits_0_and_one_that_is_not_exits_3(sculpt: Sculp
 def test_a_gate_that_cannot_be_judged_is_refused_before_a_model_is_loaded(
     limit: str, told: str, sculpt: Sculpt, home: Path
 ) -> None:
-    done = sculpt("gate", "nowhere", "--suite", "suite.yaml", "--min", limit, cwd=home)
+    (home / "hollow").mkdir(exist_ok=True)  # no model
+    done = sculpt("gate", "hollow", "--suite", "suite.yaml", "--min", limit, cwd=home)
     assert done.returncode == 1
     assert done.stderr.startswith(told), done.stderr
 

@@ -130,8 +130,8 @@ def test_what_is_written_names_what_was_asked_for(command: Sequence[str], folder
     written = [file for file in (here / folder).iterdir() if file.suffix in (".json", ".md")]
     texts = {file.name: file.read_text() for file in written}
     assert [name for name, text in texts.items() if COMMIT in text] == []
-    if "README.md" in texts:
-        assert '- "org/base"\n- "org/tuned"\n' in texts["README.md"]
+    if "sculpt-manifest.json" in texts:
+        assert "- org/base\n- org/tuned\n" in texts["README.md"]
         assert "`org/base` and its fine-tune `org/tuned@v1`" in texts["README.md"]
         inputs = json.loads(texts["sculpt-manifest.json"])["inputs"]
         assert [found["name"] for found in inputs] == ["org/base", "org/tuned@v1"]

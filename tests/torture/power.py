@@ -69,8 +69,10 @@ def _synced_names(store: Path) -> Tree:
 def _fill(
     folder: Path, number: int, held: Path, names: Tree, contents: dict[int, bytes], placed: dict[int, Path]
 ) -> None:
-    for name, inner in names[number].items():
+    for name, inner in sorted(names[number].items()):  # an output before its workspace
         place = folder / name
+        if inner in placed and placed[inner].is_dir():  # a folder has one name
+            continue
         if (held / str(inner)).exists():
             placed[inner] = (held / str(inner)).rename(place)
         elif inner in placed and placed[inner].is_file():  # a rename of which one half came to the disk

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -17,19 +17,18 @@ import numpy as np
 import xxhash
 
 from ...errors import OutputError, os_error
+from ...launch import Launch
 from .allowance import Allowance
 from .buffers import Buffer, Buffers
 from .guard import CHECKPOINT
-from .launch import Launch
 from .layout import Layout, Shard
-from .lines import LineFile, read_lines
 from .output_file import HELD_BYTES, SEGMENT, OutputFile, digests_of
 from .pieces import Pieces, write_pieces
 from .processes import Processes
+from .shared_journal import SharedJournal
 from .sink import Sink
-from .workspace import JOURNAL, Workspace, beside, is_interrupt, payload_of, told
+from .workspace import JOURNAL, is_interrupt, payload_of, told
 
-OTHER_JOURNALS = "journal-*.jsonl"  # of processes but the first
 SYNC_BYTES = 1 << 28  # of a file are written before the disk is asked to keep up
 
 
@@ -75,20 +74,14 @@ class FolderSink(Sink):
         self._writing = ThreadPoolExecutor(2)
         self._failure: OutputError | None = None
         self._lock = threading.Lock()
-        self._journal: LineFile | None = None
+        self._journal: SharedJournal | None = None
         self._processes = processes or Processes(Launch())
         self._pieces: Pieces | None = None
-        self._workspace: Workspace | None = None
+        self._meeting = ExitStack()
 
     def __enter__(self) -> FolderSink:
         try:
-            if self._processes.is_first:
-                self._workspace = Workspace(self.output, made_by=self._made_by)
-                self._folder = self._workspace.folder
-                with told(self._folder):
-                    self._processes.lead(self._folder)
-            else:
-                self._folder = self._processes.follow(beside(self.output))
+            self._folder = self._meeting.enter_context(self._processes.meet(self.output, made_by=self._made_by))
             self._payload = payload_of(self._folder, self.output)
             with told(self._folder):
                 self._open()
@@ -99,44 +92,13 @@ class FolderSink(Sink):
 
     def _open(self) -> None:
         first = {"fingerprint": self._fingerprint, "of": len(self._layout.tensors), "unit": "tensors"}
-        entries: list[dict[str, Any]] = []
-        if self._workspace is not None:
-            entries = self._taken_over(first, self._workspace)
-            self._payload.mkdir(exist_ok=True)
-        if self._processes.gather("begun", self._fingerprint)[0] != self._fingerprint:
-            raise OutputError(f"process {self._processes.rank} has another output to make than the first")
-        if self._workspace is None:
-            entries = read_lines(self._folder / JOURNAL)
-            self._journal = LineFile(self._journal_of(self._processes.rank), [])
-            self._journal.append(first)
-        self.finished = {entry["name"]: entry for entry in entries[1:]}
+        self._journal = SharedJournal(self._processes, self._folder, first)
+        self._payload.mkdir(exist_ok=True)
+        self.finished = {entry["name"]: entry for entry in self._journal.entries}
         if self._processes.are_several:
             self._pieces = Pieces(self._pieces_of(self._processes.rank))
         for shard in self._layout.shards:
             self._create(shard)
-
-    def _taken_over(self, first: dict[str, Any], workspace: Workspace) -> list[dict[str, Any]]:
-        """Return what an interrupted run noted, by all of its processes, in the journal of this one."""
-        journal = self._folder / JOURNAL
-        entries = read_lines(journal)
-        if entries[:1] != [first]:  # another run's files, or none whose journal can be believed
-            workspace.empty()
-            entries = []
-        workspace.begun = True
-        self._journal = LineFile(journal, entries)
-        if not entries:
-            self._journal.append(first)
-            entries = [first]
-        for other in sorted(self._folder.glob(OTHER_JOURNALS)):
-            own = read_lines(other)
-            for entry in own[1:] if own[:1] == [first] else []:
-                self._journal.append(entry)
-                entries.append(entry)
-            other.unlink()
-        return entries
-
-    def _journal_of(self, rank: int) -> Path:
-        return self._folder / (OTHER_JOURNALS.replace("*", str(rank)) if rank else JOURNAL)
 
     def _pieces_of(self, rank: int) -> Path:
         return self._folder / f"pieces-{rank}.bin"
@@ -152,9 +114,7 @@ class FolderSink(Sink):
             with suppress(OSError):  # what is missing on the disk is made again: every tensor has its digest
                 self._close(flush=interrupted)
         finally:
-            self._processes.leave(error, kept=interrupted)
-            if self._workspace is not None:
-                self._workspace.__exit__(None, error, None)
+            self._meeting.__exit__(type(error) if error is not None else None, error, None)
 
     def _create(self, shard: Shard) -> None:
         output = OutputFile(
@@ -172,15 +132,14 @@ class FolderSink(Sink):
 
     def _close(self, *, flush: bool = False) -> None:
         files, self._files = list(self._files.values()), {}
-        journal, self._journal = self._journal, None
         for file in files:
             try:
                 if flush:
                     file.flush()
             finally:
                 file.close()
-        if journal is not None:
-            journal.close()
+        if self._journal is not None:
+            self._journal.close()
         if self._pieces is not None:
             self._pieces.close()
 
@@ -288,16 +247,13 @@ class FolderSink(Sink):
 
     def noted(self) -> dict[str, Mapping[str, Any]]:
         """Return what `finish` was told of each tensor, by all processes, once `digests` was asked for."""
-        journals = [self._journal_of(rank) for rank in range(self._processes.count)]
-        return {entry["name"]: entry for journal in journals for entry in read_lines(journal)[1:]}
+        assert self._journal is not None
+        return {entry["name"]: entry for entry in self._journal.of_all()}
 
     def commit(self, add_files: Callable[[Path], None]) -> None:
         """Have the first process write the other files beside the weights, which are whole, then name the folder."""
-        if self._workspace is None:
-            self._processes.wait_for_first("done")
-            return
-        folder = self._payload
-        with told(self._folder):
+
+        def fill(folder: Path) -> None:
             index = self._layout.index()
             if index is not None:
                 (folder / self._layout.index_name).write_bytes(index)
@@ -306,5 +262,5 @@ class FolderSink(Sink):
                 file.flush()
             add_files(folder)
             self._close()
-        self._workspace.publish(CHECKPOINT.may_replace if self._overwrite else None)
-        self._processes.say("done")
+
+        self._processes.publish(fill, CHECKPOINT.may_replace if self._overwrite else None)

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -59,8 +60,9 @@ class LineFile:
         os.fsync(self._stream.fileno())
 
     def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
+        """Close the file; what `append` could not write, and said so, is tried once more in vain."""
+        with suppress(OSError):
+            self._stream.close()
 
 
 def line_of(entry: Mapping[str, Any]) -> bytes:

@@ -3,7 +3,7 @@
     out.partial/processes/join-1       process 1 is there, with a word that no other has
     out.partial/processes/members      the words of all, by the first process: it means those that are there now
     out.partial/processes/alive-1      a number that changes as long as the process lives
-    out.partial/processes/NAME-1       what it tells all others
+    out.partial/processes/NAME.0-1     what it tells all others, the first time that all do under a name
     out.partial/processes/failed-1     what went wrong there
     out.partial/processes/left-1       it needs the folder no longer
 
@@ -19,15 +19,16 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, final
 
 from ...errors import LostProcessError, OutputError, SculptError
-from .launch import Launch, launched
+from ...launch import Launch, launched
 from .owner import is_gone, this_process
-from .workspace import PROCESSES, is_marked, workspaces_of
+from .workspace import PROCESSES, Workspace, beside, is_interrupt, is_marked, told, workspaces_of
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +45,24 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.25
 class Processes:
     """The processes of one command; one alone needs nothing of all this.
 
+    Args:
+        within: That have met for an output of which this one's is a part: one that is lost there will not come here.
+
     Attributes:
         rank: This one's place, from 0.
         count: Their number.
+        workspace: Of the first, while they have met: it gives the output its name.
         closing: Called when this one leaves, before it waits for the others: what they may be waiting at is closed.
     """
 
-    def __init__(self, launch: Launch | None = None) -> None:
+    def __init__(self, launch: Launch | None = None, *, within: Processes | None = None) -> None:
         self.launch = launch or launched()
         self.rank, self.count = self.launch.rank, self.launch.count
         self.folder: Path | None = None
+        self.workspace: Workspace | None = None
+        self._within = within
+        self._place: Path | None = None
+        self._times: Counter[str] = Counter()
         self.closing: list[Callable[[], object]] = []
         self._members: dict[int, dict[str, Any]] = {}
         self._beats: dict[int, tuple[str, float]] = {}
@@ -69,6 +78,53 @@ class Processes:
     def are_several(self) -> bool:
         """Whether there are others."""
         return self.count > 1
+
+    @property
+    def have_met(self) -> bool:
+        """Whether they can tell each other something; of one there is nothing to wait for."""
+        return not self.are_several or self.folder is not None
+
+    @contextmanager
+    def meet(self, output: Path, *, made_by: str) -> Iterator[Path]:
+        """Give the folder in which all put an output together; within a meeting it is the folder of that.
+
+        One process alone has its workspace so, too.
+
+        Raises:
+            OutputError: Another run has it, or not all have come.
+        """
+        if self._place is not None:
+            yield self._place
+            return
+        with ExitStack() as stack:
+            if self.is_first:
+                self.workspace = stack.enter_context(Workspace(output, made_by=made_by))
+            stack.push(lambda _kind, error, _trace: self._part(error))
+            if self.workspace is None:
+                self._place = self.follow(beside(output))
+            else:
+                self._place = self.workspace.folder
+                with told(self._place):
+                    self.lead(self._place)
+            yield self._place
+
+    def publish(self, fill: Callable[[Path], object], may_replace: Callable[[Path], bool] | None = None) -> None:
+        """Have the first fill what becomes the output and give it the name; the others wait until it has it.
+
+        Args:
+            may_replace: Says of what has the name by then whether it may be replaced; without, nothing is.
+        """
+        if self.workspace is None:
+            self.wait_for_first("done")
+            return
+        with told(self.workspace.folder):
+            fill(self.workspace.payload)
+        self.workspace.publish(may_replace)
+        self.say("done")
+
+    def _part(self, error: BaseException | None) -> None:
+        self.leave(error, kept=is_interrupt(error))
+        self._place = self.workspace = None
 
     def lead(self, workspace: Path) -> None:
         """Wait, as the first, until all others have come to a workspace.
@@ -86,6 +142,7 @@ class Processes:
         self._begin(place)
         came: dict[int, Any] = {}
         for _ in self._until(JOIN_SECONDS):
+            self._check_those_around()
             came = {rank: found for rank in range(1, self.count) if (found := _read(place / f"join-{rank}"))}
             for rank, found in [*came.items()]:
                 if is_gone(found):  # of a run that was killed just now
@@ -111,6 +168,7 @@ class Processes:
         """
         own = {**this_process(), "word": secrets.token_hex(8)}
         for _ in self._until(JOIN_SECONDS):
+            self._check_those_around()
             for folder in filter(is_marked, workspaces_of(workspace)):
                 place, file = folder / PROCESSES, folder / PROCESSES / f"join-{self.rank}"
                 members = _read(place / MEMBERS)
@@ -131,6 +189,10 @@ class Processes:
             options=["output"],
         )
 
+    def _check_those_around(self) -> None:
+        if self._within is not None:
+            self._within.check()
+
     def _begin(self, place: Path) -> None:
         self.folder = place
         threading.Thread(target=self._beat, args=(place / f"alive-{self.rank}",), daemon=True).start()
@@ -143,7 +205,7 @@ class Processes:
                 _write(file, number)
 
     def gather(self, name: str, value: Any = None) -> list[Any]:
-        """Return what each process gave under a name, in their order, once all have; a name serves once.
+        """Return what each process gave under a name, in their order, once all have; each time all are waited for.
 
         Args:
             value: Plain, as JSON has it.
@@ -154,6 +216,9 @@ class Processes:
         if not self.are_several:
             return [value]
         assert self.folder is not None
+        times = self._times[name]
+        self._times[name] += 1
+        name = f"{name}.{times}"
         self.say(name, value)
         found: dict[int, Any] = {}
         for _ in self._until(None):

@@ -11,8 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, final
 
+from ...launch import launched
+from . import disk
 from .guard import Kind, refuse_output
-from .launch import launched
 from .lines import LineFile, read_lines
 from .workspace import JOURNAL, STEPS, Workspace, identity_of, is_interrupt, repair, told
 
@@ -68,6 +69,8 @@ class Steps:
             lines.append(entry)
             lines.sync()
             lines.close()
+            for folder in (self._workspace.folder, self._workspace.folder.parent):
+                disk.sync(folder)  # a power cut that left the output without this would leave it in the way
         self._entries.append(entry)
         return False
 

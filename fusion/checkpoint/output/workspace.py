@@ -28,8 +28,8 @@ from types import TracebackType
 from typing import Any, final
 
 from ...errors import LostProcessError, OutputError, SculptError, os_error
+from ...launch import launched
 from . import disk
-from .launch import launched
 from .owner import is_gone, this_process
 
 try:
@@ -45,6 +45,7 @@ COMMITTING = "committing"
 REPLACED = "replaced"
 SUFFIX = ".partial"
 STEPS = f".steps{SUFFIX}"  # beside the last of several outputs
+ATTEST = f".attest{SUFFIX}"  # beside an output that statements are made of
 JOURNAL = "journal.jsonl"
 STATE = "state.json"
 CHECKPOINTS = "checkpoints"

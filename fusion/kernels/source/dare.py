@@ -29,3 +29,11 @@ def drop_and_rescale(
             kept_count = i32(kept_count + i32(kept))
             nonzero_count = i32(nonzero_count + i32(nonzero))
         figures(at, size, kept_count, nonzero_count, i32(0), magnitudes, distances, lanes, rows, num_blocks)
+
+
+def keep_tuned(base, tuned, out, count, start, key_low, key_high, keep):
+    """Put the tuned elements that `drop_and_rescale` keeps into `out`, and the base's elsewhere."""
+    first, key_high, last = u32(u32(start) + u32(key_low)), u32(key_high), last_kept(f32(keep))
+    for i in range(u64(0), count):
+        nonzero = decoded(tuned[i]) - decoded(base[i]) != f32(0)
+        out[i] = tuned[i] if (word(u32(first + u32(i)), key_high) <= last) & nonzero else base[i]

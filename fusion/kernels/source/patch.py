@@ -1,4 +1,4 @@
-"""The kernels of patches: contexts, differences, histograms and rANS, a frame at a time.
+"""The kernels that code patches: contexts, differences, histograms and rANS, a frame at a time.
 
 What the numbers mean is in `docs/patch-format.md`; `fusion.patch` has the same words.
 """
@@ -13,15 +13,52 @@ from .elements import bits_of, f32, f64, i32, u32, u64
 DIRECT = u32(32)  # smaller numbers are a token each; a larger one's token has its octave and two bits more
 PROBABILITY_BITS = u64(12)
 TOTAL = u64(1 << 12)
+WHOLE = u64(1 << 44)
 LOWEST = u64(1 << 16)  # of a coder's state
-EXPONENTS = i32(16)  # contexts of the base's exponent
-NEVER = 255  # the context of an element that is the base's for certain
+EXPONENTS = u32(16)  # contexts of the base's exponent
+NEVER = u32(255)  # the context of an element that is the base's for certain
+NONE = u32(0xFFFFFFFF)  # where the slots of a context begin that has no table
 _TWO_32 = f32(TWO_32)
 
 
 @inlined
 def _context(bits, shift, mask, top):
-    return min(max(i32(top - i32(u32(bits >> shift) & mask)), i32(0)), EXPONENTS - i32(1))
+    exponent = u32(u32(bits >> shift) & mask)
+    return u32(min(u32(top - min(exponent, top)), EXPONENTS - u32(1)))
+
+
+@inlined
+def block_of_contexts(base, at, size, shift, mask, top, out):
+    """Put the context of each of a block's elements into `out`: how far the base's exponent is below `top`."""
+    for i in range(size):
+        out[i] = _context(u32(base[at + i]), shift, mask, top)
+
+
+@inlined
+def block_of_drawn(base, at, size, shift, mask, top, first, key_high, last, out):
+    """Put contexts into `out`: `NEVER` where an element's word is above `last`; `first` is the index of the first."""
+    for i in range(size):
+        drawn = word(u32(first + u32(i)), key_high) <= last
+        found = _context(u32(base[at + i]), shift, mask, top)  # a load under the condition would not be a vector's
+        out[i] = found if drawn else NEVER
+
+
+@inlined
+def bucket_block(size, first, key_high, c, root, out, at):
+    """Put the bucket of `τ = word/(c·sqrt(H))` into `out`: an element is kept where |δ|·2³² is larger than τ."""
+    for i in range(size):
+        drawn = f32(word(u32(first + u32(i)), key_high))
+        out[at + i] = bits_of(drawn / (c * root[i])) >> u32(21)
+
+
+@inlined
+def block_of_thresholds(base, at, buckets, place, size, shift, mask, top, high, out):
+    """Put contexts into `out`: `NEVER` where the threshold's bucket is above `high`, else bucket and exponent."""
+    for i in range(size):
+        bucket = u32(buckets[place + i])
+        below = min(u32(high - min(bucket, high)), u32(14))
+        found = u32(_context(u32(base[at + i]), shift, mask, top) + EXPONENTS * below)
+        out[i] = found if bucket <= high else NEVER
 
 
 def top_exponent(base, count, shift, mask, out):
@@ -33,46 +70,30 @@ def top_exponent(base, count, shift, mask, out):
 
 
 def contexts(base, count, shift, mask, top, out):
-    """Put the context of each element into `out`: how far the base's exponent is below `top`."""
-    shift, mask, top = u32(shift), u32(mask), i32(top)
-    for i in range(u64(0), count):
-        out[i] = _context(u32(base[i]), shift, mask, top)
+    """Put the context of each element into `out`."""
+    block_of_contexts(base, u64(0), count, u32(shift), u32(mask), u32(top), out)
 
 
 def drawn_contexts(base, count, shift, mask, top, start, key_low, key_high, keep, out):
-    """Put contexts into `out`: `NEVER` where an element is not drawn with probability `keep`."""
-    shift, mask, top, key_high = u32(shift), u32(mask), i32(top), u32(key_high)
+    """Put the context of each element into `out`, of those that are drawn with probability `keep`."""
+    first = u32(u32(start) + u32(key_low))
     last = last_kept(f32(keep))
-    for at in range(u64(0), count, SIZE):
-        size = min(SIZE, count - at)
-        first = u32(u32(start + at) + u32(key_low))
-        for i in range(size):
-            drawn = word(u32(first + u32(i)), key_high) <= last
-            found = _context(u32(base[at + i]), shift, mask, top)
-            out[at + i] = found if drawn else i32(NEVER)
+    block_of_drawn(base, u64(0), count, u32(shift), u32(mask), u32(top), first, u32(key_high), last, out)
 
 
 def thresholds(count, values, repeat, inner, start, key_low, key_high, c, root, out):
-    """Put the bucket of `τ = word/(c·sqrt(H))` into `out`: an element is kept where |δ|·2³² is larger than τ."""
+    """Put the bucket of each element's threshold into `out`."""
     key_low, key_high, c = u32(key_low), u32(key_high), f32(c)
     held = NOWHERE, NOWHERE
     for at in range(u64(0), count, SIZE):
         size = min(SIZE, count - at)
         held = root_block(values, repeat, inner, start + at, size, root, held)
-        first = u32(u32(start + at) + key_low)
-        for i in range(size):
-            drawn = f32(word(u32(first + u32(i)), key_high))
-            out[at + i] = bits_of(drawn / (c * root[i])) >> u32(21)
+        bucket_block(size, u32(u32(start + at) + key_low), key_high, c, root, out, at)
 
 
 def threshold_contexts(base, buckets, count, shift, mask, top, high, out):
-    """Put contexts into `out`: `NEVER` where the threshold's bucket is above `high`, else bucket and exponent."""
-    shift, mask, top, high = u32(shift), u32(mask), i32(top), i32(high)
-    for i in range(u64(0), count):
-        below = i32(high - i32(buckets[i]))
-        found = _context(u32(base[i]), shift, mask, top)
-        below = min(below, i32(14))
-        out[i] = found + EXPONENTS * below if below >= i32(0) else i32(NEVER)
+    """Put the context of each element into `out`, of those whose bucket is not above `high`."""
+    block_of_thresholds(base, u64(0), buckets, u64(0), count, u32(shift), u32(mask), u32(top), u32(high), out)
 
 
 @inlined
@@ -107,7 +128,7 @@ def _difference(base, target, sign, float_sign):
 
 
 @inlined
-def _moved(base, number, sign, float_sign):
+def moved(base, number, sign, float_sign):
     """Return the target of a base and their difference."""
     own = _negative(base, sign, float_sign)
     difference = u32(u32(number >> u32(1)) ^ u32(u32(0) - u32(number & u32(1))))
@@ -210,23 +231,52 @@ def share_tables(counts, rows, alphabet, logarithms, most, costs, gains, followi
         number -= u64(1)
 
 
-def table_numbers(contexts, count, table_of, tables):
-    """Put the table of each element."""
-    for i in range(u64(0), count):
-        tables[i] = table_of[u64(contexts[i])]
+def make_tables(counts, rows, tables, alphabet, entries, inverses, data, sizes):
+    """Put what `encode` wants of tables into `entries` and `inverses`; into `data` how they are written.
 
-
-def coded(contexts, count, table_of, positions, tables, sizes):
-    """Put where the elements are that are coded, and the table of each, and how many there are.
-
-    A table of `NEVER` is that of a context that holds nothing but the base's elements.
+    Args:
+        rows: Of each table the row of counts, whose sum is not 0.
+        data: The last token of each table; then of each the frequencies up to it, out of 4,096: one byte if below 128.
     """
+    at = tables
+    for table in range(u64(0), tables):
+        row, first = u64(rows[table]) * alphabet, table * alphabet
+        total, kinds, last = u64(0), u64(0), u64(0)
+        for k in range(alphabet):
+            n = u64(counts[row + k])
+            total += n
+            kinds += u64(n != u64(0))
+            last = k if n != u64(0) else last
+        left, largest, spare = TOTAL, u64(0), TOTAL - kinds
+        for k in range(alphabet):
+            n = u64(counts[row + k])
+            frequency = u64(n != u64(0)) + n * spare // total
+            entries[first + k] = u32(frequency)
+            largest = k if frequency > u64(entries[first + largest]) else largest
+            left -= frequency
+        entries[first + largest] += u32(left)
+        start, data[table] = u64(0), last
+        for k in range(alphabet):
+            frequency = u64(entries[first + k])
+            if k <= last:
+                data[at] = frequency if frequency < u64(128) else (frequency & u64(127)) | u64(128)
+                at += u64(1)
+                if frequency >= u64(128):
+                    data[at] = frequency >> u64(7)
+                    at += u64(1)
+            entries[first + k] = u32(start | (frequency << u64(16)))
+            inverses[first + k] = (WHOLE + frequency - u64(1)) // max(frequency, u64(1))
+            start += frequency
+    sizes[0] = u32(at)
+
+
+def compact(contexts, tokens, numbers, count, offsets, sizes):
+    """Move elements whose context has a table to the front, and put into `sizes` how many there are."""
     number = u64(0)
     for i in range(u64(0), count):
-        table = table_of[u64(contexts[i])]
-        positions[number] = u32(i)
-        tables[number] = table
-        number += u64(table != NEVER)
+        context = contexts[i]
+        contexts[number], tokens[number], numbers[number] = context, tokens[i], numbers[i]
+        number += u64(offsets[u64(context)] != NONE)
     sizes[0] = u32(number)
 
 
@@ -241,25 +291,11 @@ def _append(token, number, bits, place, room, filled):
     return place + (filled >> u64(5)), room >> (filled & u64(32)), filled & u64(31)
 
 
-def symbols(tables, tokens, numbers, count, alphabet, out, bits, sizes):
-    """Put the symbols into `out`, the bits that follow tokens into `bits`, and how many into `sizes`."""
-    room, filled, place, alphabet = u64(0), u64(0), u64(0), u32(alphabet)
+def append_bits(tokens, numbers, count, bits, sizes):
+    """Put the bits that follow tokens into `bits`, and how many into `sizes`."""
+    room, filled, place = u64(0), u64(0), u64(0)
     for i in range(u64(0), count):
         token = u32(tokens[i])
-        out[i] = u32(tables[i]) * alphabet + token
-        if token >= DIRECT:
-            place, room, filled = _append(token, u64(numbers[i]), bits, place, room, filled)
-    bits[place] = u32(room)
-    sizes[1] = u32(place * u64(32) + filled)
-
-
-def symbols_at(positions, tables, tokens, numbers, count, alphabet, out, bits, sizes):
-    """Do as `symbols` does, of the tokens and numbers at some places."""
-    room, filled, place, alphabet = u64(0), u64(0), u64(0), u32(alphabet)
-    for j in range(u64(0), count):
-        i = u64(positions[j])
-        token = u32(tokens[i])
-        out[j] = u32(tables[j]) * alphabet + token
         if token >= DIRECT:
             place, room, filled = _append(token, u64(numbers[i]), bits, place, room, filled)
     bits[place] = u32(room)
@@ -267,8 +303,9 @@ def symbols_at(positions, tables, tokens, numbers, count, alphabet, out, bits, s
 
 
 @inlined
-def _put(state, symbol, entries, inverses, words, at):
-    """Return a state with a symbol on it, and where the next word goes; words are written from the end."""
+def _put(state, context, token, offsets, entries, inverses, words, at):
+    """Return a state with a token on it, and where the next word goes; words are written from the end."""
+    symbol = u64(offsets[u64(context)]) + u64(token)
     entry, inverse = entries[symbol], inverses[symbol]
     start, frequency = u64(entry & u32(0xFFFF)), u64(entry >> u32(16))
     full = u64(state >= (frequency << u64(20)))
@@ -280,13 +317,14 @@ def _put(state, symbol, entries, inverses, words, at):
     return (whole << PROBABILITY_BITS) + (state - whole * frequency) + start, at
 
 
-def encode(symbols, count, entries, inverses, words, room, states, sizes):
-    """Code symbols by eight states in turn, from the last to the first.
+def encode(contexts, tokens, count, offsets, entries, inverses, words, room, states, sizes):
+    """Code tokens by eight states in turn, from the last to the first.
 
     Args:
-        entries: Start and, 16 bits higher, frequency of each symbol.
+        offsets: Where the entries of each context's table begin.
+        entries: Start and, 16 bits higher, frequency of each of its tokens.
         inverses: 2⁴⁴ over each frequency, rounded up.
-        words: Room for `room` words, one more than symbols; those at the end are filled.
+        words: Room for `room` words, one more than tokens; those at the end are filled.
         states: Room for eight.
         sizes: Becomes how many words.
     """
@@ -295,102 +333,20 @@ def encode(symbols, count, entries, inverses, words, room, states, sizes):
         states[k] = u32(LOWEST)
     while j & u64(7):
         j -= u64(1)
-        state, at = _put(u64(states[j & u64(7)]), u64(symbols[j]), entries, inverses, words, at)
+        state, at = _put(u64(states[j & u64(7)]), contexts[j], tokens[j], offsets, entries, inverses, words, at)
         states[j & u64(7)] = u32(state)
     a, b, c, d = u64(states[0]), u64(states[1]), u64(states[2]), u64(states[3])
     e, f, g, h = u64(states[4]), u64(states[5]), u64(states[6]), u64(states[7])
     while j:
         j -= u64(8)
-        h, at = _put(h, u64(symbols[j + u64(7)]), entries, inverses, words, at)
-        g, at = _put(g, u64(symbols[j + u64(6)]), entries, inverses, words, at)
-        f, at = _put(f, u64(symbols[j + u64(5)]), entries, inverses, words, at)
-        e, at = _put(e, u64(symbols[j + u64(4)]), entries, inverses, words, at)
-        d, at = _put(d, u64(symbols[j + u64(3)]), entries, inverses, words, at)
-        c, at = _put(c, u64(symbols[j + u64(2)]), entries, inverses, words, at)
-        b, at = _put(b, u64(symbols[j + u64(1)]), entries, inverses, words, at)
-        a, at = _put(a, u64(symbols[j]), entries, inverses, words, at)
+        h, at = _put(h, contexts[j + u64(7)], tokens[j + u64(7)], offsets, entries, inverses, words, at)
+        g, at = _put(g, contexts[j + u64(6)], tokens[j + u64(6)], offsets, entries, inverses, words, at)
+        f, at = _put(f, contexts[j + u64(5)], tokens[j + u64(5)], offsets, entries, inverses, words, at)
+        e, at = _put(e, contexts[j + u64(4)], tokens[j + u64(4)], offsets, entries, inverses, words, at)
+        d, at = _put(d, contexts[j + u64(3)], tokens[j + u64(3)], offsets, entries, inverses, words, at)
+        c, at = _put(c, contexts[j + u64(2)], tokens[j + u64(2)], offsets, entries, inverses, words, at)
+        b, at = _put(b, contexts[j + u64(1)], tokens[j + u64(1)], offsets, entries, inverses, words, at)
+        a, at = _put(a, contexts[j], tokens[j], offsets, entries, inverses, words, at)
     states[0], states[1], states[2], states[3] = u32(a), u32(b), u32(c), u32(d)
     states[4], states[5], states[6], states[7] = u32(e), u32(f), u32(g), u32(h)
     sizes[0] = u32(room - at)
-
-
-@inlined
-def _take(state, table, slots, entries, alphabet, words, at):
-    """Return a token, the state without it, and where the next word is."""
-    slot = state & (TOTAL - u64(1))
-    token = u64(slots[(table << PROBABILITY_BITS) | slot])
-    entry = entries[table * alphabet + token]
-    state = u64(entry >> u32(16)) * (state >> PROBABILITY_BITS) + slot - u64(entry & u32(0xFFFF))
-    low = u64(state < LOWEST)
-    state = (state << (low << u64(4))) | (u64(words[at]) & (u64(0) - low))
-    return token, state, at + low
-
-
-def decode(tables, count, slots, entries, alphabet, words, states, out, sizes):
-    """Put the token of each coded element into `out`.
-
-    Args:
-        tables: Of each.
-        slots: 4,096 tokens a table.
-        entries: As for `encode`.
-        words: As many as there are, and room up to one more than `count`: no element takes more than one.
-        states: The eight states to begin with; become those at the end.
-        sizes: Becomes how many words were read.
-    """
-    at, j = u64(0), u64(0)
-    a, b, c, d = u64(states[0]), u64(states[1]), u64(states[2]), u64(states[3])
-    e, f, g, h = u64(states[4]), u64(states[5]), u64(states[6]), u64(states[7])
-    whole = count & ~u64(7)
-    while j < whole:
-        out[j], a, at = _take(a, u64(tables[j]), slots, entries, alphabet, words, at)
-        out[j + u64(1)], b, at = _take(b, u64(tables[j + u64(1)]), slots, entries, alphabet, words, at)
-        out[j + u64(2)], c, at = _take(c, u64(tables[j + u64(2)]), slots, entries, alphabet, words, at)
-        out[j + u64(3)], d, at = _take(d, u64(tables[j + u64(3)]), slots, entries, alphabet, words, at)
-        out[j + u64(4)], e, at = _take(e, u64(tables[j + u64(4)]), slots, entries, alphabet, words, at)
-        out[j + u64(5)], f, at = _take(f, u64(tables[j + u64(5)]), slots, entries, alphabet, words, at)
-        out[j + u64(6)], g, at = _take(g, u64(tables[j + u64(6)]), slots, entries, alphabet, words, at)
-        out[j + u64(7)], h, at = _take(h, u64(tables[j + u64(7)]), slots, entries, alphabet, words, at)
-        j += u64(8)
-    states[0], states[1], states[2], states[3] = u32(a), u32(b), u32(c), u32(d)
-    states[4], states[5], states[6], states[7] = u32(e), u32(f), u32(g), u32(h)
-    while j < count:
-        out[j], state, at = _take(u64(states[j & u64(7)]), u64(tables[j]), slots, entries, alphabet, words, at)
-        states[j & u64(7)] = u32(state)
-        j += u64(1)
-    sizes[0] = u32(at)
-
-
-def numbers(tokens, count, bits, out, sizes):
-    """Put the numbers that tokens and the bits after them are into `out`, and how many bits were read into `sizes`.
-
-    Args:
-        bits: Words of 32 bits, as many as there are, and room for as many as `count` tokens can have, and two.
-    """
-    at = u64(0)
-    for j in range(u64(0), count):
-        token = u32(tokens[j])
-        number = token
-        if token >= DIRECT:
-            beyond = u32(token - DIRECT)
-            length, place = u64(u32(beyond >> u32(2)) + u32(3)), at >> u64(5)
-            room = u64(bits[place]) | (u64(bits[place + u64(1)]) << u64(32))
-            low = (room >> (at & u64(31))) & ((u64(1) << length) - u64(1))
-            number = u32(((u64(u32(beyond & u32(3)) | u32(4)) << length) | low) & u64(0xFFFFFFFF))
-            at += length
-        out[j] = number
-    sizes[1] = u32(at)
-
-
-def moved(base, numbers, count, sign, float_sign, out):
-    """Put the base's words, each moved by a difference, into `out`."""
-    sign, float_sign = u32(sign), u32(float_sign)
-    for i in range(u64(0), count):
-        out[i] = _moved(u32(base[i]), u32(numbers[i]), sign, float_sign)
-
-
-def moved_at(base, positions, numbers, count, sign, float_sign, out):
-    """Put some of the base's words, each moved by a difference, into `out`, which has the others."""
-    sign, float_sign = u32(sign), u32(float_sign)
-    for j in range(u64(0), count):
-        i = u64(positions[j])
-        out[i] = _moved(u32(base[i]), u32(numbers[j]), sign, float_sign)

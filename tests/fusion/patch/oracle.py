@@ -182,14 +182,12 @@ def draw(recipe: Any, said: Any, own: Any, base: np.ndarray, start: int) -> Any:
 def fused(base: np.ndarray, tuned: np.ndarray, recipe: Any, said: Any, own: Any, start: int) -> np.ndarray:
     kind = KINDS[said["dtype"]]
     b, t = base.view(kind).astype("f4"), tuned.view(kind).astype("f4")
-    delta, u = t - b, np.array(uniform(recipe, start, len(base)), np.float32)
-    number, strength, whole = np.float32(recipe["number"]), np.float32(recipe["strength"]), np.float32(2**32)
+    delta, kept = t - b, base != tuned
+    number, strength = np.float32(recipe["number"]), np.float32(recipe["strength"])
     if recipe["method"] == "dare":
-        kept = (u < number * whole) & (delta != 0)
         values = b + np.float32(recipe["strength"] / recipe["number"]) * delta
     else:
         q = number * (roots(recipe, said, own, start, len(base)) * np.abs(delta))
-        kept = ((q >= 1) | (u < q * whole)) & (delta != 0)
         with np.errstate(all="ignore"):
             values = b + strength * (delta / np.minimum(q, np.float32(1)))
         if strength == 1:

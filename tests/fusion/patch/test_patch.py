@@ -18,8 +18,9 @@ from safetensors.numpy import save_file
 from sculpt.fusion.arithmetic.curvature import Curvature
 from sculpt.fusion.checkpoint import Checkpoint, open_checkpoint
 from sculpt.fusion.errors import SculptError
-from sculpt.fusion.patch.coder import decode, encode
+from sculpt.fusion.patch.coder import encode
 from sculpt.fusion.patch.contexts import Plain
+from sculpt.fusion.patch.decoder import decode
 from sculpt.fusion.patch.file import PatchFile
 from sculpt.fusion.patch.forms import form_of
 from sculpt.fusion.patch.frames import OtherBaseError
@@ -140,7 +141,9 @@ def test_any_words_come_back(letter: str) -> None:
             np.full(count, top, form.word),
         ):
             code = encode(base, target, form, Plain(), 0)
-            np.testing.assert_array_equal(decode(memoryview(code), base, form, Plain(), 0), target)
+            found = np.empty_like(base)
+            decode(np.frombuffer(code, np.uint8), base, form, Plain(), 0, found)
+            np.testing.assert_array_equal(found, target)
 
 
 METHODS = {
@@ -339,3 +342,38 @@ def test_an_adapter_is_not_packed(make_checkpoint: Make, tmp_path: Path) -> None
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     with pytest.raises(SculptError, match="is an adapter"):
         sculpt.pack(base, tmp_path / "adapter", output=tmp_path / "p.safetensors")
+
+
+def test_codes_are_packed_as_they_are_and_not_scaled(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    folders = tmp_path / "base", tmp_path / "model"
+    for folder, step in zip(folders, (0, 1), strict=True):
+        folder.mkdir()
+        codes = (rng.integers(-8, 8, (8, 8)) + step).astype(ml_dtypes.float8_e4m3fn)
+        scales = np.full((1, 1), 0.25 + step, np.float32)
+        save_file({"w.weight": codes, "w.weight_scale_inv": scales}, folder / "model.safetensors")
+        config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+        (folder / "config.json").write_text(json.dumps(config))
+    base, model = folders
+    patch = tmp_path / "p.safetensors"
+    sculpt.pack(base, model, output=patch)
+    assert sculpt.apply_patch(base, patch, output=tmp_path / "out")
+    assert_same_folder(model, tmp_path / "out")
+    assert all(tensor.changed == 0 for tensor in sculpt.diff(model, f"{base}/+{patch}").tensors)
+    with pytest.raises(SculptError, match="is quantised: neither can its codes have another strength"):
+        sculpt.apply_patch(base, patch, output=tmp_path / "half", gamma=0.5)
+
+
+@pytest.mark.parametrize("command", ["verify", "attest", "report"])
+def test_what_wants_a_folder_of_sculpts_refuses_a_patched_base_by_name(
+    command: str, make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from sculpt.cli.app import main
+
+    zeros = np.zeros((2, 2), np.float32)
+    base, model = make_checkpoint("base", {"a": zeros}), make_checkpoint("model", {"a": zeros + 1})
+    sculpt.pack(base, model, output=tmp_path / "p.safetensors")
+    monkeypatch.setattr("sys.argv", ["sculpt", command, f"{base}/+{tmp_path / 'p.safetensors'}"])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert "is a patch over its base, and no folder of files" in " ".join(capsys.readouterr().err.split())

@@ -33,7 +33,7 @@ def test_statements_that_a_power_cut_damaged_are_written_again(output: Path) -> 
         verify(output)
     assert [file.read_bytes() for file in attest(output)] == before
     verify(output)
-    assert not list(output.parent.glob("sculpt-scratch-*"))
+    assert not list(output.parent.glob("*.partial"))
 
 
 @pytest.fixture

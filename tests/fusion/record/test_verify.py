@@ -53,7 +53,7 @@ def test_a_manifest_depends_on_nothing_but_inputs_and_options(method: str, make_
     assert str(tmp_path) not in (expected / MANIFEST).read_text()
 
 
-def test_the_digest_of_a_tensor_is_that_of_its_bytes_in_the_file(make_pair: MakePair, tmp_path: Path) -> None:
+def test_thedigest_of_a_tensor_is_that_of_its_bytes_in_the_file(make_pair: MakePair, tmp_path: Path) -> None:
     output = fuse(make_pair(), tmp_path / "out", tile_elements=4096)
     recorded = {record.name: record.digest for record in Manifest.read(output).tensors}
     found = {}
@@ -110,13 +110,13 @@ def test_what_was_tampered_with_is_named(what: str, make_pair: MakePair, tmp_pat
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b", ""])
 def test_a_manifest_names_no_file_outside_its_folder(name: str, make_pair: MakePair, tmp_path: Path) -> None:
-    from sculpt.fusion.record.manifest import _digest_of
+    from sculpt.fusion.record.manifest import digest_of
 
     output = fuse(make_pair(), tmp_path / "out")
     content = json.loads((output / MANIFEST).read_text())
     content["companions"][0]["name"] = name  # by somebody who can compute the digest again
     del content["digest"]
-    content["digest"] = _digest_of(content)
+    content["digest"] = digest_of(content)
     (output / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"malformed: `companions\.0"):
         verify(output)

@@ -16,9 +16,9 @@ import sculpt
 from safetensors.numpy import save_file
 from sculpt.fusion.checkpoint.output import processes
 from sculpt.fusion.checkpoint.output.folder_sink import FolderSink
-from sculpt.fusion.checkpoint.output.launch import Launch, launched
 from sculpt.fusion.checkpoint.output.processes import Processes
 from sculpt.fusion.errors import LostProcessError, NonFiniteError, OutputError
+from sculpt.fusion.launch import Launch, launched
 from sculpt.fusion.methods import METHODS
 from sculpt.fusion.record.manifest import Manifest
 from sculpt.fusion.run.fuse import execute, prepare

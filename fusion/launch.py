@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ...errors import OutputError
+from .errors import OutputError
 
 # (rank, number): what `torchrun`, `accelerate launch` and operators of Kubernetes set comes first, as the others may
 # have started them. SLURM's is that of a step: a batch script has numbers too, and is one process.

@@ -1,0 +1,106 @@
+"""The model's words out of a frame's code and the base's words."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from functools import cache
+from typing import final
+
+import numpy as np
+
+from ..arithmetic.sums import BLOCK
+from ..errors import CheckpointError
+from ..kernels.native import Kernel, address
+from .coder import HEAD, LOWEST, NONE, PROBABILITY_BITS, SIZES
+from .contexts import NEVER, Frame, Hint
+from .forms import WordForm
+from .room import room
+
+MOST_BITS = 29  # that follow a token
+_READ_TABLES = Kernel("patch_decode", "read_tables", "B u B uu W W")
+
+
+class DamagedFrameError(CheckpointError):
+    """A frame's data are not what an encoder writes."""
+
+
+@cache
+def _kernel(name: str, letter: str, hint: str) -> Kernel:
+    return Kernel("patch_decode", name, f"{letter} u uuu {hint} u W W H W W uu B W B W W {letter}")
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Tables:
+    """What a frame begins with.
+
+    Attributes:
+        table_of: The table of each context, or `NEVER`.
+        slots: What each slot of the tables says.
+        rest: What follows in the data.
+    """
+
+    top: int
+    high: int
+    table_of: np.ndarray
+    slots: np.ndarray
+    rest: np.ndarray
+
+
+def _tables(data: np.ndarray, form: WordForm) -> _Tables:
+    (top, high), (count, runs) = HEAD.unpack_from(data.data), data[HEAD.size : HEAD.size + 2].tolist()
+    data = data[HEAD.size + 2 :]
+    pairs, data = data[: 2 * (runs + 1)].reshape(-1, 2), data[2 * (runs + 1) :]
+    table_of = np.repeat(pairs[:, 0], pairs[:, 1].astype(np.int64) + 1)
+    has_table = table_of != NEVER
+    if len(table_of) != 256 or ((table_of >= count) & has_table).any() or has_table[NEVER]:
+        raise DamagedFrameError("its contexts have no tables")
+    lasts, data = data[:count], data[count:]
+    if len(lasts) < count:
+        raise DamagedFrameError("it ends too soon")
+    slots, sizes = room("slots", max(count, 1) << PROBABILITY_BITS, np.uint32), np.zeros(1, np.uint32)
+    _READ_TABLES((), address(data), len(data), address(lasts), count, form.alphabet, address(slots), address(sizes))
+    if count and not sizes[0]:
+        raise DamagedFrameError("its tables are none")
+    return _Tables(top=top, high=high, table_of=table_of, slots=slots, rest=data[int(sizes[0]) :])
+
+
+def decode(data: np.ndarray, base: np.ndarray, form: WordForm, hint: Hint, start: int, out: np.ndarray) -> None:
+    """Put the target words into `out`.
+
+    Args:
+        data: Bytes.
+
+    Raises:
+        DamagedFrameError: The data are not what `encode` writes.
+    """
+    try:
+        tables = _tables(data, form)
+        num_words, num_bits, *states = SIZES.unpack_from(tables.rest.data)
+    except (struct.error, IndexError, ValueError) as error:
+        raise DamagedFrameError("it ends too soon") from error
+    count, rest, num_bit_words = len(base), tables.rest[SIZES.size :], -(-num_bits // 32)
+    if len(rest) != 2 * num_words + 4 * num_bit_words:
+        raise DamagedFrameError(f"it has {len(rest)} bytes of code and says {2 * num_words + 4 * num_bit_words}")
+    if num_words > count or num_bits > count * MOST_BITS:
+        raise DamagedFrameError("it has more code than elements")
+    # Whatever the code says, an element reads at most one word and 29 bits: there is room for them.
+    words, bits = room("words", count + 1, np.uint16), room("bits", count + 2, np.uint32)
+    words[:num_words].view(np.uint8)[:] = rest[: 2 * num_words]
+    bits[:num_bit_words].view(np.uint8)[:] = rest[2 * num_words :]
+    state, sizes = np.array(states, np.uint32), np.zeros(3, np.uint32)
+    offsets = np.where(tables.table_of == NEVER, NONE, tables.table_of.astype(np.uint32) << PROBABILITY_BITS)
+    offsets = offsets.astype(np.uint32)
+    frame = Frame(start=start, top=tables.top, high=tables.high)
+    name, signature, hinted = hint.decoder(frame, count)
+    is_dense = not hint.draws and bool((tables.table_of[: hint.num_contexts] != NEVER).all())
+    _kernel(name, form.letter, signature)(
+        *((), address(base), count, form.shift, form.mask, tables.top, *hinted, is_dense),
+        *(address(offsets), address(tables.slots), address(words), address(state), address(bits)),
+        *(form.sign, form.sign * form.is_float, address(room("block of contexts", BLOCK, np.uint8))),
+        *(address(room("block of positions", BLOCK, np.uint32)), address(room("block of tokens", BLOCK, np.uint8))),
+        *(address(room("block of numbers", BLOCK, np.uint32)), address(sizes), address(out)),
+    )
+    if sizes[0] != num_words or sizes[1] != num_bits or (state != LOWEST).any():
+        raise DamagedFrameError("its code does not end where it should")

@@ -1,0 +1,106 @@
+"""An output says how it was made, and is made again of that; its card is one that the hub takes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from sculpt.cli.app import app
+from sculpt.fusion.errors import CheckpointError
+from typer.testing import CliRunner
+
+Pair = Callable[..., tuple[Path, Path]]
+
+
+def run(*words: str) -> str:
+    done = CliRunner().invoke(app, words)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.fixture(autouse=True)
+def here(make_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    make_pair()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["sculpt"])
+    return tmp_path
+
+
+def make(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr("sys.argv", ["sculpt", *words])
+    run(*words)
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "fuse base sft --no-calibration --gamma 0.4 --exclude *norm* --seed 3",
+        "ties base sft --density 0.3 --dtype float32 --on-nonfinite keep",
+        "dare base sft --sparsity 0.5 --config-from base --max-shard-size 5kB",
+    ],
+)
+def test_the_recipe_of_an_output_makes_its_weights(command: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(monkeypatch, *command.split(), "-o", "first")
+    (here / "recipe.yaml").write_text(run("recipe", "first"))
+    run("merge", "recipe.yaml", "-o", "second")
+    assert weights(here / "first") == weights(here / "second") != {}
+
+
+def test_a_rerun_makes_every_byte_again_wherever_things_lie(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(monkeypatch, "fuse", "base", "sft", "--no-calibration", "--gamma=0.4", "-o", "fused")
+    (here / "models").mkdir()
+    shutil.move("sft", here / "models/sft")
+    run("rerun", "fused/sculpt-manifest.json", "-o", "again/fused", "--at", "sft=models/sft")
+    first = {file.name: file.read_bytes() for file in (here / "fused").iterdir()}
+    assert first == {file.name: file.read_bytes() for file in (here / "again/fused").iterdir()}
+    shutil.rmtree(here / "models/sft")
+    shutil.copytree(here / "base", here / "models/sft")
+    done = CliRunner().invoke(app, ["rerun", "fused", "-o", "other", "--at", "sft=models/sft"])
+    assert done.exit_code == 3
+
+
+def test_the_hub_takes_the_card_and_it_says_what_the_inputs_say(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = "---\nlicense: apache-2.0\nlanguage: [en, de]\nbase_model: org/base\n---\n# mine\n"
+    (here / "sft/README.md").write_text(card)
+    config = json.loads((here / "sft/config.json").read_text())
+    (here / "sft/config.json").write_text(
+        json.dumps({**config, "_name_or_path": "org/sft", "architectures": ["LlamaForCausalLM"]})
+    )
+    make(monkeypatch, "dare", "base", "sft", "--no-load-check", "-o", "out")
+    found = ModelCard.load(here / "out/README.md")
+    assert found.data.to_dict() == {
+        "base_model": ["org/base", "org/sft"],
+        "language": ["en", "de"],
+        "library_name": "transformers",
+        "license": "apache-2.0",
+        "pipeline_tag": "text-generation",
+        "tags": ["merge", "sculpt"],
+    }
+    for part in (
+        "`org/base` and its fine-tune `org/sft`",
+        "sculpt dare base sft",
+        "method: dare",
+        'pipeline("text-gen',
+    ):
+        assert part in found.text
+
+
+def test_an_adapter_has_digests_and_a_card(here: Path) -> None:
+    run("lora-extract", "base", "sft", "-o", "adapter", "--include", "*proj*", "--rank", "2")
+    assert ModelCard.load(here / "adapter/README.md").data.library_name == "peft"
+    assert "lora-extract" in run("verify", "adapter", "--input", "base", "--json")
+    with pytest.raises(CheckpointError, match="not the base"):
+        run("verify", "adapter", "--input", "sft")
+    (here / "adapter/adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="adapter_config"):
+        run("verify", "adapter")
