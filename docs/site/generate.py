@@ -34,6 +34,8 @@ BESIDE = {
     "benchmarks/large/README.md": "large.md",
     "docs/notebook/first-look.ipynb": "first-look.md",
 }
+# Pages that only the site has, which pages of docs/ may link to.
+MADE_HERE = ("api.md", "commands.md", "first-look.md", "measured.md", "methods.md", "recipes.md")
 LINK = re.compile(r"(\]\(|(?:src|href)=\")([^)#\" ]+)")
 ASSETS = (".png", ".svg", ".ipynb", ".yml", ".css")
 
@@ -53,7 +55,7 @@ def relinked(text: str, folder: Path) -> str:
 
     def replaced(found: re.Match[str]) -> str:
         to = found[2]
-        if "://" in to or to.startswith(("mailto:", "data:")):
+        if "://" in to or to.startswith(("mailto:", "data:")) or to in MADE_HERE:
             return found[0]
         target = (folder / to).resolve()
         inside = target.relative_to(ROOT).as_posix() if target.is_relative_to(ROOT) else to
