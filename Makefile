@@ -5,7 +5,7 @@ TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
 OWN := $(wildcard constraints-$(shell uname -s | tr A-Z a-z)-$(shell uname -m).txt)
 MERGEKIT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sculpt/mergekit
 
-.PHONY: demo test zoo check torture bench mergekit-venv clean help
+.PHONY: demo test docs zoo check torture bench mergekit-venv clean help
 
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -22,6 +22,15 @@ demo: .venv/ready  ## Fine-tune a real model, repair it, and compare: about ten 
 
 test: .venv/ready $(MERGEKIT)/ready  ## Run every test, those of agreement with mergekit included
 	$(BIN)/python -m pytest -q -n auto --dist loadgroup
+
+docs: .venv/ready .venv-docs/ready  ## Make the site in build/site; a dead link or anything else odd is an error
+	$(BIN)/python docs/site/generate.py build/docs
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
+
+.venv-docs/ready: docs/site/constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --no-deps --require-hashes --requirement docs/site/constraints.txt
+	touch $@
 
 zoo: .venv/ready  ## Measure every architecture, tiny, against an oracle: about fifteen minutes
 	$(BIN)/python -m pytest -q -n auto --dist loadgroup -m "zoo or not zoo" tests/hessian/test_zoo.py
@@ -49,4 +58,4 @@ $(MERGEKIT)/ready:
 	touch $@
 
 clean:  ## Remove what make made
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-docs build *.egg-info

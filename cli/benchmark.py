@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..evaluate.options import Scoring
 from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
-from .evaluate import ScoringOptions, SuiteFile
+from .evaluate import SuiteFile
 from .flags import FlagGroup, given_flags, with_options
 from .options import (
     CALIBRATION,
@@ -28,8 +29,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..evaluate.comparison import Best
-    from ..evaluate.tables import Table
+    from ..fusion.table import Table
 
 HELP = """Compare methods on a suite as the papers' tables do: a row a method, all tasks, Avg and H-score.
 
@@ -59,6 +59,7 @@ Tables = Annotated[
     list[Path] | None,
     typer.Option("--output", "-o", help="File for the table, .csv, .md or .tex; repeatable.", metavar="FILE"),
 ]
+
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier tables.")]
 
 
@@ -107,7 +108,7 @@ def benchmark_command(
     compared: CompareOptions,
     calibration: Calibration,
     protection: Protection,
-    scoring: ScoringOptions,
+    scoring: Scoring,
     selection: Selection,
     policies: Policies,
     settings: Settings,
@@ -117,79 +118,48 @@ def benchmark_command(
     from .progress import progress_bar
 
     refuse_missing([base, tuned], [suite, *calibration.files()])
+    if compared.choose_on is None:
+        _refuse_idle(compared)
     quiet_libraries()
-    from ..api import prepare_fuse
-    from ..evaluate.comparison import PAPERS, Contender, compare, table_of
-    from ..evaluate.live_fuse import LiveFuse, held_curvature
     from ..evaluate.resume import files_of
     from ..evaluate.suite import read_suite
-    from ..evaluate.tables import refuse_tables
-    from ..fusion.methods import AdaDare, TwoSided
-    from ..measuring import statistics, with_found
+    from ..fusion.table import refuse_tables
 
-    read = read_suite(suite)
     suites = [suite, *([compared.choose_on] if compared.choose_on else [])]
     read_files = [file for each in suites for file in (each, *files_of(read_suite(each)))]
     refuse_tables(output or (), [base, tuned, *read_files, *calibration.files()], overwrite=overwrite)
-    protects = protection_of(protection, calibration, given_flags(ctx))
-    texts = split_methods(compared.methods) if compared.methods else [*PAPERS, *([TwoSided.name] if protects else [])]
-    contenders = [Contender.parse(text, protects) for text in texts]
-    best = _best(compared)
-    methods = [contender.method for contender in contenders] or [AdaDare()]
-    prepared = prepare_fuse(
+    from ..evaluate.benchmark import benchmark
+
+    found = benchmark(
         base,
         tuned,
-        method=max(methods, key=lambda method: (method.uses_curvature, method.needs_gram)),
-        settings=replace(settings, device=scoring.device, selection=selection, policies=policies, protection=protects),
-        overwrite=True,  # nothing is written
+        suite,
+        methods=split_methods(compared.methods) if compared.methods else (),
+        seeds=compared.seeds,
+        choose_on=compared.choose_on,
+        strengths=compared.gamma,
+        weights=compared.protect_weights,
+        pick=compared.pick,
+        calibration=calibration,
+        protection=protection_of(protection, calibration, given_flags(ctx)),
+        scoring=scoring,
+        settings=replace(settings, selection=selection, policies=policies),
+        bars=progress_bar,
     )
-    calibration, notes = with_found(prepared, calibration)
-    for note in notes:
-        say(note)
-    with (
-        progress_bar("calibrating", unit="steps") as report,
-        statistics(prepared, replace(calibration, seed=settings.seed, device=scoring.device), progress=report) as found,
-    ):
-        held = held_curvature(found)
-    live = LiveFuse(prepared, held, device=scoring.device, dtype=scoring.dtype)
-    with progress_bar("comparing", unit="models") as report:
-        entries = compare(
-            live,
-            read,
-            contenders,
-            seeds=range(settings.seed, settings.seed + max(1, compared.seeds)),
-            best=best,
-            batch_size=scoring.batch_size,
-            progress=report,
-        )
-    found = table_of(entries)
-    _show(found, read.name, {"suite": read.name, "rows": [entry.as_json() for entry in entries]} if json else None)
-    _write(found, output, overwrite=overwrite)
-    if best is not None and best.suite.content == read.content and best.suite.folder == read.folder:
+    _show(found.table(), found.as_json() if json else None)
+    _write(found.table(), output, overwrite=overwrite)
+    if found.chosen_on_itself:
         say("note: strengths were chosen on what is reported, which flatters whatever has one")
 
 
-def _best(compared: CompareOptions) -> Best | None:
-    from ..evaluate.choice import Pick
-    from ..evaluate.comparison import Best
-    from ..evaluate.strengths import parse_grid
-    from ..evaluate.suite import read_suite
+def _refuse_idle(compared: CompareOptions) -> None:
     from ..fusion.errors import MethodError
 
-    if compared.choose_on is None:
-        unset = CompareOptions()
-        for name in ("gamma", "protect_weights", "pick"):
-            if getattr(compared, name) != getattr(unset, name):
-                flag = name.replace("_", "-")
-                raise MethodError(f"`--{flag}` has no effect without `--choose-on`, which chooses strengths")
-        return None
-    chosen = read_suite(compared.choose_on)
-    return Best(
-        suite=chosen,
-        pick=Pick.parse(compared.pick, chosen.measures()),
-        strengths=parse_grid(compared.gamma),
-        weights=parse_grid(compared.protect_weights),
-    )
+    unset = CompareOptions()
+    for name in ("gamma", "protect_weights", "pick"):
+        if getattr(compared, name) != getattr(unset, name):
+            flag = name.replace("_", "-")
+            raise MethodError(f"`--{flag}` has no effect without `--choose-on`, which chooses strengths")
 
 
 def scores_command(
@@ -203,20 +173,20 @@ def scores_command(
 ) -> None:
     """Show the table with its means."""
     from ..evaluate.given_scores import read_lines, scores_from_table
-    from ..evaluate.tables import refuse_tables
+    from ..fusion.table import refuse_tables
 
     refuse_tables(output or (), [file], overwrite=overwrite)
     table, values = scores_from_table(read_lines(file), target, source=file.name)
-    _show(table, file.name, {"rows": values} if json else None)
+    _show(replace(table, title=file.name), {"rows": values} if json else None)
     _write(table, output, overwrite=overwrite)
 
 
-def _show(shown: Table, title: str, plain: dict[str, object] | None) -> None:
+def _show(shown: Table, plain: dict[str, Any] | None) -> None:
     """Print a table, or its plain values, before anything can go wrong with files."""
-    from .console import print_json, table
+    from .console import print_json, show_table
 
     if plain is None:
-        table(title, list(shown.columns), [list(row) for row in shown.rows])
+        show_table(shown)
     else:
         print_json(plain)
 
@@ -239,7 +209,7 @@ def register(app: typer.Typer) -> None:
             leave_out=(*CALIBRATION.leave_out, "protect_check"),
         ),
         "protection": PROTECTION,
-        "scoring": FlagGroup(of=ScoringOptions, panel="Scoring"),
+        "scoring": FlagGroup(of=Scoring, panel="Scoring"),
         "selection": SELECTION,
         "policies": POLICIES,
         "settings": SETTINGS.only("seed", "threads"),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .evaluate import ScoringOptions
+from ..evaluate.options import Scoring
 from .flags import FlagGroup, with_options
 from .options import AsJson, refuse_missing
+
+if TYPE_CHECKING:
+    from ..evaluate.answers import SideBySide
 
 HELP = """Show what models answer to the same prompts, side by side: base, fine-tune and repair, say.
 
@@ -52,7 +55,7 @@ def compare_command(
     json: AsJson = False,
     *,
     options: AnswerOptions,
-    scoring: ScoringOptions,
+    scoring: Scoring,
 ) -> None:
     """Ask every model, and print the answers."""
     from ..fusion.checkpoint import find_model
@@ -65,37 +68,25 @@ def compare_command(
     refuse_missing(models, [] if prompts is None else [prompts])
     names = [find_model(model).name for model in models]
     quiet_libraries()
-    from ..evaluate.answers import answers_of, as_chat, prompt_of, read_prompts, told
+    from ..evaluate.answers import compare
 
-    rows = [prompt_of(text) for text in prompt or ()]
-    rows += read_prompts(prompts, limit=options.limit) if prompts is not None else []
-    rows = [as_chat(row) for row in rows] if options.chat else rows
-    arguments = scoring.arguments()
-    found: list[list[str]] = []
-    for model in models:
-        with progress_bar(f"asking {model}", unit="prompts") as report:
-            found.append(
-                answers_of(
-                    model,
-                    rows,
-                    max_new_tokens=options.max_new_tokens,
-                    **{**arguments, "batch_size": arguments["batch_size"] or 8},
-                    progress=report,
-                )
-            )
-    by_prompt = [(told(row), list(answers)) for row, answers in zip(rows, zip(*found, strict=True), strict=True)]
-    if json:
-        asked = [{"prompt": text, "answers": answers} for text, answers in by_prompt]
-        print_json({"models": [str(model) for model in models], "asked": asked})
-    else:
-        show(names, by_prompt)
+    found = compare(
+        models,
+        [*(prompt or ()), *([] if prompts is None else [prompts])],
+        chat=options.chat,
+        max_new_tokens=options.max_new_tokens,
+        limit=options.limit,
+        scoring=scoring,
+        bars=progress_bar,
+    )
+    print_json(found.as_json()) if json else show(names, found)
 
 
-def show(names: list[str], by_prompt: list[tuple[str, list[str]]]) -> None:
+def show(names: list[str], found: SideBySide) -> None:
     """Print each prompt, and below it what every model answers."""
     from .console import out, paragraphs
 
-    for text, answers in by_prompt:
+    for text, answers in found.asked:
         out(text)
         paragraphs(list(zip(names, answers, strict=True)))
 
@@ -103,7 +94,7 @@ def show(names: list[str], by_prompt: list[tuple[str, list[str]]]) -> None:
 def register(app: typer.Typer) -> None:
     """Add `compare`."""
     groups = {
-        "options": FlagGroup(of=AnswerOptions, panel="Answers"),
-        "scoring": FlagGroup(of=ScoringOptions, panel="Run"),
+        "options": FlagGroup(of=AnswerOptions, panel="SideBySide"),
+        "scoring": FlagGroup(of=Scoring, panel="Run"),
     }
     app.command("compare", help=HELP)(with_options(**groups)(compare_command))

@@ -19,6 +19,7 @@ from .tables import table_lines
 
 if TYPE_CHECKING:
     from ..fusion.errors import SculptError, Way
+    from ..fusion.table import Table
 
 WIDTH_WITHOUT_TERMINAL = 140  # of what rich lays out in a log file
 # Control characters, those that turn the direction of text, and halves of characters.
@@ -161,6 +162,12 @@ def table(
         answers.print(Text(line), soft_wrap=True)
     if note is not None:
         answers.print(Text(note), style="dim", soft_wrap=True)
+
+
+def show_table(content: Table, *, text: int | None = None, aside: bool = False) -> None:
+    """Print a table that a result gives of itself."""
+    rows = [list(row) for row in content.rows]
+    table(content.title, list(content.columns), rows, note=content.note or None, text=text, aside=aside)
 
 
 def show_chart(title: str, chart: str, *, asked: bool | None = None) -> None:

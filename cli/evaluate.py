@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..fusion.errors import DataError
+from ..evaluate.options import Scoring
 from .flags import FlagGroup, with_options
 from .options import AsJson, refuse_missing
 
@@ -61,38 +59,6 @@ Models = Annotated[list[Path], typer.Argument(help="The checkpoint to score, or 
 SuiteFile = Annotated[Path, typer.Option("--suite", help="The suite, a YAML file.")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoringOptions:
-    """How models are run.
-
-    Attributes:
-        device: auto, cpu, cuda, cuda:1, mps ….
-        dtype: Of the forward; auto is float32 on a CPU, the stored dtype elsewhere.
-        batch_size: In place of the suite's.
-        memory: What the weights may fill, such as 12GB; a model that does not fit is streamed. Default: what is free.
-    """
-
-    device: str = "auto"
-    dtype: str = "auto"
-    batch_size: int | None = None
-    memory: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise DataError(f"`batch_size` must be at least 1, got {self.batch_size}", options=["batch_size"])
-
-    def arguments(self) -> dict[str, Any]:
-        """Return them as `evaluate` takes them."""
-        from ..fusion.checkpoint.output.layout import parse_size
-
-        return {
-            "device": self.device,
-            "dtype": self.dtype,
-            "batch_size": self.batch_size,
-            "memory_bytes": parse_size(self.memory) if self.memory else None,
-        }
-
-
 def eval_command(
     models: Models,
     suite: Annotated[Path | None, typer.Option("--suite", help="The suite, a YAML file.")] = None,
@@ -107,7 +73,7 @@ def eval_command(
     ] = None,
     json: AsJson = False,
     *,
-    scoring: ScoringOptions,
+    scoring: Scoring,
 ) -> None:
     """Score one model, or several side by side, and say how far each is from its base."""
     from ..evaluate.suite import read_suite
@@ -122,11 +88,13 @@ def eval_command(
     if tuned is not None and (against is None or suite is None):
         raise MethodError("`--tuned` has no effect without `--against` and `--suite`")
     refuse_missing([*models, *filter(None, (against, tuned))], [*filter(None, (suite,)), *(data or ())])
+    from ..evaluate.flips import flips
+
     read = None if suite is None else read_suite(suite)
     found = {} if read is None else {str(model): scored(model, read, scoring) for model in models}
     if not json and len(found) == 1:
-        for name, scores in found.items():
-            show_scores(name, scores)
+        for scores in found.values():
+            show_scores(scores)
     elif not json and found:
         show_side_by_side(found)
     content: dict[str, dict[str, Any]] = {str(model): {"model": str(model)} for model in models}
@@ -139,7 +107,9 @@ def eval_command(
             if not json and len(models) > 1:
                 out(f"\n{model}")
             if read is not None and base is not None:
-                flipped = flips_of(read, base, found[str(model)], third, json=json)
+                flipped = flips(base, found[str(model)], third)
+                if not json:
+                    show_flips(flipped, read.file, with_tuned=third is not None)
                 content[str(model)]["flips"] = [one.as_json() for one in flipped]
             content[str(model)]["moved"] = moved(model, against, data or [], read, scoring).as_json()
             if not json:
@@ -168,116 +138,54 @@ def gate_command(
     tuned: Annotated[Path | None, typer.Option("--tuned", help="What `tuned` in a limit stands for.")] = None,
     json: AsJson = False,
     *,
-    scoring: ScoringOptions,
+    scoring: Scoring,
 ) -> None:
     """Score a model, and those that it is compared with; exit 3 unless every limit is reached."""
-    refuse_missing([model, *filter(None, (base, tuned))], [suite])
-    from ..evaluate.flips import counted_tasks, parse_percent, worst
-    from ..evaluate.gate import Limit, judge
-    from ..evaluate.suite import read_suite
     from ..fusion.errors import MethodError
-    from .console import out, print_json, say
+    from .console import out, print_json, quiet_libraries, say
+    from .progress import progress_bar
 
-    parsed = [Limit.parse(limit) for limit in limits or ()]
-    most = None if max_forgotten is None else parse_percent(max_forgotten)
-    read = read_suite(suite)
-    given = {"base": base, "tuned": tuned}
-    for limit in parsed:
-        limit.check(read.measures())
-        if limit.of and given[limit.of] is None:
-            raise MethodError(f"`{limit.text}` needs `--{limit.of}`")
-    if most is None and not parsed:
+    refuse_missing([model, *filter(None, (base, tuned))], [suite])
+    if not limits and max_forgotten is None:
         raise MethodError("a gate needs a limit, `--min` or `--max-forgotten`")
-    if most is not None and base is None:
-        raise MethodError("`--max-forgotten` needs `--base`")
-    if most is not None and not counted_tasks(read, "pretrained"):
-        raise MethodError("`--max-forgotten` needs a task under `pretrained:` whose answers are right or wrong")
-    others: dict[str, SuiteScores] = {}
-    for name, path in given.items():
-        if path is not None and (most is not None or any(limit.of == name for limit in parsed)):
-            others[name] = scored(path, read, scoring)
-    own = scored(model, read, scoring)
-    verdicts = judge(parsed, own.measures, {name: scores.measures for name, scores in others.items()})
-    passed = all(verdict.passed for verdict in verdicts)
-    content: dict[str, Any] = {
-        "limits": [{"limit": v.limit.text, "score": v.score, "least": v.least, "passed": v.passed} for v in verdicts],
-        "model": own.as_json(),
-        **{name: scores.as_json() for name, scores in others.items()},
-    }
-    told = [(verdict.passed, verdict.sentence()) for verdict in verdicts]
-    if most is not None:
-        found = flips_of(read, others["base"], own, others.get("tuned"), json=json)
-        first = worst(found)
-        holds = first.forgotten <= most + 1e-9
-        passed = passed and holds
-        content |= {
-            "flips": [one.as_json() for one in found],
-            "forgotten": {"worst": first.name, "percent": first.forgotten, "most": most, "passed": holds},
-        }
-        told.append(
-            (
-                holds,
-                f"most was forgotten of {first.name}: {first.forgotten:.2f} % of its answers, {first.lost:.2f} % with "
-                f"what guessing explains, which is {'within' if holds else 'above'} {most:g} %",
-            )
-        )
+    quiet_libraries()
+    from ..evaluate.release import gate
+
+    found = gate(
+        model,
+        suite,
+        limits or (),
+        max_forgotten=max_forgotten,
+        base=base,
+        tuned=tuned,
+        scoring=scoring,
+        bars=progress_bar,
+    )
     if json:
-        print_json({"passed": passed, **content})
-    for holds, sentence in told:
+        print_json(found.as_json())
+    elif found.most is not None:
+        show_flips(found.flips, suite, with_tuned=tuned is not None)
+    for holds, sentence in found.sentences:
         (say if json else out)(f"{'passed' if holds else 'failed'}: {sentence}")
-    if not passed:
+    if not found.passed:
         raise typer.Exit(NOT_PASSED)
 
 
-def flips_of(
-    suite: Suite, base: SuiteScores, model: SuiteScores, tuned: SuiteScores | None, *, json: bool
-) -> list[Flips]:
-    """Return how answers flipped, and show it to people; tasks whose answers are not right or wrong are named."""
-    from ..evaluate.flips import counted_tasks, flips
-    from .console import out, say, table
+def show_flips(found: Sequence[Flips], suite: Path, *, with_tuned: bool) -> None:
+    """Show how answers flipped; tasks whose answers are not right or wrong are named."""
+    from ..evaluate.flips import counted_tasks, table_of_flips
+    from ..evaluate.suite import read_suite
+    from .console import say, show_table
 
-    found = flips(base, model, tuned)
-    if json:
-        return found
-
-    def percent(value: float | None) -> str:
-        return "–" if value is None else f"{value:.2f}"
-
-    columns = ["task", "side", "rows", "lost", "won", "by luck", "forgotten", "learned", "preserved"]
-    columns += ["healed", "non-damage", "target retention"] if tuned is not None else []
-    rows = []
-    for one in found:
-        kept = [one.lost, one.won, one.by_luck, one.forgotten, one.learned, one.preserved]
-        if tuned is not None:
-            is_target = one.side == "target"
-            kept += [one.healed, None if is_target else one.retained, one.retained if is_target else None]
-        rows.append([one.name, one.side, str(one.num_rows), *map(percent, kept)])
-    if rows:
-        table("answers that flipped from the base's, in percent", columns, rows)
-        out(_means(found))
-    others = sorted({name for _, name, _ in suite.tasks()} - set(counted_tasks(suite)))
+    read = read_suite(suite)
+    if found:
+        show_table(table_of_flips(found, with_tuned=with_tuned))
+    others = sorted({name for _, name, _ in read.tasks()} - set(counted_tasks(read)))
     if others:
         say(f"note: answers to {', '.join(others)} are not right or wrong one by one, so none of them flips")
-    return found
 
 
-def _means(found: list[Flips]) -> str:
-    """Return the means over the tasks of each side."""
-    sides = {side: [one for one in found if one.side == side] for side in ("pretrained", "target")}
-    general, target = sides["pretrained"], sides["target"]
-    values = {
-        "forgotten": [one.forgotten for one in general],
-        "preserved": [one.preserved for one in general],
-        "healed": [one.healed for one in general],
-        "non-damage": [one.retained for one in general],
-        "target retention": [one.retained for one in target],
-    }
-    means = {name: [value for value in some if value is not None] for name, some in values.items()}
-    told = ", ".join(f"{name} {fmean(some):.2f} %" for name, some in means.items() if some)
-    return f"means over tasks: {told}" if told else "no task of the pre-trained side was compared"
-
-
-def moved(model: Path, base: Path, data: list[Path], suite: Suite | None, scoring: ScoringOptions) -> Movement:
+def moved(model: Path, base: Path, data: list[Path], suite: Suite | None, scoring: Scoring) -> Movement:
     """Return how far a model is from its base, with a bar meanwhile."""
     from .console import quiet_libraries
     from .progress import progress_bar
@@ -291,7 +199,7 @@ def moved(model: Path, base: Path, data: list[Path], suite: Suite | None, scorin
         return moved_from(base, model, how, data=data, suite=suite, progress=report)
 
 
-def scored(model: Path, suite: Path | Suite, scoring: ScoringOptions) -> SuiteScores:
+def scored(model: Path, suite: Path | Suite, scoring: Scoring) -> SuiteScores:
     """Return a model's scores, with a bar while they are taken."""
     from .console import quiet_libraries
     from .progress import progress_bar
@@ -303,24 +211,12 @@ def scored(model: Path, suite: Path | Suite, scoring: ScoringOptions) -> SuiteSc
         return evaluate(model, suite, **scoring.arguments(), progress=report)
 
 
-def show_scores(title: str, scores: SuiteScores) -> None:
+def show_scores(scores: SuiteScores) -> None:
     """Print a table of the tasks, and the means."""
-    from .console import out, say, table
+    from .console import say, show_table
 
-    rows = []
-    for task in scores.tasks:
-        others = [f"{name} {value:.4g}" for name, value in task.figures.items()]
-        rows.append(
-            [task.name, task.side, task.scorer, str(task.num_rows), f"{task.score:.2f}", ", ".join(others) or "–"]
-        )
-    table(f"{title}: {scores.suite}", ["task", "side", "scorer", "rows", "score", "also"], rows)
-    measures = scores.measures
-    if scores.has_both_sides:
-        out(
-            f"pre-trained {measures['pretrained']:.2f}, target {measures['target']:.2f}; Avg {measures['avg']:.2f}, "
-            f"H-score {measures['h-score']:.2f}, mean of the two sides {measures['source-target-avg']:.2f}"
-        )
-    else:
+    show_table(scores.table(), text=5)
+    if not scores.has_both_sides:
         say("Avg and H-score need tasks on both sides, `pretrained:` and `target:`")
 
 
@@ -340,6 +236,6 @@ def show_side_by_side(found: Mapping[str, SuiteScores]) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add `eval` and `gate`."""
-    groups = {"scoring": FlagGroup(of=ScoringOptions, panel="Run")}
+    groups = {"scoring": FlagGroup(of=Scoring, panel="Run")}
     app.command("eval", help=EVAL_HELP)(with_options(**groups)(eval_command))
     app.command("gate", help=GATE_HELP)(with_options(**groups)(gate_command))

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from ..fusion.methods import METHODS, AdaDare, Method
-from ..fusion.run.calibration import SHIPPED
 from .flags import FlagGroup, flag_of, given_flags, with_options
 from .options import (
     CALIBRATION,
@@ -113,8 +112,7 @@ def run_fuse(
     settings = replace(settings, selection=selection, policies=policies)
     protection = protection or Protection()
     if config is None:
-        if method.protects and calibration.protect is None:
-            calibration = replace(calibration, protect=SHIPPED)
+        calibration = calibration.protecting() if method.protects else calibration
         settings = replace(settings, protection=protection_of(protection, calibration, given))
         if settings.protection is not None and isinstance(method, AdaDare):
             left = {name: value for name, value in ADADARE_PROTECTED.items() if name not in given}

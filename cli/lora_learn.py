@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ..learn.parts import LinearMerge
 
 ADAPTIVE = "adaptive"
-MAX_LENGTH = 512  # tokens of a sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,80 +61,45 @@ def learn_weights(
     base: Path, adapters: Sequence[Path], merge: LinearMerge, options: LearnOptions, *, device: str, overwrite: bool
 ) -> tuple[float, ...]:
     """Return the learned α of the adapters, after saying how they came about."""
-    from ..data.encoding import Encoder
-    from ..fusion.checkpoint import open_checkpoint
     from ..fusion.checkpoint.output.guard import refuse_output
     from ..fusion.errors import MethodError
-    from ..learn.buffer import draw_buffer, read_buffer
-    from ..learn.continual import Experience, learn_continually
-    from ..learn.merged_model import MergedModel
-    from ..learn.training import Learning, learn, score
+    from .console import quiet_libraries
     from .progress import progress_bar
 
     data = options.buffer or options.buffer_from
-    if data is None or (options.buffer is not None and options.buffer_from is not None):
+    if data is None:
         raise MethodError(
             "`--weights adaptive` needs `--buffer`, a file of a few labelled samples, or `--buffer-from`, to draw some"
         )
-    if options.buffer is not None and options.per_class != 1:
-        raise MethodError("`--per-class` has no effect on a `--buffer` that is given; `--buffer-from` draws one")
     if options.learned is not None:
         read = [base, *adapters, *(file for file in (data, options.test) if file is not None)]
         refuse_output(options.learned, read, _kind(), overwrite=overwrite, option="learned")
-    learning = Learning(b_max=options.b_max, steps=options.steps, learning_rate=options.learning_rate)
-    opened = open_checkpoint(base)
-    found = [open_checkpoint(adapter, opened) for adapter in adapters]
-    merged = MergedModel(opened, merge, device=device, dtype=options.model_dtype)
-    classifies = merged.model.get_output_embeddings() is None
-    encoder = Encoder(opened.folder or base, merged.model, max_length=MAX_LENGTH)
-    test = read_buffer(options.test, encoder, classifies=classifies) if options.test else None
-    runs: list[list[Experience]] = []
-    losses: list[list[float]] = []
-    seeds = range(merge.seed, merge.seed + max(1, options.seeds))
+    quiet_libraries()
+    from ..learn.training import Learning
+    from ..learn.weights import learn_weights as learned_weights
+
     with progress_bar("learning", unit="steps") as report:
-        for place, seed in enumerate(seeds):
-
-            def told(done: int, total: int, what: str, place: int = place) -> None:
-                report(place * total + done, len(seeds) * total, what)
-
-            drawn = draw_buffer(data, options.per_class, seed) if options.buffer_from else None
-            buffer = read_buffer(data, encoder, classifies=classifies, numbers=drawn)
-            merged.merge = replace(merge, seed=seed)
-            if options.continual:
-                known = learn_continually(merged, found, buffer, learning, test=test, report=told)
-            else:
-                outcome = learn(merged, found, buffer, learning, report=told)
-                losses.append(list(outcome.losses))
-                known = [
-                    Experience(
-                        domain="all", coefficients=outcome.coefficients, scores={"all": score(merged, test or buffer)}
-                    )
-                ]
-            runs.append(known)
-    if options.continual or len(runs) > 1:
-        show_experiences(runs)
-    first = runs[0][-1]
-    _say(adapters, first.coefficients.alpha, first.coefficients.b, losses[0] if losses else [])
+        found = learned_weights(
+            base,
+            adapters,
+            buffer=options.buffer,
+            buffer_from=options.buffer_from,
+            per_class=options.per_class,
+            merge=merge,
+            learning=Learning(b_max=options.b_max, steps=options.steps, learning_rate=options.learning_rate),
+            seeds=options.seeds,
+            continual=options.continual,
+            test=options.test,
+            device=device,
+            dtype=options.model_dtype,
+            progress=report,
+        )
+    if options.continual or len(found.runs) > 1:
+        show_experiences(found.runs)
+    _say(adapters, found.alpha, found.b, found.losses[0] if found.losses else [])
     if options.learned is not None:
-        _write(options.learned, _as_json(runs, losses, seeds, continual=options.continual), overwrite=overwrite)
-    return first.coefficients.alpha
-
-
-def _as_json(
-    runs: Sequence[Sequence[Experience]], losses: Sequence[list[float]], seeds: Sequence[int], *, continual: bool
-) -> dict[str, Any]:
-    """Return the first run's figures, and those of all seeds where there are several."""
-
-    def of(known: Sequence[Experience], place: int) -> dict[str, Any]:
-        if continual:
-            figures: dict[str, Any] = {"experiences": [experience.as_json() for experience in known]}
-        else:
-            scored = known[0].scores["all"]
-            figures = {"losses": losses[place], "loss": scored.loss, "accuracy": scored.accuracy}
-        return {"coefficients": known[-1].coefficients.as_json(), **figures}
-
-    every = [{"seed": seed, **of(known, place)} for place, (seed, known) in enumerate(zip(seeds, runs, strict=True))]
-    return {**of(runs[0], 0), **({"seeds": every} if len(runs) > 1 else {})}
+        _write(options.learned, found.as_json(), overwrite=overwrite)
+    return found.alpha
 
 
 def _say(adapters: Sequence[Path], alpha: Sequence[float], b: float, losses: Sequence[float]) -> None:

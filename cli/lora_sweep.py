@@ -49,11 +49,11 @@ def sweep_command(
     quiet_libraries()
     from ..evaluate.resume import files_of
     from ..evaluate.suite import read_suite
-    from ..evaluate.tables import refuse_tables
     from ..evaluate.training_sweep import draw, parse_settings, sweep_training, table_of
     from ..fusion.checkpoint.output.guard import refuse_inputs, refuse_output
     from ..fusion.errors import ModelError
     from ..fusion.lora.density_chart import PICTURE
+    from ..fusion.table import refuse_tables
 
     read = read_suite(suite)
     varied = parse_settings(vary, (method, schedule))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,10 +14,7 @@ from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
 from .flags import given_flags, with_options
-from .options import CALIBRATION, POLICIES, PROTECTION, SELECTION, SETTINGS, AsJson, protection_of
-
-if TYPE_CHECKING:
-    from ..fusion.recipe.recipe import Recipe
+from .options import CALIBRATION, POLICIES, PROTECTION, SELECTION, SETTINGS, AsJson
 
 RecipeName = Annotated[str, typer.Argument(help="A YAML file, or a recipe that ships with sculpt by name.")]
 OutputPath = Annotated[Path, typer.Option("--output", "-o", help="Output folder.")]
@@ -71,57 +68,42 @@ def merge_command(
 
         sculpt merge adadare --base base/ --tuned sft/ -o fused/
     """
+    from ..api import plan_recipes
     from ..fusion.checkpoint.output.steps import steps_of
-    from ..fusion.recipe.prepare import prepare_recipe
     from ..fusion.recipe.read import find_recipe, read_recipes
-    from ..fusion.recipe.several import in_order
     from .console import say
     from .fuse import run_prepared
-    from .recipes import merged_calibration, merged_settings, with_protected_defaults
+    from .options import refuse_idle_protection
+    from .recipes import over_of
 
-    file, given = find_recipe(recipe), given_flags(ctx)
-    folder = parts or output.with_name(output.name + "-parts")
-    flags = replace(settings, selection=selection, policies=policies)
-    recipes = read_recipes(file)
-    several = len(recipes) > 1 and not print_plan
+    given = given_flags(ctx)
+    several = not print_plan and len(read_recipes(find_recipe(recipe))) > 1
     with steps_of(output, made_by="merge") if several else nullcontext() as steps:
-        for one, target in in_order(recipes, output, folder):
-            found = _between(one, base, tuned)
-            if print_plan and any(
-                Path(name.path).parent == folder and not Path(name.path).exists() for name in found.named_models()
-            ):
-                say(f"`{target}` is planned once the recipes that it uses have run")
+        planned = plan_recipes(
+            recipe,
+            output=output,
+            over=over_of(given, calibration, protection, replace(settings, selection=selection, policies=policies)),
+            base=base,
+            tuned=tuned or (),
+            parts=parts,
+            may_exist=lambda target: overwrite or print_plan or (steps is not None and steps.has_appeared(target)),
+            dry_run=print_plan,
+        )
+        for one in planned:
+            if one.prepared is None:
+                say(f"`{one.output}` is planned once the recipes that it uses have run")
                 continue
-            measured = merged_calibration(found, calibration, given)
-            protected = protection_of(protection, measured, given, found.run.protection)
+            if one.prepared.settings.protection is None:
+                refuse_idle_protection(given)
             run_prepared(
-                prepare_recipe(
-                    with_protected_defaults(found, protected),
-                    output=target,
-                    near=file.parent,
-                    settings=replace(merged_settings(found, flags, given), protection=protected),
-                    overwrite=overwrite or print_plan or (steps is not None and steps.has_appeared(target)),
-                ),
-                measured,
+                one.prepared,
+                one.calibration,
                 dry_run=print_plan,
                 overwrite=overwrite,
                 json=json,
                 given=given,
                 steps=steps,
             )
-
-
-def _between(recipe: Recipe, base: Path | None, tuned: list[Path] | None) -> Recipe:
-    """Return the recipe with the models of the command line in place of those that it leaves open."""
-    from ..fusion.errors import MethodError
-
-    if base is None and not tuned:
-        if not recipe.models and not recipe.slices:
-            raise MethodError("the recipe names no models", hint="`--base` and `--tuned` name them")
-        return recipe
-    if base is None or not tuned:
-        raise MethodError("`--base` and `--tuned` are given together")
-    return recipe.between(base, tuned)
 
 
 def register(app: typer.Typer) -> None:

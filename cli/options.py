@@ -176,17 +176,26 @@ def protection_of(
     Raises:
         MethodError: A flag says how, and nothing that it is protected.
     """
-    from ..fusion.errors import MethodError
-
     chosen = PROTECTION.chosen(protection, given)
     if recipe is not None:
         return replace(recipe, **chosen)
     if calibration.protect is not None:
         return replace(protection, **chosen)
+    refuse_idle_protection(given)
+    return None
+
+
+def refuse_idle_protection(given: Collection[str]) -> None:
+    """Refuse flags that say how a base is protected, where none is.
+
+    Raises:
+        MethodError: One was given.
+    """
+    from ..fusion.errors import MethodError
+
     idle = sorted({*(parameter for _, parameter in PROTECTION.fields), *PROTECT_ONLY}.intersection(given))
     if idle:
         raise MethodError(
             f"`{flag_of(idle[0])}` has no effect without `--protect`",
             hint="`--protect default` protects the base on the general set that ships",
         )
-    return None

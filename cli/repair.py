@@ -5,16 +5,15 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..evaluate.options import Scoring
 from ..fusion.arithmetic.two_sided import Protection
-from ..fusion.methods import TwoSided
 from ..fusion.plan.options import Policies, Selection
-from ..fusion.run.calibration import SHIPPED, Calibration
+from ..fusion.run.calibration import Calibration
 from ..fusion.run.settings import Settings
-from .evaluate import ScoringOptions
 from .flags import FlagGroup, given_flags, with_options
 from .options import (
     CALIBRATION,
@@ -24,9 +23,15 @@ from .options import (
     SETTINGS,
     BasePath,
     DryRun,
-    Target,
     TunedPath,
+    protection_of,
+    refuse_missing,
 )
+
+if TYPE_CHECKING:
+    from ..evaluate.points import Sweep
+    from ..fusion.checkpoint.output.steps import Steps
+    from ..fusion.methods import Method
 
 HELP = """Give a fine-tune back what it forgot, and keep what it learned: two-sided curvature, with no retraining.
 
@@ -44,7 +49,6 @@ With a `--suite`, a few weights λ are tried and the best by `--pick` is written
 
     sculpt repair org/base org/sft --data train.jsonl --protect general.jsonl -o repaired/
 """
-WITH_DATA, WITHOUT = "0.3,1,3", "0.03,0.1,0.3"  # around the λ that serves best with samples of the task, and without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,103 +80,78 @@ def repair(
     choice: Choice,
     calibration: Calibration,
     protection: Protection,
-    scoring: ScoringOptions,
+    scoring: Scoring,
     selection: Selection,
     policies: Policies,
     settings: Settings,
 ) -> None:
     """Protect the base, at the best λ of a suite if there is one; report."""
-    from ..evaluate.report import PAGE
-    from ..fusion.checkpoint import find_model
-    from ..fusion.checkpoint.output.guard import refuse_inputs, refuse_output
-    from ..fusion.checkpoint.output.steps import steps_of
-    from ..fusion.checkpoint.output.workspace import identity_of
-    from ..fusion.launch import launched
-    from .console import out
-    from .fuse import run_fuse
-    from .report import write_report
-
-    made = output or find_model(tuned).beside("-repaired")
-    page = made.with_name(f"{made.name}-report.html")
-    if calibration.protect is None:
-        calibration = replace(calibration, protect=SHIPPED)
-    given, scores = given_flags(ctx), []
-    inputs = [base, tuned, *calibration.files(), *([choice.suite] if choice.suite else [])]
-    for place in (made, page):
-        refuse_inputs(place, inputs)
-    with nullcontext() if dry_run else steps_of(page, made_by="repair") as steps:
-        refuse_output(
-            page, inputs, PAGE, overwrite=overwrite or dry_run or (steps is not None and steps.has_appeared(page))
-        )
-        if choice.suite is None:
-            _refuse_idle(choice)
-            weight = None if choice.protect_weight is None else _number(choice.protect_weight)
-            run_fuse(
-                base,
-                [tuned],
-                method=TwoSided(),
-                target=Target(output=made, overwrite=overwrite, dry_run=dry_run),
-                settings=replace(settings, device=scoring.device),
-                selection=selection,
-                policies=policies,
-                calibration=calibration,
-                protection=replace(protection, weight=weight),
-                given=given,
-                json=False,
-                steps=steps,
-            )
-        else:
-            from .sweep import GridOptions, run_sweep_command
-
-            has_samples = calibration.data is not None or calibration.hessian is not None
-            tables = run_sweep_command(
-                base,
-                tuned,
-                choice.suite,
-                output=made.with_name(f"{made.name}-sweep"),
-                model=made,
-                overwrite=overwrite,
-                json=False,
-                charts=False,
-                grid=GridOptions(
-                    method=[TwoSided.name],
-                    pick=choice.pick or "h-score",
-                    protect_weight=choice.protect_weight or (WITH_DATA if has_samples else WITHOUT),
-                ),
-                calibration=calibration,
-                protection=protection,
-                scoring=scoring,
-                settings=replace(settings, selection=selection, policies=policies),
-                given=given,
-                steps=steps,
-                dry_run=dry_run,
-            )
-            assert tables is not None
-            scores = [tables / "sweep.json"]
-        if dry_run or not launched().is_first:  # of several processes one writes the page
-            return
-        if steps is None or not steps.is_made(page, {"of": identity_of(made)}, PAGE, overwrite=overwrite):
-            write_report(made, page, scores, overwrite=overwrite)
-    out(f"{made} is the repaired model, {page} a page about it")
-    out(f"what it answers now: sculpt compare {base} {tuned} {made} --prompts FILE")
-
-
-def _number(text: str) -> float:
     from ..fusion.errors import MethodError
+    from .console import out, quiet_libraries
 
-    try:
-        return float(text)
-    except ValueError as error:
-        raise MethodError(f"`--protect-weight` is a number, got `{text}`") from error
-
-
-def _refuse_idle(choice: Choice) -> None:
-    from ..fusion.errors import MethodError
-
-    if choice.pick is not None:
+    if choice.suite is None and choice.pick is not None:
         raise MethodError("`--pick` has no effect without `--suite`, by whose scores it chooses")
-    if "," in (choice.protect_weight or ""):
+    if choice.suite is None and "," in (choice.protect_weight or ""):
         raise MethodError("several λ are tried on a suite", hint="`--suite` names one; `sculpt suite init` writes one")
+    calibration = calibration.protecting()
+    refuse_missing([base, tuned], [*filter(None, (choice.suite,)), *calibration.files()])
+    given = given_flags(ctx)
+    quiet_libraries()
+    from ..evaluate.repair import places_of, repair
+    from ..fusion.checkpoint.output.steps import steps_of
+    from ..fusion.launch import launched
+
+    protects = protection_of(protection, calibration, given - {"protect_weight"})
+    options: dict[str, Any] = {
+        "output": output,
+        "suite": choice.suite,
+        "pick": choice.pick,
+        "weights": choice.protect_weight,
+        "calibration": calibration,
+        "protection": protects,
+        "scoring": scoring,
+        "settings": replace(settings, selection=selection, policies=policies),
+        "overwrite": overwrite,
+    }
+    page = places_of(tuned, output)[1]
+    with nullcontext() if dry_run else steps_of(page, made_by="repair") as steps:
+        found = repair(base, tuned, **options, steps=steps, dry_run=dry_run, fuse=_fuse, sweep=_sweep)
+    if dry_run or not launched().is_first:
+        return
+    out(f"{found.model} is the repaired model, {found.page} a page about it")
+    out(f"what it answers now: sculpt compare {base} {tuned} {found.model} --prompts FILE")
+
+
+def _fuse(
+    base: Path,
+    tuned: Path,
+    *,
+    output: Path,
+    method: Method,
+    calibration: Calibration,
+    protection: Protection,
+    settings: Settings,
+    overwrite: bool,
+    progress: object,
+    steps: Steps | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Fuse as `fuse` does, and show it; or show the plan."""
+    from ..api import prepare_fuse
+    from .fuse import run_prepared
+
+    del progress  # there are bars of its own
+    protected = replace(settings, protection=protection)
+    may_exist = overwrite or dry_run or (steps is not None and steps.has_appeared(output))
+    prepared = prepare_fuse(base, tuned, output=output, method=method, settings=protected, overwrite=may_exist)
+    run_prepared(prepared, calibration, dry_run=dry_run, overwrite=overwrite, json=False, steps=steps)
+
+
+def _sweep(base: Path, tuned: Path, suite: Path, *, dry_run: bool = False, **options: Any) -> Sweep | None:
+    """Sweep as `sweep` does, and show it; or show the plan."""
+    from .sweep import run_sweep_command
+
+    return run_sweep_command(base, tuned, suite, json=False, charts=False, dry_run=dry_run, **options)
 
 
 def register(app: typer.Typer) -> None:
@@ -183,7 +162,7 @@ def register(app: typer.Typer) -> None:
             CALIBRATION, panel="Protection", flags={**CALIBRATION.flags, "batch_size": "calibration_batch_size"}
         ),
         "protection": replace(PROTECTION, leave_out=("weight",)),
-        "scoring": FlagGroup(of=ScoringOptions, panel="Run"),
+        "scoring": FlagGroup(of=Scoring, panel="Run"),
         "selection": SELECTION,
         "policies": POLICIES,
         "settings": SETTINGS.only("seed", "threads"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -35,33 +34,16 @@ def report_command(
 
         sculpt report sft-two-sided/ --scores base.json --scores fused.json -o report.html
     """
-    from ..evaluate.report import PAGE
-    from ..fusion.checkpoint.output.guard import refuse_output
+    from ..evaluate.report import report
     from ..fusion.ref import refuse_patched
     from .console import gigabytes, out, print_json
 
     refuse_patched(fused)
-    page = output or fused.resolve().with_name(f"{fused.resolve().name}-report.html")
-    refuse_output(page, [fused, *(scores or ())], PAGE, overwrite=overwrite)
-    write_report(fused, page, scores or (), overwrite=overwrite)
+    page = report(fused, output=output, scores=scores or (), overwrite=overwrite)
     if json:
         print_json({"output": str(page), "bytes": page.stat().st_size})
     else:
         out(f"wrote {page}, {gigabytes(page.stat().st_size)}")
-
-
-def write_report(fused: Path, page: Path, scores: Sequence[Path], *, overwrite: bool) -> None:
-    """Write the page of a fused model."""
-    from ..evaluate.report import PAGE, make_report
-    from ..fusion.checkpoint.output.workspace import write_file
-
-    text = make_report(fused, scores=scores)
-    write_file(
-        page,
-        lambda file: file.write_text(text, encoding="utf-8"),
-        made_by="report",
-        may_replace=PAGE.may_replace if overwrite else None,
-    )
 
 
 def register(app: typer.Typer) -> None:

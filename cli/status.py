@@ -60,10 +60,10 @@ def kind_of(output: Path) -> str | None:
     """Return what kind of output of sculpt's a path is, or None."""
     from ..evaluate.report import PAGE
     from ..evaluate.starter import SUITE, TEXTS
-    from ..evaluate.tables import TABLE
     from ..fusion.checkpoint.output.guard import ADAPTER, CHECKPOINT, SWEEP
     from ..fusion.lora.density_chart import PICTURE
     from ..fusion.patch.writer import PATCH
+    from ..fusion.table import TABLE
     from ..hessian.store.file_format import STATISTICS
 
     kinds = (CHECKPOINT, ADAPTER, SWEEP, STATISTICS, PATCH, PAGE, SUITE, TEXTS, TABLE, PICTURE)

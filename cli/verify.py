@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from .options import AsJson, refuse_missing
-
-if TYPE_CHECKING:
-    from ..live.load_check import LoadReport
 
 Output = Annotated[Path, typer.Argument(help="A checkpoint that sculpt wrote.")]
 Inputs = Annotated[list[Path] | None, typer.Option("--input", help="Also check an input it was made from; repeatable.")]
@@ -54,7 +51,7 @@ def verify_command(
     from ..fusion.record.manifest import MANIFEST
     from ..fusion.record.verify import verify
     from ..fusion.ref import refuse_patched
-    from .console import gigabytes, out, print_json
+    from .console import gigabytes, out, print_json, quiet_environment
 
     refuse_patched(output)
     refuse_missing(inputs or (), [output])
@@ -72,7 +69,10 @@ def verify_command(
         if not json:
             out(f"{output} is signed by {public_key}")
     if load:
-        report = _loaded(output)
+        from ..api import check_loads
+
+        quiet_environment()
+        report = check_loads(output)
         result |= {"class": report.class_name}
         if not json:
             out(f"{output}: {report.told}")
@@ -102,18 +102,6 @@ def attest_command(output: Output, private_key: PrivateKey = None, json: AsJson 
         print_json({"output": str(output), "files": [file.name for file in written]})
     else:
         out(f"wrote {', '.join(file.name for file in written)} into {output}")
-
-
-def _loaded(output: Path) -> LoadReport:
-    from ..fusion.checkpoint import find_model
-    from ..fusion.patch.reference import open_stored
-    from .console import quiet_environment
-
-    quiet_environment()
-    from ..live.load_check import check_loads
-
-    opened = open_stored(find_model(output))
-    return check_loads({opened.name_in_file(name): info for name, info in opened.tensors.items()}, opened.config)
 
 
 def register(app: typer.Typer) -> None:

@@ -13,8 +13,10 @@ from ..data.example import Example
 from ..data.row import Row
 from ..data.rows import Rows, chosen, open_rows
 from ..fusion.checkpoint import open_checkpoint
+from ..fusion.checkpoint.given import Given as Model
+from ..fusion.checkpoint.given import takes_models
 from ..fusion.errors import CheckpointError
-from ..fusion.progress import Progress, silent
+from ..fusion.progress import Progress, silent, watched
 from ..fusion.record.manifest import MANIFEST, Manifest
 from ..fusion.rows import OrIgnore, RowOptions
 from ..fusion.run.calibration import GENERAL
@@ -30,10 +32,12 @@ TOKENS = 2048  # of each file or task that are compared
 MAX_LENGTH = 512
 
 
+@watched
+@takes_models("base", "model")
 def moved_from(
-    base: Path,
-    model: Path,
-    how: HowToRun,
+    base: Model,
+    model: Model,
+    how: HowToRun | None = None,
     *,
     data: Sequence[Path] = (),
     suite: Suite | None = None,
@@ -45,7 +49,7 @@ def moved_from(
         ModelError: The models cannot be compared.
         DataError: Data cannot be read, or hold nothing to predict.
     """
-    opened = open_checkpoint(base)
+    opened, how = open_checkpoint(base), how or HowToRun()
     if not data and suite is None:
         return movement(opened, model, how, measured=_protected_on(model), progress=progress)
     sides: list[tuple[str, Rows, OnFile | None]] = [(file.name, open_rows(file), None) for file in data]

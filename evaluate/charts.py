@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..fusion.errors import ModelError
 from .points import Spot, Sweep
@@ -107,7 +109,18 @@ def shown_measures(sweep: Sweep) -> list[str]:
     return [name for name in ("target", "pretrained", "h-score") if name in known]
 
 
-def draw(sweep: Sweep, files: Sequence[Path]) -> None:
+def as_image(sweep: Sweep) -> str:
+    """Return the charts as an element of HTML; nothing where matplotlib is not installed."""
+    picture = io.BytesIO()
+    try:
+        draw(sweep, [picture])
+    except ModelError:
+        return ""
+    data = base64.b64encode(picture.getvalue()).decode("ascii")
+    return f'<img alt="scores against strength" src="data:image/png;base64,{data}">'
+
+
+def draw(sweep: Sweep, files: Sequence[Path | IO[bytes]]) -> None:
     """Write the charts as PNG, SVG or PDF: each measure against the strength, and against the drop rate.
 
     A row of panels whose curves would be single points is left out.
@@ -145,7 +158,8 @@ def draw(sweep: Sweep, files: Sequence[Path]) -> None:
                 handles.setdefault(label, handle)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(measures), fontsize="small")
     for file in files:
-        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+        is_svg = isinstance(file, Path) and file.suffix == ".svg"
+        figure.savefig(file, dpi=150, metadata={"Date": None} if is_svg else None)
 
 
 def _lines(axes: Any, series: Series, x: str) -> None:

@@ -11,12 +11,12 @@ from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.errors import MethodError
 from ..fusion.methods import AdaDare, Method, TaskArithmetic, TwoSided
 from ..fusion.progress import Progress, silent
+from ..fusion.table import Table, with_deviation
 from .choice import Pick
 from .evaluate import SuiteScores, score_suite
 from .live_fuse import LiveFuse
 from .strengths import Family
 from .suite import Suite
-from .tables import Table, with_deviation
 
 # The rows of the AdaDARE-γ paper's tables, and both allocations.
 PAPERS = ("ties", "dare", "tailor", "adadare", "adadare:allocation=exact")

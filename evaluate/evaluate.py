@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..data.encoding import Encoder
 from ..data.rows import open_rows
-from ..fusion.progress import Progress, silent
+from ..fusion.checkpoint.given import Given as Model
+from ..fusion.checkpoint.given import in_folder
+from ..fusion.progress import Progress, silent, watched
 from ..fusion.rows import OrIgnore, RowOptions
+from ..fusion.table import Table
 from ..live.model import LiveModel, load_model
 from .scores import average, h_score, source_target_average
 from .suite import Harness, Suite, TaskSide, read_suite
+
+MEANS = ("pretrained", "target", "avg", "h-score")  # in a line about a model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +46,38 @@ class TaskScore:
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteScores:
-    """All tasks of a suite, the pre-trained ones first."""
+    """What a model scores on the tasks of a suite, the pre-trained ones first.
+
+    Attributes:
+        model: As it was asked for; empty of one that was given as it runs.
+    """
 
     suite: str
     tasks: tuple[TaskScore, ...]
+    model: str = ""
+
+    def __repr__(self) -> str:
+        means = {name: value for name, value in self.measures.items() if name in MEANS}
+        told = ", ".join(f"{name} {value:.2f}" for name, value in means.items())
+        return f"SuiteScores({self.model or 'a model'} on {self.suite}: {told})"
+
+    def _repr_html_(self) -> str:
+        return self.table().html()
+
+    def table(self) -> Table:
+        """Return a row a task, and the means below."""
+        rows = []
+        for task in self.tasks:
+            others = ", ".join(f"{name} {value:.4g}" for name, value in task.figures.items())
+            rows.append([task.name, task.side, task.scorer, str(task.num_rows), f"{task.score:.2f}", others or "–"])
+        note, means = "", self.measures
+        if self.has_both_sides:
+            note = (
+                f"pre-trained {means['pretrained']:.2f}, target {means['target']:.2f}; Avg {means['avg']:.2f}, "
+                f"H-score {means['h-score']:.2f}, mean of the two sides {means['source-target-avg']:.2f}"
+            )
+        columns = ["task", "side", "scorer", "rows", "score", "also"]
+        return Table(columns=columns, rows=rows, title=f"{self.model or 'scores'}: {self.suite}", note=note)
 
     def side(self, side: TaskSide) -> list[float]:
         """Return the scores of one side's tasks."""
@@ -76,14 +110,16 @@ class SuiteScores:
     def as_json(self) -> dict[str, Any]:
         """Return the scores as plain values."""
         return {
+            **({"model": self.model} if self.model else {}),
             "suite": self.suite,
             "tasks": [task.as_json() for task in self.tasks],
             "measures": self.measures,
         }
 
 
+@watched
 def evaluate(
-    model: Path | str | LiveModel,
+    model: Model | LiveModel,
     suite: Path | str | Suite,
     *,
     device: str = "auto",
@@ -92,9 +128,11 @@ def evaluate(
     memory_bytes: int | None = None,
     progress: Progress = silent,
 ) -> SuiteScores:
-    """Return the scores of a model, given as a checkpoint folder or as it runs.
+    """Return the scores of a model on a suite: each task's, in [0, 100], and their means.
 
     Args:
+        model: As `fuse` takes it, or as it runs.
+        suite: A YAML file, or one that was read.
         device, dtype, memory_bytes: As for `load_model`.
         batch_size: In place of the suite's.
 
@@ -104,8 +142,11 @@ def evaluate(
     suite = suite if isinstance(suite, Suite) else read_suite(Path(suite))
     if isinstance(model, LiveModel):
         return score_suite(model, suite, batch_size=batch_size, progress=progress)
-    with load_model(Path(model), device=device, dtype=dtype, memory_bytes=memory_bytes) as live:
-        return score_suite(live, suite, batch_size=batch_size, progress=progress)
+    with ExitStack() as stack:
+        path = in_folder(model, "model", stack)
+        live = stack.enter_context(load_model(path, device=device, dtype=dtype, memory_bytes=memory_bytes))
+        scores = score_suite(live, suite, batch_size=batch_size, progress=progress)
+    return replace(scores, model=str(path))
 
 
 def score_suite(

@@ -18,9 +18,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from ..fusion.errors import DataError, MethodError
+from ..fusion.table import Table
 from .evaluate import SuiteScores, TaskScore
 from .suite import Classification, ExactMatch, MultipleChoice, Suite, TaskSide, Vqa
 
@@ -79,6 +81,44 @@ def flips(base: SuiteScores, model: SuiteScores, tuned: SuiteScores | None = Non
         for before, after, third in zip(base.tasks, model.tasks, others, strict=True)
         if after.outcomes
     ]
+
+
+def table_of_flips(found: Sequence[Flips], *, with_tuned: bool) -> Table:
+    """Return a row a task, in percent, and the means over the tasks of each side.
+
+    Args:
+        with_tuned: Whether the fine-tune answered too.
+    """
+
+    def percent(value: float | None) -> str:
+        return "–" if value is None else f"{value:.2f}"
+
+    columns = ["task", "side", "rows", "lost", "won", "by luck", "forgotten", "learned", "preserved"]
+    columns += ["healed", "non-damage", "target retention"] if with_tuned else []
+    rows = []
+    for one in found:
+        kept = [one.lost, one.won, one.by_luck, one.forgotten, one.learned, one.preserved]
+        if with_tuned:
+            is_target = one.side == "target"
+            kept += [one.healed, None if is_target else one.retained, one.retained if is_target else None]
+        rows.append([one.name, one.side, str(one.num_rows), *map(percent, kept)])
+    title = "answers that flipped from the base's, in percent"
+    return Table(columns=columns, rows=rows, title=title, note=_means(found))
+
+
+def _means(found: Sequence[Flips]) -> str:
+    """Return the means over the tasks of each side."""
+    general, target = ([one for one in found if one.side == side] for side in ("pretrained", "target"))
+    values = {
+        "forgotten": [one.forgotten for one in general],
+        "preserved": [one.preserved for one in general],
+        "healed": [one.healed for one in general],
+        "non-damage": [one.retained for one in general],
+        "target retention": [one.retained for one in target],
+    }
+    means = {name: [value for value in some if value is not None] for name, some in values.items()}
+    told = ", ".join(f"{name} {fmean(some):.2f} %" for name, some in means.items() if some)
+    return f"means over tasks: {told}" if told else "no task of the pre-trained side was compared"
 
 
 def _flips(before: TaskScore, after: TaskScore, tuned: TaskScore | None) -> Flips:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..fusion.errors import DataError
+from ..fusion.table import MEAN_OF_SIDES, Table
 from .evaluate import SuiteScores, TaskScore
-from .tables import MEAN_OF_SIDES, Table
 
 MEANS = {
     "pretrained": "Source",

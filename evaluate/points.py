@@ -6,11 +6,13 @@ import csv
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.methods import Method, TwoSided
+from ..fusion.table import Table, with_deviation
 from .choice import Pick
 from .strengths import strength_field
 
@@ -64,6 +66,12 @@ class Point:
         return "" if self.is_reference else strength_field(type(self.method)) or ""
 
     @property
+    def told_strength(self) -> str:
+        """The strength with its letter: `λ = 0.3`."""
+        sign = {"lambda": "λ", "gamma": "γ"}.get(self.strength_is, self.strength_is or "strength")
+        return f"{sign} = {self.strength:.4g}"
+
+    @property
     def is_reference(self) -> bool:
         """Whether it is the base or the fine-tune itself."""
         return self.family in ("base", "tuned")
@@ -86,6 +94,12 @@ class Point:
             "score_seconds": self.score_seconds,
             **self.scores.as_json(),
         }
+
+
+def _cells(point: Point) -> list[str]:
+    if point.is_reference:
+        return [point.family, "–", "–", f"{point.distance.l1:.4g}"]
+    return [point.label, f"{point.strength:.3f}", f"{point.distance.sparsity:.2%}", f"{point.distance.l1:.4g}"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +134,53 @@ class Spot:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """All points, the base and the tuned model first."""
+    """What a sweep found.
+
+    Attributes:
+        points: The base and the tuned model first.
+        suite: The name of the suite.
+        seed: The first.
+        picked: The point that was chosen, or None.
+        output: Where table, charts and figures are, or None.
+        model: Where the chosen model is, or None.
+    """
 
     points: tuple[Point, ...]
+    suite: str = ""
+    seed: int = 0
+    picked: Point | None = None
+    output: Path | None = None
+    model: Path | None = None
+
+    def __repr__(self) -> str:
+        best = "" if self.picked is None else f", picked {self.picked.label} at {self.picked.told_strength}"
+        return f"Sweep({len(self.tried)} points of {self.suite or 'a suite'}{best})"
+
+    def _repr_html_(self) -> str:
+        from .charts import as_image
+
+        return self.table().html() + as_image(self)
+
+    def table(self) -> Table:
+        """Return a row for the base, the fine-tune and each place of a curve; means over the seeds."""
+        known = self.points[0].scores.measures
+        measures = [name for name in ("target", "pretrained", "avg", "h-score") if name in known]
+        references = [Spot(points=(point,)) for point in self.points if point.is_reference]  # of one seed alone
+        rows = [
+            [*_cells(spot.first), *(with_deviation(spot.measures[name], spot.deviation(name)) for name in measures)]
+            for spot in (*references, *self.spots)
+        ]
+        columns = ["model", "strength", "dropped", "L1 distance", *measures]
+        return Table(columns=columns, rows=rows, title=f"sweep: {self.suite}")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `sweep.json` holds."""
+        content: dict[str, Any] = {
+            "suite": self.suite,
+            "seed": self.seed,
+            "points": [point.as_json() for point in self.points],
+        }
+        return content if self.picked is None else {**content, "picked": self.picked.as_json()}
 
     @property
     def tried(self) -> tuple[Point, ...]:

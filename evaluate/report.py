@@ -7,11 +7,13 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..fusion.checkpoint.json_file import read_json
-from ..fusion.checkpoint.output.guard import Kind
+from ..fusion.checkpoint.output.guard import Kind, refuse_output
+from ..fusion.checkpoint.output.workspace import write_file
 from ..fusion.errors import DataError
 from ..fusion.methods import METHODS
 from ..fusion.names import block_of, natural_key
@@ -19,6 +21,12 @@ from ..fusion.record.manifest import Manifest
 from ..fusion.record.records import TensorRecord
 from .heat_map import heat_maps
 
+if TYPE_CHECKING:
+    from .evaluate import SuiteScores
+    from .points import Sweep
+    from .release import Judgement
+
+    Scores = Path | str | SuiteScores | Sweep | Judgement
 TEMPLATE = "report.html.j2"
 GENERATOR = b'<meta name="generator" content="sculpt'
 
@@ -78,15 +86,16 @@ class ScoreTable:
     rows: tuple[tuple[str, tuple[float | None, ...]], ...]
 
 
-def score_table(files: Iterable[Path]) -> ScoreTable | None:
-    """Return the scores in what `eval`, `gate` or `sweep` wrote, side by side.
+def score_table(given: Iterable[Scores]) -> ScoreTable | None:
+    """Return the scores in what `eval`, `gate` or `sweep` wrote or returned, side by side.
 
     Raises:
         DataError: A file is something else.
     """
     columns: dict[str, Mapping[str, float]] = {}
-    for file in files:
-        found = dict(_scores_in(read_json(file), file))
+    for one in given:
+        file, content = (Path(one), read_json(Path(one))) if isinstance(one, (str, Path)) else (Path(), one.as_json())
+        found = dict(_scores_in(content, file))
         if not found:
             raise DataError(
                 f"`{file}` holds no scores",
@@ -125,7 +134,40 @@ def _scores_in(content: Any, file: Path) -> Iterator[tuple[str, Mapping[str, flo
         yield str(content.get("model", file.stem)), measures
 
 
-def make_report(fused: Path | str, *, scores: Sequence[Path] = ()) -> str:
+def report(
+    fused: PathLike[str] | str,
+    *,
+    output: Path | str | None = None,
+    scores: Sequence[Scores] = (),
+    overwrite: bool = False,
+) -> Path:
+    """Write one HTML page about a fused model, which needs no network; return where it is.
+
+    Args:
+        fused: A checkpoint that sculpt wrote.
+        output: Default: `<fused>-report.html`, beside it.
+        scores: What `evaluate`, `gate` and `sweep` returned, or files of it.
+
+    Raises:
+        CheckpointError: The folder holds no manifest.
+        DataError: A file holds no scores.
+        OutputError: `output` exists, and `overwrite` is not set.
+    """
+    folder = Path(fused).resolve()
+    page = folder.with_name(f"{folder.name}-report.html") if output is None else Path(output)
+    files = [Path(one) for one in scores if isinstance(one, (str, Path))]
+    refuse_output(page, [folder, *files], PAGE, overwrite=overwrite)
+    text = make_report(folder, scores=scores)
+    write_file(
+        page,
+        lambda file: file.write_text(text, encoding="utf-8"),
+        made_by="report",
+        may_replace=PAGE.may_replace if overwrite else None,
+    )
+    return page
+
+
+def make_report(fused: Path | str, *, scores: Sequence[Scores] = ()) -> str:
     """Return the page of a fused model; nothing in it is fetched from elsewhere.
 
     Raises:
@@ -163,14 +205,7 @@ def _totals(manifest: Manifest) -> list[tuple[str, str]]:
     fused = manifest.fused
     closed = sum(record.figures.get("expected_loss_closed_form", 0.0) for record in fused)
     exact = sum(record.figures.get("expected_loss_exact", 0.0) for record in fused)
-    found = [
-        ("tensors fused", f"{len(fused)} of {len(manifest.tensors)}"),
-        ("parameters fused", f"{sum(record.num_fused for record in fused):,}"),
-        ("deltas that are zero", f"{manifest.realised_sparsity():.2%}"),
-        ("… as fine-tuning never changed them", f"{manifest.unchanged():.2%}"),
-        ("L1 norm of the fine-tune", _figure(sum(record.fine_tuned_l1 or 0.0 for record in fused))),
-        ("L1 distance to the base", _figure(sum(record.distance_l1 or 0.0 for record in fused))),
-    ]
+    found = [(name, figure) for name, figure in manifest.table().rows if name != "models"]
     if closed and manifest.options.get("scope") == "tensor":
         found.append(("expected loss, closed form", _figure(closed)))
         found.append(("expected loss, exact", _figure(exact)))

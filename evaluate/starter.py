@@ -48,7 +48,14 @@ def scorer_of(row: Row) -> str:
     )
 
 
-def write_suite(output: Path, data: Path, general: Path | None, *, limit: int, overwrite: bool = False) -> list[str]:
+def write_suite(
+    output: Path | str,
+    data: Path | str,
+    general: Path | str | None = None,
+    *,
+    limit: int = 200,
+    overwrite: bool = False,
+) -> list[str]:
     """Write a suite; return what is to be said of it.
 
     Args:
@@ -58,6 +65,7 @@ def write_suite(output: Path, data: Path, general: Path | None, *, limit: int, o
         DataError: Rows cannot be scored.
         OutputError: A file exists, or is an input.
     """
+    output, data, general = Path(output), Path(data), None if general is None else Path(general)
     read = [data, *([general] if general is not None else [])]
     beside = output.with_name(f"{output.stem}-general.jsonl")
     repair(beside)  # though the suite may be there

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any, get_type_hints
+from typing import Any
 
 from ..fusion.errors import MethodError, did_you_mean
 from ..fusion.methods import METHODS, AdaDare, Method
+from ..fusion.methods.named import method_named
 
 MAX_GRID = 1000
 
@@ -31,25 +32,15 @@ class Family:
         Raises:
             MethodError: No such method or option, or a method of one model that has nothing to sweep.
         """
-        name, _, options = text.partition(":")
-        method = METHODS.get(name)
-        if method is None or not _can_be_swept(method):
-            known = [name for name, found in METHODS.items() if _can_be_swept(found)]
-            if method is None:
-                raise MethodError(f"no method is called `{name}`", hint=did_you_mean(name, known))
+        name = text.partition(":")[0].strip()
+        known = [known for known, found in METHODS.items() if _can_be_swept(found)]
+        if name not in METHODS:
+            raise MethodError(f"no method is called `{name}`", hint=did_you_mean(name, known))
+        if name not in known:
             raise MethodError(
                 f"`{name}` has neither strength nor sparsity to sweep", hint=f"those that have: {', '.join(known)}"
             )
-        hints = get_type_hints(method)
-        fields = {field.name: hints[field.name] for field in dataclasses.fields(method)}
-        values: dict[str, Any] = {}
-        for option in filter(None, options.split(",")):
-            key, _, value = option.partition("=")
-            key = key.strip().replace("-", "_")
-            if key not in fields or not value:
-                raise MethodError(f"`{option}` is no option of {method.title}", hint=f"it has {', '.join(fields)}")
-            values[key] = _value(value.strip(), fields[key])
-        return cls(text=text, method=method(**values))
+        return cls(text=text, method=method_named(text))
 
     @property
     def takes_strength(self) -> bool:
@@ -87,15 +78,6 @@ def _can_be_swept(method: type[Method]) -> bool:
 def _sparsity_field(method: type[Method]) -> str | None:
     fields = {field.name for field in dataclasses.fields(method)}
     return next((name for name in ("sparsity", "density") if name in fields), None)
-
-
-def _value(text: str, hint: object) -> Any:
-    if hint is bool:
-        return text.lower() in ("true", "yes", "1")
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def parse_grid(text: str) -> tuple[float, ...]:

@@ -164,12 +164,17 @@ class Suite:
 
     Attributes:
         name: Its own, or its file's.
-        folder: What the files of tasks are relative to.
+        file: Where it stands; files of tasks are relative to its folder.
     """
 
     name: str
-    folder: Path
+    file: Path
     content: SuiteFile
+
+    @property
+    def folder(self) -> Path:
+        """What the files of tasks are relative to."""
+        return self.file.parent
 
     def tasks(self) -> Iterator[tuple[TaskSide, str, Task]]:
         """Yield side, name and task, the pre-trained ones first."""
@@ -184,16 +189,17 @@ class Suite:
         return [*(name for _, name, _ in self.tasks()), *means]
 
 
-def read_suite(file: Path) -> Suite:
+def read_suite(file: Path | str) -> Suite:
     """Return a suite.
 
     Raises:
         RecipeError: It is not YAML or does not fit; the message has the line.
         DataError: It has no task, one name twice, or a name that means something else.
     """
+    file = Path(file)
     document = read_documents(file)[0]
     content = document.validated(SuiteFile)
-    suite = Suite(name=content.name or file.stem, folder=file.parent, content=content)
+    suite = Suite(name=content.name or file.stem, file=file, content=content)
     names = [name for _, name, _ in suite.tasks()]
     if not names:
         raise DataError(f"`{file}` names no task", hint="put tasks under `pretrained:` and `target:`")

@@ -19,13 +19,13 @@ from ..fusion.checkpoint.output.workspace import write_file
 from ..fusion.errors import MethodError, ModelError
 from ..fusion.lora.density_chart import PICTURE
 from ..fusion.progress import Progress, silent
+from ..fusion.table import Table, with_deviation
 from ..live.model import load_model
 from ..training.settings import AdapterMethod, Schedule
 from ..training.train import plan_of, recorded_plan, train_adapter
 from .evaluate import SuiteScores, score_suite
 from .strengths import parse_grid
 from .suite import Suite
-from .tables import Table, with_deviation
 
 SIDES = {"pretrained": "Source", "target": "Target", "source-target-avg": "Avg"}
 Settings = tuple[AdapterMethod, Schedule]

@@ -9,15 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..fusion.checkpoint.given import Given as Model
+from ..fusion.checkpoint.given import takes_models
 from ..fusion.checkpoint.output.guard import refuse_output
-from ..fusion.progress import Progress, silent
+from ..fusion.progress import Progress, silent, watched
 from .options import CalibrationOptions
 from .store.diagonal import DiagonalHessian
 from .store.file_format import STATISTICS
 
 
+@watched
+@takes_models("checkpoint")
 def calibrate(
-    checkpoint: Path | str,
+    checkpoint: Model,
     options: CalibrationOptions | None = None,
     *,
     output: Path | str | None = None,

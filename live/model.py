@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import torch
 
-from ..fusion.checkpoint import Source, open_checkpoint
+from ..fusion.checkpoint import Asked, Source, open_checkpoint
 from ..fusion.checkpoint.output.scratch import Scratch
 from ..fusion.checkpoint.pretrained import is_encoder_decoder, load_config, load_pretrained
 from ..fusion.errors import ModelError
@@ -86,7 +86,7 @@ class LiveModel:
 
 
 def load_model(
-    source: Source | Path,
+    source: Source | Asked,
     *,
     device: str = "auto",
     dtype: str | torch.dtype = "auto",

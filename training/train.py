@@ -17,13 +17,15 @@ import transformers
 from ..data.encoding import Encoder
 from ..data.rows import chosen, open_rows
 from ..fusion.checkpoint import Source
+from ..fusion.checkpoint.given import Given as Model
+from ..fusion.checkpoint.given import takes_models
 from ..fusion.checkpoint.identity import digest_of_data
 from ..fusion.checkpoint.open import open_whole
 from ..fusion.checkpoint.output.guard import ADAPTER, refuse_output
 from ..fusion.checkpoint.output.workspace import CHECKPOINTS, Workspace
 from ..fusion.errors import ModelError
 from ..fusion.lora.write import entries_of_base, publish_adapter, write_adapter
-from ..fusion.progress import Progress, silent
+from ..fusion.progress import Progress, silent, watched
 from ..live.devices import compute_dtype, pick_device
 from ..live.privates import around_saving, use_one_gpu
 from .callback import LoRASculptCallback
@@ -69,6 +71,12 @@ class Trained:
     density: float | None
     log: tuple[dict[str, float], ...]
 
+    def __fspath__(self) -> str:
+        return str(self.output)
+
+    def __repr__(self) -> str:
+        return f"Trained({self.method}, {self.steps} steps, in {self.output})"
+
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {**asdict(self), "output": str(self.output), "log": list(self.log)}
@@ -95,11 +103,13 @@ def recorded_plan(plan: dict[str, Any], base: Source) -> dict[str, Any]:
     return {**plan, "base": base.fingerprint}
 
 
+@watched
+@takes_models("base")
 def train_adapter(
-    base: Path,
+    base: Model,
     *,
-    data: Path,
-    output: Path,
+    data: Path | str,
+    output: Path | str,
     method: AdapterMethod | None = None,
     schedule: Schedule | None = None,
     resume: bool = True,
@@ -115,6 +125,7 @@ def train_adapter(
         SculptError: Base, data or settings do not suit each other, the output exists, or the loss is not finite.
     """
     method, schedule = method or AdapterMethod(), schedule or Schedule()
+    data, output = Path(data), Path(output)
     require_peft()
     refuse_output(output, [base, data], ADAPTER, overwrite=overwrite)
     if schedule.keep_epochs:  # those of a run that was killed are written again

@@ -26,11 +26,11 @@ from sculpt.evaluate.evaluate import SuiteScores, score_suite
 from sculpt.evaluate.live_fuse import LiveFuse
 from sculpt.evaluate.scores import h_score
 from sculpt.evaluate.suite import read_suite
-from sculpt.evaluate.tables import Table
 from sculpt.fusion.arithmetic.curvature import UNMEASURED, Curvatures
 from sculpt.fusion.arithmetic.two_sided import counted_together
 from sculpt.fusion.methods import Method
 from sculpt.fusion.run.calibration import GENERAL, SHIPPED
+from sculpt.fusion.table import Table
 
 from .arms import ARMS, Arm
 

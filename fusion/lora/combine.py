@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from ..checkpoint import Source, open_checkpoint
+from ..checkpoint import Asked, Source, open_checkpoint
 from ..checkpoint.output.guard import ADAPTER, refuse_output
 from ..checkpoint.output.processes import Processes
 from ..checkpoint.output.workspace import told
 from ..errors import CheckpointError, MethodError
+from ..table import Table
 from .modules import Factors, Module, OpenAdapter, Place
 from .truncated_svd import Truncated, of_product
 from .write import config_of, fill_adapter, tensors_of
@@ -49,6 +50,23 @@ class AdapterReport:
     output: Path
     layers: tuple[LayerReport, ...]
 
+    def __fspath__(self) -> str:
+        return str(self.output)
+
+    def __repr__(self) -> str:
+        return f"AdapterReport({self.output}: {len(self.layers)} layers, relative error {self.error:.2%})"
+
+    def _repr_html_(self) -> str:
+        return self.table().html()
+
+    def table(self) -> Table:
+        """Return a row a layer."""
+        rows = [
+            [layer.name, str(layer.rank), str(layer.rank_before), f"{layer.norm:.4g}", f"{layer.error:.2%}"]
+            for layer in self.layers
+        ]
+        return Table(columns=["layer", "rank", "of", "‖δ‖", "error"], rows=rows, title=repr(self))
+
     @property
     def error(self) -> float:
         """Relative error over all layers."""
@@ -66,10 +84,10 @@ class AdapterReport:
 
 
 def combine_adapters(
-    base: Path,
-    adapters: Sequence[Path],
+    base: Asked,
+    adapters: Sequence[Path | str],
     *,
-    output: Path,
+    output: Path | str,
     weights: Sequence[float],
     rank: int | None = None,
     energy: float | None = None,
@@ -85,11 +103,12 @@ def combine_adapters(
         SculptError: The adapters do not fit the base or each other, or an option is out of range.
     """
     check_rank(rank, energy)
+    output = Path(output)
     if len(weights) != len(adapters):
         raise MethodError(f"`weights` has {len(weights)} values for {len(adapters)} adapters", options=["weights"])
     refuse_output(output, [base, *adapters], ADAPTER, overwrite=overwrite)
     opened = open_checkpoint(base)
-    found = [OpenAdapter.of(path, opened) for path in adapters]
+    found = [OpenAdapter.of(Path(path), opened) for path in adapters]
     processes = Processes()
     places = [*dict.fromkeys(place for adapter in found for place in adapter.modules)]
     with processes.meet(output, made_by="lora-merge") as folder:

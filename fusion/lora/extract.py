@@ -120,6 +120,7 @@ def extract_adapter(
         SculptError: The two do not fit, or a change cannot be held by an adapter.
     """
     check_rank(rank, energy)
+    output = Path(output)
     rank = 16 if rank is None and energy is None else rank
     selection = selection or Selection()
     refuse_output(output, [base, tuned], ADAPTER, overwrite=overwrite)

@@ -63,7 +63,7 @@ def num_kept(density: float, num_elements: int, name: str) -> int:
     return count
 
 
-def prune_adapter(folder: Path, *, output: Path, density: float, overwrite: bool = False) -> PrunedAdapter:
+def prune_adapter(folder: Path | str, *, output: Path | str, density: float, overwrite: bool = False) -> PrunedAdapter:
     """Write an adapter with the `floor(density·N)` largest entries of each factor; of equal ones the first.
 
     Magnitudes of DoRA, biases and modules that were saved whole stay as they are.
@@ -72,6 +72,7 @@ def prune_adapter(folder: Path, *, output: Path, density: float, overwrite: bool
         SculptError: The folder is no adapter, the density is out of range, or the output may not be written.
     """
     check_density(density)
+    folder, output = Path(folder), Path(output)
     adapter = LoneAdapter(folder)
     refuse_output(output, [folder], ADAPTER, overwrite=overwrite)
     tensors = {name: adapter.read(name) for name in adapter.names}

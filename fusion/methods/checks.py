@@ -19,14 +19,21 @@ def _refused(option: str, expected: str, got: str, *, hint: str | None = None) -
     return MethodError(f"`{option}` must {expected}, got {got}", hint=hint, options=[option])
 
 
+def _number(option: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _refused(option, "be a number", f"`{value}`")
+
+
 def finite(option: str, value: float) -> None:
     """Raise MethodError unless `value` is a number."""
+    _number(option, value)
     if not math.isfinite(value):
         raise _refused(option, "be a finite number", f"{value:g}")
 
 
 def fraction(option: str, value: float) -> None:
     """Raise MethodError unless `value` lies in [0, 1]."""
+    _number(option, value)
     if not 0 <= value <= 1:
         hint = f"did you mean {value / 100:g}?" if 1 < value <= 100 else None
         raise _refused(option, "lie between 0 and 1", f"{value:g}", hint=hint)
@@ -34,12 +41,14 @@ def fraction(option: str, value: float) -> None:
 
 def at_least_zero(option: str, value: float) -> None:
     """Raise MethodError unless `value` is finite and not negative."""
+    _number(option, value)
     if not (math.isfinite(value) and value >= 0):
         raise _refused(option, "be a finite number of at least 0", f"{value:g}")
 
 
 def above_zero(option: str, value: float) -> None:
     """Raise MethodError unless `value` is finite and above 0."""
+    _number(option, value)
     if not (math.isfinite(value) and value > 0):
         raise _refused(option, "be a finite number above 0", f"{value:g}")
 

@@ -9,7 +9,7 @@ import mmap
 import platform
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from gzip import GzipFile
 from importlib.metadata import PackageNotFoundError, version
@@ -27,6 +27,7 @@ from ..methods import METHODS
 from ..methods.two_sided import title_under
 from ..plan.companions import InputFile
 from ..plan.plan import Plan
+from ..table import Table
 from .records import TensorRecord
 
 MANIFEST, TENSORS = OWN_MARK, OWN_TENSORS
@@ -34,6 +35,7 @@ MANY = 20_000  # tensors; what is said of more stands in a file of its own, comp
 MOST_BYTES = 1 << 30  # of that file, unpacked: two million tensors take less
 FORMAT = 2  # 1 had paths, digests of pieces, and the weight files alone
 FILES = ("inputs", "outputs", "companions", "files")
+UNTOLD = ("folder", "held")  # which are no part of the file
 PIECE = 1 << 24
 # Made of the manifest later, or put there by the hub and by git.
 SBOM, PROVENANCE, SIGNATURE = "sculpt-sbom.json", "sculpt-provenance.json", "model.sig"
@@ -152,6 +154,8 @@ class Manifest:
         files: What became of every file beside the inputs' weights.
         moved: How far the next tokens moved from the base's on each kind of general data that was not measured; None
             where nobody looked.
+        folder: Where the model lies, or its patch; functions that take a model take the manifest in its place.
+        held: What keeps a temporary folder there.
     """
 
     method: str
@@ -168,6 +172,34 @@ class Manifest:
     notes: tuple[str, ...]
     versions: Mapping[str, str | None]
     tensors: tuple[TensorRecord, ...]
+    folder: Path | None = field(default=None, compare=False)
+    held: object = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        place = "" if self.folder is None else f", in {self.folder}"
+        return f"Manifest({self.title}: {len(self.fused)} of {len(self.tensors)} tensors fused{place})"
+
+    def _repr_html_(self) -> str:
+        return self.table().html()
+
+    def __fspath__(self) -> str:
+        if self.folder is None:
+            raise CheckpointError("the manifest does not say where its model lies")
+        return str(self.folder)
+
+    def table(self) -> Table:
+        """Return what was done in a few lines."""
+        rows = [
+            ["models", ", ".join(record.name for record in self.inputs)],
+            ["tensors fused", f"{len(self.fused)} of {len(self.tensors)}"],
+            ["parameters fused", f"{sum(record.num_fused for record in self.fused):,}"],
+            ["deltas that are zero", f"{self.realised_sparsity():.2%}"],
+            ["… as fine-tuning never changed them", f"{self.unchanged():.2%}"],
+            ["L1 norm of the fine-tune", f"{sum(record.fine_tuned_l1 or 0.0 for record in self.fused):.4g}"],
+            ["L1 distance to the base", f"{sum(record.distance_l1 or 0.0 for record in self.fused):.4g}"],
+        ]
+        place = "" if self.folder is None else f"written to {self.folder}"
+        return Table(columns=["", ""], rows=rows, title=self.title, note=place)
 
     @property
     def title(self) -> str:
@@ -224,7 +256,7 @@ class Manifest:
         """Return all but the tensors, with the digest of the whole."""
         head = {
             "format": FORMAT,
-            **{key: value for key, value in vars(self).items() if key not in ("tensors", *FILES)},
+            **{key: value for key, value in vars(self).items() if key not in ("tensors", *FILES, *UNTOLD)},
             **{key: [asdict(record) for record in getattr(self, key)] for key in FILES},
             "realised_sparsity": self.realised_sparsity(),
             "unchanged": self.unchanged(),
@@ -277,7 +309,7 @@ class Manifest:
         if not isinstance(tensors, list) or content.pop("digest", None) != digest_of(content, tensors):
             raise CheckpointError(f"`{file}` was changed: its content is not that of its own digest")
         try:
-            return checked(cls, {**content, "tensors": tensors})
+            return replace(checked(cls, {**content, "tensors": tensors}), folder=folder)
         except CheckpointError as error:
             raise CheckpointError(f"`{file}` is malformed: {error.message}") from error
 

@@ -164,6 +164,10 @@ class Calibration(SampleRun):
                 if getattr(self, name) is not None:
                     raise MethodError(f"`{name}` has no use where nothing is calibrated", options=[name])
 
+    def protecting(self) -> Calibration:
+        """Return the same with the general set that ships to protect the base on, where nothing else is named."""
+        return replace(self, protect=SHIPPED) if self.protect is None else self
+
     def files(self) -> list[Path]:
         """Return every path that it names: of data, and of statistics."""
         general = None if self.protect is None else [side.source for side in self.sides if not side.is_shipped]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +13,8 @@ from ..arithmetic.passes import Finding, Pass, Reduction
 from ..arithmetic.sums import block_sums, exact_total
 from ..arithmetic.tile import RawTile
 from ..checkpoint import Source, TensorInfo, open_checkpoint
+from ..checkpoint.given import Given as Model
+from ..checkpoint.given import takes_models
 from ..checkpoint.relaid import relaid
 from ..device import all_cores
 from ..errors import CurvatureError
@@ -21,10 +22,12 @@ from ..methods import Method
 from ..names import align
 from ..plan.plan import Plan
 from ..plan.step import Step
-from ..progress import Progress, silent
+from ..progress import Progress, silent, watched
+from ..table import Table
 from .backend import KERNEL_TILE, NumpyBackend
 from .look import look, pair_plan
 
+SHOWN = 20  # rows in a notebook
 LARGEST = 3  # the row of `distances` that holds maxima
 
 
@@ -53,6 +56,25 @@ class CheckpointDiff:
     only_first: tuple[str, ...]
     only_second: tuple[str, ...]
     other_form: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        changed = sum(tensor.changed > 0 for tensor in self.tensors)
+        return f"CheckpointDiff({changed} of {len(self.tensors)} tensors differ)"
+
+    def _repr_html_(self) -> str:
+        return self.table(SHOWN).html()
+
+    def table(self, most: int | None = None) -> Table:
+        """Return a row a tensor, those that moved most first.
+
+        Args:
+            most: How many rows; None for all.
+        """
+        moved = sorted(self.tensors, key=lambda tensor: -tensor.relative_norm)[:most]
+        rows = [[t.name, f"{t.changed:.2%}", f"{t.relative_norm:.3%}", f"{t.largest:.3g}"] for t in moved]
+        left = len(self.tensors) - len(moved)
+        columns = ["tensor", "changed", "‖δ‖/‖W‖", "largest |δ|"]
+        return Table(columns=columns, rows=rows, title=repr(self), note=f"and {left} more" if left else "")
 
 
 def _differs(tile: RawTile) -> np.ndarray:
@@ -131,7 +153,9 @@ def _backend() -> NumpyBackend:
     return NumpyBackend(threads=all_cores(), tile_elements=KERNEL_TILE // 2)
 
 
-def diff(first: Path | str, second: Path | str, *, progress: Progress = silent) -> CheckpointDiff:
+@watched
+@takes_models("first", "second")
+def diff(first: Model, second: Model, *, progress: Progress = silent) -> CheckpointDiff:
     """Compare two checkpoints; names and layouts that differ are matched as a fuse matches them.
 
     Raises:

@@ -375,7 +375,7 @@ def execute(
         check()
         whole: list[Manifest] = []
         sink.commit(lambda folder: whole.append(_add_files(folder, prepared, manifest, compare)))
-    return whole[0]
+    return replace(whole[0], folder=prepared.output)
 
 
 def _sink(

@@ -17,7 +17,12 @@ from .settings import Settings
 
 
 def untie(
-    model: Asked, *, output: Path, command: str | None = None, overwrite: bool = False, progress: Progress = silent
+    model: Asked,
+    *,
+    output: Path | str,
+    command: str | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
 ) -> Manifest:
     """Write a tied model with both of its vocabulary matrices, for adapters that train them apart.
 
@@ -25,7 +30,7 @@ def untie(
         CheckpointError: The model is not tied.
         OutputError: The output exists, lies inside the model, or cannot be written.
     """
-    ref = find_model(model)
+    ref, output = find_model(model), Path(output)
     refuse_output(output, [ref], CHECKPOINT, overwrite=overwrite)
     settings = Settings(config_from="base")
     method = Passthrough()

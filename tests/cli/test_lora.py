@@ -291,8 +291,8 @@ def test_continual_scores_every_domain_so_far(runnable, buffer, tmp_path):
     ("options", "words"),
     [
         (["--weights", "adaptive"], "needs `--buffer`"),
-        (["--weights", "adaptive", "--buffer", "b", "--buffer-from", "d"], "or `--buffer-from`"),
-        (["--weights", "adaptive", "--buffer", "b", "--per-class", "2"], "`--per-class` has no effect"),
+        (["--weights", "adaptive", "--buffer", "b", "--buffer-from", "d"], "or `buffer_from`"),
+        (["--weights", "adaptive", "--buffer", "b", "--per-class", "2"], "`per_class` has no effect"),
         (["--steps", "5"], "are for `--weights adaptive`"),
         (["--weights", "adaptive", "--buffer", "b", "--scale", "2"], "`--scale` has no meaning"),
         (["--weights", "adaptive", "--method", "ties", "--election", "weighted"], "not linear in its weights"),

@@ -60,7 +60,7 @@ def test_print_plan_writes_nothing(make_pair: Pair, tmp_path: Path) -> None:
 def test_a_recipe_without_models_asks_for_them(tmp_path: Path) -> None:
     result = run("merge", "dare", "-o", tmp_path / "out")
     assert isinstance(result.exception, MethodError)
-    assert result.exception.hint == "`--base` and `--tuned` name them"
+    assert [way.option for way in result.exception.ways] == ["base", "tuned"]
 
 
 def test_flags_override_a_config_and_what_they_leave_is_its(make_pair: Pair, tmp_path: Path) -> None:

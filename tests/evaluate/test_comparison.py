@@ -17,10 +17,10 @@ from sculpt.evaluate.evaluate import evaluate
 from sculpt.evaluate.given_scores import read_lines, scores_from_table
 from sculpt.evaluate.live_fuse import LiveFuse
 from sculpt.evaluate.suite import read_suite
-from sculpt.evaluate.tables import MEAN_OF_SIDES, Table, refuse_tables
 from sculpt.fusion.errors import DataError, MethodError, OutputError
 from sculpt.fusion.methods import Dare, TaskArithmetic
 from sculpt.fusion.run.settings import Settings
+from sculpt.fusion.table import MEAN_OF_SIDES, Table, refuse_tables
 
 from .conftest import Pair
 

@@ -48,8 +48,9 @@ class Unfinished:
         return {**vars(self), "folder": str(self.folder)}
 
 
-def unfinished(output: Path) -> list[Unfinished]:
-    """Return the workspaces of an output, in the order of their names."""
+def unfinished(output: Path | str) -> list[Unfinished]:
+    """Return the workspaces of an output, in the order of their names; none of one that is whole."""
+    output = Path(output)
     folders = [*workspaces_of(beside(output)), *workspaces_of(beside(output, STEPS))]
     return [_look_at(folder, output) for folder in folders if is_marked(folder)]
 

@@ -1,4 +1,4 @@
-"""Tables of scores for a paper, a page, a spreadsheet: one table, and how each writes it."""
+"""Tables for a terminal, a notebook, a paper, a page, a spreadsheet: one table, and how each writes it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
-from ..fusion.checkpoint.output.guard import Kind, refuse_output
-from ..fusion.checkpoint.output.workspace import write_file
-from ..fusion.errors import DataError
-from ..fusion.ref import Asked
+from .checkpoint.output.guard import Kind, refuse_output
+from .checkpoint.output.workspace import write_file
+from .errors import DataError
+from .ref import Asked
 
 LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"}
 SIGNS = {"±": r"$\pm$", "γ": r"$\gamma$", "λ": r"$\lambda$", "–": "--"}
@@ -38,10 +39,33 @@ def with_deviation(mean: float, deviation: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of text under names of columns; the first column is text, the others are figures."""
+    """Rows of text under names of columns; the first column is text, the others are figures.
+
+    Attributes:
+        note: A line below it.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    title: str = ""
+    note: str = ""
+
+    def html(self) -> str:
+        """Return it as HTML, for a notebook."""
+
+        def line(tag: str, cells: Sequence[str]) -> str:
+            sides = ["left", *["right"] * (len(cells) - 1)]
+            return "".join(
+                f'<{tag} style="text-align:{side}">{escape(cell)}</{tag}>'
+                for side, cell in zip(sides, cells, strict=True)
+            )
+
+        head = f"<caption><b>{escape(self.title)}</b></caption>" if self.title else ""
+        body = "".join(f"<tr>{line('td', row)}</tr>" for row in self.rows)
+        note = f"<p>{escape(self.note)}</p>" if self.note else ""
+        return f"<table>{head}<thead><tr>{line('th', self.columns)}</tr></thead><tbody>{body}</tbody></table>{note}"
+
+    _repr_html_ = html
 
     def markdown(self) -> str:
         """Return it as Markdown."""
