@@ -27,6 +27,7 @@ from .faults import Mode, Outcome, files_in, run
 from .power import Before, Loss, cut_power
 
 ALL = bool(os.environ.get("SCULPT_TORTURE"))
+FIRST = int(os.environ.get("SCULPT_TORTURE_FROM", "0"))  # the event at which a run that was stopped goes on
 FEW = {False: 3, True: 1}  # events of a command in the short form, whether it is slow or not
 ERRORS: tuple[Mode, ...] = ("EIO", "ENOSPC")
 LOSSES: tuple[Loss, ...] = ("content", "names", "both")
@@ -95,7 +96,7 @@ class Bench:
     def points(self, seed: int) -> list[int]:
         """Return the events at which something goes wrong."""
         if ALL:
-            return list(range(self.num_events))
+            return list(range(FIRST, self.num_events))
         last = list(range(max(0, self.num_events - 12), self.num_events))  # where names change
         few = FEW[self.case.slow]
         return sorted(random.Random(seed).sample(last, min(few, len(last))))
