@@ -210,6 +210,7 @@ def run_prepared(
             progress=report,
         )
         fuse_view.show_uncovered(manifest, found)
+        fuse_view.show_grown(manifest)
     if json:
         print_json({"output": str(prepared.output), **manifest.as_json()})
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from math import sqrt
+from math import fsum, sqrt
 from typing import TYPE_CHECKING, Any
 
 from ..fusion.arithmetic.two_sided import LOW_RANK
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 60
 MAX_NAMED = 8
+GROWN = 1.5  # times the fine-tune's own deltas, from which on those that are left are warned of
 FAR = 0.1  # nats a token, from which on a kind may be warned of
 
 
@@ -139,6 +140,17 @@ def show_uncovered(manifest: Manifest, found: Statistics) -> None:
         say(
             f"note: no general sample reached `{alone[0]}`{others}, so their deltas stay whole: samples of the kind "
             "that does, images for one, would protect what the base knows there"
+        )
+
+
+def show_grown(manifest: Manifest) -> None:
+    """Warn where a protection left deltas that are larger than the fine-tune's own: its matrices tell too little."""
+    mixed = [record for record in manifest.fused if record.own_delta_l1 is not None]
+    left, own = fsum(record.delta_l1 or 0 for record in mixed), fsum(record.own_delta_l1 or 0 for record in mixed)
+    if len(manifest.inputs) == 2 and left > GROWN * own:  # several fine-tunes add up
+        warn(
+            f"the deltas that are left are {left / own:.1f} times the fine-tune's own, as the samples tell its "
+            "directions apart too little: a larger `--protect-ridge`, or more samples, holds them"
         )
 
 

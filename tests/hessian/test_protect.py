@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import transformers
 from safetensors.numpy import save_file
 from sculpt.cli.app import app
 from sculpt.cli.console import print_error
+from sculpt.cli.fuse_view import show_grown
 from sculpt.fusion.errors import CurvatureError, MethodError, SculptError
 from sculpt.measuring import Calibration
 from typer.testing import CliRunner
@@ -294,7 +296,12 @@ def run_fuse(*arguments: str | Path) -> tuple[dict[str, Any], str]:
     return json.loads(printed), said
 
 
-def test_two_folders_are_enough(models: Callable[[str], dict[str, Path]], tmp_path: Path, tensors_of: Read) -> None:
+def test_two_folders_are_enough(
+    models: Callable[[str], dict[str, Path]],
+    tmp_path: Path,
+    tensors_of: Read,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     found = models("llama-tied")
     options = [found["base"], found["tuned"], "--protect", found["general"]]
     manifest, said = run_fuse(*options, "-o", tmp_path / "out")
@@ -305,6 +312,11 @@ def test_two_folders_are_enough(models: Callable[[str], dict[str, Path]], tmp_pa
     assert manifest["curvature"]["target"] == {"data": "delta"}
     assert manifest["curvature"]["general"]["num_samples"] == 8
     assert (manifest["method"], manifest["options"]) == ("two-sided", {})
+    assert "times the fine-tune's own" not in said
+    written = sculpt.Manifest.read(tmp_path / "out")
+    grown = tuple(replace(record, delta_l1=2 * (record.fine_tuned_l1 or 0)) for record in written.tensors)
+    show_grown(replace(written, tensors=grown))
+    assert "the deltas that are left are 2.0 times" in capsys.readouterr().err.replace("\n", " ")
     # The same by name, from Python, and with statistics of the base from before.
     run_fuse(*options, "--target-curvature", "delta", "-o", tmp_path / "named")
     sculpt.fuse(found["base"], found["tuned"], protect=found["general"], output=tmp_path / "python")
