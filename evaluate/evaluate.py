@@ -54,7 +54,7 @@ class SuiteScores:
 
     suite: str
     tasks: tuple[TaskScore, ...]
-    model: str = ""
+    model: str = field(default="", compare=False)
 
     def __repr__(self) -> str:
         means = {name: value for name, value in self.measures.items() if name in MEANS}

@@ -158,7 +158,7 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise MethodError(f"`weights` is a number, got `{text}`", options=["protect_weight"]) from error
+        raise MethodError(f"`protect_weight` is a number, got `{text}`", options=["protect_weight"]) from error
 
 
 def places_of(tuned: Path | str, output: Path | str | None) -> tuple[Path, Path]:

@@ -163,7 +163,7 @@ def table_of(rows: Sequence[Row]) -> Table:
     """Return the table of test scores; the base's and the fine-tune's come first."""
     base, tuned, *_ = rows
     gain = tuned["target"] - base["target"] or 1.0
-    columns = ["arm", "strength", "target", "gain kept %", *base["general"], "retention %", "H-score", "fuse s"]
+    columns = ["method", "strength", "target", "gain kept %", *base["general"], "retention %", "H-score", "fuse s"]
     lines = []
     for row in rows:
         figures = [row["target"], 100 * (row["target"] - base["target"]) / gain, *row["general"].values()]
@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table = table_of(found)
     print(table.markdown())
     for file in args.output:
-        table.write(file)
+        table.write(file, overwrite=True)
 
 
 if __name__ == "__main__":

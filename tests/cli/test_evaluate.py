@@ -187,7 +187,10 @@ def test_a_gate_names_the_task_of_which_most_was_forgotten(sculpt: Sculpt, home:
     [
         ((), "a gate needs a limit, `--min` or `--max-forgotten`"),
         (("--max-forgotten", "2%"), "`--max-forgotten` needs `--base`"),
-        (("--max-forgotten", "2%", "--base", "b"), "`--max-forgotten` needs a task under `pretrained:` whose answers"),
+        (
+            ("--max-forgotten", "2%", "--base", "hollow"),
+            "`--max-forgotten` needs a task under `pretrained:` whose answers",
+        ),
         (("--max-forgotten", "some"), "`some` is no share of the answers"),
     ],
 )

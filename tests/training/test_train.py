@@ -83,38 +83,38 @@ class Killed(BaseException):
 def test_a_killed_run_goes_on_to_the_same_bits(base, data, tmp_path):
     method = AdapterMethod(rank=4, warmup_steps=3)
     schedule = Schedule(max_steps=10, batch_size=4, learning_rate=1e-2, save_steps=4)
-    train_adapter(base, data=data, output=tmp_path / "whole", method=method, schedule=schedule)
+    train_adapter(base, data=data, output=tmp_path / "whole/out", method=method, schedule=schedule)
 
     def kill(done: int, _total: int, what: str) -> None:
         if done == 6 and what != "reading data":
             raise Killed
 
     with pytest.raises(Killed):
-        train_adapter(base, data=data, output=tmp_path / "cut", method=method, schedule=schedule, progress=kill)
-    assert not (tmp_path / "cut").exists()
+        train_adapter(base, data=data, output=tmp_path / "cut/out", method=method, schedule=schedule, progress=kill)
+    assert not (tmp_path / "cut/out").exists()
     # A checkpoint that was being written when the run was killed does not count.
-    (tmp_path / "cut.partial/checkpoints/checkpoint-5").mkdir()
+    (tmp_path / "cut/out.partial/checkpoints/checkpoint-5").mkdir()
     other = AdapterMethod(rank=4, warmup_steps=2)
     with pytest.raises(SculptError, match="`warmup_steps` was 3, and is 2"):
-        train_adapter(base, data=data, output=tmp_path / "cut", method=other, schedule=schedule)
-    resumed = train_adapter(base, data=data, output=tmp_path / "cut", method=method, schedule=schedule)
+        train_adapter(base, data=data, output=tmp_path / "cut/out", method=other, schedule=schedule)
+    resumed = train_adapter(base, data=data, output=tmp_path / "cut/out", method=method, schedule=schedule)
     assert resumed.resumed_from == 4
     for file in (
         "adapter_model.safetensors",
         "adapter_config.json",
         "sculpt-adapter.json",
     ):  # no clock in them
-        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
-    record = json.loads((tmp_path / "cut/sculpt-adapter.json").read_text())
+        assert (tmp_path / "whole/out" / file).read_bytes() == (tmp_path / "cut/out" / file).read_bytes()
+    record = json.loads((tmp_path / "cut/out/sculpt-adapter.json").read_text())
     assert isinstance(record["settings"]["base"], str)  # a fingerprint: when a file was written is nobody's business
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 @pytest.mark.parametrize("method", ["lorasculpt", "lora"])
 def test_a_run_that_was_killed_after_its_last_step_makes_no_other(method, base, data, tmp_path, monkeypatch):
     chosen = AdapterMethod(method=method, rank=4, **({"warmup_steps": 2} if method == "lorasculpt" else {}))
     schedule = Schedule(max_steps=4, batch_size=4, learning_rate=1e-2, save_steps=3)
-    train_adapter(base, data=data, output=tmp_path / "whole", method=chosen, schedule=schedule)
+    train_adapter(base, data=data, output=tmp_path / "whole/out", method=chosen, schedule=schedule)
 
     def kill(*_: object, **__: object) -> None:
         raise Killed
@@ -122,11 +122,11 @@ def test_a_run_that_was_killed_after_its_last_step_makes_no_other(method, base, 
     with monkeypatch.context() as patched:
         patched.setattr(train, "publish_adapter", kill)
         with pytest.raises(Killed):
-            train_adapter(base, data=data, output=tmp_path / "cut", method=chosen, schedule=schedule)
-    resumed = train_adapter(base, data=data, output=tmp_path / "cut", method=chosen, schedule=schedule)
+            train_adapter(base, data=data, output=tmp_path / "cut/out", method=chosen, schedule=schedule)
+    resumed = train_adapter(base, data=data, output=tmp_path / "cut/out", method=chosen, schedule=schedule)
     assert (resumed.resumed_from, resumed.steps) == (4, 4)
     for file in ("adapter_model.safetensors", "sculpt-adapter.json"):
-        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
+        assert (tmp_path / "whole/out" / file).read_bytes() == (tmp_path / "cut/out" / file).read_bytes()
 
 
 def test_images_with_text_and_a_connector(tmp_path):
