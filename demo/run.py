@@ -132,7 +132,8 @@ class _Story:
             (f"AdaDARE-γ γ={strength}", "adadare", AdaDare(gamma=strength, sparsity=sparsity), None),
             ("two-sided λ=1", "two-sided", PROTECTED, Protection()),
         ):
-            with self.narrator.stage(f"fusing: {name}", unit="bytes") as progress:
+            unit = "bytes" if protection is None else "steps"  # models that are run on the way are told by their blocks
+            with self.narrator.stage(f"fusing: {name}", unit=unit) as progress:
                 fuse(
                     self.setup.base,
                     tuned,
