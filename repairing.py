@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from .api import fuse
 from .fusion.arithmetic.two_sided import Protection
-from .fusion.run.calibration import SHIPPED, Calibration, PathLike
+from .fusion.run.calibration import Calibration, PathLike
 
 TUNED = "fine-tuned"  # in the trainer's output folder
 
@@ -43,7 +43,7 @@ class RepairCallback(TrainerCallback):
         overwrite: bool = False,
     ) -> None:
         self.base, self.output = base, output
-        self.calibration = calibration or Calibration(data=data, protect=SHIPPED)
+        self.calibration = (calibration or Calibration(data=data)).protecting()
         self.protection, self.overwrite = protection or Protection(), overwrite
 
     def on_train_end(

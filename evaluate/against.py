@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..data.encoding import Encoder
 from ..data.example import Example
@@ -17,7 +16,7 @@ from ..fusion.checkpoint.given import Given as Model
 from ..fusion.checkpoint.given import takes_models
 from ..fusion.errors import CheckpointError
 from ..fusion.progress import Progress, silent, watched
-from ..fusion.record.manifest import MANIFEST, Manifest
+from ..fusion.record.manifest import MANIFEST, Manifest, sides_of
 from ..fusion.rows import OrIgnore, RowOptions
 from ..fusion.run.calibration import GENERAL
 from ..live.model import LiveModel
@@ -91,10 +90,9 @@ def _protected_on(model: Path) -> list[tuple[int, Mapping[str, int]]]:
     except CheckpointError as error:
         logger.warning("rows that `%s` was protected on may be among those that are compared: %s", model, error.message)
         return []
-    general: Any = curvature.get("general") or []
     return [
         (one["seed"], dict(one.get("kind_samples") or ()))
-        for one in (general if isinstance(general, list) else [general])
+        for one in sides_of(curvature, "general")
         if one.get("data") == GENERAL
     ]
 

@@ -23,6 +23,7 @@ from ..fusion.checkpoint.output.workspace import payload_of, repair
 from ..fusion.errors import MethodError, ModelError
 from ..fusion.methods import AdaDare, TwoSided
 from ..fusion.progress import Bars, bars
+from ..fusion.record.manifest import sides_of
 from ..fusion.run.calibration import Calibration
 from ..fusion.run.fuse import Prepared, resume_facts
 from ..fusion.run.settings import Settings
@@ -160,8 +161,7 @@ def sweep(
             with bars("fusing") as report:
                 compare, planned = None, plan.prepared.plan
                 if best.protection is not None and calibration.protect_check and provenance is not None:
-                    general: Any = provenance.get("general") or []
-                    sides = general if isinstance(general, list) else [general]
+                    sides = sides_of(provenance, "general")
                     compare = comparison(planned.base, planned.tuned, calibration, sides, report)
                 live.write(
                     best.method,

@@ -314,6 +314,12 @@ class Manifest:
             raise CheckpointError(f"`{file}` is malformed: {error.message}") from error
 
 
+def sides_of(curvature: Mapping[str, Any], side: str) -> list[Mapping[str, Any]]:
+    """Return what is said of each set that a side, `target` or `general`, was measured on: one stands by itself."""
+    found = curvature.get(side) or []
+    return found if isinstance(found, list) else [found]
+
+
 def digest_of(content: Mapping[str, Any], tensors: Iterable[Any] | None = None) -> str:
     """Return the digest of a manifest's content, whatever its layout: of all as one line of JSON, keys sorted.
 

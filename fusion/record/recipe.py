@@ -11,7 +11,7 @@ import yaml
 from ..arithmetic.two_sided import Protection
 from ..methods import METHODS
 from ..plan.options import Policies
-from .manifest import Manifest
+from .manifest import Manifest, sides_of
 
 GENERAL, SHIPPED = "general", "default"  # as data, and as what protects: `run/calibration.py`
 
@@ -71,15 +71,13 @@ def _calibration(manifest: Manifest) -> dict[str, Any]:
     method, about = METHODS.get(manifest.method), manifest.curvature
     if about is None:
         return {} if method is None or not method.uses_curvature else {"enabled": False}
-    targets, general = about.get("target", about), about.get("general")
-    targets = targets if isinstance(targets, list) else [targets]
+    targets, sides = sides_of(about, "target") or [about], sides_of(about, "general")
     names = [one.get("data") for one in targets]
     found: dict[str, Any] = {}
     if any(name not in (None, "delta") for name in names):
         found["data"] = names if len(names) > 1 else names[0]
         found |= {key: targets[0][at] for key, at in (("samples", "num_samples"), ("max_length", "max_length"))}
-    if general is not None:
-        sides = general if isinstance(general, list) else [general]
+    if sides:
         of = [SHIPPED if side.get("data") == GENERAL else side.get("data") for side in sides]
         weights = [side.get("weight", 1.0) for side in sides]
         several = [name if weight == 1 else f"{name}:{weight:g}" for name, weight in zip(of, weights, strict=True)]
