@@ -60,6 +60,8 @@ def inspect_command(checkpoint: CheckpointPath, tensors: ListAll = False, json: 
     files = dict.fromkeys([*opened.files, *(info.file for info in infos if info.file is not None)])
     per_file = [(file.name, [i for i in infos if i.file == file]) for file in files]
     rows = [[name, str(len(held)), gigabytes(sum(i.nbytes for i in held))] for name, held in per_file]
+    if opened.is_foreign:  # a tensor may lie in several files
+        rows = [[file.name, "", gigabytes(file.stat().st_size)] for file in files]
     table("files", ["file", "tensors", "size"], rows)
     total = sum(info.num_elements for info in infos)
     for name, number in opened.decoded.items():

@@ -128,7 +128,8 @@ def load_model(
         offload = Scratch()
         limits = {"cpu" if where.type == "cpu" else (where.index or 0): room}
         options |= {"device_map": "auto", "max_memory": limits, "offload_folder": str(offload.folder)}
-    if checkpoint.base is not None or checkpoint.folder is None or checkpoint.wrappers or checkpoint.decoded:
+    plain = checkpoint.folder is not None and not (checkpoint.wrappers or checkpoint.decoded or checkpoint.is_foreign)
+    if checkpoint.base is not None or not plain:
         if offload is not None:
             raise ModelError(
                 f"`{checkpoint.ref}` takes {needed} bytes of the {room} that are free, and can only be run whole",

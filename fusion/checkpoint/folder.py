@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import final
@@ -19,6 +20,7 @@ from .source import Source, Stored
 from .tensor_file import TensorFile, open_file
 from .wrappers import unwrapped
 
+CONFIG = "config.json"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 # In the order in which transformers looks for them.
 MAX_NAME = 200  # characters of a file's name; file systems end at 255 bytes
@@ -69,6 +71,12 @@ def _find_weights(folder: Path) -> Path:
     raise CheckpointError(f"`{folder}` holds no `model.safetensors`, no shards and no `pytorch_model.bin`")
 
 
+def left_out(names: Sequence[str], where: str) -> str:
+    """Return what is said of what lies beside a model's weights in its files: a trainer's own."""
+    shown = ", ".join(f"`{name}`" for name in names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return f"{shown} of {where} {'is' if len(names) == 1 else 'are'} left out: not the model's weights"
+
+
 def holds_weights(folder: Path) -> bool:
     """Return whether a folder holds a whole model under the names that transformers looks for."""
     return any((folder / name).is_file() for name in LAYOUTS)
@@ -87,7 +95,7 @@ class Checkpoint(Source):
         found = _find_weights(self.path) if self.path.is_dir() else self.path
         self.folder = self.path if self.path.is_dir() else None
         self.index = found if found.suffix == ".json" else None
-        beside = [self.index, self.folder / "config.json" if self.folder else None]
+        beside = [self.index, self.folder / CONFIG if self.folder else None]
         self._identities = identities(file for file in beside if file is not None)
         weight_map, files = _indexed_files(self.index) if self.index else (None, [found])
         self._files = [open_file(file) for file in files]
@@ -109,6 +117,7 @@ class Checkpoint(Source):
                 raise CheckpointError(f"`{self.index}` names `{name}`, which is not in `{file_name}`")
         own = unwrapped(places)
         self.wrappers = own.wrappers
+        self.said = tuple(left_out(opened.left, f"`{opened.file.name}`") for opened in self._files if opened.left)
         self._file_of = {own.names[name]: opened for name, opened in places.items()}
         self._inside = {own.names[name]: name for name in places if own.names[name] != name}
         self.tensors = {

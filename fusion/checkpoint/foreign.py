@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,17 +18,6 @@ FOLDERS = (
     ("*.gguf", "a GGUF file, llama.cpp's format", "name the checkpoint that it was converted from"),
     ("zero_to_fp32.py", "DeepSpeed's shards", "run `python zero_to_fp32.py . pytorch_model.bin` in that folder"),
     ("global_step*", "DeepSpeed's shards", "run `python zero_to_fp32.py . pytorch_model.bin` beside it"),
-    (
-        "*.distcp",
-        "a distributed checkpoint of torch",
-        "`accelerate merge-weights FOLDER OUTPUT` or `python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
-        "FOLDER FILE` gathers it",
-    ),
-    (
-        "pytorch_model_fsdp_0",
-        "a distributed checkpoint of torch",
-        "`accelerate merge-weights FOLDER/pytorch_model_fsdp_0 OUTPUT` gathers it",
-    ),
     ("consolidated.*.pth", "Meta's own layout", "transformers' `convert_llama_weights_to_hf.py` converts it"),
     (
         "latest_checkpointed_iteration.txt",
@@ -105,18 +93,24 @@ def torch_error(file: Path, error: BaseException) -> CheckpointError:
     """Return what is wrong with a torch file, without torch's own advice, which is to run what the file says."""
     text = str(error)
     if "torch.distributed" in text or "DTensor" in text:
+        return needs_running(file, "DTensor")
+    needed = re.search(r"GLOBAL ([\w.]+)", text)
+    if needed:
+        return needs_running(file, needed[1])
+    return CheckpointError(f"cannot read `{file}` as a torch file of tensors: {first_line(error)}")
+
+
+def needs_running(file: Path, what: str) -> CheckpointError:
+    """Return the refusal of something, in the place of a tensor, that a pickle would have had made."""
+    if "torch.distributed" in what or "DTensor" in what:
         return CheckpointError(
             f"`{file}` holds DTensors, the parts of tensors that lay on several devices",
             hint="gather them when saving, by `full_tensor()` or FSDP's full state dict",
         )
-    needed = re.search(r"GLOBAL ([\w.]+)", text)
-    if needed or isinstance(error, pickle.UnpicklingError):
-        what = f"`{needed[1]}`" if needed else "more than tensors"
-        return CheckpointError(
-            f"`{file}` holds {what}, which only running the file's own code would load",
-            hint="load it where it is trusted, and save its state dict as safetensors",
-        )
-    return CheckpointError(f"cannot read `{file}` as a torch file of tensors: {first_line(error)}")
+    return CheckpointError(
+        f"`{file}` holds `{what}`, which only running the file's own code would load",
+        hint="load it where it is trusted, and save its state dict as safetensors",
+    )
 
 
 def lora_names(names: Iterable[str]) -> tuple[str, str] | None:

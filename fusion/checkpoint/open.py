@@ -10,6 +10,7 @@ from .adapter.config import ADAPTER_CONFIG, AdapterConfig, is_adapter
 from .adapter.source import AdapterSource
 from .coded.source import decoded
 from .folder import Checkpoint, holds_weights
+from .layouts.find import find_layout
 from .source import Source
 
 
@@ -40,7 +41,13 @@ def open_whole(asked: Asked) -> Source:
 
 
 def _whole(ref: ModelRef, base: Source | Asked | None) -> Source:
-    return decoded(Checkpoint(ref) if ref.base is None else _patched(ref, base))
+    return decoded(_own(ref) if ref.base is None else _patched(ref, base))
+
+
+def _own(ref: ModelRef) -> Source:
+    """Return a model as its files hold it, in whatever layout they are."""
+    opens = None if holds_weights(ref.path) else find_layout(ref.path)
+    return Checkpoint(ref) if opens is None else opens(ref)
 
 
 def _patched(ref: ModelRef, base: Source | Asked | None) -> Source:

@@ -8,7 +8,6 @@ thing it accepts is refused: a name that appears twice, since nobody can say whi
 from __future__ import annotations
 
 import json
-import mmap
 import sys
 from functools import lru_cache
 from math import prod
@@ -21,13 +20,11 @@ from safetensors import safe_open
 from ..dtypes import DTYPES
 from ..errors import CheckpointError, first_line
 from .foreign import refuse_pipe
-from .identity import FileIdentity, refuse_changed
-from .pages import drop
+from .mapped_file import MappedFile
 from .tensor_info import TensorInfo
 
 MAX_HEADER_BYTES = 100_000_000
 FIELDS = ("dtype", "shape", "data_offsets")  # in the order in which an entry may list their values
-MIN_RELEASED = 1 << 20  # the pages of smaller tensors are left to the system
 
 
 def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -139,21 +136,10 @@ class SafetensorsFile:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.identity = FileIdentity.of(file)
+        self._mapped = MappedFile(file)
+        self.identity = self._mapped.identity
+        self.left: list[str] = []
         self.tensors, self._offsets, self.metadata = read_header(file)
-        self._map: mmap.mmap | None = None
-
-    def _mapped(self) -> mmap.mmap:
-        if self._map is None:
-            try:
-                with self.file.open("rb") as stream:
-                    self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:
-                refuse_changed({self.file: self.identity})
-                raise CheckpointError(f"cannot read `{self.file}`: {error}") from error
-            if hasattr(mmap, "MADV_SEQUENTIAL"):  # reads ahead: three times as fast from a cold disk
-                self._map.madvise(mmap.MADV_SEQUENTIAL)
-        return self._map
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return elements `start … stop − 1` of the flat tensor as stored: a view of the file, not a copy."""
@@ -162,15 +148,11 @@ class SafetensorsFile:
         if dtype is None:
             raise CheckpointError(f"`{name}` in `{self.file}` is {info.dtype}, which sculpt cannot read")
         stop = info.num_elements if stop is None else stop
-        if start == stop:
-            return np.empty(0, dtype)
-        view = np.frombuffer(self._mapped(), dtype, stop - start, self._offsets[name] + start * dtype.itemsize)
-        # Other writers do not align tensors to their elements; kernels and `view` want them aligned.
-        return view if view.flags.aligned else view.copy()
+        return self._mapped.array(self._offsets[name] + start * dtype.itemsize, stop - start, dtype)
 
     def content(self) -> np.ndarray:
         """Return all bytes of the file, as a view."""
-        return np.frombuffer(self._mapped(), np.uint8)
+        return self._mapped.content()
 
     def extent(self, name: str, start: int = 0, stop: int | None = None) -> tuple[int, int]:
         """Return where elements begin and end in the file."""
@@ -182,6 +164,4 @@ class SafetensorsFile:
 
     def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
         """Let go of the memory pages of elements that have been used; they stay in the page cache."""
-        first, last = self.extent(name, start, stop)
-        if self._map is not None and last - first >= MIN_RELEASED:
-            drop(self.content(), first, last)
+        self._mapped.release(*self.extent(name, start, stop))

@@ -44,6 +44,9 @@ class Source(ABC):
         index: The index file, or None.
         tensors: Name to `TensorInfo`, in file order.
         wrappers: What was taken out of the names in its files, and of how many: it wrapped the model in training.
+        is_foreign: Whether loaders read no such files: an output is laid out anew, and a model that runs is given the
+            tensors.
+        said: What else somebody should know of how it was read, a sentence each.
     """
 
     ref: ModelRef
@@ -52,6 +55,8 @@ class Source(ABC):
     index: Path | None = None
     tensors: Mapping[str, TensorInfo]
     wrappers: Mapping[str, int] = MappingProxyType({})
+    said: tuple[str, ...] = ()
+    is_foreign: bool = False
 
     @abstractmethod
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:

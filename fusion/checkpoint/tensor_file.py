@@ -17,11 +17,16 @@ from .torch_file import TorchFile
 
 
 class TensorFile(Protocol):
-    """The tensors of one file."""
+    """The tensors of one file.
+
+    Attributes:
+        left: Names of what lies beside the model's tensors in it.
+    """
 
     file: Path
     metadata: dict[str, str]
     identity: FileIdentity
+    left: list[str]
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:

@@ -29,7 +29,8 @@ class View(Source):
     def __init__(self, own: Source) -> None:
         self._own = own
         self.ref, self.folder, self.files, self.index = own.ref, own.folder, own.files, own.index
-        self.wrappers, self.tensors = own.wrappers, own.tensors
+        self.wrappers, self.said, self.tensors = own.wrappers, own.said, own.tensors
+        self.is_foreign = own.is_foreign
 
     @property
     def base(self) -> Source | None:

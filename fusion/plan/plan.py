@@ -86,6 +86,8 @@ def make_plan(
     """
     request = request or Request()
     from_tuned = request.config_from == "tuned" and len(models) > 1
+    bare = from_tuned and models[1].config is None and models[0].config is not None
+    from_tuned = from_tuned and not bare
     if matching is None:
         models = laid_alike(models, models[1] if from_tuned else models[0])
         matching = whole_models(models, names_of_tuned=from_tuned)
@@ -94,6 +96,8 @@ def make_plan(
             _refuse_lora(model)
             refuse_codes(model)
     steps, notes, left_out, selected = [], [note for model in models for note in _forms(model)], {}, False
+    if bare:
+        notes.append(f"`{models[1].ref}` has no `config.json`: the output has that of `{models[0].ref}`")
     passed_over: list[str] = []
     for match in matching.matches:
         step = decide(match, models, request, method_of)
@@ -161,6 +165,7 @@ def _refuse_lora(model: Source) -> None:
 def _forms(model: Source) -> Iterable[str]:
     """Return what is said of a model whose tensors are not taken as its files have them."""
     own = model.base or model
+    yield from own.said
     for wrapper, count in own.wrappers.items():
         yield f"`{wrapper}` is taken out of {count} names of `{own.ref}`: it wrapped the model in training"
     for format_name, count in own.decoded.items():

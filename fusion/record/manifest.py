@@ -131,10 +131,16 @@ class CheckpointRecord:
             name=_called(checkpoint),
             fingerprint=checkpoint.fingerprint,
             files=tuple(
-                FileRecord(name=file.name, nbytes=file.stat().st_size, digest=digests[file])
+                FileRecord(name=_name_of(file, checkpoint), nbytes=file.stat().st_size, digest=digests[file])
                 for file in checkpoint.all_files
             ),
         )
+
+
+def _name_of(file: Path, checkpoint: Source) -> str:
+    """Return what a file is called within the folder that was asked for."""
+    inside = checkpoint.path in file.parents
+    return file.relative_to(checkpoint.path).as_posix() if inside else file.name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,8 @@ from ..arithmetic.tile import RawTile, root_curvature
 from ..arithmetic.two_sided import score_curvature
 from ..checkpoint import Source, TensorInfo
 from ..checkpoint.bytes_of import as_bytes
+from ..checkpoint.mapped_file import MIN_RELEASED
 from ..checkpoint.output.sink import Sink
-from ..checkpoint.safetensors_file import MIN_RELEASED
 from ..dtypes import DTYPES
 from ..errors import MethodError, NonFiniteError
 from ..launch import Launch

@@ -16,6 +16,7 @@ from ..safetensors_file import MAX_HEADER_BYTES
 from ..source import Source
 
 SINGLE_FILE = "model.safetensors"
+SHARD_BYTES = 5_000_000_000  # where the base's own files are no shards
 METADATA = "__metadata__"  # the one key of a header that is no tensor
 
 
@@ -138,8 +139,12 @@ def make_layout(
 ) -> Layout:
     """Return the output's files: the base's shards, or shards of at most `max_shard_bytes`.
 
+    Where the base's files are no shards, as those of a distributed checkpoint, `SHARD_BYTES` is meant.
+
     Tensors that lie in no file of the base go into its last shard. `metadata` is written into each.
     """
+    if max_shard_bytes is None and base.is_foreign:
+        max_shard_bytes = SHARD_BYTES
     files = [file.name for file in dict.fromkeys(info.file for info in base.tensors.values()) if file is not None]
     if max_shard_bytes is not None:
         groups = _by_size(tensors, max_shard_bytes)

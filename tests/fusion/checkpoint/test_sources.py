@@ -73,7 +73,7 @@ def test_stored_bytes_are_what_is_read(make: Callable[[Path], Source], tmp_path:
             assert source.mapped()[file][first:last].tobytes() == source.read(name, 1, 3).tobytes()
             assert file.read_bytes()[first:last] == source.read(name, 1, 3).tobytes()
             shown += 1
-    assert shown == (3 if make is _folder else 0)
+    assert shown == {_folder: 3, _torch_file: 2}.get(make, 0)  # of a torch file not what is transposed there
 
 
 def test_a_state_dict_is_not_copied() -> None:

@@ -1,0 +1,19 @@
+"""Which layout a folder has that is neither transformers' nor an adapter's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ...ref import ModelRef
+from ..source import Source
+from .distributed import WITHIN, DistributedCheckpoint, is_distributed
+
+
+def find_layout(path: Path) -> Callable[[ModelRef], Source] | None:
+    """Return what opens a folder in a layout of its own; None of any other folder or file."""
+    if not path.is_dir():
+        return None
+    if is_distributed(path) or is_distributed(path / WITHIN):
+        return DistributedCheckpoint
+    return None
