@@ -21,7 +21,9 @@ T = TypeVar("T")
 
 BasePath = Annotated[
     Path,
-    typer.Argument(help="The checkpoint before fine-tuning: a folder or file in any layout of docs/inputs.md, or a cached hub name."),
+    typer.Argument(
+        help="The model before fine-tuning: a folder or file in any layout (docs/inputs.md), or a cached hub name."
+    ),
 ]
 TunedPath = Annotated[Path, typer.Argument(help="The fine-tuned checkpoint.")]
 TunedPaths = Annotated[list[Path], typer.Argument(help="The fine-tuned checkpoints.")]

@@ -79,9 +79,7 @@ class TorchFile:
         self.tensors: dict[str, TensorInfo] = {}
         for name, tensor in self._held.items():
             code = tensor.kind.code if isinstance(tensor, StoredTensor) else _code_of(file, name, tensor)
-            self.tensors[name] = TensorInfo(
-                name=name, dtype=code, stored=code, shape=tuple(tensor.shape), file=file
-            )
+            self.tensors[name] = TensorInfo(name=name, dtype=code, stored=code, shape=tuple(tensor.shape), file=file)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return elements `start … stop − 1` of the flat tensor as stored."""

@@ -25,7 +25,7 @@ from ..inert import Inert, name_of, unpickled
 from ..mapped_file import MappedFile
 from ..torch_archive import StoredTensor, TorchArchive
 from ..torch_file import WRAPPERS
-from .pieced import Part, Pieced, Pieces
+from .pieced import Part, Pieced, InParts
 
 METADATA = ".metadata"
 WITHIN = "pytorch_model_fsdp_0"  # what accelerate and the Trainer call it, in the folder of a checkpoint
@@ -82,7 +82,7 @@ class DistributedCheckpoint(Pieced):
         files = {name: _opened(own, name) for name in names}
         held = cache(partial(_held, files))
         tensors = {
-            name: Pieces(
+            name: InParts(
                 kind=entry.kind,
                 shape=entry.shape,
                 parts=tuple(
@@ -139,9 +139,7 @@ def _entries(file: Path) -> tuple[list[_Entry], list[str]]:
     return entries, others
 
 
-def _entry(
-    file: Path, name: str, path: tuple[str, ...], value: Inert, places: Mapping[Any, Inert]
-) -> _Entry:
+def _entry(file: Path, name: str, path: tuple[str, ...], value: Inert, places: Mapping[Any, Inert]) -> _Entry:
     properties = value.field("properties").state
     dtype = properties["dtype"] if isinstance(properties, Mapping) else properties[0]
     torch_name = (name_of(dtype) or "").removeprefix("torch.")

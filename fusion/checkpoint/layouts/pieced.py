@@ -46,7 +46,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pieces:
+class InParts:
     """A tensor in parts.
 
     Attributes:
@@ -79,7 +79,7 @@ class Pieced(Source):
         self,
         ref: ModelRef,
         beside: Path | None,
-        tensors: Mapping[str, Pieces],
+        tensors: Mapping[str, InParts],
         files: Sequence[MappedFile],
         others: Sequence[Path] = (),
     ) -> None:
@@ -108,7 +108,7 @@ class Pieced(Source):
         if not self.tensors:
             raise CheckpointError(f"`{ref}` holds no tensors of a model")
 
-    def _check(self, name: str, pieces: Pieces) -> None:
+    def _check(self, name: str, pieces: InParts) -> None:
         boxes = [Box(offsets=part.offsets, sizes=part.sizes, read=part.read) for part in pieces.parts]
         if not tile(pieces.cut, boxes):
             raise CheckpointError(
