@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -23,13 +24,15 @@ from .fusion.run.bounds import Bounds, measure_bounds
 from .fusion.run.calibration import Calibration, GeneralSide, Given, PathLike
 from .fusion.run.fuse import Prepared, execute, prepare
 from .fusion.run.settings import Settings
-from .measuring import statistics
+from .measuring import statistics, with_found
 
 if TYPE_CHECKING:
     from .fusion.checkpoint.output.processes import Processes
     from .fusion.recipe.over import Over
     from .fusion.recipe.recipe import Recipe
     from .live.load_check import LoadReport
+
+logger = logging.getLogger(__name__)
 
 PROTECTED = TwoSided()  # the method where the base is protected, unless another is asked for
 # AdaDARE-γ's options there, unless they are given: what is to be held back is held back by the curvature.
@@ -199,8 +202,9 @@ def fuse(
         method: A method, or its name with options, such as `ties:density=0.2`. By default AdaDARE-γ with the paper's
             settings; where the base is protected, two-sided curvature alone.
         hessian: Statistics from `calibrate`, as a file or in memory.
-        data: Without `hessian`: calibrate on this first; by default on the text that ships with the package, or where
-            the base is protected on nothing: the delta stands in.
+        data: Without `hessian`: calibrate on these samples first. If neither is given, the file that `calibrate` wrote
+            beside the fine-tune is used where it fits. If there is none, the model is calibrated on the text that ships
+            with the package; a protected fuse uses the delta in place of samples.
         protect: What the base is to stay good at: general data, `default` for the general set that ships, or the
             base's own statistics; or several of these, as `GeneralSide`s with a weight or names such as
             `images.jsonl:3`. Two-sided curvature then mixes each delta before the method sees it.
@@ -236,6 +240,9 @@ def fuse(
 
 def _executed(prepared: Prepared, calibration: Calibration, *, overwrite: bool, progress: Progress) -> Manifest:
     check_output(prepared)
+    calibration, notes = with_found(prepared, calibration)
+    for note in notes:
+        logger.warning("%s", note)
     with statistics(prepared, calibration, progress=progress) as found:
         return execute(
             prepared,

@@ -26,7 +26,7 @@ class RepairCallback(TrainerCallback):
     Args:
         base: What was fine-tuned, as it was before.
         output: Of the repaired model. Default: `repaired` in the trainer's output folder.
-        data: Samples of the task. Default: none; the deltas tell what it needs.
+        data: Samples of the task. Default: none; the fine-tuning deltas stand in for them.
         calibration: In place of `data`: how models are measured, and what the base is protected on.
         protection: How the base is protected.
         overwrite: Replace an earlier output of sculpt.

@@ -109,6 +109,8 @@ def run_fuse(
     from ..api import ADADARE_PROTECTED, PROTECTED, prepare_fuse
     from ..fusion.arithmetic.two_sided import Protection
 
+    measures = method.uses_curvature or method.protects or calibration.protect is not None
+    refuse_missing([base, *tuned], calibration.files() if measures else ())
     settings = replace(settings, selection=selection, policies=policies)
     protection = protection or Protection()
     if config is None:
@@ -188,7 +190,7 @@ def run_prepared(
         data = calibration.data if isinstance(calibration.data, (list, tuple)) else [calibration.data]
         named = ", ".join(str(path) for path in data if path is not None)
         if protects and not named:
-            say("no samples of the target task: the deltas tell what it needs (--data names samples)")
+            say("no samples of the task were named (--data): the fine-tuning deltas stand in for them")
         else:
             say(f"calibrating on {named or 'the text that ships with sculpt (--data names your own)'}")
     if protects:

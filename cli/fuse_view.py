@@ -8,6 +8,7 @@ from math import fsum, sqrt
 from typing import TYPE_CHECKING, Any
 
 from ..fusion.arithmetic.two_sided import LOW_RANK
+from ..fusion.methods.named import options_told
 from ..fusion.names import block_of, kind_of, natural_key
 from ..fusion.run.protector import INTERPOLATION, TARGET_ALONE
 from .console import count, gigabytes, out, say, table, warn
@@ -50,10 +51,11 @@ def show_plan(prepared: Prepared, calibration: Calibration) -> None:
     table(f"{prepared.title}: plan", ["tensors", "action", "number", "parameters", "why"], rows, text=4)
     out(f"copied: {_copied(plan.steps)}")
     show_notes(plan)
-    out(f"options: {', '.join(f'{key} {value}' for key, value in prepared.options.items())}")
+    if options := options_told(prepared.options):
+        out(f"options: {'; '.join(map(' '.join, options))}")
     if prepared.settings.protection is not None:
-        protection = asdict(prepared.settings.protection)
-        out(f"protection of the base: {', '.join(f'{key} {value}' for key, value in protection.items())}")
+        protection = options_told(asdict(prepared.settings.protection))
+        out(f"protection of the base: {'; '.join(map(' '.join, protection))}")
     for sentence in (found := expected(prepared, calibration)).samples:
         out(sentence)
     need = found.needs
@@ -173,7 +175,7 @@ def _block_row(block: str, records: list[TensorRecord]) -> list[str]:
 
 
 def show_result(prepared: Prepared, manifest: Manifest) -> None:
-    """Print the layers' realised sparsity and a paragraph that sums up."""
+    """Print what was done to each block, and a paragraph that sums up."""
     blocks: dict[str, list[TensorRecord]] = {}
     for record in manifest.fused:
         blocks.setdefault(block_of(record.name), []).append(record)
@@ -182,7 +184,7 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
     more = f"and {len(ordered) - MAX_ROWS} more, in the manifest" if len(ordered) > MAX_ROWS else None
     columns = ["block", "tensors", "parameters", "sparsity", "clipped", "Σ|δ|", "‖fused − base‖₂"]
     if rows:
-        table("realised sparsity", columns, rows, note=more, aside=True)
+        table("what was done to each block", columns, rows, note=more, aside=True)
     if manifest.moved is not None:
         show_moved(manifest.moved, aside=True)
     if any(LOW_RANK in (record.protected or "") for record in manifest.fused):
@@ -193,8 +195,8 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
     told = f"{manifest.told_sparsity(asked)}. " if elements else ""
     say(
         f"{prepared.title} fused {len(manifest.fused)} tensors, {count(elements)} parameters, and copied "
-        f"{_copied(prepared.plan.steps)}. {told}{_losses(manifest)}{_budget(manifest)}{_conversions(prepared)}"
-        f"{moved_sentence(manifest.moved)}"
+        f"{_copied(prepared.plan.steps)}. {told}{_better_allocation(manifest)}{_budget(manifest)}"
+        f"{_conversions(prepared)}{moved_sentence(manifest.moved)}"
         f"The manifest holds each tensor's figures and the digests of all inputs: {_how_to_verify(prepared)}."
     )
     say(f"wrote {prepared.output}")
@@ -276,16 +278,14 @@ def _copied(steps: Iterable[Step]) -> str:
     return f"{len(copied)}" + (f" ({'; '.join(parts)})" if parts else "")
 
 
-def _losses(manifest: Manifest) -> str:
+def _better_allocation(manifest: Manifest) -> str:
     closed = sum(r.figures.get("expected_loss_closed_form", 0.0) for r in manifest.fused)
     exact = sum(r.figures.get("expected_loss_exact", 0.0) for r in manifest.fused)
-    if not closed or manifest.options.get("scope") != "tensor":
+    if manifest.options.get("scope") != "tensor" or manifest.options.get("allocation") != "closed-form":
         return ""
-    chosen = manifest.options.get("allocation")
-    text = f"Expected loss {closed:.4g} by the closed form, {exact:.4g} by the exact allocation. "
-    if chosen == "closed-form" and exact < 0.99 * closed:
-        text += "`--allocation exact` would meet the sparsity asked for. "
-    return text
+    if exact >= 0.99 * closed:
+        return ""
+    return "`--allocation exact` would meet the sparsity that was asked for. "
 
 
 def _budget(manifest: Manifest) -> str:

@@ -35,7 +35,7 @@ def density_command(
     from ..fusion.checkpoint.output.guard import refuse_output
     from ..fusion.lora.density import PROBABILITY, adapter_density
     from ..fusion.lora.density_chart import PICTURE, draw_density, series_of
-    from .console import out, print_json, say, show_chart, table
+    from .console import answers, out, print_json, say, show_chart, table
     from .progress import progress_bar
 
     if png is not None:
@@ -71,7 +71,7 @@ def density_command(
     )
     if len(shown) < len(found.layers):
         out(f"… and {len(found.layers) - len(shown)} more, nearer to what is expected")
-    chart = terminal_chart(series_of(found), x="block")
+    chart = terminal_chart(series_of(found), x="block", room=answers.width)
     show_chart("", chart)
     within = sum(layer.within for layer in found.layers)
     out(

@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Column
 
 from .console import console, gigabytes, shown, speaks
 from .speech import NOTE, is_quiet, log
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ..fusion.progress import Progress as Report
 
 EVERY = 30.0  # seconds between lines of progress without a terminal
+ROOM_FOR_BAR = 70  # cells; on a narrower terminal the figures matter more than a bar
 STEP = 1.0  # between those of `-v` and of a log
 
 
@@ -43,9 +45,11 @@ def progress_bar(what: str, *, unit: str = "bytes", hidden: bool = False) -> Ite
     if not console.is_terminal or is_quiet():
         yield lines.report
         return
-    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
+    columns: list[ProgressColumn] = [TextColumn("{task.description}")]
+    if console.width >= ROOM_FOR_BAR:
+        columns.append(BarColumn())
     columns += [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
-    columns += [TimeRemainingColumn(), TextColumn("{task.fields[item]}")]
+    columns += [TimeRemainingColumn(), TextColumn("{task.fields[item]}", table_column=Column(no_wrap=True, ratio=1))]
     lines.every = float("inf")
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=None, item="")

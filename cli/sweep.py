@@ -220,11 +220,11 @@ def _show_plan(plan: PreparedSweep, *, json: bool) -> None:
 def show(swept: Sweep, *, charts: bool | None = None) -> None:
     """Print every point, and on a terminal, or where they are asked for, the curves."""
     from ..evaluate.charts import TITLES, by_strength, pairs_of, shown_measures, terminal_chart
-    from .console import out, show_chart, show_table
+    from .console import answers, out, show_chart, show_table
 
     show_table(swept.table())
     for measure in shown_measures(swept):
-        chart = terminal_chart(pairs_of(by_strength(swept, measure)), x="strength")
+        chart = terminal_chart(pairs_of(by_strength(swept, measure)), x="strength", room=answers.width)
         show_chart(f"{TITLES[measure]} against strength", chart, asked=charts)
     fuse = sum(point.fuse_seconds for point in swept.tried) / len(swept.tried)
     score = sum(point.score_seconds for point in swept.tried) / len(swept.tried)

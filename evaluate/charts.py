@@ -32,7 +32,7 @@ class Mark:
 
 Series = Mapping[str, Sequence[Mark]]
 Pairs = Mapping[str, Sequence[tuple[float, float]]]
-WIDTH, HEIGHT = 64, 14
+WIDTH, HEIGHT, LEAST_WIDTH = 64, 14, 24
 MARKS = "●○◆◇■□▲△*+x"
 POINTS = "osD^vPX<>*hp"
 DASHES = ("-", "--", "-.", ":")
@@ -41,19 +41,24 @@ VISIBLE = 0.005  # of a drop rate, from where what was realised is drawn beside 
 TITLES = {"target": "target", "pretrained": "general (pre-trained)", "h-score": "H-score", "avg": "Avg"}
 
 
-def terminal_chart(series: Pairs, *, x: str, width: int = WIDTH, height: int = HEIGHT) -> str:
-    """Return points as marks on a grid of letters, with a legend; later series lie on top."""
+def terminal_chart(series: Pairs, *, x: str, room: int | None = None, height: int = HEIGHT) -> str:
+    """Return points as marks on a grid of letters, with a legend; later series lie on top.
+
+    Args:
+        room: How wide the chart may be with its labels.
+    """
     points = [point for line in series.values() for point in line]
     if not points:
         return ""
     (left, right), (low, high) = _range([p[0] for p in points]), _range([p[1] for p in points])
+    labels = {0: f"{high:.1f}", height - 1: f"{low:.1f}"}
+    gutter = max(map(len, labels.values()))
+    width = max(LEAST_WIDTH, min(WIDTH, (room or 2 * WIDTH) - gutter - 2))
     grid = [[" "] * width for _ in range(height)]
     for mark, line in zip(MARKS * (1 + len(series) // len(MARKS)), series.values(), strict=False):
         for at, value in line:
             row = round((value - low) / (high - low) * (height - 1))
             grid[height - 1 - row][round((at - left) / (right - left) * (width - 1))] = mark
-    labels = {0: f"{high:.1f}", height - 1: f"{low:.1f}"}
-    gutter = max(map(len, labels.values()))
     lines = [f"{labels.get(k, ''):>{gutter}} │{''.join(row)}" for k, row in enumerate(grid)]
     lines.append(" " * gutter + " └" + "─" * width)
     lines.append(" " * (gutter + 2) + f"{left:<8.3g}{x:^{width - 16}}{right:>8.3g}")

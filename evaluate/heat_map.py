@@ -65,7 +65,7 @@ MEASURES = (
     ),
     Measure(
         title="Size of the fine-tune: mean |δ| of a parameter",
-        value=lambda record: (record.delta_l1 or 0.0) / record.num_fused,
+        value=lambda record: (record.fine_tuned_l1 or 0.0) / record.num_fused,
         show=lambda value: f"{value:.1e}".replace("e-0", "e-"),
         log=True,
     ),
@@ -86,8 +86,10 @@ def heat_maps(records: Sequence[TensorRecord]) -> list[HeatMap]:
         stack, _, number = block.rpartition(".")
         if is_number(number) and record.num_fused:
             stacks.setdefault(stack, {})[number, kind_of(record.name)] = record
+    dropped = any((record.kept or 0) + (record.zero_deltas or 0) < record.num_fused for record in records)
+    measures = MEASURES if dropped else MEASURES[1:]  # of what no method dropped, no share says anything
     return [
-        _heat_map(stack, stacks[stack], measure) for stack in sorted(stacks, key=natural_key) for measure in MEASURES
+        _heat_map(stack, stacks[stack], measure) for stack in sorted(stacks, key=natural_key) for measure in measures
     ]
 
 

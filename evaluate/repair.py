@@ -85,7 +85,7 @@ def repair(
         suite: Tasks by which λ is chosen. Default: λ is as it serves most.
         pick: The best `h-score`, `avg` or task; or `target>=0.97*tuned`, the best `pretrained` within that.
         weights: λ, or with a suite those that are tried, as `0.3,1,3`.
-        calibration: `data`, samples of the task; without any the deltas tell what it needs.
+        calibration: `data`, samples of the task; without any the fine-tuning deltas stand in for them.
         steps: Which of these outputs a run that was killed has made.
         dry_run: Write nothing; for a `fuse` and `sweep` that take it too, and show what they would do.
         bars: Opens a bar for each of measuring, scoring and writing.
@@ -158,7 +158,7 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise MethodError(f"`protect_weight` is a number, got `{text}`", options=["protect_weight"]) from error
+        raise MethodError(f"λ must be a number, got `{text}`") from error
 
 
 def places_of(tuned: Path | str, output: Path | str | None) -> tuple[Path, Path]:

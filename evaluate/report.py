@@ -16,10 +16,12 @@ from ..fusion.checkpoint.output.guard import Kind, refuse_output
 from ..fusion.checkpoint.output.workspace import write_file
 from ..fusion.errors import DataError
 from ..fusion.methods import METHODS
+from ..fusion.methods.named import options_told
 from ..fusion.names import block_of, natural_key
 from ..fusion.record.manifest import Manifest
 from ..fusion.record.records import TensorRecord
 from .heat_map import heat_maps
+from .verdict import verdict
 
 if TYPE_CHECKING:
     from .evaluate import SuiteScores
@@ -92,6 +94,22 @@ def score_table(given: Iterable[Scores]) -> ScoreTable | None:
     Raises:
         DataError: A file is something else.
     """
+    columns = columns_of(given)
+    if not columns:
+        return None
+    names = dict.fromkeys(name for measures in columns.values() for name in measures)
+    return ScoreTable(
+        models=tuple(columns),
+        rows=tuple((name, tuple(measures.get(name) for measures in columns.values())) for name in names),
+    )
+
+
+def columns_of(given: Iterable[Scores]) -> Mapping[str, Mapping[str, float]]:
+    """Return the measures of each model in what `eval`, `gate` or `sweep` wrote or returned.
+
+    Raises:
+        DataError: A file is something else.
+    """
     columns: dict[str, Mapping[str, float]] = {}
     for one in given:
         file, content = (Path(one), read_json(Path(one))) if isinstance(one, (str, Path)) else (Path(), one.as_json())
@@ -102,13 +120,7 @@ def score_table(given: Iterable[Scores]) -> ScoreTable | None:
                 hint="`sculpt eval MODEL --suite suite.yaml --json` prints them; a gate's and a sweep's JSON have them",
             )
         columns |= found
-    if not columns:
-        return None
-    names = dict.fromkeys(name for measures in columns.values() for name in measures)
-    return ScoreTable(
-        models=tuple(columns),
-        rows=tuple((name, tuple(measures.get(name) for measures in columns.values())) for name in names),
-    )
+    return columns
 
 
 def _scores_in(content: Any, file: Path) -> Iterator[tuple[str, Mapping[str, float]]]:
@@ -192,24 +204,15 @@ def make_report(fused: Path | str, *, scores: Sequence[Scores] = ()) -> str:
         manifest=manifest,
         title=manifest.title,
         source=method.source if method else "",
-        summary=_totals(manifest),
+        verdict=verdict(manifest, folder.resolve().name, columns_of(scores)),
+        summary=[(name, figure) for name, figure in manifest.table().rows if name != "models"],
+        options=options_told(manifest.options),
         maps=heat_maps(manifest.fused),
         blocks=block_rows(manifest.fused),
         scores=score_table(scores),
         curvature=_flat(manifest.curvature or {}),
         settings=_flat(manifest.settings),
     )
-
-
-def _totals(manifest: Manifest) -> list[tuple[str, str]]:
-    fused = manifest.fused
-    closed = sum(record.figures.get("expected_loss_closed_form", 0.0) for record in fused)
-    exact = sum(record.figures.get("expected_loss_exact", 0.0) for record in fused)
-    found = [(name, figure) for name, figure in manifest.table().rows if name != "models"]
-    if closed and manifest.options.get("scope") == "tensor":
-        found.append(("expected loss, closed form", _figure(closed)))
-        found.append(("expected loss, exact", _figure(exact)))
-    return found
 
 
 def _figure(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 from ..errors import MethodError, did_you_mean
@@ -30,6 +31,17 @@ def method_named(text: str) -> Method:
             raise MethodError(f"`{option}` is no option of {method.title}", hint=f"it has {', '.join(fields)}")
         values[key] = _value(value.strip(), fields[key])
     return method(**values)
+
+
+def options_told(options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return options as people read them: `yes` and `no`, lists without brackets; what is not set is left out."""
+    return [(key.replace("_", " "), _told(value)) for key, value in options.items() if value is not None]
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(_told, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _value(text: str, hint: object) -> Any:

@@ -105,8 +105,7 @@ class PatchedSource(Source):
         entry, own = self.patch.contents.tensors[inside], self._references[inside].info
         if own is not None and not entry.changed and (own.dtype, own.shape) == (entry.dtype, entry.shape):
             return own if own.name == name else replace(own, name=name)
-        file = own.file if own is not None else None
-        return TensorInfo(name=name, dtype=entry.dtype, stored=entry.dtype, shape=entry.shape, file=file)
+        return TensorInfo(name=name, dtype=entry.dtype, stored=entry.dtype, shape=entry.shape, file=self.ref.path)
 
     def _refuse_strength(self) -> None:
         contents = self.patch.contents

@@ -240,9 +240,10 @@ def idle_models(models: Sequence[Source]) -> Iterable[str]:
     seen = {models[0].fingerprint: models[0]}
     for model in models[1:]:
         if model.changes_nothing:
-            yield f"`{model.ref}` changes nothing: every B of the adapter is zero, as before training"
+            yield f"`{model.ref}` changes nothing: every B of the adapter is zero, as it is before training"
         elif model.fingerprint in seen:
-            yield f"`{model.ref}` is the same model as `{seen[model.fingerprint].ref}`, as far as samples of it tell"
+            other = seen[model.fingerprint].ref
+            yield f"`{model.ref}` and `{other}` are the same model: sampled values of all tensors agree"
         seen.setdefault(model.fingerprint, model)
 
 
@@ -258,7 +259,7 @@ def swapped(models: Sequence[Source]) -> Iterable[str]:
     left, *others = (left_by_training(model.folder) for model in models)
     if left and not any(others):
         yield (
-            f"`{base.ref}` holds `{left}`, which training leaves behind, and `{tuned[0].ref}` nothing of the kind: "
+            f"`{base.ref}` holds `{left}`, a file that training writes, and `{tuned[0].ref}` holds none: "
             "are base and tuned swapped?"
         )
 

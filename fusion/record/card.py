@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ..methods import METHODS
+from ..methods.named import options_told
 from ..methods.two_sided import title_under
 from ..plan.plan import Plan
 from .about import HUB_NAME, About, about
@@ -38,10 +39,9 @@ def model_card(
     known = about(models, config)
     # The hub knows a base by its name alone; readers want the revision too.
     told = [str(m.ref) if m.ref.repository else name for m, name in zip(models, known.names, strict=True)]
-    rows = dict(sorted(manifest.options.items()))
-    for key, value in (manifest.settings.get("protection") or {}).items():
-        rows[f"protection: {key}"] = value
-    options = "\n".join(f"| {key} | {_shown(value)} |" for key, value in rows.items() if value is not None)
+    rows = options_told(dict(sorted(manifest.options.items())))
+    rows += [(f"protection: {key}", value) for key, value in options_told(manifest.settings.get("protection") or {})]
+    options = "\n".join(f"| {key} | {value} |" for key, value in rows)
     tuned = ", ".join(f"`{found}`" for found in told[1:])
     merged = f"`{told[0]}`" + (f" and its fine-tune {tuned}" if tuned else "")
     method = METHODS.get(manifest.method, type(plan.method))  # one that a program brings is in no list
@@ -107,9 +107,9 @@ def metadata(known: About, *, library: str, tags: tuple[str, ...]) -> str:
 
 def _licences(known: About) -> str:
     if not known.licences:
-        return " No licence is named by what it was made of: theirs hold."
+        return " The inputs name no licence; the licences of the inputs apply."
     others = ", ".join(known.licences[1:])
-    return f" What it was made of is under other licences too, which hold as well: {others}." if others else ""
+    return f" Other inputs are under other licences, which apply too: {others}." if others else ""
 
 
 def _usage(name: str, task: str | None) -> str:
@@ -130,7 +130,3 @@ def _scores(scores: Mapping[str, Mapping[str, float]] | None) -> str:
 
 def _fenced(language: str, text: str | None) -> str:
     return "" if not text else f"```{language}\n{text.rstrip()}\n```\n\n"
-
-
-def _shown(value: Any) -> str:
-    return ", ".join(map(_shown, value)) if isinstance(value, (list, tuple)) else str(value)

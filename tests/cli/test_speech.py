@@ -29,7 +29,7 @@ def test_quiet_says_nothing_and_a_log_keeps_all_of_it(make_pair: Pair, tmp_path:
     assert failed.stderr.startswith("error: `quiet` exists")
     log = (tmp_path / "log.txt").read_text()
     assert "NOTE wrote quiet" in log
-    assert "realised sparsity" in log
+    assert "what was done to each block" in log
     assert "ERROR `quiet` exists" in log.splitlines()[-1]
     manifest = json.loads((tmp_path / "quiet/sculpt-manifest.json").read_text())
     assert manifest["command"] == "sculpt dare base sft"

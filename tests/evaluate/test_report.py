@@ -138,6 +138,30 @@ def test_scores_of_several_models_stand_side_by_side(fused: Callable[..., Path],
     assert found.rows == (("prose", (41.25, 40.5)), ("avg", (30, None)), ("tags", (None, 55.75)))
     text = Page(make_report(fused(AdaDare()), scores=files)).text
     assert "55.75" in text
+
+
+def test_a_page_begins_with_what_was_protected_kept_and_forgotten(fused: Callable[..., Path], tmp_path: Path) -> None:
+    measures = {
+        "base": {"pretrained": 43.0, "target": 2.9},
+        "tuned": {"pretrained": 33.8, "target": 43.0},
+        "sft-fused": {"pretrained": 40.5, "target": 41.9},
+    }
+    files = []
+    for model, own in measures.items():
+        files.append(tmp_path / f"{model}.json")
+        files[-1].write_text(json.dumps({"model": f"somewhere/{model}", "measures": own}))
+    folder = fused(AdaDare())
+    text = " ".join(Page(make_report(folder, scores=files)).text.split())
+    for part in (
+        "protectedno: the base was not protected",
+        "kept of the task97% of the fine-tune's score: 41.9 on the target tasks, the fine-tune 43.0",
+        "forgotten of the base-2.5 points: 40.5 on the general tasks, the base 43.0, the fine-tune 33.8",
+    ):
+        assert part in text
+    assert "kept of the tasknot measured" in " ".join(Page(make_report(folder)).text.split())
+
+
+def test_a_file_without_scores_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(DataError, match="holds no scores"):
         score_table([tmp_path / "bad.json"])

@@ -305,7 +305,7 @@ def test_two_folders_are_enough(
     found = models("llama-tied")
     options = [found["base"], found["tuned"], "--protect", found["general"]]
     manifest, said = run_fuse(*options, "-o", tmp_path / "out")
-    assert "the deltas tell what it needs" in said
+    assert "the fine-tuning deltas stand in for them" in said
     forms = [record["protected"] for record in manifest["tensors"] if record["protected"]]
     assert forms.count("delta") > 3
     assert "full" not in forms

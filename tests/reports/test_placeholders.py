@@ -157,9 +157,9 @@ def test_models_that_change_nothing_are_told(make_checkpoint: Make, tmp_path: Pa
     models = [again, other, once_more, zero]
     notes = prepare_fuse(base, models, output=tmp_path / "out", method=sculpt.TaskArithmetic()).plan.notes
     assert notes == (
-        f"`{again}` is the same model as `{base}`, as far as samples of it tell",
-        f"`{once_more}` is the same model as `{other}`, as far as samples of it tell",
-        f"`{zero}` changes nothing: every B of the adapter is zero, as before training",
+        f"`{again}` and `{base}` are the same model: sampled values of all tensors agree",
+        f"`{once_more}` and `{other}` are the same model: sampled values of all tensors agree",
+        f"`{zero}` changes nothing: every B of the adapter is zero, as it is before training",
     )
 
 
