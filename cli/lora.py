@@ -190,6 +190,7 @@ def _merge_as_adapter(base: Path, adapters: list[Path], merge: MergeOptions, tar
     from ..api import default_output
     from ..fusion.arithmetic.per_model import spread
     from ..fusion.lora.combine import combine_adapters
+    from .fuse import command_line
 
     weights = spread("weights", parse_numbers(merge.weights, "--weights"), len(adapters))
     report = combine_adapters(
@@ -199,6 +200,7 @@ def _merge_as_adapter(base: Path, adapters: list[Path], merge: MergeOptions, tar
         weights=[merge.scale * weight for weight in weights],
         rank=merge.rank,
         energy=merge.energy,
+        command=command_line(),
         overwrite=target.overwrite,
     )
     show_adapter(report, json=json)
@@ -236,6 +238,7 @@ def extract_command(
     from ..api import default_output
     from ..fusion.lora.extract import extract_adapter
     from ..fusion.plan.options import Selection
+    from .fuse import command_line
     from .progress import progress_bar
 
     with progress_bar("extracting") as report_bytes:
@@ -247,6 +250,7 @@ def extract_command(
             energy=energy,
             selection=Selection(include=tuple(include or ()), exclude=tuple(exclude or ())),
             rest=leave,
+            command=command_line(),
             overwrite=overwrite,
             progress=report_bytes,
         )

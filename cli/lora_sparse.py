@@ -97,8 +97,9 @@ def prune_command(
     """
     from ..fusion.lora.prune import prune_adapter
     from .console import print_json, say
+    from .fuse import command_line
 
-    pruned = prune_adapter(adapter, output=output, density=density, overwrite=overwrite)
+    pruned = prune_adapter(adapter, output=output, density=density, command=command_line(), overwrite=overwrite)
     if json:
         print_json(pruned.as_json())
         return

@@ -53,6 +53,7 @@ def train_command(
     from ..training.together import join
     from ..training.train import train_adapter
     from .console import print_json, quiet_libraries
+    from .fuse import command_line
     from .progress import progress_bar
 
     quiet_libraries()
@@ -64,6 +65,7 @@ def train_command(
             method=method,
             schedule=schedule,
             resume=resume,
+            command=command_line(),
             overwrite=overwrite,
             progress=report,
         )

@@ -6,22 +6,25 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .options import AsJson, Overwrite
 
 if TYPE_CHECKING:
-    from ..fusion.record.manifest import Manifest
+    from ..fusion.run.made import Made
 
-Made = Annotated[Path, typer.Argument(help="What sculpt wrote: a checkpoint, a sweep's folder, or a manifest.")]
+MadePath = Annotated[
+    Path, typer.Argument(metavar="MADE", help="What sculpt wrote: a checkpoint, patch, adapter, sweep, or a manifest.")
+]
 
 
-def recipe_command(made: Made, json: AsJson = False) -> None:
-    """Print the recipe of an output: sculpt's own YAML, or the one that it was merged by, for `sculpt merge`.
+def recipe_command(made: MadePath, json: AsJson = False) -> None:
+    """Print the recipe of an output, for `sculpt merge`: sculpt's own YAML, or the recipe that it was merged by.
 
-    Models and samples are called by their names on the hub, or of their folders and files.
+    Models and samples are called by their names on the hub, or by the names of their folders and files. A patch has the
+    recipe of its model. An adapter has none; `sculpt rerun` makes it again.
 
     **Examples**
 
@@ -30,9 +33,10 @@ def recipe_command(made: Made, json: AsJson = False) -> None:
         sculpt recipe sft-two-sided/ > recipe.yaml
     """
     from ..fusion.record.recipe import recipe_of, recipe_text
+    from ..fusion.run.made import made_at
     from .console import out, print_json
 
-    manifest = _manifest(made)
+    manifest = made_at(made).recipe_source()
     if json:
         print_json({"command": manifest.command, "recipe": recipe_of(manifest)})
         return
@@ -40,7 +44,7 @@ def recipe_command(made: Made, json: AsJson = False) -> None:
 
 
 def rerun_command(
-    made: Made,
+    made: MadePath,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where it is made again.")],
     places: Annotated[
         list[str] | None,
@@ -48,47 +52,87 @@ def rerun_command(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make an output again by the command that its manifest has, and compare every byte.
+    """Make an output again and compare every byte: a checkpoint, a patch or an adapter.
 
-    Models and files are looked for by their names in this folder and beside the output; `--at` says where others lie.
-    Exit code 0 where the output has the same bytes, 3 where it has not.
+    The command is the one in the output's manifest. What was made from Python is made by its recipe. Models and files
+    are looked for by their names in this folder and beside the output; `--at` says where others lie. The exit code is 0
+    if the bytes are the same, and 3 if they are not.
 
     **Examples**
 
         sculpt rerun sft-two-sided/ -o again/
 
         sculpt rerun sculpt-manifest.json -o again/ --at base=models/base --at train.jsonl=data/train.jsonl
+
+        sculpt rerun sft-dare.safetensors -o again.safetensors
     """
-    from ..fusion.errors import MethodError
-    from .app import narrowed
+    from ..fusion.run.made import made_at
     from .console import out, warn
 
-    manifest = _manifest(made)
-    if manifest.command is None:
-        raise MethodError("this was made from Python, by no command", hint="`sculpt recipe` prints what it was")
-    _, *words = shlex.split(manifest.command)
+    first = made_at(made)
     known = dict(_place(text) for text in places or ())
-    beside = (made if made.is_dir() else made.parent).resolve().parent
-    words = [_found(word, known, (Path(), beside)) for word in words]
-    words += ["-o", str(output), *(["--overwrite"] if overwrite else [])]
-    sys.argv[1:] = words
-    narrowed(words[0])(words, standalone_mode=False)
-    again = _manifest(output)
-    called = made.resolve() if made.is_dir() else made.resolve().parent
-    differs = _first_difference(manifest, again, cards=called.name == output.resolve().name)
+    folders = (Path(), first.place.parent)
+    if first.command is not None:
+        also = (
+            ["--emit", "patch"] if first.place.is_file() else []
+        )  # which a manifest does not tell: its model is the same
+        _by_command([*shlex.split(first.command), *also], known, folders, output, overwrite=overwrite)
+    else:
+        _by_recipe(first, known, folders, output, overwrite=overwrite)
+    again = made_at(output)
+    differs = first.first_difference(again)
     if differs is not None:
         warn(f"{output} is not the same: {differs}")
         raise typer.Exit(3)
-    but = "" if called.name == output.resolve().name else ", but for the name on its card"
-    out(f"{output} has the bytes of {made}, {len(again.outputs) + len(again.companions)} files{but}")
+    but = "" if first.place.name == again.place.name else ", but for the name on its card"
+    out(f"{output} has the bytes of {made}, {first.told_size()}{but}")
 
 
-def _manifest(made: Path) -> Manifest:
-    from ..fusion.checkpoint.output.guard import SWEEP_RECORD
-    from ..fusion.record.manifest import Manifest
+def _by_command(
+    command: list[str], known: Mapping[str, str], folders: tuple[Path, ...], output: Path, *, overwrite: bool
+) -> None:
+    from .app import narrowed
 
-    folder = made.parent if made.is_file() else made
-    return Manifest.read(folder / "fused" if (folder / SWEEP_RECORD).is_file() else folder)
+    words = [_found(word, known, folders) for word in command[1:]]
+    words += ["-o", str(output), *(["--overwrite"] if overwrite else [])]
+    sys.argv[1:] = words
+    narrowed(words[0])(words, standalone_mode=False)
+
+
+def _by_recipe(
+    first: Made, known: Mapping[str, str], folders: tuple[Path, ...], output: Path, *, overwrite: bool
+) -> None:
+    """Make what was made from Python again, by the recipe of its manifest.
+
+    Raises:
+        MethodError: Its recipe does not say all that made it.
+    """
+    from tempfile import TemporaryDirectory
+
+    import yaml
+
+    from ..api import merge
+    from ..fusion.record.recipe import recipe_of
+    from .console import quiet_environment
+    from .progress import progress_bar
+
+    first.refuse_unrepeatable()
+    recipe = recipe_of(first.recipe_source())
+
+    def place(name: str) -> str:
+        return _found(name, known, folders)
+
+    base, tuned = recipe.pop("base", None), recipe.pop("models", None)
+    named: dict[str, Any] = {"base": place(base), "tuned": list(map(place, tuned))} if base and tuned else {}
+    calibration = recipe.get("calibration") or {}
+    for key in calibration.keys() & {"data", "protect"}:
+        value = calibration[key]
+        calibration[key] = list(map(place, value)) if isinstance(value, list) else place(value)
+    quiet_environment()
+    with TemporaryDirectory() as scratch, progress_bar("fusing") as report:
+        file = Path(scratch) / "recipe.yaml"
+        file.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        merge(file, output=output, overwrite=overwrite, progress=report, **named)
 
 
 def _place(text: str) -> tuple[str, str]:
@@ -110,23 +154,6 @@ def _found(word: str, known: Mapping[str, str], folders: tuple[Path, ...]) -> st
             if place is not None:
                 return f"{flag}{equals}{place}{rest}"
     return word
-
-
-def _first_difference(first: Manifest, second: Manifest, *, cards: bool) -> str | None:
-    """Return what tells two outputs apart, or None; of other names their cards have these."""
-    inputs = [{record.role: record.fingerprint for record in one.inputs} for one in (first, second)]
-    if inputs[0] != inputs[1]:
-        return "it was made of other models"
-    files = [
-        {
-            record.name: record.digest
-            for record in (*one.outputs, *one.companions)
-            if cards or record.name != "README.md"
-        }
-        for one in (first, second)
-    ]
-    other = sorted(name for name in files[0].keys() | files[1].keys() if files[0].get(name) != files[1].get(name))
-    return f"`{other[0]}` differs" if other else None
 
 
 def register(app: typer.Typer) -> None:

@@ -56,6 +56,19 @@ def test_calibrating_within_the_fuse_gives_the_same_bytes(models: Path, tmp_path
     assert within.curvature["num_samples"] == 12
 
 
+def test_a_fuse_uses_the_statistics_that_calibrate_left_beside_the_model(
+    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hessian = sculpt.calibrate(models / "sft", data=models / "data.jsonl", output=models / "sft-hessian.safetensors")
+    try:
+        found = sculpt.fuse(models / "base", models / "sft", output=tmp_path / "found")
+    finally:
+        (models / "sft-hessian.safetensors").unlink()
+    assert found.curvature is not None
+    assert found.curvature["data_digest"] == hessian.provenance.data_digest
+    assert "using the statistics in" in caplog.text
+
+
 @pytest.mark.parametrize("scope", ["block", "model"])
 def test_a_wider_scope_waits_for_all_statistics(scope: str, models: Path, tmp_path: Path) -> None:
     method = sculpt.AdaDare(scope=scope, allocation="exact")  # pyright: ignore[reportArgumentType]

@@ -113,6 +113,7 @@ def train_adapter(
     method: AdapterMethod | None = None,
     schedule: Schedule | None = None,
     resume: bool = True,
+    command: str | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Trained:
@@ -120,6 +121,7 @@ def train_adapter(
 
     Until it is whole there is only `<output>.partial`, with the Trainer's checkpoints; after a kill or an error of the
     machine the same call goes on from the last of them, to the same bits on a CPU as without the interruption.
+    `command` is the command line, for the adapter's record.
 
     Raises:
         SculptError: Base, data or settings do not suit each other, the output exists, or the loss is not finite.
@@ -156,7 +158,7 @@ def train_adapter(
         around_saving(trainer, lambda save: _save(trainer, folder / CHECKPOINTS, save))
         watcher = Watcher(progress)
         trainer.add_callback(watcher)
-        record = {"made by": "sculpt lora-train", "settings": recorded_plan(plan, opened)}
+        record = {"made by": "sculpt lora-train", "command": command, "settings": recorded_plan(plan, opened)}
         if schedule.keep_epochs and process.is_first:
             trainer.add_callback(
                 EachEpoch(

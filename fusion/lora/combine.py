@@ -76,11 +76,11 @@ class AdapterReport:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return {
-            "output": str(self.output),
-            "error": self.error,
-            "layers": [asdict(layer) for layer in self.layers],
-        }
+        return {"output": str(self.output), **self.recorded()}
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what the adapter's record has: nothing of where it lies, so that it is the same anywhere."""
+        return {"error": self.error, "layers": [asdict(layer) for layer in self.layers]}
 
 
 def combine_adapters(
@@ -91,6 +91,7 @@ def combine_adapters(
     weights: Sequence[float],
     rank: int | None = None,
     energy: float | None = None,
+    command: str | None = None,
     overwrite: bool = False,
 ) -> AdapterReport:
     """Write `Σ_k w_k·δ_k` as one adapter of the same base.
@@ -98,6 +99,7 @@ def combine_adapters(
     Args:
         rank: The most that a module may have, or None.
         energy: Which part of ‖δ‖_F² a module must keep at least, in (0, 1], or None. Without both the sum is exact.
+        command: The command line, for the adapter's record.
 
     Raises:
         SculptError: The adapters do not fit the base or each other, or an option is out of range.
@@ -146,12 +148,13 @@ def combine_adapters(
             ranks = {_agreed(place, found): layer.rank for place, layer in zip(places, layers, strict=True)}
             record = {
                 "made by": "sculpt lora-merge",
-                "base": {"path": str(base), "fingerprint": opened.fingerprint},
+                "command": command,
+                "base": {"path": opened.ref.name, "fingerprint": opened.fingerprint},
                 "adapters": [
-                    {"path": str(a.file.ref), "weight": weight, "digest": a.file.digest()}
+                    {"path": a.file.ref.name, "weight": weight, "digest": a.file.digest()}
                     for a, weight in zip(found, weights, strict=True)
                 ],
-                **report.as_json(),
+                **report.recorded(),
             }
             fill_adapter(payload, folder.name, tensors, _config(found, ranks), record)
 

@@ -105,6 +105,7 @@ def extract_adapter(
     energy: float | None = None,
     selection: Selection | None = None,
     rest: Rest = "save",
+    command: str | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> AdapterReport:
@@ -115,6 +116,7 @@ def extract_adapter(
         energy: Which part of ‖δ‖_F² each module must keep, in (0, 1]: its rank is the least that does.
         selection: Which tensors take part; the others' changes are left out.
         rest: What is no matrix: `save` it whole, or `drop` its change.
+        command: The command line, for the adapter's record.
 
     Raises:
         SculptError: The two do not fit, or a change cannot be held by an adapter.
@@ -160,11 +162,12 @@ def extract_adapter(
     )
     record = {
         "made by": "sculpt lora-extract",
-        "base": {"path": str(base), "fingerprint": opened.fingerprint},
-        "tuned": str(tuned),
+        "command": command,
+        "base": {"path": opened.ref.name, "fingerprint": opened.fingerprint},
+        "tuned": after.ref.name,
         "saved whole": sorted(info.name for _, info, _ in whole) if rest == "save" else [],
         "left out": sorted(info.name for _, info, _ in whole) if rest == "drop" else [],
-        **result.as_json(),
+        **result.recorded(),
     }
     opened.refuse_changed()
     after.refuse_changed()

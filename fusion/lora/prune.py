@@ -63,10 +63,13 @@ def num_kept(density: float, num_elements: int, name: str) -> int:
     return count
 
 
-def prune_adapter(folder: Path | str, *, output: Path | str, density: float, overwrite: bool = False) -> PrunedAdapter:
+def prune_adapter(
+    folder: Path | str, *, output: Path | str, density: float, command: str | None = None, overwrite: bool = False
+) -> PrunedAdapter:
     """Write an adapter with the `floor(density·N)` largest entries of each factor; of equal ones the first.
 
-    Magnitudes of DoRA, biases and modules that were saved whole stay as they are.
+    Magnitudes of DoRA, biases and modules that were saved whole stay as they are. `command` is the command line,
+    for the adapter's record.
 
     Raises:
         SculptError: The folder is no adapter, the density is out of range, or the output may not be written.
@@ -85,7 +88,7 @@ def prune_adapter(folder: Path | str, *, output: Path | str, density: float, ove
         tensors[name] = np.where(chosen, factor, np.zeros((), factor.dtype))
         squares = np.square(magnitude, dtype=np.float64)
         kept, whole = kept + float(squares[chosen].sum()), whole + float(squares.sum())
-    record = {"made by": "sculpt lora-prune", "adapter": str(folder), "density": density}
+    record = {"made by": "sculpt lora-prune", "command": command, "adapter": folder.resolve().name, "density": density}
     config = read_json(adapter.folder / ADAPTER_CONFIG)
     adapter.refuse_changed()
     after = write_adapter(output, tensors, config, record, overwrite=overwrite, check=adapter_density)

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import sculpt
 from huggingface_hub import ModelCard
 from sculpt.cli.app import app
-from sculpt.fusion.errors import CheckpointError
+from sculpt.fusion.errors import CheckpointError, MethodError
 from typer.testing import CliRunner
 
 Pair = Callable[..., tuple[Path, Path]]
@@ -104,3 +105,50 @@ def test_an_adapter_has_digests_and_a_card(here: Path) -> None:
     (here / "adapter/adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="adapter_config"):
         run("verify", "adapter")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "dare base sft --sparsity 0.5 --emit patch -o made.safetensors",
+        "lora-extract base sft --include *proj* --rank 2 -o made",
+    ],
+)
+def test_a_patch_and_an_adapter_are_made_again_byte_for_byte(
+    command: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(monkeypatch, *command.split())
+    made = Path(command.split()[-1])
+    run("rerun", str(made), "-o", f"again/{made}")
+    for first in [made] if made.is_file() else made.iterdir():
+        assert first.read_bytes() == (here / "again" / first).read_bytes()
+    (here / "base").rename("first")
+    shutil.copytree("sft", "base")  # another model under the name
+    shutil.copytree("first", "second")
+    done = CliRunner().invoke(app, ["rerun", str(made), "-o", f"other/{made}", "--at", "sft=second"])
+    assert done.exit_code == 3, done.output
+
+
+def test_what_python_made_is_made_again_by_its_recipe(here: Path) -> None:
+    sculpt.fuse("base", "sft", output="fused", method="ties:density=0.3")
+    run("rerun", "fused", "-o", "again/fused")
+    named = [file.name for file in (here / "fused").iterdir() if file.name != "sculpt-manifest.json"]
+    for name in named:
+        assert (here / "fused" / name).read_bytes() == (here / "again/fused" / name).read_bytes()
+    assert len(named) > 2
+
+
+def test_what_cannot_be_made_again_is_refused_in_a_sentence(here: Path) -> None:
+    sculpt.pack("base", "sft", output="packed.safetensors")
+    sculpt.extract_adapter("base", "sft", output="adapter", rank=2, selection=sculpt.Selection(include=("*proj*",)))
+    (here / "recipe.yaml").write_text("method: ties\nbase: base\nmodels: [sft]\n")
+    sculpt.merge("recipe.yaml", output="merged")
+    for made, why in (
+        ("packed.safetensors", "`sculpt pack` made it of two models"),
+        ("adapter", "made it from Python"),
+        ("merged", "merged from Python by a recipe file"),
+    ):
+        with pytest.raises(MethodError, match=why):
+            run("rerun", made, "-o", "again")
+    with pytest.raises(MethodError, match="has no recipe"):
+        run("recipe", "adapter")

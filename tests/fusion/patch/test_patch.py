@@ -126,6 +126,7 @@ def test_a_tensor_of_several_frames_is_read_from_any_element(make_checkpoint: Ma
     ):
         np.testing.assert_array_equal(opened.read("w", start, stop).view(np.uint16), flat[start:stop])
     assert opened.fingerprint == Checkpoint(model).fingerprint
+    assert opened.tensors["w"].file == tmp_path / "p.safetensors"  # not the base's, which holds other values
 
 
 @pytest.mark.parametrize("letter", ["BF16", "F32", "U8", "I64"])
