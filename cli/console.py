@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from ..fusion.places.settings import keep_offline
 from .speech import NOTE, Speech, log
 from .tables import table_lines
 
@@ -195,6 +196,7 @@ def shown_lines(text: str) -> list[str]:
 
 def quiet_environment() -> None:
     """Set what must be set before torch and transformers are imported, if they are: no hub, warnings or bars."""
+    keep_offline()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

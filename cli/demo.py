@@ -158,10 +158,12 @@ def _quiet_libraries() -> None:
     """Set what must be set before torch and transformers are imported: no hub, no bars, idle threads asleep."""
     import os
 
+    from ..fusion.places.settings import keep_offline
     from .console import quiet_libraries
 
     # Threads that spin while they wait take the cores from those that work, on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_offline()
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TQDM_DISABLE", "1")
     quiet_libraries()

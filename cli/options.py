@@ -22,7 +22,7 @@ T = TypeVar("T")
 BasePath = Annotated[
     Path,
     typer.Argument(
-        help="The model before fine-tuning: a folder or file in any layout (docs/inputs.md), or a cached hub name."
+        help="The model before fine-tuning: a folder or file in any layout (docs/inputs.md), or `org/model@revision`."
     ),
 ]
 TunedPath = Annotated[Path, typer.Argument(help="The fine-tuned checkpoint.")]

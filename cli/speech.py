@@ -17,7 +17,8 @@ from typing import Annotated, Any
 
 import typer
 
-NOTE = logging.INFO + 5  # what a command says of what it does; the library's own INFO is for `-v`
+from ..fusion.progress import NOTE
+
 PANEL = "Notes and progress"
 log = logging.getLogger(__name__.partition(".")[0])
 
@@ -43,6 +44,7 @@ def hearing(function: Callable[..., None]) -> Callable[..., None]:
             Speech.threshold = logging.WARNING if quiet else logging.DEBUG
         if log_file is not None:
             _keep(log_file)
+        _show_downloads()
         log.debug("Python %s on %s: %s", sys.version.split()[0], sys.platform, shlex.join(["sculpt", *sys.argv[1:]]))
         function(**values)
 
@@ -52,6 +54,13 @@ def hearing(function: Callable[..., None]) -> Callable[..., None]:
     heard.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue, reportFunctionMemberAccess]
     heard.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return heard
+
+
+def _show_downloads() -> None:
+    from ..fusion.places.settings import Shown
+    from .progress import progress_bar
+
+    Shown.bars = progress_bar
 
 
 def _keep(file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, final
 Progress = Callable[[int, int, str], None]  # done, total, in units of the caller's choice; what is being done
 P = ParamSpec("P")
 R = TypeVar("R")
+NOTE = logging.INFO + 5  # the level of what a command says of what it does; the library's own INFO is for `-v`
 EVERY = 0.2  # seconds between two looks of a bar
 
 

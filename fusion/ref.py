@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import final
 
 from .errors import CheckpointError
-
-HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>[\w./-]+))?")
+from .places import hub
+from .places.names import hub_name
 
 
 @final
@@ -20,9 +19,10 @@ class ModelRef:
     """A model as it was asked for: sentences, manifests and cards call it so.
 
     Attributes:
-        asked: A folder, a file, or `org/model@revision` of the hub.
+        asked: A folder, a file, or `org/model@revision:inside` of the hub.
         path: Where it is; for a model of the hub a folder in the local cache, whose name says nothing.
         repository, revision: Of a model of the hub.
+        version: Which state of it that is: the commit, whatever its branch says by now; None of what is on the disk.
         base: What stands before a patch, as in `base+patch.safetensors`, whose path is the patch's; else None.
     """
 
@@ -30,6 +30,7 @@ class ModelRef:
     path: Path
     repository: str | None = None
     revision: str | None = None
+    version: str | None = None
     base: ModelRef | None = None
 
     def __str__(self) -> str:
@@ -57,32 +58,44 @@ class ModelRef:
 Asked = ModelRef | Path | str  # what names a model; a `ModelRef` has been found before
 
 
-def find_model(asked: Asked, near: Path | None = None) -> ModelRef:
-    """Return where a model is: a path, or a model of the hub that the local cache holds. A path comes first.
+def find_model(asked: Asked, near: Path | None = None, *, fetch: bool = True) -> ModelRef:
+    """Return where a model is: a path, or a model of the hub, fetched where the local cache lacks it.
 
-    What follows a `+` is a patch over what stands before it.
+    A path comes first. What follows a `+` is a patch over what stands before it.
 
     Args:
         near: A folder that the path may be relative to as well.
+        fetch: Whether the network may be used: only for what a user named as a model.
 
     Raises:
-        CheckpointError: It is nowhere; nothing is fetched.
+        CheckpointError: It is nowhere.
     """
     if isinstance(asked, ModelRef):
         return asked
     for path in (Path(asked), *([near / asked] if near else [])):
         if is_there(path):
             return ModelRef(asked=str(path), path=path)
-    patched = _patched(str(asked), near)
-    if patched is not None:
-        return patched
-    found = HUB_ID.fullmatch(str(asked))
-    repository, revision = (found["repository"], found["revision"]) if found else (None, None)
-    folder = _cached(repository, revision) if repository else None
-    if folder is None:
-        hint = _hub_hint() if found else None
-        raise CheckpointError(f"`{asked}` does not exist", hint=hint)
-    return ModelRef(asked=str(asked), path=folder, repository=repository, revision=revision)
+    patched = _patched(str(asked), near, fetch=fetch)
+    return _of_hub(str(asked), fetch=fetch) if patched is None else patched
+
+
+def _of_hub(asked: str, *, fetch: bool) -> ModelRef:
+    """Return a model of the hub.
+
+    Raises:
+        CheckpointError: The cache lacks it, and it is not to be fetched, or cannot be.
+    """
+    name = hub_name(asked)
+    if name is None:
+        raise CheckpointError(f"`{asked}` does not exist")
+    path = hub.cached(name)
+    if path is None and not (fetch and name.may_be_fetched):
+        hint = f"`{name.repository}` is looked for in the hub's cache alone; a name there is `org/model`"
+        raise CheckpointError(f"`{asked}` does not exist", hint=None if name.may_be_fetched else hint)
+    path = hub.fetched(name, asked=str(name)) if path is None else path
+    return ModelRef(
+        asked=str(name), path=path, repository=name.repository, revision=name.revision, version=hub.commit_of(path)
+    )
 
 
 def with_patches(base: Asked, patches: Sequence[Asked]) -> ModelRef:
@@ -98,13 +111,13 @@ def with_patches(base: Asked, patches: Sequence[Asked]) -> ModelRef:
     return found
 
 
-def _patched(asked: str, near: Path | None) -> ModelRef | None:
+def _patched(asked: str, near: Path | None, *, fetch: bool = True) -> ModelRef | None:
     """Return a patch with what stands before it, if that is what was asked for."""
     for place in reversed([found.start() for found in re.finditer(r"\+", asked)]):
         before, patch = asked[:place].rstrip("/"), Path(asked[place + 1 :])
         for path in (patch, *([near / patch] if near else [])):
             if before and patch.name and is_there(path) and path.is_file():
-                return ModelRef(asked=asked, path=path, base=find_model(before, near))
+                return ModelRef(asked=asked, path=path, base=find_model(before, near, fetch=fetch))
     return None
 
 
@@ -127,19 +140,3 @@ def is_there(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):  # such as a name that is too long to be one
         return False
-
-
-def _hub_hint() -> str:
-    if find_spec("huggingface_hub") is None:
-        return "what the hub's cache holds is found with `pip install 'checkpoint-sculpt[hub]'`"
-    return "nothing is fetched from the hub: download the model first"
-
-
-def _cached(repository: str, revision: str | None) -> Path | None:
-    """Return the folder of a model in the hub's local cache, or None."""
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
-    except (ImportError, OSError, ValueError):
-        return None

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from ..errors import CheckpointError
+from ..file_kinds import kind_of
 from ..ref import ModelRef, find_model
-from .companions import kind_of
 from .memory import MemorySource
 from .output.layout import OutputTensor, make_layout
 from .output.scratch import Scratch
@@ -58,7 +58,7 @@ def in_folder(model: Given, name: str, stack: ExitStack) -> Path | str:
         return folder
     model.save_pretrained(folder)
     try:
-        found = find_model(origin).path if origin else folder
+        found = find_model(origin, fetch=False).path if origin else folder
     except CheckpointError:
         return folder
     for file in found.iterdir() if found.is_dir() else ():

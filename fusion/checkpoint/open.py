@@ -85,11 +85,12 @@ def _named_base(adapter: ModelRef) -> ModelRef:
     named = AdapterConfig.read(adapter.path).base_model
     try:
         if named is not None:
-            return find_model(named)
+            return find_model(named, fetch=False)  # nobody has asked for it by its name
     except CheckpointError:
         pass  # told below, with what to do about it
     raise CheckpointError(
         f"`{adapter}` is an adapter, and its base is not at hand",
-        hint=f"`{ADAPTER_CONFIG}` says `{named}`; name a folder for the base, with `only_changed` in a calibration",
+        hint=f"`{ADAPTER_CONFIG}` says `{named}`; name the base, by a folder or on the hub, with `only_changed` in a "
+        "calibration",
         options=["only_changed"],
     )

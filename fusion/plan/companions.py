@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from ..checkpoint import Source
-from ..checkpoint.companions import Companion, kind_of
+from ..checkpoint.companions import Companion
 from ..checkpoint.foreign import POINTER_BYTES, refuse_foreign_file
 from ..checkpoint.json_file import read_json
 from ..errors import os_error
+from ..file_kinds import kind_of
 from .plan import Plan
 
 TOKENIZER_CONFIG = Path("tokenizer_config.json")

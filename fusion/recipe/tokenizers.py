@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Source
-from ..checkpoint.companions import TOKENIZER_STEMS, own_files
+from ..checkpoint.companions import own_files
 from ..checkpoint.output.scratch import Scratch
 from ..checkpoint.pretrained import load_pretrained
 from ..checkpoint.special_tokens import NAMES, TokenIds
 from ..errors import MethodError
+from ..file_kinds import TOKENIZER_STEMS
 from .vocabulary import Tokens, vocabulary_rows
 
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")

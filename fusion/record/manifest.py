@@ -116,12 +116,19 @@ class CheckpointRecord:
 
     Attributes:
         name: The hub's name with its revision, or the folder's own: not where it lay, which is nobody's business.
+        version: The commit, of a model of the hub; the manifest of another does not have it.
     """
 
     role: str
     name: str
     fingerprint: str
     files: tuple[FileRecord, ...]
+    version: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        found = asdict(self)
+        return found if self.version is not None else {key: found[key] for key in found if key != "version"}
 
     @classmethod
     def of(cls, role: str, checkpoint: Source, digests: Mapping[Path, str]) -> CheckpointRecord:
@@ -130,6 +137,7 @@ class CheckpointRecord:
             role=role,
             name=_called(checkpoint),
             fingerprint=checkpoint.fingerprint,
+            version=checkpoint.ref.version,
             files=tuple(
                 FileRecord(name=_name_of(file, checkpoint), nbytes=file.stat().st_size, digest=digests[file])
                 for file in checkpoint.all_files
@@ -264,6 +272,7 @@ class Manifest:
             "format": FORMAT,
             **{key: value for key, value in vars(self).items() if key not in ("tensors", *FILES, *UNTOLD)},
             **{key: [asdict(record) for record in getattr(self, key)] for key in FILES},
+            "inputs": [record.as_json() for record in self.inputs],
             "realised_sparsity": self.realised_sparsity(),
             "unchanged": self.unchanged(),
             "dropped": self.dropped(),

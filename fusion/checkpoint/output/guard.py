@@ -98,7 +98,7 @@ def refuse_inputs(output: Path, inputs: Iterable[Asked]) -> None:
     found: list[tuple[Asked, Path]] = []
     for asked in inputs:
         with suppress(CheckpointError):  # it is nowhere, which is told when it is to be read
-            ref = find_model(asked)
+            ref = find_model(asked, fetch=False)
             found += [(asked if part is ref else part, part.path.resolve()) for part in ref.parts]
     for asked, source in found:
         place, workspace = output.resolve(), beside(output).resolve()

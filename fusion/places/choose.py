@@ -1,0 +1,69 @@
+"""Which files of a model are needed, told by their names: one form of the weights, and what belongs to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
+
+from ..errors import CheckpointError
+from ..file_kinds import is_private, kind_of, why_left
+
+# In the order in which transformers looks for them; what is first is read.
+WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def needed(names: Iterable[str], read: Callable[[str], bytes]) -> list[str]:
+    """Return the files of a folder that a model is read from, without other forms of the same weights.
+
+    Where nothing has a name that transformers looks for, it is all but what is private.
+
+    Args:
+        names: Within the folder, with `/` between folders.
+        read: Returns the content of a file, for an index.
+
+    Raises:
+        CheckpointError: An index cannot be read.
+    """
+    names = sorted(name for name in names if not is_private(Path(name)))
+    there = set(names)
+    weights: set[str] = set()
+    first = next((name for name in WHOLE if name in there), None)
+    if first is not None:
+        weights = {first} | (_indexed(first, read(first)) & there if first.endswith(".json") else set())
+        if first == "model.safetensors" and WHOLE[1] in there:
+            weights.add(WHOLE[1])  # which of the two is stale is told where they are opened
+    elif ADAPTER_CONFIG in there:
+        weights = {name for name in ADAPTER[:1] if name in there} or {name for name in ADAPTER if name in there}
+        weights.add(ADAPTER_CONFIG)
+    else:
+        own = {name for name in names if name.endswith(".safetensors") and "/" not in name}
+        if not own:
+            return names
+        weights = own
+    return [name for name in names if name in weights or _belongs(name)]
+
+
+def is_weights(name: str) -> bool:
+    """Return whether a file holds tensors, by its name."""
+    return kind_of(Path(PurePosixPath(name).name)) == "weights"
+
+
+def _belongs(name: str) -> bool:
+    """Return whether a file beside the weights may be part of the model; its own card is, for licence and languages."""
+    path = Path(name)
+    folders = [Path(*path.parts[:k]) for k in range(1, len(path.parts))]
+    if any(why_left(folder, is_folder=True) for folder in folders):
+        return False
+    return name == "README.md" or why_left(path, is_folder=False) is None
+
+
+def _indexed(index: str, content: bytes) -> set[str]:
+    try:
+        found = json.loads(content)
+        shards: Mapping[str, str] = found["weight_map"]
+        return {str(name) for name in shards.values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"`{index}` has no `weight_map`") from error

@@ -1,0 +1,58 @@
+"""How places are read in this process: whole or by ranges, with which bar, and whether the network may be used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from ..progress import Bars, bars
+
+BY_RANGES: ContextVar[bool] = ContextVar("BY_RANGES", default=False)
+TRUE = ("1", "ON", "YES", "TRUE")
+
+
+class Shown:
+    """What shows how far a download is; the command line has bars of its own."""
+
+    bars: Bars = staticmethod(bars)
+
+
+class Offline:
+    """Whether the user forbade the hub, where this process has set the variable for libraries meanwhile."""
+
+    asked: bool | None = None
+
+
+def _is_set() -> bool:
+    return any(os.environ.get(name, "").upper() in TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+
+
+def keep_offline() -> None:
+    """Remember what the environment says, before it is changed for libraries that must fetch nothing of their own."""
+    if Offline.asked is None:
+        Offline.asked = _is_set()
+
+
+def is_offline() -> bool:
+    """Return whether the user has forbidden to ask the hub, as `HF_HUB_OFFLINE` says."""
+    return _is_set() if Offline.asked is None else Offline.asked
+
+
+def reads_by_ranges() -> bool:
+    """Return whether places are read by ranges, with no copy on the disk."""
+    return BY_RANGES.get()
+
+
+@contextmanager
+def streaming(enabled: bool = True) -> Iterator[None]:
+    """Read models that lie elsewhere by ranges while the block runs: their weights are never copied to the disk.
+
+    Of what names a model on a disk nothing changes, and no bit of any output does.
+    """
+    token = BY_RANGES.set(enabled)
+    try:
+        yield
+    finally:
+        BY_RANGES.reset(token)
