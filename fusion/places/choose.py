@@ -13,6 +13,7 @@ from ..file_kinds import is_private, kind_of, why_left
 WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 ADAPTER_CONFIG = "adapter_config.json"
+DISTRIBUTED = ".metadata"  # says what lies where in a distributed checkpoint of torch
 
 
 def needed(names: Iterable[str], read: Callable[[str], bytes]) -> list[str]:
@@ -27,7 +28,7 @@ def needed(names: Iterable[str], read: Callable[[str], bytes]) -> list[str]:
     Raises:
         CheckpointError: An index cannot be read.
     """
-    names = sorted(name for name in names if not is_private(Path(name)))
+    names = sorted(name for name in names if not is_private(Path(name)) or name.endswith(DISTRIBUTED))
     there = set(names)
     weights: set[str] = set()
     first = next((name for name in WHOLE if name in there), None)
