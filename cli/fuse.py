@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ..fusion.methods import METHODS, AdaDare, Method
+from ..fusion.places.names import url_of
 from .flags import FlagGroup, flag_of, given_flags, with_options
 from .options import (
     CALIBRATION,
@@ -251,6 +252,8 @@ def command_line() -> str:
 
 def _own_name(word: str) -> str:
     """Return the name of a file or folder that a word of the command line is, or the word."""
+    if (url := url_of(word)) is not None:
+        return url.told  # passwords and keys are nobody's business
     is_place = word.startswith(("/", "~", "./", "../")) or ("/" in word and Path(word).exists())
     return Path(word).resolve().name if is_place else word.rstrip("/")
 

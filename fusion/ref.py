@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import final
 
 from .errors import CheckpointError
-from .places import hub
-from .places.names import hub_name
+from .places import hub, store
+from .places.names import Url, file_of, hub_name, url_of
 
 
 @final
@@ -19,10 +19,12 @@ class ModelRef:
     """A model as it was asked for: sentences, manifests and cards call it so.
 
     Attributes:
-        asked: A folder, a file, or `org/model@revision:inside` of the hub.
+        asked: A folder, a file, `org/model@revision:inside` of the hub, or a URL, without passwords.
         path: Where it is; for a model of the hub a folder in the local cache, whose name says nothing.
         repository, revision: Of a model of the hub.
-        version: Which state of it that is: the commit, whatever its branch says by now; None of what is on the disk.
+        url: Whether it lies in an object store or behind a web server.
+        version: Which state of it that is: the commit, whatever its branch says by now, or the ETag; None of what is on
+            the disk.
         base: What stands before a patch, as in `base+patch.safetensors`, whose path is the patch's; else None.
     """
 
@@ -30,6 +32,7 @@ class ModelRef:
     path: Path
     repository: str | None = None
     revision: str | None = None
+    url: bool = False
     version: str | None = None
     base: ModelRef | None = None
 
@@ -51,6 +54,8 @@ class ModelRef:
         """Return where an output that is named after the model lies: beside it, or here if it is in the hub's cache."""
         if self.repository is not None:
             return Path(self.repository.rpartition("/")[2] + ending).absolute()
+        if self.url:
+            return Path((self.path.stem if self.path.is_file() else self.path.name) + ending).absolute()
         path = self.path.resolve()
         return path.with_name((path.stem if path.is_file() else path.name) + ending)
 
@@ -72,11 +77,32 @@ def find_model(asked: Asked, near: Path | None = None, *, fetch: bool = True) ->
     """
     if isinstance(asked, ModelRef):
         return asked
+    if (url := url_of(str(asked))) is not None and not is_there(Path(asked)):
+        return _of_url(url, fetch=fetch)
     for path in (Path(asked), *([near / asked] if near else [])):
         if is_there(path):
             return ModelRef(asked=str(path), path=path)
     patched = _patched(str(asked), near, fetch=fetch)
     return _of_hub(str(asked), fetch=fetch) if patched is None else patched
+
+
+FOUND: dict[str, ModelRef] = {}  # what was looked for elsewhere, so that one run asks once and reads one state
+
+
+def _of_url(url: Url, *, fetch: bool) -> ModelRef:
+    """Return a model that lies in a store, copied into the local cache; or on this disk, where the URL says that.
+
+    Raises:
+        CheckpointError: It is not there, or cannot be had.
+    """
+    if url.scheme == "file":
+        return find_model(file_of(url))
+    if url.text not in FOUND:
+        if not fetch:
+            raise CheckpointError(f"`{url}` has not been looked for")
+        path, version = store.copied(url)
+        FOUND[url.text] = ModelRef(asked=str(url), path=path, url=True, version=version)
+    return FOUND[url.text]
 
 
 def _of_hub(asked: str, *, fetch: bool) -> ModelRef:

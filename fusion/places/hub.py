@@ -20,7 +20,7 @@ from ..errors import CheckpointError, SculptError
 from ..progress import NOTE, Progress
 from .choose import WHOLE, needed
 from .hub_errors import told
-from .names import HubName
+from .names import HubName, size_told
 from .settings import Shown, is_offline
 
 logger = logging.getLogger(__name__)
@@ -156,14 +156,6 @@ def asking(name: HubName, asked: str) -> Iterator[None]:
         raise told(error, name, asked) from error
     finally:
         constants.HF_HUB_OFFLINE = before
-
-
-def size_told(nbytes: int) -> str:
-    """Return bytes for people."""
-    for size, unit in ((1e9, "GB"), (1e6, "MB")):
-        if nbytes >= size:
-            return f"{nbytes / size:.2f} {unit}"
-    return f"{nbytes / 1e3:.0f} kB"
 
 
 def download(name: HubName, file: str, revision: str, bar: Any = None) -> Path:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import final
 from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
 
 from ..file_kinds import WEIGHT_SUFFIXES
 
@@ -60,6 +62,14 @@ def hub_name(asked: str) -> HubName | None:
     )
 
 
+def size_told(nbytes: int) -> str:
+    """Return bytes for people."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB")):
+        if nbytes >= size:
+            return f"{nbytes / size:.2f} {unit}"
+    return f"{nbytes / 1e3:.0f} kB"
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Url:
@@ -91,3 +101,8 @@ def url_of(asked: str) -> Url | None:
     scheme = {"gcs": "gs"}.get(found["scheme"], found["scheme"])
     slashes = "/" if scheme == "file" else ""
     return Url(scheme=scheme, text=f"{scheme}://{slashes}{found['rest']}")
+
+
+def file_of(url: Url) -> Path:
+    """Return the path that a URL of this disk, `file://…`, stands for."""
+    return Path(url2pathname(urlsplit(url.text).path))

@@ -116,7 +116,7 @@ class CheckpointRecord:
 
     Attributes:
         name: The hub's name with its revision, or the folder's own: not where it lay, which is nobody's business.
-        version: The commit, of a model of the hub; the manifest of another does not have it.
+        version: The commit or ETag, of a model of the hub or of a URL; the manifest of another does not have it.
     """
 
     role: str
@@ -374,7 +374,7 @@ def _read_lines(file: Path) -> list[Any]:
 
 def _called(model: Source) -> str:
     """Return the hub's name of a model with its revision, or its folder's own."""
-    return str(model.ref) if model.ref.repository else model.ref.name
+    return str(model.ref) if model.ref.repository or model.ref.url else model.ref.name
 
 
 def _without_places(value: Any) -> Any:

@@ -25,7 +25,7 @@ from ..inert import Inert, name_of, unpickled
 from ..mapped_file import MappedFile
 from ..torch_archive import StoredTensor, TorchArchive
 from ..torch_file import WRAPPERS
-from .pieced import Part, Pieced, InParts
+from .pieced import InParts, Part, Pieced
 
 METADATA = ".metadata"
 WITHIN = "pytorch_model_fsdp_0"  # what accelerate and the Trainer call it, in the folder of a checkpoint
