@@ -73,6 +73,8 @@ def prepare_fuse(
     target = Path(output) if output is not None else default_output(many, made_by(type(method), protects=protects))
     if output is None and settings is not None and settings.emit == "patch":
         target = target.with_name(f"{target.name}.safetensors")
+    elif output is None and all(find_model(path).path.suffix == ".safetensors" for path in (base, *many)):
+        target = target.with_name(f"{target.name}.safetensors")  # a file of files
     if settings is not None and settings.tokenizer is not None:
         from .fusion.recipe.prepare import prepare_recipe, recipe_of
 

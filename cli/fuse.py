@@ -170,7 +170,7 @@ def run_prepared(
     if steps is not None:
         data = {str(file): digest_of_data(file) for file in calibration.files()}
         facts = {"fuse": resume_facts(prepared, None), "calibration": repr(calibration), "data": data}
-        if steps.is_made(prepared.output, facts, prepared.settings.kind, overwrite=overwrite):
+        if steps.is_made(prepared.output, facts, prepared.settings.kind(prepared.output), overwrite=overwrite):
             say(f"{prepared.output} was made by the run that goes on")
             return
     for note in notes:

@@ -58,15 +58,20 @@ def inspect_command(checkpoint: CheckpointPath, tensors: ListAll = False, json: 
     table("blocks", ["block", "tensors", "parameters", "size", "dtype"], rows)
     # Of a patch over its base the files of both.
     files = dict.fromkeys([*opened.files, *(info.file for info in infos if info.file is not None)])
-    per_file = [(file.name, [i for i in infos if i.file == file]) for file in files]
+    per_file = [(_within(file, opened.path), [i for i in infos if i.file == file]) for file in files]
     rows = [[name, str(len(held)), gigabytes(sum(i.nbytes for i in held))] for name, held in per_file]
     if opened.is_foreign:  # a tensor may lie in several files
-        rows = [[file.name, "", gigabytes(file.stat().st_size)] for file in files]
+        rows = [[_within(file, opened.path), "", gigabytes(file.stat().st_size)] for file in files]
     table("files", ["file", "tensors", "size"], rows)
     total = sum(info.num_elements for info in infos)
     for name, number in opened.decoded.items():
         out(f"{number} tensor{'s' if number > 1 else ''} of {name}, shown as what the codes are read as")
     out(f"{len(infos)} tensors, {count(total)} parameters, {gigabytes(opened.nbytes)} in {len(files)} file(s)")
+
+
+def _within(file: Path, folder: Path) -> str:
+    """Return what a file is called in the folder that was asked for."""
+    return file.relative_to(folder).as_posix() if folder in file.parents else file.name
 
 
 def _inspect_json(path: Path, infos: list[TensorInfo], blocks: dict[str, list[TensorInfo]]) -> dict[str, Any]:

@@ -46,7 +46,11 @@ class Target:
 
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Output folder. Default: TUNED-METHOD, such as sft-two-sided, beside it."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Output folder, or a file .safetensors. Default: TUNED-METHOD, such as sft-two-sided, beside it.",
+        ),
     ] = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of sculpt.")] = False
     dry_run: DryRun = False

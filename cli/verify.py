@@ -9,7 +9,7 @@ import typer
 
 from .options import AsJson, refuse_missing
 
-Output = Annotated[Path, typer.Argument(help="A checkpoint that sculpt wrote.")]
+Output = Annotated[Path, typer.Argument(help="A checkpoint folder or file that sculpt wrote.")]
 Inputs = Annotated[list[Path] | None, typer.Option("--input", help="Also check an input it was made from; repeatable.")]
 Load = Annotated[bool, typer.Option("--load", help="Also check that transformers would load it whole; any folder.")]
 

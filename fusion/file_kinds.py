@@ -40,7 +40,8 @@ OTHER_FORM_FILES = (
 )
 # Weights under the names that loaders look for, in another file than was read.
 SAME_WEIGHTS = re.compile(
-    r"(pytorch_model|model|pytorch_model_fsdp)([.-](\d+-of-\d+|fp16|bf16|fp32|non_ema))*\.(bin|safetensors)(\.index\.json)?"
+    r"(pytorch_model|model|pytorch_model_fsdp|diffusion_pytorch_model)([.-](\d+-of-\d+|fp16|bf16|fp32|non_ema))*"
+    r"\.(bin|safetensors)(\.index(\.\w+)?\.json)?"
 )
 ARCHIVES = ("*.zip", "*.tar", "*.tar.*", "*.tgz", "*.7z", "*.rar")
 

@@ -13,6 +13,7 @@ from ..errors import CheckpointError
 from ..ref import Asked, find_model
 from .adapter.config import is_adapter
 from .companions import Companion, look_beside
+from .file_names import FileNames, find_files, names_of
 from .foreign import GATHER, PATCH_FORMAT, refuse_foreign_folder
 from .identity import FileIdentity, identities
 from .json_file import read_json
@@ -22,9 +23,7 @@ from .wrappers import unwrapped
 
 CONFIG = "config.json"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
-# In the order in which transformers looks for them.
 MAX_NAME = 200  # characters of a file's name; file systems end at 255 bytes
-LAYOUTS = ("model.safetensors", SAFETENSORS_INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def _indexed_files(index: Path) -> tuple[dict[str, str], list[Path]]:
@@ -48,11 +47,16 @@ def _indexed_files(index: Path) -> tuple[dict[str, str], list[Path]]:
 
 def _find_weights(folder: Path) -> Path:
     """Return the one file or index that a folder's weights are read from."""
-    present = [folder / name for name in LAYOUTS if (folder / name).is_file()]
-    safetensors = [file for file in present if "safetensors" in file.name]
-    if len(safetensors) == 2:
+    variants = find_files(folder)
+    if "" not in variants and len(variants) > 1:
         raise CheckpointError(
-            f"`{folder}` holds both `model.safetensors` and `{SAFETENSORS_INDEX}`",
+            f"`{folder}` holds the variants {', '.join(f'`{name}`' for name in variants)} of its weights",
+            hint="name the file of the one that you mean",
+        )
+    present = next(iter(variants.values()), [])
+    if len(present) > 1 and names_of(present[0]) == names_of(present[1]) and _are_safetensors(present[:2]):
+        raise CheckpointError(
+            f"`{folder}` holds both `{present[0].name}` and `{present[1].name}`",
             hint="one of them is stale; name the file that you mean",
         )
     if present:
@@ -79,7 +83,11 @@ def left_out(names: Sequence[str], where: str) -> str:
 
 def holds_weights(folder: Path) -> bool:
     """Return whether a folder holds a whole model under the names that transformers looks for."""
-    return any((folder / name).is_file() for name in LAYOUTS)
+    return folder.is_dir() and bool(find_files(folder))
+
+
+def _are_safetensors(files: Sequence[Path]) -> bool:
+    return all(".safetensors" in file.name for file in files)
 
 
 @final
@@ -96,6 +104,7 @@ class Checkpoint(Source):
         self.folder = self.path if self.path.is_dir() else None
         self.index = found if found.suffix == ".json" else None
         beside = [self.index, self.folder / CONFIG if self.folder else None]
+        self.file_names = {"": names_of(found) if self.folder is not None else FileNames()}
         self._identities = identities(file for file in beside if file is not None)
         weight_map, files = _indexed_files(self.index) if self.index else (None, [found])
         self._files = [open_file(file) for file in files]

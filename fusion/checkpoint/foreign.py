@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -97,7 +98,9 @@ def torch_error(file: Path, error: BaseException) -> CheckpointError:
     needed = re.search(r"GLOBAL ([\w.]+)", text)
     if needed:
         return needs_running(file, needed[1])
-    return CheckpointError(f"cannot read `{file}` as a torch file of tensors: {first_line(error)}")
+    damaged = isinstance(error, pickle.UnpicklingError) and "weights_only" in text
+    told = "it is damaged, or holds more than tensors" if damaged else first_line(error)
+    return CheckpointError(f"cannot read `{file}` as a torch file of tensors: {told}")
 
 
 def needs_running(file: Path, what: str) -> CheckpointError:

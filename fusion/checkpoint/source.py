@@ -19,6 +19,7 @@ from ..errors import CheckpointError, cannot_read
 from ..ref import ModelRef
 from .bytes_of import as_bytes
 from .companions import Companion
+from .file_names import FileNames
 from .identity import FileIdentity, identities, refuse_changed
 from .json_file import read_json
 from .tensor_info import TensorInfo
@@ -46,6 +47,8 @@ class Source(ABC):
         wrappers: What was taken out of the names in its files, and of how many: it wrapped the model in training.
         is_foreign: Whether loaders read no such files: an output is laid out anew, and a model that runs is given the
             tensors.
+        file_names: What an output's weight files are called, by the folder within it: of most models one, itself.
+            Where there are several, a tensor's name begins with that of its folder and a slash.
         said: What else somebody should know of how it was read, a sentence each.
     """
 
@@ -57,6 +60,7 @@ class Source(ABC):
     wrappers: Mapping[str, int] = MappingProxyType({})
     said: tuple[str, ...] = ()
     is_foreign: bool = False
+    file_names: Mapping[str, FileNames] = MappingProxyType({"": FileNames()})
 
     @abstractmethod
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:

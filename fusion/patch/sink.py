@@ -245,10 +245,10 @@ class PatchSink(Sink):
     def commit(self, add_files: Callable[[Path], None]) -> None:
         """Let `add_files` write the other files of the model's folder, then give the patch the output's name."""
         folder = self._writer.room()
-        index = self._layout.index()
         with told(folder):
-            if index is not None:
-                (folder / self._layout.index_name).write_bytes(index)
+            for name, index in self._layout.indices().items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).write_bytes(index)
             add_files(folder)
         files: dict[str, FileEntry] = {}
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):

@@ -44,6 +44,15 @@ class Companions:
     records: tuple[InputFile, ...]
     notes: tuple[str, ...]
 
+    def of_file(self) -> Companions:
+        """Return them for a single file of weights, beside which nothing is copied."""
+        why = "a single file of weights is written"
+        records = tuple(
+            replace(record, action="left out", why=why) if record.action == "copied" else record
+            for record in self.records
+        )
+        return Companions(files={}, records=records, notes=())
+
     def copy(self, folder: Path) -> None:
         """Copy them into the output."""
         for name, file in self.files.items():

@@ -93,7 +93,9 @@ def prepare_recipe(
     settings = settings or recipe.run
     names = recipe.named_models()
     opened = open_models(recipe, near)
-    refuse_output(output, [checkpoint.ref for checkpoint in opened.values()], settings.kind, overwrite=overwrite)
+    refuse_output(
+        output, [checkpoint.ref for checkpoint in opened.values()], settings.kind(output), overwrite=overwrite
+    )
     facts: dict[str, Any] = {"content": recipe.content}
     written, rows = None, None
     if settings.tokenizer is not None:

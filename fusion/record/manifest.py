@@ -22,6 +22,9 @@ import xxhash
 from ..checkpoint import Source
 from ..checkpoint.companions import OWN_MARK, OWN_TENSORS
 from ..checkpoint.json_file import checked, read_json
+from ..checkpoint.output.guard import record_beside
+from ..checkpoint.output.scratch import Scratch
+from ..checkpoint.output.workspace import write_file
 from ..errors import CheckpointError
 from ..methods import METHODS
 from ..methods.two_sided import title_under
@@ -304,22 +307,36 @@ class Manifest:
             text = f"{before}{empty[:-1]}\n  {joined}\n ]{after}"
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
+    def write_beside(self, file: Path) -> None:
+        """Write the manifest of a single file of weights, beside it."""
+        with Scratch() as scratch:
+            self.write(scratch.folder)
+            for name, place in ((MANIFEST, record_beside(file)), (TENSORS, file.with_name(f"{file.stem}.{TENSORS}"))):
+                if (scratch.folder / name).is_file():
+                    content = (scratch.folder / name).read_bytes()
+                    write_file(place, lambda p, c=content: p.write_bytes(c), made_by="fuse", may_replace=Path.is_file)
+
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Return the manifest of a fused checkpoint.
 
+        Args:
+            folder: Or a single file of weights, whose manifest lies beside it.
+
         Raises:
             CheckpointError: There is none, it is malformed, of another format, or was changed.
         """
-        file = folder / MANIFEST
+        file = record_beside(folder) if folder.is_file() else folder / MANIFEST
         if not file.is_file():
-            raise CheckpointError(f"`{folder}` holds no `{MANIFEST}`", hint="only sculpt's own outputs have one")
+            alone = f"`{folder}` has no `{file.name}` beside it"
+            told = alone if folder.is_file() else f"`{folder}` holds no `{MANIFEST}`"
+            raise CheckpointError(told, hint="only sculpt's own outputs have one")
         content = read_json(file)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             found = content.get("format") if isinstance(content, dict) else None
             raise CheckpointError(f"`{file}` is of format `{found}`; this version of sculpt reads {FORMAT}")
         if content.get("tensors") == TENSORS:
-            content["tensors"] = _read_lines(folder / TENSORS)
+            content["tensors"] = _read_lines(file.with_name(file.name.removesuffix(MANIFEST) + TENSORS))
         tensors = content.pop("tensors", None)
         if not isinstance(tensors, list) or content.pop("digest", None) != digest_of(content, tensors):
             raise CheckpointError(f"`{file}` was changed: its content is not that of its own digest")

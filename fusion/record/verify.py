@@ -46,7 +46,10 @@ def verify_files(folder: Path) -> tuple[Manifest, Verified]:
     """
     manifest = Manifest.read(folder)
     records = (*manifest.outputs, *manifest.companions)
-    _refuse_unknown(folder, records)
+    if folder.is_file():
+        folder = folder.parent
+    else:
+        _refuse_unknown(folder, records)
     return manifest, Verified(made_by=manifest.method, num_files=len(records), nbytes=_check(folder, records))
 
 

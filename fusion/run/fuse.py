@@ -19,7 +19,7 @@ from ..checkpoint.output.disk import free_bytes
 from ..checkpoint.output.encoding import Encoding
 from ..checkpoint.output.encoding_sink import EncodingSink
 from ..checkpoint.output.folder_sink import FolderSink
-from ..checkpoint.output.guard import refuse_output
+from ..checkpoint.output.guard import SINGLE_FILE, refuse_output
 from ..checkpoint.output.layout import Layout, OutputTensor, make_layout
 from ..checkpoint.output.processes import Processes
 from ..checkpoint.output.sink import Sink
@@ -54,6 +54,7 @@ from .task import Context
 logger = logging.getLogger(__name__)
 
 FEEDS_BACK = ("auto", "error-feedback")
+NO_MODEL = {"why_not": "a single file was written, and no model that could run"}
 NOT_COMPARED = {"why_not": "a patch was written, and no model that could run"}
 
 
@@ -178,7 +179,7 @@ def prepare(
     """
     settings = settings or Settings()
     method = method.for_models(settings.num_seen(method, len(tuned)))
-    refuse_output(output, [base, *tuned], settings.kind, overwrite=overwrite)
+    refuse_output(output, [base, *tuned], settings.kind(output), overwrite=overwrite)
     opened = open_checkpoint(base)
     models = [opened, *(open_checkpoint(path, opened) for path in tuned)]
     plan = make_plan(models, lambda _: method, settings.request())
@@ -225,7 +226,16 @@ def prepare_plan(
     written = written.with_codes(coded.said)
     plan = coded.applied(replace(plan, notes=(*plan.notes, *written.notes, *companions.notes, *coded.notes)))
     tensors = output_tensors(plan, coded.by_name)
-    layout = make_layout(tensors, plan.base, settings.max_shard_bytes, plan.config_from.metadata)
+    is_file = settings.kind(output) is SINGLE_FILE
+    layout = make_layout(
+        tensors,
+        plan.base,
+        settings.max_shard_bytes,
+        plan.config_from.metadata,
+        file_name=output.name if is_file else None,
+    )
+    if is_file:
+        companions = companions.of_file()
     if settings.emit == "patch":  # how small it will be is not known
         _refuse_codes(plan, is_coded=bool(coded.by_name))
     else:
@@ -375,6 +385,8 @@ def execute(
         check()
         whole: list[Manifest] = []
         sink.commit(lambda folder: whole.append(_add_files(folder, prepared, manifest, compare)))
+        if settings.kind(prepared.output) is SINGLE_FILE:
+            whole[0].write_beside(prepared.output)
     return replace(whole[0], folder=prepared.output)
 
 
@@ -483,6 +495,8 @@ def _add_files(
 ) -> Manifest:
     """Copy configuration, tokenizer and code from the chosen side, write the card, then the manifest of all of it."""
     plan = prepared.plan
+    if prepared.settings.kind(prepared.output) is SINGLE_FILE:
+        return replace(manifest, files=prepared.companions.records, moved=NO_MODEL if compare is not None else None)
     prepared.companions.copy(folder)
     for name in prepared.configuration.rewritten:
         text = json.dumps(prepared.configuration.files[name], indent=2, ensure_ascii=False) + "\n"

@@ -13,6 +13,8 @@ from ..plan.options import Policies, Selection, Side
 from ..typed import Options
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..checkpoint.output.guard import Kind
     from ..methods import Method
     from ..plan.plan import Plan
@@ -99,13 +101,14 @@ class Settings(Options):
                 f"`emit` must be one of {', '.join(get_args(Emitted))}, got `{self.emit}`", options=["emit"]
             )
 
-    @property
-    def kind(self) -> Kind:
-        """What kind of output there will be."""
-        from ..checkpoint.output.guard import CHECKPOINT
+    def kind(self, output: Path) -> Kind:
+        """Return what kind of output there will be: a folder, unless its name is that of a file."""
+        from ..checkpoint.output.guard import CHECKPOINT, SINGLE_FILE
         from ..patch.writer import PATCH
 
-        return PATCH if self.emit == "patch" else CHECKPOINT
+        if self.emit == "patch":
+            return PATCH
+        return SINGLE_FILE if output.suffix == ".safetensors" else CHECKPOINT
 
     def request(self, keep: tuple[tuple[tuple[str, ...], Side], ...] = ()) -> Request:
         """Return what is asked of every tensor; `keep` are globs of those that are copied all the same."""

@@ -52,6 +52,7 @@ class AdapterSource(Source):
         self._identities = identities([path / ADAPTER_CONFIG])
         self.adapter_config = AdapterConfig.read(path)
         self.ref, self._base, self.folder = ref, base, base.folder
+        self.file_names, self.is_foreign = base.file_names, base.is_foreign
         weights = _weights_of(path)
         weights += further_weights(path, weights)
         self.files = (path / ADAPTER_CONFIG, *weights)

@@ -8,6 +8,7 @@ from pathlib import Path
 from ...ref import ModelRef
 from ..source import Source
 from .distributed import WITHIN, DistributedCheckpoint, is_distributed
+from .pipeline import Pipeline, is_pipeline
 
 
 def find_layout(path: Path) -> Callable[[ModelRef], Source] | None:
@@ -16,4 +17,6 @@ def find_layout(path: Path) -> Callable[[ModelRef], Source] | None:
         return None
     if is_distributed(path) or is_distributed(path / WITHIN):
         return DistributedCheckpoint
+    if is_pipeline(path):
+        return Pipeline
     return None

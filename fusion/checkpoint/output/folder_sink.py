@@ -1,4 +1,4 @@
-"""A folder as output: a checkpoint written in place.
+"""A folder as output, or one file: a checkpoint written in place.
 
 Everything goes into a workspace beside the output and is renamed when whole. A journal of finished tensors with their
 digests lets a killed run go on where it was.
@@ -20,7 +20,7 @@ from ...errors import OutputError, os_error
 from ...launch import Launch
 from .allowance import Allowance
 from .buffers import Buffer, Buffers
-from .guard import CHECKPOINT
+from .guard import CHECKPOINT, SINGLE_FILE
 from .layout import Layout, Shard
 from .output_file import HELD_BYTES, SEGMENT, OutputFile, digests_of
 from .pieces import Pieces, write_pieces
@@ -29,6 +29,7 @@ from .shared_journal import SharedJournal
 from .sink import Sink
 from .workspace import JOURNAL, is_interrupt, payload_of, told
 
+FILES = "files"
 SYNC_BYTES = 1 << 28  # of a file are written before the disk is asked to keep up
 
 
@@ -63,6 +64,7 @@ class FolderSink(Sink):
         self.output = output
         self._made_by = made_by
         self._layout = layout
+        self._is_file = output.suffix == ".safetensors"
         self._fingerprint = fingerprint
         self._overwrite = overwrite
         self._new_digest = new_digest
@@ -82,7 +84,8 @@ class FolderSink(Sink):
     def __enter__(self) -> FolderSink:
         try:
             self._folder = self._meeting.enter_context(self._processes.meet(self.output, made_by=self._made_by))
-            self._payload = payload_of(self._folder, self.output)
+            # Of a single file the workspace holds a folder too: the file leaves it when it is whole.
+            self._payload = self._folder / FILES if self._is_file else payload_of(self._folder, self.output)
             with told(self._folder):
                 self._open()
         except BaseException as error:
@@ -98,6 +101,7 @@ class FolderSink(Sink):
         if self._processes.are_several:
             self._pieces = Pieces(self._pieces_of(self._processes.rank))
         for shard in self._layout.shards:
+            (self._payload / shard.file_name).parent.mkdir(exist_ok=True)
             self._create(shard)
 
     def _pieces_of(self, rank: int) -> Path:
@@ -254,13 +258,16 @@ class FolderSink(Sink):
         """Have the first process write the other files beside the weights, which are whole, then name the folder."""
 
         def fill(folder: Path) -> None:
-            index = self._layout.index()
-            if index is not None:
-                (folder / self._layout.index_name).write_bytes(index)
+            for name, index in self._layout.indices().items():
+                (self._payload / name).write_bytes(index)
             self._drain()
             for file in self._files.values():
                 file.flush()
-            add_files(folder)
+            add_files(self._payload)
             self._close()
+            if self._is_file:
+                (shard,) = self._layout.shards
+                (self._payload / shard.file_name).replace(folder)
 
-        self._processes.publish(fill, CHECKPOINT.may_replace if self._overwrite else None)
+        kind = SINGLE_FILE if self._is_file else CHECKPOINT
+        self._processes.publish(fill, kind.may_replace if self._overwrite else None)

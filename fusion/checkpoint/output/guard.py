@@ -53,9 +53,15 @@ def file_kind(name: str, *beginnings: bytes) -> Kind:
     return Kind(name=name, is_folder=False, is_ours=is_ours)
 
 
+def record_beside(file: Path) -> Path:
+    """Return where the manifest of a single file of weights lies: beside it."""
+    return file.with_name(f"{file.stem}.{OWN_MARK}")
+
+
 ADAPTER_RECORD = "sculpt-adapter.json"  # how an adapter was made
 SWEEP_RECORD = "sweep.json"
 CHECKPOINT = folder_kind("checkpoint", OWN_MARK)
+SINGLE_FILE = Kind(name="checkpoint", is_folder=False, is_ours=lambda file: record_beside(file).is_file())
 ADAPTER = folder_kind("adapter", ADAPTER_RECORD)
 SWEEP = folder_kind("sweep", SWEEP_RECORD)
 

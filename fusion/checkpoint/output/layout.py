@@ -11,11 +11,10 @@ from types import MappingProxyType
 
 from ...dtypes import DTYPES
 from ...errors import CheckpointError, MethodError
-from ..folder import SAFETENSORS_INDEX
+from ..file_names import DIFFUSERS, FileNames
 from ..safetensors_file import MAX_HEADER_BYTES
 from ..source import Source
 
-SINGLE_FILE = "model.safetensors"
 SHARD_BYTES = 5_000_000_000  # where the base's own files are no shards
 METADATA = "__metadata__"  # the one key of a header that is no tensor
 
@@ -37,12 +36,22 @@ class OutputTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One output file: its serialised header, and the byte in the file at which each tensor begins."""
+    """One output file: its serialised header, and the byte in the file at which each tensor begins.
+
+    Attributes:
+        file_name: Within the output, with the folder that it lies in, if any.
+        index: The name of the index that lists it; None of a file that is alone in its folder.
+    """
 
     file_name: str
     header: bytes
     offsets: Mapping[str, int]
     nbytes: int
+    index: str | None = None
+
+    def inside(self, name: str) -> str:
+        """Return what a tensor is called in the file."""
+        return _inside(self.file_name, name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,19 +67,20 @@ class Layout:
     place: Mapping[str, Shard]
     writes_index: bool = True
 
-    def index(self) -> bytes | None:
-        """Return the content of the index file; None for a single file, or where it is not made here."""
-        if len(self.shards) == 1 or not self.writes_index:
-            return None
-        weight_map = {name: shard.file_name for name, shard in self.place.items()}
-        metadata = {"total_size": sum(tensor.nbytes for tensor in self.tensors.values())}
-        text = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True)
-        return (text + "\n").encode()
+    def indices(self) -> dict[str, bytes]:
+        """Return the content of the index of each folder with several weight files, by its name; unless it is brought.
 
-    @property
-    def index_name(self) -> str:
-        """The name of the index file."""
-        return SAFETENSORS_INDEX
+        A folder within the output has an index of its own, with names as its files have them.
+        """
+        found: dict[str, bytes] = {}
+        for index in dict.fromkeys(shard.index for shard in self.shards if shard.index and self.writes_index):
+            shards = [shard for shard in self.shards if shard.index == index]
+            place = {name: shard for shard in shards for name in shard.offsets}
+            weight_map = {shard.inside(name): shard.file_name.rpartition("/")[2] for name, shard in place.items()}
+            metadata = {"total_size": sum(self.tensors[name].nbytes for name in place)}
+            text = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True)
+            found[index] = (text + "\n").encode()
+        return found
 
 
 def parse_size(text: str) -> int:
@@ -86,7 +96,9 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
 
 
-def _shard(file_name: str, tensors: Sequence[OutputTensor], metadata: Mapping[str, str]) -> Shard:
+def _shard(
+    file_name: str, tensors: Sequence[OutputTensor], metadata: Mapping[str, str], index: str | None = None
+) -> Shard:
     # Wide dtypes first, so that every tensor is aligned to its element; otherwise in the given order.
     for tensor in tensors:
         if tensor.name == METADATA or not _is_unicode(tensor.name):
@@ -96,7 +108,7 @@ def _shard(file_name: str, tensors: Sequence[OutputTensor], metadata: Mapping[st
     position, starts = 0, {}
     for tensor in ordered:
         starts[tensor.name] = position
-        entries[tensor.name] = {
+        entries[_inside(file_name, tensor.name)] = {
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
             "data_offsets": [position, position + tensor.nbytes],
@@ -108,7 +120,13 @@ def _shard(file_name: str, tensors: Sequence[OutputTensor], metadata: Mapping[st
         raise MethodError(f"the header of `{file_name}` would take {len(text)} bytes of the 100 MB that it may have")
     header = len(text).to_bytes(8, "little") + text
     offsets = {name: len(header) + start for name, start in starts.items()}
-    return Shard(file_name=file_name, header=header, offsets=offsets, nbytes=len(header) + position)
+    return Shard(file_name=file_name, header=header, offsets=offsets, nbytes=len(header) + position, index=index)
+
+
+def _inside(file_name: str, name: str) -> str:
+    """Return what a tensor is called in a file: without the folder that the file lies in."""
+    folder = file_name.rpartition("/")[0]
+    return name.removeprefix(f"{folder}/") if folder else name
 
 
 def _is_unicode(name: str) -> bool:
@@ -136,16 +154,55 @@ def make_layout(
     base: Source,
     max_shard_bytes: int | None = None,
     metadata: Mapping[str, str] = MappingProxyType({}),
+    *,
+    file_name: str | None = None,
 ) -> Layout:
     """Return the output's files: the base's shards, or shards of at most `max_shard_bytes`.
 
     Where the base's files are no shards, as those of a distributed checkpoint, `SHARD_BYTES` is meant.
-
     Tensors that lie in no file of the base go into its last shard. `metadata` is written into each.
+
+    Args:
+        file_name: Of one file that is to hold all; None for the files of a folder.
     """
-    if max_shard_bytes is None and base.is_foreign:
-        max_shard_bytes = SHARD_BYTES
-    files = [file.name for file in dict.fromkeys(info.file for info in base.tensors.values()) if file is not None]
+    # A digest that was written there is of other weights.
+    kept = {"format": "pt", **{key: value for key, value in metadata.items() if "hash" not in key}}
+    if file_name is not None:
+        shards = [_shard(file_name, tensors, kept)]
+    else:
+        if max_shard_bytes is None and base.is_foreign:
+            max_shard_bytes = SHARD_BYTES
+        shards = [
+            shard
+            for folder, own in _by_folder(tensors, base).items()
+            for shard in _shards_of(folder, own, base, max_shard_bytes, kept)
+        ]
+    place = {name: shard for shard in shards for name in shard.offsets}
+    return Layout(shards=tuple(shards), tensors={tensor.name: tensor for tensor in tensors}, place=place)
+
+
+def _by_folder(tensors: Sequence[OutputTensor], base: Source) -> dict[str, list[OutputTensor]]:
+    """Return the tensors of each folder within the output; there is one, itself, unless the base says otherwise."""
+    if "" in base.file_names:
+        return {"": list(tensors)}
+    found: dict[str, list[OutputTensor]] = {}
+    for tensor in tensors:
+        found.setdefault(tensor.name.partition("/")[0], []).append(tensor)
+    return found
+
+
+def _shards_of(
+    folder: str,
+    tensors: Sequence[OutputTensor],
+    base: Source,
+    max_shard_bytes: int | None,
+    metadata: Mapping[str, str],
+) -> list[Shard]:
+    """Return the files of one folder."""
+    called = base.file_names.get(folder) or FileNames(stem=DIFFUSERS)
+    before = f"{folder}/" if folder else ""
+    infos = [info for name, info in base.tensors.items() if name.startswith(before)]
+    files = [file.name for file in dict.fromkeys(info.file for info in infos) if file is not None]
     if max_shard_bytes is not None:
         groups = _by_size(tensors, max_shard_bytes)
     else:
@@ -154,16 +211,13 @@ def make_layout(
         for tensor in tensors:
             by_file[tensor.origin if tensor.origin in by_file else last].append(tensor)
         groups = [group for group in by_file.values() if group]
-    names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
+    names = [called.shard(i, len(groups)) for i in range(1, len(groups) + 1)]
     if len(groups) == 1:
-        names = [SINGLE_FILE]
+        names = [called.single]
     elif max_shard_bytes is None and len(groups) == len(files) and _keeps_names(files):
         names = files
-    # A digest that was written there is of other weights.
-    kept = {"format": "pt", **{key: value for key, value in metadata.items() if "hash" not in key}}
-    shards = tuple(_shard(name, group, kept) for name, group in zip(names, groups, strict=True))
-    place = {name: shard for shard in shards for name in shard.offsets}
-    return Layout(shards=shards, tensors={tensor.name: tensor for tensor in tensors}, place=place)
+    index = before + called.index if len(groups) > 1 else None
+    return [_shard(before + name, group, metadata, index) for name, group in zip(names, groups, strict=True)]
 
 
 def _keeps_names(files: Sequence[str]) -> bool:
