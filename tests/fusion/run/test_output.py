@@ -110,7 +110,7 @@ def test_overwrite_spares_what_sculpt_did_not_write(make_pair: Pair, tmp_path: P
     assert (tmp_path / "precious/thesis.tex").read_text() == "years of work"
 
 
-@pytest.mark.parametrize("where", ["base", "base/out", "sft/deep/out", ".", "x.safetensors"])
+@pytest.mark.parametrize("where", ["base", "base/out", "sft/deep/out", "."])
 def test_an_output_that_touches_an_input_is_refused(where: str, make_pair: Pair, tmp_path: Path) -> None:
     pair = make_pair()
     before = files_of(tmp_path)
