@@ -195,7 +195,7 @@ METHODS: dict[str, Row] = {
     "ACE-Merging": ace,
     "DG-Hard": dg_hard,
     "AIM": aim,
-    "null space, as of GPM and AlphaEdit": null_space,
+    "null space, as in GPM and AlphaEdit": null_space,
     "null space, soft": soft_null_space,
     "two-sided": two_sided,
     "two-sided without samples": from_delta,
