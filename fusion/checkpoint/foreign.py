@@ -13,12 +13,19 @@ LFS = b"version https://git-lfs.github.com/spec/"
 PATCH_FORMAT = "sculpt-patch"  # what a patch says of itself in its header
 POINTER_BYTES = 1024  # no pointer is longer
 
-GATHER = "gather the weights when saving (`stage3_gather_16bit_weights_on_model_save`), or run `zero_to_fp32.py`"
+GATHER = (
+    "name the `global_step…` folder of the same checkpoint, gather the weights when saving "
+    "(`stage3_gather_16bit_weights_on_model_save`), or run `zero_to_fp32.py`"
+)
 # The first that is there names a folder: a pattern, what it is, how it becomes a checkpoint.
 FOLDERS = (
     ("*.gguf", "a GGUF file, llama.cpp's format", "name the checkpoint that it was converted from"),
-    ("zero_to_fp32.py", "DeepSpeed's shards", "run `python zero_to_fp32.py . pytorch_model.bin` in that folder"),
-    ("global_step*", "DeepSpeed's shards", "run `python zero_to_fp32.py . pytorch_model.bin` beside it"),
+    (
+        "zero_to_fp32.py",
+        "what DeepSpeed puts beside its shards",
+        "the shards lie in `global_step…/`, which is not here",
+    ),
+    ("global_step*", "a folder of DeepSpeed's without `*_model_states.pt`", "is the copy whole?"),
     ("consolidated.*.pth", "Meta's own layout", "transformers' `convert_llama_weights_to_hf.py` converts it"),
     (
         "latest_checkpointed_iteration.txt",

@@ -51,7 +51,7 @@ FOLDERS: dict[str, tuple[dict[str, bytes], str, str]] = {
         "pytorch_model_fsdp_0` has no `.metadata`",
         "was the save cut off?",
     ),
-    "DeepSpeed's": ({"global_step9/x.pt": b"", "zero_to_fp32.py": b""}, "DeepSpeed's shards", "zero_to_fp32.py"),
+    "DeepSpeed's, without its step": ({"zero_to_fp32.py": b""}, "what DeepSpeed puts beside its shards", "global_step"),
     "Meta's": ({"consolidated.00.pth": b""}, "Meta's own layout", "convert_llama_weights_to_hf"),
     "Megatron's": ({"mp_rank_00/model_optim_rng.pt": b""}, "Megatron's shards", "tools of the trainer"),
     "verl's": ({"model_world_size_2_rank_0.pt": b""}, "verl's shards", "verl.model_merger"),

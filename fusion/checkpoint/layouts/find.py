@@ -9,6 +9,7 @@ from ...ref import ModelRef
 from ..source import Source
 from .distributed import WITHIN, DistributedCheckpoint, is_distributed
 from .pipeline import Pipeline, is_pipeline
+from .zero import ZeroCheckpoint, is_zero
 
 
 def find_layout(path: Path) -> Callable[[ModelRef], Source] | None:
@@ -19,4 +20,6 @@ def find_layout(path: Path) -> Callable[[ModelRef], Source] | None:
         return DistributedCheckpoint
     if is_pipeline(path):
         return Pipeline
+    if is_zero(path):
+        return ZeroCheckpoint
     return None
