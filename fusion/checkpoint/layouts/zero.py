@@ -158,9 +158,8 @@ def _optimiser(read: _Read) -> Mapping[str, Any]:
 
 def _number(value: Any) -> int:
     """Return a number; DeepSpeed's stages are members of an enumeration."""
-    if isinstance(value, Inert):
-        (value,) = value.args or ()
-    return int(value)
+    found: Any = value.args[0] if isinstance(value, Inert) and value.args else value
+    return int(found)
 
 
 def _whole(read: _Read, tensor: StoredTensor) -> InParts:
