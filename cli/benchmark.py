@@ -31,11 +31,10 @@ from .options import (
 if TYPE_CHECKING:
     from ..fusion.table import Table
 
-HELP = """Compare methods on a suite as the papers' tables do: a row a method, all tasks, Avg and H-score.
+HELP = """Compare methods on a suite in a table as papers have it: a row for each method; all tasks, Avg and H-score.
 
-The base (zero-shot) and the fine-tune come first. Each method is scored at the strength that it has, or at its best
-one: `--choose-on` names a suite of other samples, on which that is chosen. What is random is drawn once for each of
-`--seeds`, and shown as mean ± deviation.
+The base (zero-shot) and the fine-tune come first. Each method has its default strength, or with `--choose-on` the best
+one on a suite of other samples. Random methods are scored with each of the `--seeds`, and shown as mean ± deviation.
 
 **Examples**
 
@@ -47,7 +46,7 @@ one: `--choose-on` names a suite of other samples, on which that is chosen. What
 """
 SCORES_HELP = """Turn scores from elsewhere into Avg, H-score, and the means of Source and Target.
 
-A CSV file: names of tasks in its first line, then a line a model, its name first.
+The CSV file has the names of the tasks in its first line, then a line for each model, which begins with its name.
 
 **Examples**
 
@@ -68,12 +67,12 @@ class CompareOptions:
     """What is compared.
 
     Attributes:
-        methods: Methods, separated by spaces or semicolons, or by commas where none has several options. Default: ties,
+        methods: Methods, separated by spaces or semicolons, or by commas if none has several options. Default: ties,
             dare, tailor, adadare in both allocations, and with --protect two-sided.
-        seeds: How often what is random is drawn and scored, with seeds from --seed on.
-        choose_on: A suite to choose each method's strength on. Default: strengths are those that methods have.
-        gamma: Strengths that are tried for --choose-on.
-        protect_weights: Weights of the protection that are tried for --choose-on.
+        seeds: Number of seeds, from --seed on, with which random methods are scored.
+        choose_on: A suite to choose the strength of each method on. Default: each has its default strength.
+        gamma: Strengths to try with --choose-on.
+        protect_weights: Weights of the protection to try with --choose-on.
         pick: What is best: h-score, avg or a task of the suite; or target>=0.97*tuned. Default: h-score.
     """
 
@@ -163,7 +162,7 @@ def _refuse_idle(compared: CompareOptions) -> None:
 
 
 def scores_command(
-    file: Annotated[Path, typer.Argument(help="CSV: models in lines, tasks in columns.")],
+    file: Annotated[Path, typer.Argument(help="A CSV file with a line for each model and a column for each task.")],
     target: Annotated[
         list[str], typer.Option(help="A task that the models were fine-tuned on; repeatable. All others are general.")
     ],

@@ -40,7 +40,8 @@ def bound(
     eta: Eta = None,
     eta_relative: EtaRelative = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File for what `--json` prints; several processes want one.")
+        Path | None,
+        typer.Option("--output", "-o", help="File for what `--json` prints; needed with several processes."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace such a file.")] = False,
     json: AsJson = False,

@@ -56,12 +56,12 @@ def calibrate_command(
     *,
     options: CalibrationOptions,
 ) -> None:
-    """Measure the curvature of a fine-tuned model on task data: Σx² of every linear parameter, block by block.
+    """Measure the curvature of a fine-tuned model on samples of its task: Σx² for each linear weight, block by block.
 
-    Each weight is read once and no more than one block is in memory. Nothing is fetched from a network. Under
-    `accelerate launch -m sculpt calibrate …` each process takes its share of the samples.
+    Each weight is read once, and one block is in memory at a time. Under `accelerate launch -m sculpt calibrate …`, the
+    processes share the samples.
 
-    `sculpt fuse BASE TUNED` finds what was written beside TUNED by itself.
+    `sculpt fuse BASE TUNED` uses the file that was written beside TUNED.
 
     **Examples**
 
@@ -97,7 +97,7 @@ def merge_command(
     overwrite: Overwrite = False,
     json: AsJson = False,
 ) -> None:
-    """Add up statistics of the same model on different data, as if it had been calibrated on all of them.
+    """Add up statistics of one model on different data: the result is as if it had been calibrated on all of them.
 
     **Examples**
 
@@ -121,7 +121,7 @@ def merge_command(
 def report_command(
     file: Annotated[Path, typer.Argument(help="Statistics that `sculpt calibrate` wrote.")], json: AsJson = False
 ) -> None:
-    """Show for each layer the spread of its diagonal, dead inputs, and the share of tokens that reached it.
+    """Show the spread of each layer's diagonal, its dead inputs, and the share of tokens that reached it.
 
     **Examples**
 
@@ -210,7 +210,7 @@ def _as_json(hessian: DiagonalHessian, path: Path, *, report: bool) -> dict[str,
 def register(app: typer.Typer) -> None:
     """Add `calibrate` and the group `hessian`."""
     app.command("calibrate")(calibrate_command)
-    group = typer.Typer(no_args_is_help=True, help="Put together and look into files that `sculpt calibrate` wrote.")
+    group = typer.Typer(no_args_is_help=True, help="Merge and inspect files that `sculpt calibrate` wrote.")
     group.command("merge")(merge_command)
     group.command("report")(report_command)
     app.add_typer(group, name="hessian")

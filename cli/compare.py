@@ -15,11 +15,10 @@ from .options import AsJson, refuse_missing
 if TYPE_CHECKING:
     from ..evaluate.answers import SideBySide
 
-HELP = """Show what models answer to the same prompts, side by side: base, fine-tune and repair, say.
+HELP = """Show the answers of several models to the same prompts, side by side: for example base, fine-tune and repair.
 
-Answers are greedy. A prompt is text that goes on, or with `--chat` what a user says; rows whose `prompt` is a list of
-messages are chats anyway. With `--suite` it is `sculpt benchmark`: methods of
-fusing a base and a fine-tune, by their scores.
+Answers are greedy. A prompt is a text to continue, or with `--chat` a user's message. A `prompt` that is a list of
+messages is always a chat. With `--suite` this is `sculpt benchmark`: it compares methods by their scores.
 
 **Examples**
 
@@ -40,7 +39,7 @@ class AnswerOptions:
     Attributes:
         chat: Put each prompt as a user's message into the model's chat template.
         max_new_tokens: Longest answer.
-        limit: Take the first prompts of the file only.
+        limit: Take only this many prompts of the file.
     """
 
     chat: bool = False

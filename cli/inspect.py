@@ -18,7 +18,7 @@ BAR_WIDTH = 24
 
 
 def inspect_command(checkpoint: CheckpointPath, tensors: ListAll = False, json: AsJson = False) -> None:
-    """Show a checkpoint's tensors, shapes, dtypes, shards, sizes and parameters by block, from headers alone.
+    """Show a checkpoint's tensors, shapes, dtypes, shards, sizes and parameters by block, from its headers.
 
     **Examples**
 
@@ -95,11 +95,11 @@ def _inspect_json(path: Path, infos: list[TensorInfo], blocks: dict[str, list[Te
 
 First = Annotated[Path, typer.Argument(help="A checkpoint, such as the base.")]
 Second = Annotated[Path, typer.Argument(help="Another, such as the fine-tune.")]
-Top = Annotated[int, typer.Option("--top", help="How many tensors to show, those that moved most first; 0: all.")]
+Top = Annotated[int, typer.Option("--top", help="Number of tensors to show, those that moved most first; 0 shows all.")]
 
 
 def diff_command(first: First, second: Second, top: Top = 40, json: AsJson = False) -> None:
-    """Show for each tensor the share of changed elements, the relative norm of the delta and the largest change.
+    """Show for each tensor how many elements changed, the relative norm of the delta, and the largest change.
 
     **Examples**
 

@@ -35,17 +35,17 @@ class MergeOptions:
     """How the adapters become one.
 
     Attributes:
-        method: `task-arithmetic` and `linear` add the deltas; `ties` and the `dare`s thin them out first; `cat` and
-            `svd` are for `--as-adapter`.
+        method: `task-arithmetic` and `linear` add the deltas; `ties` and the `dare`s drop some first; `cat` and `svd`
+            are for `--as-adapter`.
         weights: One for each adapter, or one for all, separated by commas; or `adaptive`, learned on `--buffer`.
         density: Fraction of each delta that is kept. Default: the method's own.
         scale: λ, the strength of the merged delta.
-        election: Of `ties` and `dare-ties`: whether votes are `weighted`, or counted `unweighted` by the deltas alone,
-            as PEFT does and as weights are learned. Default: `unweighted`.
-        normalize: Divide by the sum of the weights that take part; `unweighted`, by the number of adapters that agree.
-            Default: the method's own, as in its command.
-        rank: With `--as-adapter`, the most that a module may have; without, the sum stays exact.
-        energy: With `--as-adapter`, the part of each ‖δ‖² to keep, by which its rank is chosen.
+        election: For `ties` and `dare-ties`: votes for a sign are `weighted` by the weights, or `unweighted`, as in
+            PEFT and when weights are learned. Default: `unweighted`.
+        normalize: Divide by the sum of the weights that take part; if `unweighted`, by the number of adapters that
+            agree. Default: as in the method's own command.
+        rank: With `--as-adapter`, the largest rank of a module. Default: the sum stays exact.
+        energy: With `--as-adapter`, the part of each ‖δ‖² to keep; the rank follows from it.
     """
 
     method: MergeName = "task-arithmetic"
@@ -109,7 +109,8 @@ def merge_command(
 ) -> None:
     """Merge LoRA adapters into their base, or into one adapter.
 
-    Deltas are s·B·A, added as such: adding the As and the Bs apart, as PEFT's `linear` does, brings in cross terms.
+    Deltas are added as products s·B·A. (PEFT's `linear` adds the A and the B matrices separately, which adds cross
+    terms.)
 
     **Examples**
 
@@ -215,15 +216,15 @@ def extract_command(
     exclude: Annotated[
         list[str] | None, typer.Option(help="Leave out tensors whose name matches this glob; may be repeated.")
     ] = None,
-    rank: Annotated[int | None, typer.Option("--rank", help="Most that a module may have. Default: 16.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", help="Largest rank of a module. Default: 16.")] = None,
     energy: Annotated[
-        float | None, typer.Option("--energy", help="Part of each ‖δ‖² to keep, by which its rank is chosen.")
+        float | None, typer.Option("--energy", help="Part of each ‖δ‖² to keep; the rank follows from it.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: TUNED-adapter.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of sculpt.")] = False,
     leave: Annotated[
         Literal["save", "drop"],
-        typer.Option("--others", help="Changes of what is no matrix: save them whole, or drop them."),
+        typer.Option("--others", help="Changes of tensors that are not matrices: save them whole, or drop them."),
     ] = "save",
     json: AsJson = False,
 ) -> None:

@@ -24,15 +24,15 @@ class LearnOptions:
 
     Attributes:
         buffer: JSONL of a few labelled samples: `prompt` and `completion`, `text`, `messages`, or `text` or `image` and
-            `label`; `domain` where adapters come one after another.
-        buffer_from: Such data of any size, to draw the buffer from by the seed.
-        per_class: How many samples of each class of each domain are drawn.
-        seeds: How often the buffer and what is random in the merge are drawn, with seeds from --seed on; the weights of
-            the first are merged.
-        b_max: The most that the shared strength b may be; α = σ(c)·b.
+            `label`; with a `domain` if adapters come one after another.
+        buffer_from: Data of any size from which the buffer is drawn, by the seed.
+        per_class: Number of samples to draw of each class of each domain.
+        seeds: Number of seeds, from --seed on, for the buffer and random methods. The weights of the first one are
+            merged.
+        b_max: Upper limit of the shared strength b; α = σ(c)·b.
         steps: Steps of learning.
-        learning_rate: Of the coefficients.
-        model_dtype: Of the model while it learns; auto is float32 on a CPU, the stored dtype elsewhere.
+        learning_rate: Learning rate of the coefficients.
+        model_dtype: Dtype of the model while it learns; auto: float32 on a CPU, elsewhere the stored dtype.
         test: Samples to score, with their `domain`. Default: the buffer.
         learned: JSON file for what was learned.
     """

@@ -19,10 +19,10 @@ def density_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a picture that exists.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Count the non-zeros of A, B and B·A, layer by layer, against what chance alone would give.
+    """Count the non-zeros of A, B and B·A in each layer, and compare with what chance would give.
 
-    Expected is 1 − (1 − s_A·s_B)^r (Theorem 3.1 of LoRASculpt); the bound is the distance from it that matrices with
-    non-zeros anywhere exceed in at most 5 % of the cases (Theorem 3.2). No base is needed.
+    Expected is 1 − (1 − s_A·s_B)^r (Theorem 3.1 of LoRASculpt). The bound is a distance from it that random matrices
+    exceed in at most 5 % of the cases (Theorem 3.2). No base is needed.
 
     **Examples**
 

@@ -14,8 +14,8 @@ from .options import AsJson, BasePath, refuse_missing
 
 HELP = """Train an adapter for each value of a setting, score them all, and show a table and a chart.
 
-One setting is varied at a time, the others are as given. The adapters stay in the output folder; a sweep that was
-interrupted, or is run again with more values, trains only those that are not there.
+One setting is varied at a time; the others stay as given. The adapters stay in the output folder. If you run a sweep
+again, after an interruption or with more values, it trains only the missing ones.
 
 **Examples**
 
@@ -35,7 +35,7 @@ def sweep_command(
         typer.Option(help="A setting and its values, such as `alpha=1e-4,1e-3`, by the name of its flag; repeatable."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for adapters, table and chart.")],
-    seeds: Annotated[int, typer.Option(help="How often each is trained, with seeds from --seed on.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Number of seeds, from --seed on, to train with.")] = 1,
     json: AsJson = False,
     *,
     method: AdapterMethod,

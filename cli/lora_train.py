@@ -32,12 +32,12 @@ def train_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of sculpt.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Train a LoRA adapter that does not forget (LoRASculpt), or one of those that it is compared with.
+    """Train a LoRA adapter that forgets little (LoRASculpt), or an ordinary one to compare with.
 
-    After a warm-up only the largest entries of A and B are kept, and a regulariser spares the weights that the base
-    relies on. Only completions are learned: of `messages` the assistant's last, of plain text all. Trained on
-    transformers' Trainer and PEFT; under `accelerate launch` on several devices.
-    `pip install 'checkpoint-sculpt[train]'`.
+    After a warm-up only the largest entries of A and B are kept, and a regulariser protects the weights that the base
+    needs. Only completions are learned: of `messages` the last one of the assistant, of plain text everything. It uses
+    transformers' Trainer and PEFT, and under `accelerate launch` several devices.
+    It needs `pip install 'checkpoint-sculpt[train]'`.
 
     **Examples**
 

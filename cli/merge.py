@@ -16,15 +16,13 @@ from ..fusion.run.settings import Settings
 from .flags import given_flags, with_options
 from .options import CALIBRATION, POLICIES, PROTECTION, SELECTION, SETTINGS, AsJson
 
-RecipeName = Annotated[str, typer.Argument(help="A YAML file, or a recipe that ships with sculpt by name.")]
+RecipeName = Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships with sculpt.")]
 OutputPath = Annotated[Path, typer.Option("--output", "-o", help="Output folder.")]
-BaseOption = Annotated[Path | None, typer.Option("--base", help="The base, for a recipe that names none.")]
+BaseOption = Annotated[Path | None, typer.Option("--base", help="The base, if the recipe names none.")]
 TunedOption = Annotated[
-    list[Path] | None, typer.Option("--tuned", help="A fine-tune, for a recipe that names none; may be repeated.")
+    list[Path] | None, typer.Option("--tuned", help="A fine-tune, if the recipe names none; may be repeated.")
 ]
-PrintPlan = Annotated[
-    bool, typer.Option("--print-plan", help="Print the plan, what memory and time it takes, and stop.")
-]
+PrintPlan = Annotated[bool, typer.Option("--print-plan", help="Print the plan, with memory and time, and stop.")]
 Parts = Annotated[
     Path | None,
     typer.Option("--parts", help="Folder of the named recipes that others use. Default: OUTPUT-parts."),
@@ -56,9 +54,10 @@ def merge_command(
     policies: Policies,
     settings: Settings,
 ) -> None:
-    """Merge models by a recipe: sculpt's own YAML, or mergekit's as it is.
+    """Merge models by a recipe: sculpt's own YAML, or mergekit's unchanged.
 
-    Of several recipes in a file those with a `name` go to the parts' folder, where the others find them by that name.
+    A file may hold several recipes. Those with a `name` are written to the folder of parts, and the others can use them
+    by that name.
 
     **Examples**
 

@@ -21,22 +21,20 @@ T = TypeVar("T")
 
 BasePath = Annotated[
     Path,
-    typer.Argument(
-        help="The model before fine-tuning: a folder or file in any layout (docs/inputs.md), or `org/model@revision`."
-    ),
+    typer.Argument(help="The model before fine-tuning: a folder, a file, or `org/model@revision` (docs/inputs.md)."),
 ]
 TunedPath = Annotated[Path, typer.Argument(help="The fine-tuned checkpoint.")]
 TunedPaths = Annotated[list[Path], typer.Argument(help="The fine-tuned checkpoints.")]
 ConfigName = Annotated[
     str | None,
-    typer.Option("--config", help="A recipe: a file, or one that ships with sculpt by name. Flags override it."),
+    typer.Option("--config", help="A recipe: a file, or the name of one that ships with sculpt. Flags override it."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of sculpt.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Print the plan, what memory and time it takes, and stop.", rich_help_panel="Run"),
+    typer.Option("--dry-run", help="Print the plan, with memory and time, and stop.", rich_help_panel="Run"),
 ]
 
 

@@ -13,20 +13,18 @@ if TYPE_CHECKING:
     from ..fusion.patch.look import TensorFigures
 
 MAX_ROWS = 40
-Model = Annotated[Path, typer.Argument(help="The model: a fine-tune, or anything that was made of the base.")]
-PatchPath = Annotated[Path, typer.Argument(metavar="PATCH", help="A patch: what `pack` or `fuse --emit patch` wrote.")]
+Model = Annotated[Path, typer.Argument(help="The model: a fine-tune, or another model made from the base.")]
+PatchPath = Annotated[Path, typer.Argument(metavar="PATCH", help="A patch, as `pack` or `fuse --emit patch` write it.")]
 PatchPaths = Annotated[list[Path], typer.Argument(metavar="PATCH…", help="A patch, or several of one base.")]
 PatchOutput = Annotated[
     Path | None, typer.Option("--output", "-o", help="Output file. Default: MODEL-patch.safetensors.")
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Output folder. Default: PATCH-applied.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of sculpt.")]
-Gamma = Annotated[
-    float | None, typer.Option("--gamma", help="Another strength than the one that the patch was made with.")
-]
+Gamma = Annotated[float | None, typer.Option("--gamma", help="Strength to use in place of the patch's own.")]
 Add = Annotated[
     bool,
-    typer.Option("--add", help="Sum up what several patches add to tensors that they all change: task arithmetic."),
+    typer.Option("--add", help="Add up the changes of several patches, also in the same tensors: task arithmetic."),
 ]
 patch_app = typer.Typer(
     help="Look into a patch, or check it.", no_args_is_help=True, rich_markup_mode="markdown", add_completion=False
@@ -36,11 +34,11 @@ patch_app = typer.Typer(
 def pack_command(
     base: BasePath, model: Model, output: PatchOutput = None, overwrite: Overwrite = False, json: AsJson = False
 ) -> None:
-    """Write a patch that makes a model of its base, to the bit: weights, configuration, tokenizer and all.
+    """Write a patch that makes a model from its base, bit for bit: weights, configuration, tokenizer and all.
 
-    Of each tensor what differs is coded, given the base. A fine-tune of all weights takes about a fifth of its size,
-    one that changes few weights less. `sculpt fuse … --emit patch` writes a fused model as a patch straight away; what
-    DARE and AdaDARE-γ drop then takes next to nothing, as a seed tells it.
+    A patch stores only what differs from the base. A fine-tune of all weights takes about a fifth of its size; one that
+    changes few weights takes less. `sculpt fuse … --emit patch` writes a fused model as a patch directly. With DARE and
+    AdaDARE-γ it is very small, because the seed says which deltas were dropped.
 
     **Examples**
 
@@ -71,12 +69,12 @@ def apply_command(
     overwrite: Overwrite = False,
     json: AsJson = False,
 ) -> None:
-    """Write the model that a patch makes of its base: the very files that it was made of, to the bit.
+    """Write the model that a patch makes from its base: the same files, bit for bit.
 
-    A base that is not the one that the patch was made from is refused, by the name of the tensor. Several patches of
-    one base go together where each changes other tensors.
+    Another base than the one that the patch was made from is refused, with the name of a tensor that differs. Several
+    patches of one base can be applied together if they change different tensors.
 
-    Every command takes a patch without writing its model, as `base/+patch.safetensors`.
+    Every command can read a patch as a model, without writing it: `base/+patch.safetensors`.
 
     **Examples**
 
@@ -112,7 +110,7 @@ def apply_command(
 
 @patch_app.command("inspect")
 def inspect_command(patch: PatchPath, json: AsJson = False) -> None:
-    """Show what a patch holds: of which base, how each tensor is coded, and what it takes.
+    """Show a patch: its base, how each tensor is coded, and how many bytes it takes.
 
     **Examples**
 
@@ -170,7 +168,7 @@ def verify_command(
     base: Annotated[Path | None, typer.Option("--base", help="Also decode all of it over this base.")] = None,
     json: AsJson = False,
 ) -> None:
-    """Check that every byte of a patch is as it was written, and with its base that it makes the model it was made of.
+    """Check that a patch is as it was written; with its base, also that it makes the right model.
 
     **Examples**
 

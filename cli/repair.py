@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     from ..fusion.checkpoint.output.steps import Steps
     from ..fusion.methods import Method
 
-HELP = """Give a fine-tune back what it forgot, and keep what it learned: two-sided curvature, with no retraining.
+HELP = """Bring back what a fine-tune forgot, and keep what it learned: two-sided curvature, with no retraining.
 
-Each delta is kept where the task's inputs go and given up where general text goes. Samples of the task, `--data`, say
-the first; without, the deltas tell it themselves. A general set that ships says the second; `--protect` names your own.
-With a `--suite`, a few weights λ are tried and the best by `--pick` is written. A page about the result lies beside it.
+Each change of a weight is kept where it matters for the task, and undone where it matters for general text. `--data`
+names samples of the task; without them, the deltas stand in. The general text is a set that ships with sculpt;
+`--protect` names your own. With a `--suite`, a few weights λ are tried, and the best one by `--pick` is written. A page
+about the result is written beside it.
 
 **Examples**
 
@@ -56,10 +57,10 @@ class Choice:
     """How λ is chosen.
 
     Attributes:
-        suite: Tasks to choose it by, a YAML file; `sculpt suite init` writes one. Default: λ is as it serves most.
-        pick: The best h-score, avg or task; or target>=0.97*tuned, the best `pretrained` within that.
-        protect_weight: λ, or those that are tried. Default: 1, of 0.3,1,3; without samples of the task 0.1, of
-            0.03,0.1,0.3.
+        suite: Tasks to choose λ by, a YAML file; `sculpt suite init` writes one. Without it, λ has its default.
+        pick: What is best: h-score, avg or a task; or target>=0.97*tuned, the best `pretrained` with that limit.
+        protect_weight: λ; with a suite, the values to try. Default: 1, or 0.3,1,3 with a suite; without samples of the
+            task 0.1, or 0.03,0.1,0.3.
     """
 
     suite: Path | None = None

@@ -24,7 +24,7 @@ def report_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing page.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Write one HTML page: what was done to each layer, distances and bounds, scores, provenance.
+    """Write one HTML page about a fused model: what was kept and forgotten, scores, what was done to each layer.
 
     It needs no network and opens in any browser.
 

@@ -45,18 +45,18 @@ def recipe_command(made: MadePath, json: AsJson = False) -> None:
 
 def rerun_command(
     made: MadePath,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where it is made again.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the output is written again.")],
     places: Annotated[
         list[str] | None,
-        typer.Option("--at", metavar="NAME=PATH", help="Where a model or file of the command lies now; repeatable."),
+        typer.Option("--at", metavar="NAME=PATH", help="Where a model or file of the command is now; repeatable."),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Make an output again and compare every byte: a checkpoint, a patch or an adapter.
 
-    The command is the one in the output's manifest. What was made from Python is made by its recipe. Models and files
-    are looked for by their names in this folder and beside the output; `--at` says where others lie. The exit code is 0
-    if the bytes are the same, and 3 if they are not.
+    It runs the command in the output's manifest; for what Python made, the recipe. Models and files are looked up by
+    name in this folder and beside the output; `--at` says where others are. The exit code is 0 if the bytes are the
+    same, and 3 if they are not.
 
     **Examples**
 

@@ -12,13 +12,13 @@ from .options import AsJson
 if TYPE_CHECKING:
     from ..fusion.checkpoint.output.status import Unfinished
 
-Output = Annotated[Path, typer.Argument(help="What `-o` named, or was by default.")]
+Output = Annotated[Path, typer.Argument(help="The output, as `-o` named it, or the default.")]
 
 
 def status_command(output: Output, json: AsJson = False) -> None:
-    """Say whether an output is whole, unfinished or being written, and what the next run does with what is there.
+    """Say whether an output is complete, unfinished or being written, and what the next run will do with it.
 
-    Nothing is changed. Exit code 0 if it is whole, else 1.
+    Nothing is changed. The exit code is 0 if it is complete, otherwise 1.
 
     **Examples**
 

@@ -9,16 +9,18 @@ import typer
 
 
 def init_command(
-    data: Annotated[Path, typer.Argument(help="Samples of the task that the fine-tune was not trained on.")],
+    data: Annotated[Path, typer.Argument(help="Samples of the task on which the model was not trained.")],
     general: Annotated[
         Path | None,
-        typer.Option("--general", help="What the base could do: text, or questions. Default: of the set that ships."),
+        typer.Option(
+            "--general", help="Data for what the base could do: text, or questions. Default: from the general set."
+        ),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The suite.")] = Path("suite.yaml"),
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Rows of each file that are scored.")] = 200,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Number of rows of each file to score.")] = 200,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
 ) -> None:
-    """Write a suite for `eval`, `sweep`, `repair` and `gate`: a target task and general text, by what the rows hold.
+    """Write a first suite for `eval`, `sweep`, `repair` and `gate`: a target task from your rows, and general text.
 
     **Examples**
 

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from ..evaluate.points import Sweep
     from ..evaluate.sweeping import PreparedSweep
 
-HELP = """Score fused models of many strengths, and sparsities, without writing one; then choose and write the best.
+HELP = """Score many strengths and sparsities without writing models; then choose the best and write it.
 
-Calibration and reductions are done once; a point costs a pass over the weights in memory and an evaluation. What is
-scored has the bits that `sculpt fuse` would write. Any method's strength can be swept, several side by side.
+It calibrates once. Each point takes a pass over the weights in memory, and an evaluation. The scored weights have the
+bits that `sculpt fuse` would write. You can sweep several methods side by side.
 
 **Examples**
 
@@ -63,9 +63,10 @@ class GridOptions:
 
     Attributes:
         sparsity: Drop rates, such as 0.8,0.9,0.95, for methods that drop. Default: the method's own.
-        seeds: How often what is random is drawn and scored, with seeds from --seed on; charts and picks are of means.
-        per_block: Try a γ for each block beside one for all, at the same expected distance to the base (AdaDARE-γ).
-        pick: Choose and write a model, by h-score, avg or a task; or target>=0.97*tuned, the best `pretrained` within.
+        seeds: Number of seeds, from --seed on, with which random methods are scored. Charts and picks use means.
+        per_block: Also try a γ for each block, at the same expected distance to the base (AdaDARE-γ).
+        pick: Choose a model and write it: the best h-score, avg or task; or target>=0.97*tuned, the best `pretrained`
+            with that limit.
     """
 
     gamma: Annotated[
@@ -91,7 +92,7 @@ class GridOptions:
     protect_weight: Annotated[
         str,
         typer.Option(
-            help="Weights λ that are swept with --protect: a list, or `auto`. γ is then the one of --gamma, or 1.",
+            help="With --protect, the weights λ to sweep: a list, or `auto`. γ is then that of --gamma, or 1.",
             rich_help_panel="Protection",
         ),
     ] = "0.1,0.3,1,3,10"
@@ -112,7 +113,7 @@ def sweep(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of an earlier sweep.")] = False,
     charts: Annotated[
-        bool | None, typer.Option("--charts/--no-charts", help="Draw curves in letters. Default: on a terminal.")
+        bool | None, typer.Option("--charts/--no-charts", help="Draw charts in text. Default: on a terminal.")
     ] = None,
     dry_run: DryRun = False,
     json: AsJson = False,

@@ -15,7 +15,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier
 
 
 def untie_command(model: Model, output: Output = None, overwrite: Overwrite = False, json: AsJson = False) -> None:
-    """Store the output vocabulary of a tied model beside its embeddings: adapters that train both can then be merged.
+    """Store the output layer of a tied model as a tensor of its own. Adapters that train it can then be merged.
 
     **Examples**
 

@@ -10,8 +10,12 @@ import typer
 from .options import AsJson, refuse_missing
 
 Output = Annotated[Path, typer.Argument(help="A checkpoint folder or file that sculpt wrote.")]
-Inputs = Annotated[list[Path] | None, typer.Option("--input", help="Also check an input it was made from; repeatable.")]
-Load = Annotated[bool, typer.Option("--load", help="Also check that transformers would load it whole; any folder.")]
+Inputs = Annotated[
+    list[Path] | None, typer.Option("--input", help="Also check an input that it was made from; repeatable.")
+]
+Load = Annotated[
+    bool, typer.Option("--load", help="Also check that transformers could load it completely; for any folder.")
+]
 
 
 PublicKey = Annotated[
@@ -30,12 +34,12 @@ def verify_command(
     public_key: PublicKey = None,
     json: AsJson = False,
 ) -> None:
-    """Compare every file of a fused checkpoint with the digests in its manifest; exit 1 at the first difference.
+    """Compare every file of an output with the digests in its manifest; exit with code 1 at the first difference.
 
-    A file that the manifest does not name is a difference too, and so is a change of the manifest itself.
+    A file that the manifest does not name is also a difference, and so is a change of the manifest.
 
-    `--load` also asks transformers, of any checkpoint, whether its names and shapes are those of the class that
-    `config.json` names. No weight is read for it.
+    `--load` also checks, for any checkpoint, that names and shapes are those of the class that `config.json` names. It
+    reads no weights.
 
     **Examples**
 
@@ -83,8 +87,8 @@ def verify_command(
 def attest_command(output: Output, private_key: PrivateKey = None, json: AsJson = False) -> None:
     """Write a bill of materials (CycloneDX) and a statement of provenance (in-toto, SLSA) into a fused checkpoint.
 
-    It is verified first. With a key all of its files are signed by `model-signing`, offline; whoever has the public key
-    checks it by `sculpt verify --public-key` or by `model_signing verify`. `pip install 'checkpoint-sculpt[sign]'`.
+    The checkpoint is verified first. With a key, `model-signing` signs all of its files, offline. Check the signature
+    with `sculpt verify --public-key` or `model_signing verify`. It needs `pip install 'checkpoint-sculpt[sign]'`.
 
     **Examples**
 

@@ -13,10 +13,10 @@ class Scoring:
     """How models are run.
 
     Attributes:
-        device: auto, cpu, cuda, cuda:1, mps ….
-        dtype: Of the forward; auto is float32 on a CPU, the stored dtype elsewhere.
-        batch_size: In place of the suite's.
-        memory: What the weights may fill, such as 12GB; a model that does not fit is streamed. Default: what is free.
+        device: auto, cpu, cuda, cuda:1, mps …
+        dtype: Dtype of the forward pass. auto: float32 on a CPU, elsewhere that of the weights.
+        batch_size: Samples in a batch. Default: as the suite says.
+        memory: Limit for the weights, such as 12GB. A larger model is streamed from the disk. Default: what is free.
     """
 
     device: str = "auto"

@@ -19,14 +19,15 @@ class RowOptions(Options):
     """How rows of data are read.
 
     Attributes:
-        fields: Where the data name a field otherwise: ours=theirs, such as prompt=question,completion=answer.
+        fields: Other names of fields in the data: ours=theirs, such as prompt=question,completion=answer.
         bad_rows: error, or skip: leave out and count rows that cannot be read or do not suit the model.
-        unknown_fields: error, or ignore: what to do about a field of a row that nothing reads.
-        media: Folder of the images and sound that rows name; nothing outside it is read. Default: the data's own.
-        too_long: What becomes of a sample over the longest length: cut (of a prompt its beginning goes, before any of
-            the completion does), drop, or error.
-        chat_template: The template of chats: its name among several, or a file. Default: the model's own.
-        template_arguments: What the template is told besides, such as enable_thinking=false.
+        unknown_fields: error, or ignore: what to do with a field that sculpt does not know.
+        media: Folder of the images and sound that rows name; nothing outside it is read. Default: the folder of the
+            data.
+        too_long: What to do with a sample that is too long: cut it (first the beginning of the prompt, then the end
+            of the completion), drop it, or error.
+        chat_template: Template for chats: its name, if the model has several, or a file. Default: the model's own.
+        template_arguments: Arguments for the template, such as enable_thinking=false.
     """
 
     fields: Mapping[str, str] | None = None

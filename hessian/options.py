@@ -15,14 +15,14 @@ class CalibrationOptions(SampleRun):
     """What to run and what to keep.
 
     Attributes:
-        data: JSON, CSV, Parquet or text, or a folder, of text, messages, prompt and completion, image, audio or inputs
-            (docs/data.md). `general`: the general set that ships. Default: a text that ships.
-        kinds: Kinds of the general set, such as `novels,csv`. Default: all, with the same number of tokens of each, in
-            all those of `samples` at full length.
-        chats: Let a model with a chat template answer the general set's questions itself, and measure it on these chats
-            too.
-        only_changed: Measure only tensors that differ from this base; stop after the last.
-        full: Keep the whole Σx·xᵀ of these tensors too, for Model Tailor and two-sided curvature; repeatable.
+        data: A file or folder of samples: JSON, CSV, Parquet or text (docs/data.md). `general` is the general set that
+            ships with sculpt. Default: a text that ships with sculpt.
+        kinds: Kinds of the general set, such as `novels,csv`. Default: all. Each kind has the same number of tokens;
+            together they have as many as `samples` at full length.
+        chats: If the model has a chat template, let it answer the questions of the general set, and measure it on
+            these chats too.
+        only_changed: Measure only tensors that differ from this base, and stop after the last of them.
+        full: Also keep the full matrix Σx·xᵀ of these tensors, for Model Tailor and two-sided curvature; repeatable.
     """
 
     data: Path | str | None = None

@@ -22,7 +22,7 @@ class AdapterMethod(Options):
     Attributes:
         method: `lorasculpt`; or, to compare with, plain `lora`, `dora`, `l2` (λ·Σ‖s·BA‖_F²) or `orth`
             (λ·Σ‖(W/‖W‖)·Aᵀ‖_F²).
-        rank: r of every module.
+        rank: Rank r of every module.
         lora_alpha: The LoRA's α; B·A is scaled by α/r. Default: twice the rank.
         target_modules: Modules to adapt, by globs or the last parts of their names, separated by commas. Default: all
             linear layers of the language model but the output.
@@ -31,14 +31,14 @@ class AdapterMethod(Options):
             fewer than 200.
         alpha: Strength of LoRASculpt's regulariser in the language model.
         beta: Strength of LoRASculpt's regulariser in the connector.
-        cmr: Whether the regulariser is the `sum` over layers, as in the paper's Algorithm 1, or their `mean`, as in its
-            released code: the same α and β are weaker by the number of layers then.
-        omega: How soon the regulariser's importance of a weight saturates.
-        guard: Modules that the regulariser is for, by globs or last parts of names. Default: those of q, k and v.
-        connector: Glob of a multimodal model's connector, which is frozen else: adapted too, without masks, regularised
-            by its L1 form.
-        connector_full: Train the connector whole in place of adapting it; nothing of it is regularised.
-        connector_learning_rate: At its peak, of the connector. Default: that of all.
+        cmr: The regulariser is the `sum` over layers, as in the paper's Algorithm 1, or their `mean`, as in its
+            released code. The mean is weaker for the same α and β.
+        omega: How fast the importance of a weight saturates in the regulariser.
+        guard: Modules to regularise, by globs or last parts of names. Default: those of q, k and v.
+        connector: Glob of a multimodal model's connector, to adapt it too, without masks and with the L1 regulariser.
+            Default: it is frozen.
+        connector_full: Train all weights of the connector, without a regulariser, and not an adapter of it.
+        connector_learning_rate: Peak learning rate of the connector. Default: as for the rest.
         strength: λ of l2 and orth. Default: 0.001.
     """
 
@@ -134,18 +134,18 @@ class Schedule(RowOptions):
 
     Attributes:
         epochs: Passes over the data.
-        max_steps: Optimiser steps, whatever the epochs. Default: as many as the epochs take.
-        learning_rate: At its peak; 3 % warm-up, then a cosine to zero.
-        batch_size: Samples that run together.
-        gradient_accumulation: Batches an optimiser step.
+        max_steps: Number of optimiser steps, in place of the epochs.
+        learning_rate: Peak learning rate; 3 % warm-up, then a cosine to zero.
+        batch_size: Samples in a batch.
+        gradient_accumulation: Batches for each optimiser step.
         max_length: Longest sample, in tokens.
-        samples: Rows of the data to draw at random, by the seed. Default: all.
+        samples: Number of rows to draw at random, by the seed. Default: all.
         keep_epochs: Write the adapter of every epoch too, beside the output: `OUTPUT-epoch-1` and so on.
-        save_steps: Optimiser steps between the checkpoints that a killed run goes on from; 0 is none.
-        seed: Of the order of samples and of the adapter's start.
-        dtype: Of the base's weights: float32, bfloat16, float16, or auto: float32 on a CPU, else as stored. The
-            adapter is float32.
-        device: auto, cpu, cuda or mps; which of several is `CUDA_VISIBLE_DEVICES`'s to say.
+        save_steps: Optimiser steps between checkpoints, from which a killed run goes on; 0 writes none.
+        seed: Seed for the order of samples and the first weights of the adapter.
+        dtype: Dtype of the base's weights: float32, bfloat16, float16, or auto: float32 on a CPU, elsewhere as stored.
+            The adapter is float32.
+        device: auto, cpu, cuda or mps. `CUDA_VISIBLE_DEVICES` chooses among several.
     """
 
     epochs: float = 3.0

@@ -49,17 +49,17 @@ class Protection(Options):
     """How the base is held where general data go.
 
     Attributes:
-        weight: λ, at least 0: how much an error on general inputs weighs against one of the same size on target inputs.
-            Default: 1 for target samples; for the delta in their place 0.1, or 0.002 of an adapter; for `identity`
-            0.03, for `general` 0.1.
+        weight: λ, at least 0: how much an error on general inputs counts against an error of the same size on target
+            inputs. Default: 1 with samples of the task; without, 0.1, or 0.002 for an adapter; 0.03 for `identity`,
+            0.1 for `general`.
         curvature: `full`, matrices over all inputs of a layer; `block:N`, over N neighbouring inputs; or `diagonal`.
-        ridge: Added to each side's matrices, as a fraction of their mean diagonal.
-        scores: Whose inputs the drop probabilities go by: the `target`'s, or `both` with λ.
-        target: What tells where the target's inputs go: `data`, samples of its task; `delta`, the fine-tuning delta
-            itself; `identity`, all directions alike; `general`, the diagonal of the general side. auto: data where
-            there are any, else the delta.
-        shares: w, where a method for one model is given several, which are then put together under the one base: one
-            number, or one for each model, separated by commas.
+        ridge: Added to the matrices of each side, as a fraction of their mean diagonal.
+        scores: Inputs that decide the drop probabilities: those of the `target`, or `both` with λ.
+        target: Where the target's curvature comes from: `data`, samples of the task; `delta`, the fine-tuning delta;
+            `identity`, all inputs count alike; `general`, the diagonal of the general side. auto: data if there are
+            samples, otherwise the delta.
+        shares: w of each fine-tune, if several are merged before a method for one model: one number, or one for each
+            model, separated by commas.
     """
 
     weight: float | None = None

@@ -117,17 +117,16 @@ def expected_keep(c: float, totals: ScoreTotals, clipped: Clipped) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class AdaDare(Method):
-    """Drop each delta with its own optimal probability, rescale what is kept, inject it with strength γ.
+    """Drop each delta with its own optimal probability, rescale the rest, and add it with strength γ.
 
     Attributes:
         gamma: γ, the strength of injection. The paper: 0.5 for full fine-tuning, 0.7 for LoRA.
-        sparsity: p, the fraction of deltas to drop, in [0, 1]. At 0 nothing is dropped, whichever the allocation.
-        allocation: `closed-form`, the paper's eq. 12, or `exact`, which meets the sparsity where probabilities are
-            clipped.
-        scope: Over what the sparsity is met: each `tensor` (the paper's layer), `block`, or the `model`.
-        eta: η, a budget for the expected L1 distance to the base, of what `scope` covers: γ is cut to η/Σ|δ|
-            (Theorem 2).
-        eta_relative: The same budget as a fraction of the L1 norm of the base.
+        sparsity: p, the fraction of deltas to drop, in [0, 1]. At 0 nothing is dropped.
+        allocation: `closed-form`, the paper's eq. 12, which drops more than asked for if probabilities are cut at 1; or
+            `exact`, which drops as much as asked for.
+        scope: What has this sparsity as a whole: each `tensor` (the paper's layer), each `block`, or the `model`.
+        eta: η, a limit for the expected L1 distance to the base, for each `scope`: γ is at most η/Σ|δ| (Theorem 2).
+        eta_relative: The same limit as a fraction of the L1 norm of the base.
     """
 
     gamma: float = 0.5

@@ -71,7 +71,7 @@ def _all_rows(tiles: Sequence[np.ndarray]) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class ArceeFusion(Method):
-    """Take over the elements whose change stands out by the quartiles of its importance."""
+    """Take the elements of the fine-tune whose change is important, by quartiles of the importance."""
 
     name: ClassVar[str] = "arcee-fusion"
     title: ClassVar[str] = "Arcee Fusion"

@@ -22,7 +22,7 @@ from .options import Banded, Summed
 
 @dataclass(frozen=True, kw_only=True)
 class Breadcrumbs(Summed, Banded):
-    """Drop the smallest and the largest deltas, and add up the rest."""
+    """Drop the smallest and the largest deltas, and add the rest."""
 
     density: PerModel = 0.15
 

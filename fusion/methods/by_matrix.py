@@ -30,7 +30,7 @@ def matrix_layout(group: Group) -> RowLayout | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ByMatrix(Method):
-    """`W_pre + λ·merged(δ_1, …, δ_K)` of each matrix; of what is no matrix the mean of the deltas, times λ.
+    """`W_pre + λ·merged(δ_1, …, δ_K)` of each matrix; of other tensors the mean of the deltas, times λ.
 
     Attributes:
         scale: λ, the strength of the merged delta.

@@ -37,7 +37,7 @@ def drop_and_rescale(tile: Tile, keep: float, scale: float) -> Fused:
 
 @dataclass(frozen=True, kw_only=True)
 class Dare(Summed, Dropped):
-    """Drop deltas at random with one probability and rescale the survivors."""
+    """Drop deltas at random with one probability, and rescale the rest."""
 
     name: ClassVar[str] = "dare"
     title: ClassVar[str] = "DARE"

@@ -45,7 +45,7 @@ def add_shares(tile: Tile) -> Fused:
 
 @dataclass(frozen=True, kw_only=True)
 class Fisher(Method):
-    """Average models element by element, each weighted by the mean square of the element's inputs in it.
+    """Average models element by element, weighted by the mean square of each model's inputs.
 
     Attributes:
         weights: w, one for each tuned model, separated by commas, or one for all.

@@ -18,7 +18,7 @@ from .by_matrix import ByMatrix
 
 @dataclass(frozen=True, kw_only=True)
 class IsoC(ByMatrix):
-    """Add the deltas up, and give every singular direction of the sum the mean strength.
+    """Add the deltas up, and give all singular directions of the sum the same strength.
 
     Attributes:
         scale: λ, the strength of the merged delta.

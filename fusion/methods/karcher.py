@@ -50,12 +50,12 @@ def karcher_mean(
 
 @dataclass(frozen=True, kw_only=True)
 class Karcher(Method):
-    """Average the directions of models by their centre of mass on the sphere; the first counts as the others do.
+    """Average the directions of models by their centre of mass on a sphere; the first model counts like the others.
 
     Attributes:
         weights: w, one for each model, the first included, separated by commas, or one for all.
-        max_steps: Steps at most.
-        tolerance: Length of a step at which the mean is found.
+        max_steps: Largest number of steps.
+        tolerance: Stop at a step of this length.
     """
 
     weights: PerModel = 1.0

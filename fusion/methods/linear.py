@@ -42,7 +42,7 @@ def average(tile: Tile, weights: tuple[float, ...], divisor: float) -> Fused:
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(Method):
-    """Average models with weights; the first counts as the others do.
+    """Average models with weights; the first model counts like the others.
 
     Attributes:
         weights: w, one for each model, the first included, separated by commas, or one for all.

@@ -31,7 +31,7 @@ class Lines(Method):
     """Add the deltas with a strength that grows evenly from the first layer to the last.
 
     Attributes:
-        alpha: α, the strength in the first layer and of what is in none.
+        alpha: α, the strength in the first layer, and of tensors outside the layers.
         beta: β, how much stronger the last layer is.
         weights: w, one for each tuned model, separated by commas, or one for all.
     """

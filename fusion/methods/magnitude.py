@@ -23,7 +23,7 @@ class Magnitude(Scoped, Summed, Trimmed):
     """Keep the largest deltas as they are.
 
     Attributes:
-        rescale: Leave the kept as they are (none), or give them the L1 norm of all (l1).
+        rescale: Leave the kept deltas as they are (none), or scale them to the L1 norm of all deltas (l1).
     """
 
     density: PerModel = 0.1

@@ -53,10 +53,10 @@ def stock_rows(tile: Tile) -> Fused:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelStock(Method):
-    """Go from the base towards the average of at least two fine-tunes, as far as their angle tells.
+    """Go from the base towards the average of two or more fine-tunes; their angle gives the distance.
 
     Attributes:
-        filter_wise: An angle for each row in place of one for the tensor.
+        filter_wise: Use an angle for each row, not one for each tensor.
     """
 
     filter_wise: bool = False

@@ -54,13 +54,13 @@ def barycentre(span: LinearSpan, vectors: Sequence[Vector], weights: Sequence[fl
 
 @dataclass(frozen=True, kw_only=True)
 class MultiSlerp(Method):
-    """Average the directions of any number of models on the sphere around their base.
+    """Average the directions of any number of models on a sphere around their base.
 
     Attributes:
         weights: w, one for each model, separated by commas, or one for all.
         normalize: Divide the weights by their sum.
-        origin: The centre of the sphere: the `base`, so that deltas are averaged, or `zero`: then the first model is
-            one of those that are averaged.
+        origin: The centre of the sphere: the `base`, so that deltas are averaged; or `zero`, and the first model is
+            averaged too.
     """
 
     weights: PerModel = 1.0

@@ -30,10 +30,10 @@ def move_at_most(tile: Tile, t: float) -> Fused:
 
 @dataclass(frozen=True, kw_only=True)
 class NearSwap(Method):
-    """Move every element towards the second model, by t at most.
+    """Move every element towards the second model, by at most t.
 
     Attributes:
-        t: The longest way that an element moves; 0 is the first model.
+        t: Largest move of an element; 0 gives the first model.
     """
 
     t: float = 1e-3

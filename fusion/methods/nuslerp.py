@@ -82,12 +82,12 @@ def slerp_rows(tile: Tile, t: float, origin: Origin) -> Fused:
 
 @dataclass(frozen=True, kw_only=True)
 class NuSlerp(Method):
-    """Interpolate two fine-tunes along the sphere around their base.
+    """Interpolate two fine-tunes on a sphere around their base.
 
     Attributes:
-        weights: Of the two models, separated by a comma; only their ratio counts.
-        vectors: What is interpolated as one vector: the whole `tensor`, each of its `rows`, or of its `columns`.
-        origin: The centre of the sphere: the `base`, so that deltas are interpolated, or `zero`: then the first model
+        weights: Weights of the two models, separated by a comma; only their ratio counts.
+        vectors: What counts as one vector: the whole `tensor`, each of its `rows`, or each of its `columns`.
+        origin: The centre of the sphere: the `base`, so that deltas are interpolated; or `zero`, and the first model
             is one of the two.
     """
 

@@ -93,11 +93,11 @@ class Summed(Weighted):
 
 @dataclass(frozen=True, kw_only=True)
 class Elected(Weighted):
-    """Options of TIES' election and disjoint mean.
+    """Options of the election of signs and the mean in TIES.
 
     Attributes:
-        election: Whether the votes are `weighted`, or counted `unweighted` by the deltas alone, as in PEFT.
-        normalize: Divide by the sum of the agreeing weights; `unweighted`, by the number that agree.
+        election: Votes for a sign: `weighted` by the models' weights, or `unweighted`, as in PEFT.
+        normalize: Divide by the sum of the weights of the models that agree; if `unweighted`, by their number.
     """
 
     election: Election = "weighted"
@@ -123,7 +123,7 @@ class Banded(Trimmed):
 
     Attributes:
         gamma: Fraction of the largest that is dropped as outliers, in [0, 1].
-        rescale: Leave the kept as they are (none), or give them the L1 norm of all (l1).
+        rescale: Leave the kept deltas as they are (none), or scale them to the L1 norm of all deltas (l1).
     """
 
     gamma: PerModel = 0.01
@@ -137,8 +137,9 @@ class Dropped(Method):
     """The options of a drop at random with one probability.
 
     Attributes:
-        sparsity: p, the probability of being dropped, in [0, 1]; 1 is the base. One for each model, or one for all.
-        rescale: Survivors times `1/(1 − p)` (probability), to the L1 norm of before (l1), or not at all (none).
+        sparsity: p, the probability of being dropped, in [0, 1]; 1 gives the base. One for each model, or one for all.
+        rescale: Multiply kept deltas by `1/(1 − p)` (probability), scale them to the L1 norm of all deltas (l1), or
+            leave them (none).
     """
 
     sparsity: PerModel = 0.9
@@ -154,8 +155,9 @@ class Pruned(Method):
 
     Attributes:
         density: Fraction that is kept on average, in [0, 1]. One for each model, or one for all.
-        epsilon: Half of the window of keep probabilities around the density.
-        rescale: Survivors times `1/q` (probability), to the L1 norm of before (l1), or not at all (none).
+        epsilon: Half of the range of keep probabilities around the density.
+        rescale: Multiply kept deltas by `1/q` (probability), scale them to the L1 norm of all deltas (l1), or leave
+            them (none).
     """
 
     density: PerModel = 0.3
@@ -171,7 +173,7 @@ class Scoped(Method):
     """The option of methods whose fraction may be met over more than a tensor.
 
     Attributes:
-        scope: Over what the density is met: each `tensor`, `block`, or the `model`.
+        scope: What has this density as a whole: each `tensor`, each `block`, or the `model`.
     """
 
     scope: Scope = "tensor"  # pyright: ignore[reportIncompatibleVariableOverride] (an option here)

@@ -33,8 +33,8 @@ class RegMean(Method):
 
     Attributes:
         weights: w, one for each tuned model, separated by commas, or one for all.
-        alpha: α, what the matrices keep of their off-diagonals, in [0, 1]; less where they are badly conditioned, as
-            the authors do for T5 (0.1).
+        alpha: α, the factor of the matrices' off-diagonals, in [0, 1]. Use a smaller one if they are badly
+            conditioned; the authors take 0.1 for T5.
     """
 
     weights: PerModel = 1.0

@@ -60,10 +60,10 @@ def squares(tile: Tile, kept: Selected) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Sce(Method):
-    """Select where models differ, weigh each by its own change there, erase minority signs.
+    """Select elements in which models differ, weight each model by its change there, and drop minority signs.
 
     Attributes:
-        density: Fraction of the elements that is selected, of those in which the models differ; in [0, 1].
+        density: Fraction of the elements to select, among those in which the models differ; in [0, 1].
     """
 
     density: float = 0.1

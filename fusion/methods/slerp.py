@@ -35,10 +35,10 @@ def interpolated(
 
 @dataclass(frozen=True, kw_only=True)
 class Slerp(Method):
-    """Go from one model to the other along the sphere.
+    """Interpolate between two models on a sphere.
 
     Attributes:
-        t: Where on the way: 0 is the first model, 1 the second.
+        t: Place between the models: 0 is the first model, 1 the second.
     """
 
     t: float = 0.5

@@ -96,13 +96,13 @@ def tailored(base: Any, tuned: Any, diagonal: Any, factor: Any, method: Tailor) 
 
 @dataclass(frozen=True, kw_only=True)
 class Tailor(Method):
-    """Keep the deltas that matter most, take the others back, and compensate the kept for what was taken.
+    """Keep the deltas that matter most, undo the others, and adjust the kept ones to compensate.
 
     Attributes:
-        sparsity: Fraction of the deltas that is taken back, in [0, 1].
-        salience: w, the weight of |δ| in the score; the rest is the weight of the output's sensitivity.
-        compensation: `obs`, Optimal Brain Surgeon's; `released`, with the sign of the authors' code; or `none`.
-        block_size: Columns that are chosen from together.
+        sparsity: Fraction of the deltas to undo, in [0, 1].
+        salience: w, the weight of |δ| in the score; 1 − w is the weight of the sensitivity of the output.
+        compensation: `obs`, as in Optimal Brain Surgeon; `released`, with the sign of the authors' code; or `none`.
+        block_size: Number of columns from which deltas are chosen together.
     """
 
     sparsity: float = 0.9

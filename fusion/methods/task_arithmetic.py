@@ -19,11 +19,11 @@ from .method import Method
 
 @dataclass(frozen=True, kw_only=True)
 class TaskArithmetic(Method):
-    """Add the deltas, each with its weight, scaled by λ; 0.5 is the interpolation half way.
+    """Add the deltas, each with its weight, scaled by λ; 0.5 is half way between base and fine-tune.
 
     Attributes:
-        scale: λ; for one model 0 is the base, 1 the tuned model, 0.5 the interpolation half way.
-        weights: w, one for each model, separated by commas, or one for all. A negative weight takes a task away.
+        scale: λ; for one model, 0 is the base, 1 the tuned model, and 0.5 is half way.
+        weights: w, one for each model, separated by commas, or one for all. A negative weight removes a task.
         normalize: Divide the weights by their sum.
     """
 

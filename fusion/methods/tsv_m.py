@@ -20,7 +20,7 @@ from .by_matrix import ByMatrix
 
 @dataclass(frozen=True, kw_only=True)
 class TsvM(ByMatrix):
-    """Put together each model's largest singular directions, made orthogonal to those of the others.
+    """Combine the largest singular directions of each model, made orthogonal to those of the others.
 
     Attributes:
         scale: λ, the strength of the merged delta.

@@ -18,7 +18,7 @@ from .method import Method
 
 @dataclass(frozen=True, kw_only=True)
 class TwoSided(Method):
-    """Keep each delta where the task's inputs go, and give it up where those of the base go: what we recommend."""
+    """Keep each delta where it matters for the task, and undo it where it matters for general text; recommended."""
 
     name: ClassVar[str] = "two-sided"
     title: ClassVar[str] = "two-sided curvature"

@@ -24,11 +24,11 @@ from .checks import at_least_zero
 
 @dataclass(frozen=True, kw_only=True)
 class Wudi(ByMatrix):
-    """Merge the deltas so that none disturbs another where that one goes, in closed form and without data.
+    """Merge the deltas so that they disturb each other little, in closed form and without data.
 
     Attributes:
         scale: λ, the strength of the merged delta.
-        normalize: Weigh each model by 1/‖δ‖², so that none counts for more because it moved further.
+        normalize: Weight each model by 1/‖δ‖², so that no model counts more because it moved further.
         ridge: ρ, as a fraction of the mean diagonal.
     """
 

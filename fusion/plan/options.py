@@ -14,15 +14,15 @@ Side = Literal["base", "tuned"]
 
 @dataclass(frozen=True, kw_only=True)
 class Policies(Options):
-    """What to do where base and tuned disagree. Each but another float dtype is an error unless it is allowed by name.
+    """What to do if base and tuned model disagree. Except for another float dtype, each is an error by default.
 
     Attributes:
-        on_missing: A tensor of the base that a tuned model lacks; `keep-base` merges what the other models have, and
-            `drop` leaves out what the output's configuration has no place for, such as a head.
-        on_extra: A tensor that only a tuned model has; `take-tuned` copies those of the first one.
-        on_mismatch: Another shape; `keep-base` merges the other models, `take-tuned` copies the tensor that differs.
-        on_dtype: Another float dtype, as trainers save in float32; `convert` computes in float32 and stores the base's.
-        on_nonfinite: NaN or infinity; `keep` writes the tuned model's element there.
+        on_missing: A tensor of the base is missing in a tuned model. `keep-base` uses the models that have it; `drop`
+            leaves out tensors that the output's configuration does not have, such as a head.
+        on_extra: A tensor is only in a tuned model. `take-tuned` copies those of the first tuned model.
+        on_mismatch: A tensor has another shape. `keep-base` uses the other models; `take-tuned` copies this tensor.
+        on_dtype: A tensor has another float dtype. `convert` computes in float32 and stores the base's dtype.
+        on_nonfinite: A tensor has NaN or infinity. `keep` writes the tuned model's element there.
     """
 
     on_missing: Literal["error", "keep-base", "drop"] = "error"
@@ -47,7 +47,7 @@ class Selection(Options):
     Attributes:
         include: Fuse only tensors whose name matches this glob; may be repeated.
         exclude: Do not fuse tensors whose name matches this glob; may be repeated.
-        rest: Where tensors that are not selected are copied from.
+        rest: Model from which the other tensors are copied.
     """
 
     include: tuple[str, ...] = ()

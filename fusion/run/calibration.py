@@ -27,22 +27,22 @@ class SampleRun(RowOptions):
     """How samples are read and run through a model.
 
     Attributes:
-        samples: Most samples to run.
-        max_length: Longest sample in tokens.
-        seed: Of the choice among more samples than asked for.
-        batch_size: Most samples a batch, padded where that changes nothing, else of equal length. Default: one, or as
-            many as `batch_tokens` allows.
-        batch_tokens: Most tokens a batch, padding included: short samples then go together, which takes half the time
-            and the memory of so many tokens. Statistics are those of single samples to float precision.
-        all_experts: Send every token to every expert, so that none starves; by default to those that its router picks.
-        count: all tokens, or completion: only those that are to be predicted, as a loss mask says. Of samples of the
-            target task; of general ones all tokens count.
+        samples: Largest number of samples to run.
+        max_length: Longest sample, in tokens.
+        seed: For the choice of samples, if there are more than needed.
+        batch_size: Largest number of samples in a batch. They are padded if that changes nothing, otherwise of equal
+            length. Default: one, or as many as `batch_tokens` allows.
+        batch_tokens: Largest number of tokens in a batch, with padding. Short samples then run together, which is
+            faster and takes more memory. Statistics are the same to float precision.
+        all_experts: Send every token to every expert. Default: to those that its router chooses.
+        count: all tokens, or completion: only tokens that are to be predicted, as a loss mask says. For samples of
+            the target task; of general samples all tokens count.
         device: auto, cpu, cuda, cuda:1, mps …
-        dtype: Of the forward. auto: float32 on a CPU, else the weights' own.
-        auto_class: transformers class to run, such as AutoModelForMaskedLM. Default: the config's.
-        memory: What activations between blocks may take, such as 4GB; above, disk is used, and beside an accelerator
-            as much of the host's memory first. Default: half of what is free.
-        trust_remote_code: Run model code that lies in the folder. Read it first.
+        dtype: Dtype of the forward pass. auto: float32 on a CPU, elsewhere that of the weights.
+        auto_class: Class of transformers to run, such as AutoModelForMaskedLM. Default: that of the configuration.
+        memory: Limit for activations between blocks, such as 4GB. The rest goes to the host's memory, if the model
+            runs on an accelerator, then to the disk. Default: half of what is free.
+        trust_remote_code: Run model code from the model's folder. Read it first.
     """
 
     samples: int = 128
@@ -115,23 +115,23 @@ class Calibration(SampleRun):
     """Where the curvature of a fuse comes from.
 
     Attributes:
-        hessian: Statistics that `sculpt calibrate` wrote, or statistics in memory; then nothing is calibrated. Several
-            tuned models have one each, in their order, `delta` for one that has none.
-        data: Samples of the target task to calibrate on first, as `sculpt calibrate` takes them. For all tuned models,
-            or one each, `delta` for one that has none. Default: a text that ships; where the base is protected, the
+        hessian: Statistics that `sculpt calibrate` wrote, or statistics in memory. Then nothing is calibrated. Give
+            one for each tuned model, in the same order; `delta` for a model without any.
+        data: Samples of the target task, to calibrate on first. Give one for all tuned models, or one for each;
+            `delta` for a model without samples. Default: a text that ships with sculpt; if the base is protected, the
             delta.
-        enabled: Calibrate; without, H = I: all directions alike.
+        enabled: Use statistics. Without them H = I: all inputs count alike.
         of_other_model: Accept statistics that were measured on another model.
-        protect: General samples that the base is to stay good on: data as for the target's, `default` for the general
-            set that ships, or the base's statistics from `sculpt calibrate BASE --full '*'`. Several are added up,
-            each with a weight if one is given: `text.jsonl:1`, `images.jsonl:3`.
-        protect_samples: How many general samples, of each that is given; of the general set as many tokens as these
-            have at full length, the same number of each kind.
+        protect: General samples on which the base should stay as it is: data, `default` for the general set that
+            ships, or the base's statistics from `sculpt calibrate BASE --full '*'`. Give several to add them up, with
+            weights if you like: `text.jsonl:1`, `images.jsonl:3`.
+        protect_samples: Number of general samples from each data set. The general set has as many tokens as this
+            number of samples at full length, the same number for each kind.
         protect_kinds: Kinds of the general set, such as `novels,csv`. Default: all.
-        protect_chats: Let a base with a chat template answer the general set's questions itself, and protect it in
-            these chats too.
+        protect_chats: If the base has a chat template, let it answer the questions of the general set, and protect it
+            on these chats too.
         protect_check: Compare the fused model with its base on every kind of the general set, on rows that were not
-            measured, and say how far each moved. Some 4,000 tokens then go through both.
+            used to protect it, and say how far each kind moved. Both models then read some 4,000 tokens.
     """
 
     hessian: Given | Sequence[Given] | None = None

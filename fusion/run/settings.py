@@ -35,27 +35,28 @@ class Settings(Options):
     """How a fuse is run, whatever the method.
 
     Attributes:
-        seed: Of the random masks; an element's draw depends on seed, tensor name and place alone.
-        dtype: Float dtype to store: float32, float16, bfloat16 or float64. Default: the base's.
-        output_format: What the output is stored as: plain floats; fp8, blocks of FP8 that transformers loads; mxfp4, of
-            gpt-oss' experts; or the same as the models.
-        rounding: How floats become codes: nearest; stochastic, right on average; error-feedback, which makes up for
-            errors by what inputs have in common, and takes full curvature; auto feeds errors back where that is there.
+        seed: Seed of the random masks. Each element's random number depends only on the seed, the tensor's name and
+            the element's place.
+        dtype: Float dtype to store: float32, float16, bfloat16 or float64. Default: that of the base.
+        output_format: Format of the output: plain floats; fp8, blocks of FP8 that transformers loads; mxfp4, for the
+            experts of gpt-oss; or the same as the models.
+        rounding: How floats are rounded to codes: nearest; stochastic, right on average; error-feedback, which
+            corrects errors and needs full curvature; auto: error-feedback if there is full curvature, else nearest.
         max_shard_bytes: Largest output file, such as 5GB. Default: the base's shards.
-        config_from: Whose names, configuration and tokenizer the output takes.
-        tokenizer: Whose vocabulary the output has where the models have others: base, union, or one of the models; the
-            rows are aligned by the tokens. Default: rows are taken as they stand.
+        config_from: Model whose names, configuration and tokenizer the output has.
+        tokenizer: Vocabulary of the output, if the models have different ones: base, union, or one of the models. Rows
+            are matched by their tokens. Default: rows are matched by their place.
         digest: Digest of input and output files in the manifest: xxh3-128 is fast; blake3 and sha256 are cryptographic.
-        device: auto, cpu, cuda, cuda:1, mps …; auto is the CPU, whose kernels are as fast as the disk. The result is
-            the same, but for products of whole matrices (two-sided curvature): the manifest says where they were made.
+        device: auto, cpu, cuda, cuda:1, mps …; auto is the CPU, which is as fast as the disk. The result is the same
+            on all devices, except for products of whole matrices (two-sided curvature); the manifest names the device.
         threads: CPU threads. Default: all cores.
-        memory: Budget for what is worked on at once, such as 64MB; tensors of any size are cut to fit.
-        load_check: Refuse an output that transformers would not load whole, or whose layers would be of another kind
-            than those that they are made of. Nothing is looked at where the output is laid out as an input is.
-        emit: Write the checkpoint, or a patch, which makes the very same checkpoint of the base.
+        memory: Limit for data that is worked on at once, such as 64MB. Large tensors are cut into tiles.
+        load_check: Refuse an output that transformers could not load completely, or with layers of another kind than
+            those that they are made of. Only checked if the output has another layout than the inputs.
+        emit: Write a checkpoint, or a patch, which makes the same checkpoint from the base.
         tile_elements: Elements that are worked on at once; no bit of the output depends on it.
         recipe: What a recipe says beyond these settings, for the manifest.
-        protection: How the base is held where general data go, by two-sided curvature; or None.
+        protection: How the base is protected on general data, by two-sided curvature; or None.
     """
 
     seed: int = 0
