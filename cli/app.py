@@ -41,7 +41,7 @@ from . import (
     untie,
     verify,
 )
-from .speech import hearing, log
+from .speech import OF_COMMANDS, hearing, log
 from .start import Interrupted, catch_signals
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _needs_arguments(command: CommandInfo) -> bool:
 
 def _take_options(command: CommandInfo) -> None:
     assert command.callback is not None
-    command.callback = hearing(command.callback)
+    command.callback = hearing(command.callback, OF_COMMANDS)
 
 
 for panel, families in FAMILIES.items():

@@ -39,7 +39,15 @@ if TYPE_CHECKING:
     from ..fusion.run.fuse import Prepared
     from ..fusion.run.settings import Settings
 
-SILENT = ("--overwrite", "--json", "-q", "--quiet", "-v", "--verbose")  # flags that change no bit of an output
+SILENT = (
+    "--overwrite",
+    "--json",
+    "--stream",
+    "-q",
+    "--quiet",
+    "-v",
+    "--verbose",
+)  # flags that change no bit of an output
 EXAMPLES = {
     "fuse": [
         "sculpt fuse base/ sft/ --gamma 0.5 --sparsity 0.9",

@@ -30,9 +30,11 @@ def inspect_command(checkpoint: CheckpointPath, tensors: ListAll = False, json: 
     """
     from ..fusion.checkpoint.open import open_whole
     from ..fusion.names import block_of, natural_key
+    from ..fusion.places.settings import streaming
     from .console import count, gigabytes, out, print_json, table
 
-    opened = open_whole(checkpoint)
+    with streaming():  # the headers alone are read
+        opened = open_whole(checkpoint)
     infos = sorted(opened.tensors.values(), key=lambda info: natural_key(info.name))
     blocks: dict[str, list[TensorInfo]] = {}
     for info in infos:

@@ -11,15 +11,18 @@ import inspect
 import logging
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..fusion.places.settings import streaming
 from ..fusion.progress import NOTE
 
 PANEL = "Notes and progress"
+PLANS = ("dry_run", "print_plan")  # options by which nothing but a plan is made
+STREAM = "Read the weights of models on the hub or behind a URL by ranges, with no copy on the disk."
 log = logging.getLogger(__name__.partition(".")[0])
 
 
@@ -34,22 +37,24 @@ def is_quiet() -> bool:
     return Speech.threshold > NOTE
 
 
-def hearing(function: Callable[..., None]) -> Callable[..., None]:
-    """Return a command, or what stands before all of them, that takes the options too."""
+def hearing(function: Callable[..., None], options: Sequence[inspect.Parameter] = ()) -> Callable[..., None]:
+    """Return a command, or what stands before all of them, that takes the options too; a command further ones."""
     signature = inspect.signature(function, eval_str=True)
 
     @functools.wraps(function)
-    def heard(*, quiet: bool, verbose: bool, log_file: Path | None, **values: Any) -> None:
+    def heard(*, quiet: bool, verbose: bool, log_file: Path | None, stream: bool = False, **values: Any) -> None:
         if quiet or verbose:
             Speech.threshold = logging.WARNING if quiet else logging.DEBUG
         if log_file is not None:
             _keep(log_file)
         _show_downloads()
         log.debug("Python %s on %s: %s", sys.version.split()[0], sys.platform, shlex.join(["sculpt", *sys.argv[1:]]))
-        function(**values)
+        # A plan takes no more than what the headers say.
+        with streaming(stream or any(values.get(name) for name in PLANS)):
+            function(**values)
 
     own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in signature.parameters.values()]
-    parameters = [*own, *OPTIONS]
+    parameters = [*own, *OPTIONS, *options]
     del heard.__wrapped__
     heard.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue, reportFunctionMemberAccess]
     heard.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -74,8 +79,8 @@ def _keep(file: Path) -> None:
     log.addHandler(handler)
 
 
-def _option(name: str, kind: Any, default: Any, *flags: str, text: str) -> inspect.Parameter:
-    option = Annotated[kind, typer.Option(*flags, help=text, rich_help_panel=PANEL)]
+def _option(name: str, kind: Any, default: Any, *flags: str, text: str, panel: str = PANEL) -> inspect.Parameter:
+    option = Annotated[kind, typer.Option(*flags, help=text, rich_help_panel=panel)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=option)
 
 
@@ -84,5 +89,6 @@ OPTIONS = (
     _option("verbose", bool, False, "-v", "--verbose", text="Say more: steps as lines, and where a failure happened."),
     _option("log_file", Path | None, None, "--log-file", text="Add all that is said to this file, with the time."),
 )
+OF_COMMANDS = (_option("stream", bool, False, "--stream", text=STREAM, panel="Places"),)
 logging.addLevelName(NOTE, "NOTE")
 log.setLevel(logging.DEBUG)  # what is shown or kept is the handlers' choice

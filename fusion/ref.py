@@ -11,6 +11,7 @@ from typing import final
 from .errors import CheckpointError
 from .places import hub, store
 from .places.names import Url, file_of, hub_name, url_of
+from .places.settings import reads_by_ranges
 
 
 @final
@@ -86,7 +87,8 @@ def find_model(asked: Asked, near: Path | None = None, *, fetch: bool = True) ->
     return _of_hub(str(asked), fetch=fetch) if patched is None else patched
 
 
-FOUND: dict[str, ModelRef] = {}  # what was looked for elsewhere, so that one run asks once and reads one state
+# What was looked for elsewhere, so that one run asks once and reads one state.
+FOUND: dict[tuple[str, bool], ModelRef] = {}
 
 
 def _of_url(url: Url, *, fetch: bool) -> ModelRef:
@@ -97,12 +99,13 @@ def _of_url(url: Url, *, fetch: bool) -> ModelRef:
     """
     if url.scheme == "file":
         return find_model(file_of(url))
-    if url.text not in FOUND:
+    key = (url.text, reads_by_ranges())
+    if key not in FOUND:
         if not fetch:
             raise CheckpointError(f"`{url}` has not been looked for")
-        path, version = store.copied(url)
-        FOUND[url.text] = ModelRef(asked=str(url), path=path, url=True, version=version)
-    return FOUND[url.text]
+        path, version = store.by_ranges(url) if reads_by_ranges() else store.copied(url)
+        FOUND[key] = ModelRef(asked=str(url), path=path, url=True, version=version)
+    return FOUND[key]
 
 
 def _of_hub(asked: str, *, fetch: bool) -> ModelRef:
@@ -115,13 +118,25 @@ def _of_hub(asked: str, *, fetch: bool) -> ModelRef:
     if name is None:
         raise CheckpointError(f"`{asked}` does not exist")
     path = hub.cached(name)
-    if path is None and not (fetch and name.may_be_fetched):
+    is_known = (f"hf://{name}", reads_by_ranges()) in FOUND
+    if path is None and not is_known and not (fetch and name.may_be_fetched):
         hint = f"`{name.repository}` is looked for in the hub's cache alone; a name there is `org/model`"
         raise CheckpointError(f"`{asked}` does not exist", hint=None if name.may_be_fetched else hint)
-    path = hub.fetched(name, asked=str(name)) if path is None else path
-    return ModelRef(
-        asked=str(name), path=path, repository=name.repository, revision=name.revision, version=hub.commit_of(path)
-    )
+    if path is not None:
+        return ModelRef(
+            asked=str(name), path=path, repository=name.repository, revision=name.revision, version=hub.commit_of(path)
+        )
+    key = (f"hf://{name}", reads_by_ranges())
+    if key not in FOUND:
+        if reads_by_ranges():
+            path, version = hub.by_ranges(name, asked=str(name))
+        else:
+            path = hub.fetched(name, asked=str(name))
+            version = hub.commit_of(path)
+        FOUND[key] = ModelRef(
+            asked=str(name), path=path, repository=name.repository, revision=name.revision, version=version
+        )
+    return FOUND[key]
 
 
 def with_patches(base: Asked, patches: Sequence[Asked]) -> ModelRef:

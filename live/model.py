@@ -128,7 +128,9 @@ def load_model(
         offload = Scratch()
         limits = {"cpu" if where.type == "cpu" else (where.index or 0): room}
         options |= {"device_map": "auto", "max_memory": limits, "offload_folder": str(offload.folder)}
-    plain = checkpoint.folder is not None and not (checkpoint.wrappers or checkpoint.decoded or checkpoint.is_foreign)
+    plain = checkpoint.folder is not None and not (
+        checkpoint.wrappers or checkpoint.decoded or checkpoint.is_foreign or checkpoint.is_elsewhere
+    )
     if checkpoint.base is not None or not plain:
         if offload is not None:
             raise ModelError(

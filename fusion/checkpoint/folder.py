@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import final
@@ -17,6 +17,7 @@ from .file_names import FileNames, find_files, names_of
 from .foreign import GATHER, PATCH_FORMAT, refuse_foreign_folder
 from .identity import FileIdentity, identities
 from .json_file import read_json
+from .remote_file import RemoteFile
 from .source import Source, Stored
 from .tensor_file import TensorFile, open_file
 from .wrappers import unwrapped
@@ -108,6 +109,7 @@ class Checkpoint(Source):
         self._identities = identities(file for file in beside if file is not None)
         weight_map, files = _indexed_files(self.index) if self.index else (None, [found])
         self._files = [open_file(file) for file in files]
+        self.is_elsewhere = any(isinstance(opened, RemoteFile) for opened in self._files)
         self.files = tuple(files)
         if any(opened.metadata.get("format") == PATCH_FORMAT for opened in self._files):
             raise CheckpointError(
@@ -148,6 +150,13 @@ class Checkpoint(Source):
         """Return elements `start … stop − 1`; for safetensors a read-only view of the mapped file."""
         opened, inside = self._file_of[name], self.name_in_file(name)
         return opened.read(inside, start, stop)
+
+    def foresee(self, spans: Mapping[str, Sequence[tuple[int, int]]]) -> None:
+        """Have ranges of a few elements fetched at the same time, where the files lie elsewhere."""
+        for opened in self._files:
+            if isinstance(opened, RemoteFile):
+                own = {self.name_in_file(name): found for name, found in spans.items() if self._file_of[name] is opened}
+                opened.foresee(own)
 
     def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
         """Let go of the mapped pages of elements that are not needed soon."""

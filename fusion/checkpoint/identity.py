@@ -9,6 +9,7 @@ from pathlib import Path
 import xxhash
 
 from ..errors import CheckpointError
+from ..places.ranges import ranged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,8 @@ def refuse_changed(before: Mapping[Path, FileIdentity]) -> None:
             raise CheckpointError(
                 f"`{file}` changed while it was read", hint="run the command again once nothing writes to it"
             )
+        if (elsewhere := ranged(file)) is not None:
+            elsewhere.refuse_changed()
 
 
 def digest_of_data(path: Path) -> str:

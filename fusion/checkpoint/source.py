@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SAMPLE_BYTES = 4096
 MANY, FEW = 8192, 512  # tensors whose names differ in numbers alone: of more than so many, a fingerprint samples a few
+FORESEEN = 64  # tensors whose samples are fetched at the same time, of a model that lies elsewhere
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 Stored = tuple[Path, int, int]  # a file, the first byte there, and the one after the last
@@ -49,6 +50,8 @@ class Source(ABC):
             tensors.
         file_names: What an output's weight files are called, by the folder within it: of most models one, itself.
             Where there are several, a tensor's name begins with that of its folder and a slash.
+        is_elsewhere: Whether the weights are read by ranges, so that its folder holds none; a model that runs is given
+            the tensors.
         said: What else somebody should know of how it was read, a sentence each.
     """
 
@@ -61,6 +64,7 @@ class Source(ABC):
     said: tuple[str, ...] = ()
     is_foreign: bool = False
     file_names: Mapping[str, FileNames] = MappingProxyType({"": FileNames()})
+    is_elsewhere: bool = False
 
     @abstractmethod
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -72,6 +76,14 @@ class Source(ABC):
     @abstractmethod
     def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
         """Let go of memory held for elements that are not needed soon; with no range, of all that is held for it."""
+
+    def foresee(self, spans: Mapping[str, Sequence[tuple[int, int]]]) -> None:
+        """Have ranges of a few elements fetched at the same time, by tensor, where they lie elsewhere."""
+        del spans
+
+    def _foresee_samples(self, names: Iterable[str]) -> None:
+        if self.is_elsewhere:
+            self.foresee({name: list(_samples(self.tensors[name])) for name in names})
 
     def stored(self, name: str, start: int = 0, stop: int | None = None) -> Stored | None:
         """Return the file bytes that `read` gives as they are; None where it computes them or no map shows them."""
@@ -208,7 +220,9 @@ class Source(ABC):
         described: dict[tuple[str, tuple[int, ...]], str] = {}
         with ExitStack() as stack:
             streams: dict[Path, Any] = {}
-            for name in names:
+            for k, name in enumerate(names):
+                if k % FORESEEN == 0:
+                    self._foresee_samples(name for name in names[k : k + FORESEEN] if name in looked_at)
                 info = self.tensors[name]
                 text = described.get((info.dtype, info.shape))
                 if text is None:

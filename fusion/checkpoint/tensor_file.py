@@ -9,8 +9,10 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import CheckpointError
+from ..places.ranges import ranged
 from .foreign import refuse_foreign_file
 from .identity import FileIdentity
+from .remote_file import RemoteFile
 from .safetensors_file import SafetensorsFile
 from .tensor_info import TensorInfo
 from .torch_file import TorchFile
@@ -58,5 +60,7 @@ def open_file(file: Path) -> TensorFile:
     """
     if file.is_dir():
         raise CheckpointError(f"`{file}` is no regular file")
+    if (elsewhere := ranged(file)) is not None:
+        return RemoteFile(file, elsewhere)
     refuse_foreign_file(file)
     return SafetensorsFile(file) if file.suffix == ".safetensors" else TorchFile(file)

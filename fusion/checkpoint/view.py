@@ -30,7 +30,7 @@ class View(Source):
         self._own = own
         self.ref, self.folder, self.files, self.index = own.ref, own.folder, own.files, own.index
         self.wrappers, self.said, self.tensors = own.wrappers, own.said, own.tensors
-        self.is_foreign, self.file_names = own.is_foreign, own.file_names
+        self.is_foreign, self.file_names, self.is_elsewhere = own.is_foreign, own.file_names, own.is_elsewhere
 
     @property
     def base(self) -> Source | None:

@@ -28,6 +28,16 @@ def needed(names: Iterable[str], read: Callable[[str], bytes]) -> list[str]:
     Raises:
         CheckpointError: An index cannot be read.
     """
+    weights, beside = split(names, read)
+    return sorted([*weights, *beside])
+
+
+def split(names: Iterable[str], read: Callable[[str], bytes]) -> tuple[list[str], list[str]]:
+    """Return what `needed` does, the weights and what lies beside them; where neither can be told from the other, none.
+
+    Raises:
+        CheckpointError: An index cannot be read.
+    """
     names = sorted(name for name in names if not is_private(Path(name)) or name.endswith(DISTRIBUTED))
     there = set(names)
     weights: set[str] = set()
@@ -42,9 +52,9 @@ def needed(names: Iterable[str], read: Callable[[str], bytes]) -> list[str]:
     else:
         own = {name for name in names if name.endswith(".safetensors") and "/" not in name}
         if not own:
-            return names
+            return [], names
         weights = own
-    return [name for name in names if name in weights or _belongs(name)]
+    return sorted(weights), [name for name in names if name not in weights and _belongs(name)]
 
 
 def is_weights(name: str) -> bool:

@@ -18,13 +18,15 @@ from typing import Any, final
 
 from ..errors import CheckpointError, SculptError
 from ..progress import NOTE, Progress
-from .choose import WHOLE, needed
+from .choose import WHOLE, needed, split
 from .hub_errors import told
 from .names import HubName, size_told
-from .settings import Shown, is_offline
+from .pointer import Pointer, make_shell
+from .settings import Shown, home_of, is_offline
 
 logger = logging.getLogger(__name__)
 COMMIT = re.compile("[0-9a-f]{40}")
+TIMEOUT = 30.0  # seconds of silence
 AT_ONCE = 4  # files that are fetched at the same time
 
 
@@ -102,6 +104,54 @@ def token() -> str | None:
     return os.environ.get("HF_TOKEN") or None
 
 
+def by_ranges(name: HubName, *, asked: str) -> tuple[Path, str]:
+    """Return a folder in the local cache that stands for a model, whose weights are read by ranges; and the commit.
+
+    What lies beside the weights is fetched, and so are weights that are no safetensors.
+
+    Raises:
+        CheckpointError: There is none, it may not be had, or the hub cannot be reached.
+    """
+    with asking(name, asked):
+        files = listed(name)
+        read = partial(_content, name, files)
+        front = "" if name.inside is None else f"{name.inside}/"
+        if name.inside in files.sizes:
+            front, weights, beside = "", [str(name.inside)], []
+        else:
+            within = chosen_files(name, files.sizes, read, asked=asked)
+            weights, beside = split([file.removeprefix(front) for file in within], lambda file: read(front + file))
+        pointers = {
+            file: Pointer(
+                place=f"hf://{name.repository}@{files.commit}/{front}{file}",
+                nbytes=files.sizes[front + file],
+                etag=files.commit,
+            )
+            for file in weights
+            if file.endswith(".safetensors")
+        }
+        others = {file: files.sizes[front + file] for file in [*weights, *beside] if file not in pointers}
+        home = home_of(f"hf://{name.repository}:{name.inside}", f"{files.commit} by ranges")
+        folder = home / name.repository.rpartition("/")[2]
+        total = sum(pointer.nbytes for pointer in pointers.values())
+        logger.log(NOTE, "%s: %s on the hub is read by ranges, with no copy here", asked, size_told(total))
+        make_shell(folder, pointers, others, lambda file: read(front + file))
+    return folder / str(name.inside) if name.inside in files.sizes else folder, files.commit
+
+
+def read_range(name: HubName, file: str, commit: str, start: int, stop: int) -> bytes:
+    """Return bytes `start … stop − 1` of a file of a commit; all of them from a server without ranges."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    url = hf_hub_url(name.repository, file, revision=commit, endpoint=endpoint())
+    headers = {**build_hf_headers(token=token()), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    session: Any = get_session()
+    response = session.get(url, headers=headers, follow_redirects=True, timeout=TIMEOUT)
+    hf_raise_for_status(response)
+    return response.content
+
+
 def listed(name: HubName) -> HubFiles:
     """Return what the hub says of a model's files."""
     info = api().model_info(name.repository, revision=name.revision, files_metadata=True)
@@ -145,17 +195,39 @@ def asking(name: HubName, asked: str) -> Iterator[None]:
             f"`{asked}` does not exist here, and `HF_HUB_OFFLINE` forbids to look on the hub",
             hint=f"unset it, or fetch the model elsewhere: `hf download {name.repository}`",
         )
-    from huggingface_hub import constants
-
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
     try:
-        yield
+        with _online():
+            yield
     except SculptError:
         raise
     except Exception as error:  # of the library, of what it sends requests with, or of the file system
         raise told(error, name, asked) from error
+
+
+class _Online:
+    """How many threads ask the hub, and what the library was told before the first did."""
+
+    lock = threading.Lock()
+    count = 0
+    before = False
+
+
+@contextmanager
+def _online() -> Iterator[None]:
+    """Let the library ask the hub, which this process has forbidden it for what others would fetch on their own."""
+    from huggingface_hub import constants
+
+    with _Online.lock:
+        if not _Online.count:
+            _Online.before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
+        _Online.count += 1
+    try:
+        yield
     finally:
-        constants.HF_HUB_OFFLINE = before
+        with _Online.lock:
+            _Online.count -= 1
+            if not _Online.count:
+                constants.HF_HUB_OFFLINE = _Online.before
 
 
 def download(name: HubName, file: str, revision: str, bar: Any = None) -> Path:

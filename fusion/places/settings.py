@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 
+from ..cache import default_cache
 from ..progress import Bars, bars
 
 BY_RANGES: ContextVar[bool] = ContextVar("BY_RANGES", default=False)
@@ -38,6 +41,12 @@ def keep_offline() -> None:
 def is_offline() -> bool:
     """Return whether the user has forbidden to ask the hub, as `HF_HUB_OFFLINE` says."""
     return _is_set() if Offline.asked is None else Offline.asked
+
+
+def home_of(place: str, version: str) -> Path:
+    """Return the folder in the local cache for a state of a place."""
+    parts = (hashlib.sha256(text.encode()).hexdigest()[:16] for text in (place, version))
+    return default_cache().joinpath("places", *parts)
 
 
 def reads_by_ranges() -> bool:

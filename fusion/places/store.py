@@ -19,10 +19,11 @@ from urllib.parse import urlsplit
 from ..cache import default_cache
 from ..errors import CheckpointError, SculptError, first_line
 from ..progress import NOTE, Progress
-from .choose import ADAPTER, ADAPTER_CONFIG, WHOLE, needed
+from .choose import ADAPTER, ADAPTER_CONFIG, WHOLE, needed, split
 from .names import Url, size_told
+from .pointer import Pointer, make_shell
 from .retry import retried, status_of
-from .settings import Shown
+from .settings import Shown, home_of
 
 logger = logging.getLogger(__name__)
 CHUNK = 1 << 24  # bytes of one request
@@ -193,6 +194,37 @@ def content(store: Any, stored: Stored) -> bytes:
     return read_range(store, stored, 0, stored.nbytes) if stored.nbytes else b""
 
 
+def by_ranges(url: Url) -> tuple[Path, str]:
+    """Return a folder or file in the local cache that stands for a place, read by ranges; and its version.
+
+    A copy of the same state is taken in its place, if there is one.
+
+    Raises:
+        CheckpointError: It cannot be had.
+    """
+    found = chosen(url, listed(url))
+    version = version_of(found)
+    is_file = len(found) == 1 and url.name in found
+    copy = home_of(url.told, version) / (url.name or "model")
+    if all(_is_there(copy if is_file else copy / name, stored) for name, stored in found.items()):
+        return copy, version
+    home = home_of(url.told, f"{version} by ranges")
+    folder = home / (url.name or "model")
+    store = stores(url)
+    with asking(url), only_one(home):
+        weights = list(found) if is_file else split(found, lambda name: content(store, found[name]))[0]
+        pointers = {
+            name: Pointer(place=store.unstrip_protocol(stored.place), nbytes=stored.nbytes, etag=stored.etag)
+            for name, stored in found.items()
+            if name in weights and name.endswith(".safetensors")
+        }
+        others = {name: stored.nbytes for name, stored in found.items() if name not in pointers}
+        total = sum(pointer.nbytes for pointer in pointers.values())
+        logger.log(NOTE, "%s: %s are read by ranges, with no copy here", url, size_told(total))
+        make_shell(home if is_file else folder, pointers, others, lambda name: content(store, found[name]))
+    return folder, version
+
+
 def chosen(url: Url, files: Mapping[str, Stored]) -> dict[str, Stored]:
     """Return the files that are needed of a place."""
     if len(files) == 1 and url.name in files:
@@ -209,12 +241,6 @@ def version_of(files: Mapping[str, Stored]) -> str:
         return next(iter(files.values())).etag
     marks = sorted([name, stored.nbytes, stored.etag] for name, stored in files.items())
     return f"sha256:{hashlib.sha256(json.dumps(marks).encode()).hexdigest()}"
-
-
-def home_of(url: str, version: str) -> Path:
-    """Return the folder in the local cache for a state of a place."""
-    places = (hashlib.sha256(text.encode()).hexdigest()[:16] for text in (url, version))
-    return default_cache().joinpath("places", *places)
 
 
 def copied(url: Url) -> tuple[Path, str]:

@@ -16,6 +16,8 @@ import numpy as np
 
 from ..checkpoint import Source
 from ..launch import Launch
+from ..places.pointer import read_pointer
+from ..places.ranges import ranged
 from ..plan.step import Step
 from .manifest import DIGESTS, file_digest
 
@@ -79,6 +81,8 @@ def _unread(num_bytes: int, read: Sequence[tuple[int, int]]) -> dict[int, int]:
 class InputDigests:
     """Digests of all input files: of mapped ones as their elements are seen, of others in the background.
 
+    Those that lie elsewhere are hashed as they come.
+
     Args:
         sources: Base and tuned models, in the order of a step's tensors.
         steps: What will be read. Where it is not, the rest of a file is read at the end.
@@ -110,8 +114,14 @@ class InputDigests:
             for file in files
             if file in mapped
         }
+        self._elsewhere = [file for file in files if file not in mapped and read_pointer(file) is not None]
+        for file in self._elsewhere:
+            if (found := ranged(file)) is not None:
+                found.hash_with(DIGESTS[algorithm])
         self._others = {
-            file: self._background.submit(file_digest, file, algorithm) for file in files if file not in mapped
+            file: self._background.submit(file_digest, file, algorithm)
+            for file in files
+            if file not in mapped and file not in self._elsewhere
         }
 
     def see(self, source: Source, name: str, start: int, stop: int) -> None:
@@ -126,6 +136,7 @@ class InputDigests:
         with ThreadPoolExecutor(threads) as pool:
             finished = dict(zip(self._files, pool.map(_File.finish, self._files.values()), strict=True))
         found = {file: f"{self._algorithm}:{digest}" for file, digest in finished.items()}
+        found |= {file: file_digest(file, self._algorithm) for file in self._elsewhere}
         return found | {file: future.result() for file, future in self._others.items()}
 
     def close(self) -> None:

@@ -28,6 +28,8 @@ from ..checkpoint.output.workspace import write_file
 from ..errors import CheckpointError
 from ..methods import METHODS
 from ..methods.two_sided import title_under
+from ..places.pointer import nbytes_of
+from ..places.ranges import ranged
 from ..plan.companions import InputFile
 from ..plan.plan import Plan
 from ..table import Table
@@ -53,7 +55,9 @@ DIGESTS: dict[str, Callable[[], Any]] = {
 
 
 def file_digest(file: Path, algorithm: str) -> str:
-    """Return `algorithm:hex` of a file's bytes."""
+    """Return `algorithm:hex` of a file's bytes, or of those that it stands for."""
+    if (elsewhere := ranged(file)) is not None:
+        return f"{algorithm}:{elsewhere.digest(DIGESTS[algorithm])}"
     digest = DIGESTS[algorithm]()
     with file.open("rb") as stream:
         if file.stat().st_size:
@@ -142,7 +146,7 @@ class CheckpointRecord:
             fingerprint=checkpoint.fingerprint,
             version=checkpoint.ref.version,
             files=tuple(
-                FileRecord(name=_name_of(file, checkpoint), nbytes=file.stat().st_size, digest=digests[file])
+                FileRecord(name=_name_of(file, checkpoint), nbytes=nbytes_of(file), digest=digests[file])
                 for file in checkpoint.all_files
             ),
         )

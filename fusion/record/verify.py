@@ -10,6 +10,7 @@ from ..checkpoint import open_checkpoint
 from ..checkpoint.adapter.config import is_adapter
 from ..checkpoint.output.guard import ADAPTER_RECORD
 from ..errors import CheckpointError
+from ..places.pointer import nbytes_of
 from ..ref import find_model
 from .adapter import ALGORITHM, read_adapter_record
 from .manifest import PROVENANCE, SBOM, FileRecord, Manifest, file_digest, files_of
@@ -30,8 +31,8 @@ def _check(folder: Path, records: Sequence[FileRecord]) -> int:
         file = folder / record.name
         if not file.is_file():
             raise CheckpointError(f"`{file}` is missing")
-        if file.stat().st_size != record.nbytes:
-            raise CheckpointError(f"`{file}` has {file.stat().st_size} bytes, the manifest says {record.nbytes}")
+        if (nbytes := nbytes_of(file)) != record.nbytes:
+            raise CheckpointError(f"`{file}` has {nbytes} bytes, the manifest says {record.nbytes}")
         found = file_digest(file, record.digest.split(":")[0])
         if found != record.digest:
             raise CheckpointError(f"`{file}` is {found}, the manifest says {record.digest}")

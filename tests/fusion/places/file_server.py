@@ -29,6 +29,7 @@ class FileServer:
         self.faults: dict[str, list[int | float]] = {}
         self.user: str | None = None
         self.ranges = True
+        self.etags: dict[bytes, str] = {}
         self.lock = threading.Lock()
 
     def __enter__(self) -> FileServer:
@@ -91,7 +92,9 @@ class _Handler(BaseHTTPRequestHandler):
         if not file.is_file():
             return self.send(404, b"none", {})
         content = file.read_bytes()
-        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "Accept-Ranges": "bytes"}
+        etag = self.local.etags.get(content) or hashlib.sha1(content).hexdigest()
+        self.local.etags[content] = etag
+        headers = {"ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
         span = re.fullmatch(r"bytes=(\d+)-(\d+)", asked or "") if self.local.ranges else None
         if span is not None:
             first, last = int(span[1]), min(int(span[2]), len(content) - 1)

@@ -1,0 +1,71 @@
+"""One safetensors file that lies elsewhere, read by ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import final
+
+import numpy as np
+
+from ..errors import CheckpointError
+from ..places.ranges import Ranged
+from .identity import FileIdentity
+from .safetensors_file import MAX_HEADER_BYTES, parse_header
+
+
+@final
+class RemoteFile:
+    """A checked header, and elements as they are asked for.
+
+    Args:
+        file: The pointer on this disk.
+    """
+
+    def __init__(self, file: Path, ranged: Ranged) -> None:
+        self.file = file
+        self.identity = FileIdentity.of(file)
+        self.left: list[str] = []
+        self._ranged = ranged
+        prefix = ranged.look(0, min(8, ranged.nbytes)).tobytes()
+        header_bytes = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or header_bytes > ranged.nbytes - 8:
+            raise CheckpointError(f"`{file.name}` is truncated: {ranged.nbytes} bytes do not hold its header")
+        if header_bytes > MAX_HEADER_BYTES:
+            raise CheckpointError(f"`{file.name}` claims a header of {header_bytes} bytes, over the limit of 100 MB")
+        content = ranged.look(0, 8 + header_bytes).tobytes()
+        self.tensors, self._offsets, self.metadata, end = parse_header(file, content)
+        if end != ranged.nbytes:
+            state = "is truncated" if ranged.nbytes < end else "has trailing bytes"
+            raise CheckpointError(
+                f"`{file.name}` {state}: the header promises {end} bytes, the file has {ranged.nbytes}"
+            )
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return elements `start … stop − 1` of the flat tensor as stored."""
+        info = self.tensors[name]
+        dtype = info.kind.numpy
+        if dtype is None:
+            raise CheckpointError(f"`{name}` in `{self.file.name}` is {info.dtype}, which sculpt cannot read")
+        first, last = self._extent(name, start, info.num_elements if stop is None else stop)
+        found = self._ranged.read(first, last)
+        if found.ctypes.data % dtype.itemsize:  # blocks do not begin where elements do
+            found = found.copy()
+        return found.view(dtype)
+
+    def foresee(self, spans: Mapping[str, Sequence[tuple[int, int]]]) -> None:
+        """Have ranges of a few elements fetched at the same time."""
+        self._ranged.foresee(self._extent(name, *span) for name, found in spans.items() for span in found)
+
+    def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
+        """Do nothing: blocks that nobody uses go by themselves."""
+
+    def extent(self, name: str, start: int = 0, stop: int | None = None) -> None:
+        """Return None: no map shows the bytes."""
+
+    def content(self) -> None:
+        """Return None."""
+
+    def _extent(self, name: str, start: int, stop: int) -> tuple[int, int]:
+        bits, first = self.tensors[name].kind.bits, self._offsets[name]
+        return first + start * bits // 8, first + stop * bits // 8

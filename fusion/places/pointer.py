@@ -1,0 +1,78 @@
+"""Files that stand for others that lie elsewhere: where, how many bytes, and in which state; read by ranges."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import final
+
+MARK = b'{"sculpt-pointer": '
+MOST = 4096  # no pointer is longer
+VERSION = 1
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Pointer:
+    """A file that lies elsewhere.
+
+    Attributes:
+        place: Its URL; of one on the hub `hf://org/model@commit/name`.
+        etag: What changes with its content; of a file of a commit nothing does.
+    """
+
+    place: str
+    nbytes: int
+    etag: str
+
+    def write(self, file: Path) -> None:
+        """Write the pointer, whole or not at all."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(f"{file.name}.{os.getpid()}.part")
+        beside.write_text(json.dumps({"sculpt-pointer": VERSION, **asdict(self)}), encoding="utf-8")
+        os.replace(beside, file)
+
+
+def read_pointer(file: Path) -> Pointer | None:
+    """Return what a file stands for, or None where it is no pointer."""
+    try:
+        if file.stat().st_size > MOST:
+            return None
+        with file.open("rb") as stream:
+            text = stream.read(MOST)
+    except OSError:
+        return None
+    if not text.startswith(MARK):
+        return None
+    content = json.loads(text)
+    return Pointer(place=content["place"], nbytes=content["nbytes"], etag=content["etag"])
+
+
+def nbytes_of(file: Path) -> int:
+    """Return the bytes of a file, or of the one that it stands for."""
+    pointer = read_pointer(file)
+    return file.stat().st_size if pointer is None else pointer.nbytes
+
+
+def make_shell(
+    where: Path, pointers: Mapping[str, Pointer], others: Mapping[str, int], content: Callable[[str], bytes]
+) -> None:
+    """Fill a folder with pointers, and with the files beside them as they are; what is there already stays.
+
+    Args:
+        others: Sizes by name.
+        content: Returns a file's bytes.
+    """
+    for name, nbytes in others.items():
+        file = where / name
+        if not file.is_file() or file.stat().st_size != nbytes:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            beside = file.with_name(f"{file.name}.{os.getpid()}.part")
+            beside.write_bytes(content(name))
+            os.replace(beside, file)
+    for name, pointer in pointers.items():
+        if read_pointer(where / name) != pointer:
+            pointer.write(where / name)
