@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -11,6 +12,8 @@ from ..file_kinds import is_private, kind_of, why_left
 
 # In the order in which transformers looks for them; what is first is read.
 WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+DIFFUSERS = tuple(re.sub("^(pytorch_)?model", "diffusion_pytorch_model", name) for name in WHOLE)
+PIPELINE = "model_index.json"  # of diffusers: its models lie in folders of their own
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 ADAPTER_CONFIG = "adapter_config.json"
 DISTRIBUTED = ".metadata"  # says what lies where in a distributed checkpoint of torch
@@ -41,7 +44,9 @@ def split(names: Iterable[str], read: Callable[[str], bytes]) -> tuple[list[str]
     names = sorted(name for name in names if not is_private(Path(name)) or name.endswith(DISTRIBUTED))
     there = set(names)
     weights: set[str] = set()
-    first = next((name for name in WHOLE if name in there), None)
+    if PIPELINE in there:
+        return _of_pipeline(names, read)
+    first = next((name for name in (*WHOLE, *DIFFUSERS) if name in there), None)
     if first is not None:
         weights = {first} | (_indexed(first, read(first)) & there if first.endswith(".json") else set())
         if first == "model.safetensors" and WHOLE[1] in there:
@@ -51,10 +56,33 @@ def split(names: Iterable[str], read: Callable[[str], bytes]) -> tuple[list[str]
         weights.add(ADAPTER_CONFIG)
     else:
         own = {name for name in names if name.endswith(".safetensors") and "/" not in name}
+        quantised = [name for name in names if name.endswith(".gguf")]
+        if not own and len(quantised) > 1:
+            raise CheckpointError(
+                f"there are {len(quantised)} GGUF files, and each is a model",
+                hint=f"name one of them, as in `PLACE:{quantised[0]}` on the hub, or by its URL",
+            )
         if not own:
             return [], names
         weights = own
     return sorted(weights), [name for name in names if name not in weights and _belongs(name)]
+
+
+def _of_pipeline(names: Iterable[str], read: Callable[[str], bytes]) -> tuple[list[str], list[str]]:
+    """Return what is needed of each model of a pipeline, and what lies beside them but weights."""
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        folder, _, own = name.partition("/")
+        folders.setdefault(folder if own else "", []).append(own or name)
+    weights: list[str] = []
+    beside = [name for name in folders.pop("", []) if _belongs(name) and not is_weights(name)]
+    for folder, within in folders.items():
+        if why_left(Path(folder), is_folder=True):
+            continue
+        found = split(within, lambda name, folder=folder: read(f"{folder}/{name}"))
+        weights += [f"{folder}/{name}" for name in found[0]]
+        beside += [f"{folder}/{name}" for name in found[1] if not is_weights(name) or not found[0]]
+    return sorted(weights), sorted(beside)
 
 
 def is_weights(name: str) -> bool:

@@ -23,6 +23,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(cache / "token"))
     monkeypatch.setenv("SCULPT_CACHE", str(cache / "sculpt"))
+    monkeypatch.setattr(ref, "FOUND", {})
     with LocalHub() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         yield server

@@ -84,6 +84,39 @@ def test_of_two_forms_of_an_adapter_one_is_needed() -> None:
     assert needed(names[:2], lambda _: b"") == ["adapter_config.json", "adapter_model.bin"]
 
 
+def test_of_a_pipeline_one_form_of_each_model_is_needed() -> None:
+    index = json.dumps({"weight_map": {"a": "diffusion_pytorch_model-00001-of-00001.safetensors"}}).encode()
+    kept = [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/vocab.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model-00001-of-00001.safetensors",
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+    ]
+    others = [
+        "v1-5-pruned.safetensors",
+        "v1-5-pruned.ckpt",
+        "text_encoder/pytorch_model.bin",
+        "text_encoder/model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.non_ema.safetensors",
+        "onnx/unet.onnx",
+    ]
+    assert needed([*kept, *others], lambda _: index) == kept
+
+
+def test_of_several_gguf_files_one_is_to_be_named(hub: LocalHub) -> None:
+    hub.put("org/model", {"m.Q4_K_M.gguf": b"4", "m.Q8_0.gguf": b"8", "config.json": b"{}"})
+    message, hint = refused("org/model")
+    assert message == "there are 2 GGUF files, and each is a model"
+    assert "PLACE:m.Q4_K_M.gguf" in hint
+    assert find_model("org/model:m.Q8_0.gguf").path.read_bytes() == b"8"
+
+
 def test_a_folder_or_a_file_of_a_repository_is_a_model(hub: LocalHub, make_pair: Pair, here: Path) -> None:
     base, tuned = make_pair(shards=1)
     files = {f"base/{file.name}": file.read_bytes() for file in base.iterdir()}
