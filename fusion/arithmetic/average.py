@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .gram import cholesky, mean_matrix, refuse_other_shapes
+from .gram import cholesky, divided, mean_matrix, refuse_other_shapes
 from .group import Group
 from .per_element import PerElement, computed
 from .sums import added
@@ -77,6 +77,5 @@ def mixings(name: str, matrices: list[Any], *, dtype: Any, hint: str) -> list[An
     del total
     found = []
     while matrices:  # each is let go of before the next is solved for
-        # A_k·S⁻¹ is the transpose of S⁻¹·A_k, as both are symmetric.
-        found.append(torch.cholesky_solve(matrices.pop(0), factor).T.to(dtype))
+        found.append(divided(matrices.pop(0), factor, dtype))
     return found

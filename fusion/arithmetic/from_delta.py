@@ -24,8 +24,8 @@ def delta_moment(deltas: Iterable[Any]) -> Any:
     """Return δᵀδ, a float64 torch tensor (width, width), of runs of rows, float torch tensors (rows, width)."""
     total = None
     for delta in deltas:
-        own = (delta.T @ delta).double()
-        total = own if total is None else total.add_(own)
+        own = delta.T @ delta
+        total = own.double() if total is None else total.add_(own)
     assert total is not None  # a tensor without elements has no matrices
     return total
 

@@ -10,6 +10,8 @@ import numpy as np
 from ..errors import CurvatureError, MethodError
 from .curvature import Curvature
 
+STRIP = 512  # rows that are solved for at once: enough that it is as fast as all, fixed so that no bit depends on it
+
 
 def check_matrix(name: str, matrix: np.ndarray) -> None:
     """Refuse a matrix that cannot be a Σ x·xᵀ.
@@ -54,9 +56,10 @@ def mean_matrix(name: str, curvature: Curvature, stack: int, device: Any) -> Any
 
 
 def cholesky(name: str, matrix: Any, *, why: str = "", hint: str) -> Any:
-    """Return the lower factor of a symmetric float64 torch tensor.
+    """Return the lower factor of a symmetric float64 torch tensor, in whose memory it lies where torch can do that.
 
     Args:
+        matrix: It is used up.
         why: What the sentence about a failure ends in.
         hint: What helps then.
 
@@ -65,7 +68,32 @@ def cholesky(name: str, matrix: Any, *, why: str = "", hint: str) -> Any:
     """
     import torch
 
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    if int(failed) or not bool(torch.isfinite(factor).all()):
-        raise MethodError(f"the curvature of `{name}` cannot be factorised{why}", hint=hint)
+    refusal = MethodError(f"the curvature of `{name}` cannot be factorised{why}", hint=hint)
+    room = matrix.mT  # LAPACK goes by columns
+    try:
+        factor = torch.linalg.cholesky(room, out=room)
+    except torch.linalg.LinAlgError as error:
+        raise refusal from error
+    if not bool(torch.isfinite(factor.diagonal()).all()):
+        raise refusal
     return factor
+
+
+def divided(matrix: Any, factor: Any, dtype: Any) -> Any:
+    """Return `matrix·(L·Lᵀ)⁻¹`, a torch tensor of the matrix's shape.
+
+    Some rows at a time, so that what comes back is all the memory it takes.
+
+    Args:
+        matrix: Float64 torch tensor, (rows, width).
+        factor: L, (width, width).
+        dtype: torch's, of what comes back.
+    """
+    import torch
+
+    found = torch.empty(matrix.shape, dtype=dtype, device=matrix.device)
+    for start in range(0, len(matrix), STRIP):
+        part = slice(start, start + STRIP)
+        half = torch.linalg.solve_triangular(factor, matrix[part].mT, upper=False)
+        found[part] = torch.linalg.solve_triangular(factor.mT, half, upper=True).mT
+    return found

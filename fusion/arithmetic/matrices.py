@@ -83,22 +83,22 @@ class Matrices:
         A run is which of its rows, and a NumPy array (count, width) of every model. Rows that do not lie in the tensor
         one after the other cannot be read apart: then a matrix comes whole.
         """
-        step = max(1, CHUNK // layout.width)
-        models: list[Any] = []
-        if not layout.is_in_order:
-            models = [layout.split(model) for model in self.flat(0, prod(layout.shape))]
-
-        def runs(k: int) -> Iterator[Rows]:
-            if models:
-                yield slice(0, layout.rows), tuple(model[k] for model in models)
-                return
-            for row in range(0, layout.rows, step):
-                last = min(row + step, layout.rows)
-                start, stop = (k * layout.rows + row) * layout.width, (k * layout.rows + last) * layout.width
-                yield slice(row, last), tuple(a.reshape(-1, layout.width) for a in self.flat(start, stop))
-
         for k in range(layout.stack):
-            yield k, functools.partial(runs, k)
+            yield k, functools.partial(self.runs, layout, k)
+
+    def runs(self, layout: RowLayout, k: int) -> Iterator[Rows]:
+        """Yield runs of whole rows of one of the stacked matrices."""
+        size = layout.rows * layout.width
+        for run in layout.runs(CHUNK, k * size, (k + 1) * size):
+            first, last = ((place - k * size) // layout.width for place in (run.start, run.stop))
+            yield slice(first, last), self.rows(layout, run)
+
+    def rows(self, layout: RowLayout, run: range) -> Models:
+        """Return the rows of a run, a NumPy array (count, width) of every model."""
+        models = self.flat(run.start, run.stop)
+        if layout.is_in_order:
+            return tuple(model.reshape(-1, layout.width) for model in models)
+        return tuple(layout.one.split(model)[0] for model in models)
 
 
 def host(array: Any) -> np.ndarray:

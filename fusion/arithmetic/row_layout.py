@@ -40,6 +40,30 @@ class RowLayout:
         """Whether rows lie in the tensor one after the other."""
         return self.order == tuple(range(len(self.shape)))
 
+    @property
+    def one(self) -> RowLayout:
+        """One of the stacked matrices, whose elements lie in the tensor one after the other."""
+        return RowLayout(
+            shape=(self.shape[0] // self.stack, *self.shape[1:]), order=self.order, stack=1, width=self.width
+        )
+
+    def runs(self, most: int, start: int, stop: int) -> Iterator[range]:
+        """Yield the runs that elements `start … stop − 1` lie in, as elements of the tensor.
+
+        A run is whole rows of one of the stacked matrices, and begins where it would for the whole tensor; it is all
+        rows of it where they do not lie one after the other.
+
+        Args:
+            most: Elements of a run, unless a row has more.
+        """
+        size = self.rows * self.width
+        step = max(1, most // self.width) * self.width if self.is_in_order else size
+        while start < stop:
+            matrix = start // size * size
+            first = matrix + (start - matrix) // step * step
+            start = min(first + step, matrix + size)
+            yield range(first, start)
+
     def split(self, flat: Any) -> Any:
         """Return the elements of the tensor as (stack, rows, width)."""
         xp = array_namespace(flat)

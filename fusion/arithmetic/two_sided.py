@@ -29,7 +29,7 @@ import numpy as np
 from ..errors import MethodError
 from ..typed import Options
 from .curvature import UNMEASURED, Curvature
-from .gram import cholesky
+from .gram import cholesky, divided
 from .group import Group
 from .per_element import PerElement, computed
 from .per_model import PerModel, as_tuple
@@ -307,7 +307,7 @@ def mixing_blocks(
 ) -> list[list[tuple[slice, Any]]]:
     """Return `M_k = w_k·A_k·(Σ_j w_j·A_j + λ·G)⁻¹` of each target as its diagonal blocks.
 
-    A block is which inputs, and a float64 torch tensor over them. `δ' = Σ_k δ_k·M_k`; there is one block of all inputs
+    A block is which inputs, and a float32 torch tensor over them. `δ' = Σ_k δ_k·M_k`; there is one block of all inputs
     unless `curvature` says otherwise. By Cholesky in float64; M is not symmetric.
 
     Args:
@@ -322,12 +322,12 @@ def mixing_blocks(
     width = general.matrix.shape[0]
     size = protection.block_size or width
     if not any(bool(side.matrix.any()) for side in (general, *targets)):  # an expert that no data reached: alike
-        whole = torch.eye(width).to(general.matrix) / (added(counts) + weight)
-        return [[(slice(0, width), whole * count)] for count in counts]
+        whole = torch.eye(width, dtype=torch.float64) / (added(counts) + weight)
+        return [[(slice(0, width), (whole * count).float().to(general.matrix.device))] for count in counts]
     found: list[list[tuple[slice, Any]]] = [[] for _ in targets]
     for start in range(0, width, size):
         part = slice(start, min(start + size, width))
-        # The matrices are large: each is changed in place, and let go of once it has been used.
+        # The matrices are large: each is changed in place.
         both = general.matrix[part, part]
         both.diagonal().add_(protection.ridge * general.mean)
         both.mul_(weight)
@@ -337,7 +337,6 @@ def mixing_blocks(
             both.add_(a if count == 1 else a.mul_(count))
         why, hint = f" with a ridge of {protection.ridge:g}", "a larger ridge makes it positive definite"
         factor = cholesky(name, both, why=why, hint=hint)
-        del both
         for blocks, target in zip(found, targets, strict=True):
-            blocks.append((part, torch.cholesky_solve(target.matrix[part, part], factor).T))
+            blocks.append((part, divided(target.matrix[part, part], factor, torch.float32)))
     return found

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..arithmetic.from_delta import delta_moment
-from ..arithmetic.gram import cholesky
+from ..arithmetic.gram import cholesky, divided
 from ..device import float64_device
 from .by_matrix import ByMatrix
 from .checks import at_least_zero
@@ -47,7 +47,6 @@ class Wudi(ByMatrix):
 
     def merged(self, name: str, deltas: list[Any]) -> Any:
         """Return τ."""
-        import torch
 
         dtype, place = deltas[0].dtype, deltas[0].device
         exact = float64_device(place)
@@ -63,4 +62,4 @@ class Wudi(ByMatrix):
             total = moment if total is None else total.add_(moment)
         total.diagonal().add_(self.ridge * total.diagonal().mean())
         factor = cholesky(name, total, hint="a larger ridge makes it positive definite")
-        return torch.cholesky_solve(wanted.T, factor).T.to(place, dtype)
+        return divided(wanted, factor, dtype).to(place)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from math import prod
 
 from ..arithmetic.group import Group
-from ..arithmetic.matrices import CHUNK
 from ..arithmetic.two_sided import Protection
 from ..checkpoint.output.encoding import Encoding
 from ..dtypes import DTYPES
@@ -19,7 +18,8 @@ from ..errors import MemoryBudgetError
 from ..methods import Method
 from ..plan.step import Step
 from .backend import SPARE_BUFFERS, Backend
-from .protector import CHUNK_BYTES, HELD, MIXINGS, PAIR_BYTES, joins
+from .mixer import mixing_bytes, solving_bytes
+from .protector import joins
 
 PROCESS_BYTES = 75_000_000  # the interpreter with NumPy and kernels, measured
 TORCH_BYTES = 230_000_000  # what importing torch adds, measured
@@ -39,6 +39,7 @@ class Bill:
         process: The interpreter and its libraries.
         tiles: Buffers that tiles are computed into and written from, and the arithmetic on all threads.
         held: Copies of tiles that were written before their turn to be hashed came.
+        solving: Of the one tensor whose deltas are being mixed by matrices.
         whole: Of tensors that are worked on whole, all that may be under way at once.
         budget: Up to what such tensors are let in.
     """
@@ -46,13 +47,14 @@ class Bill:
     process: int
     tiles: int
     held: int
+    solving: int
     whole: int
     budget: int
 
     @property
     def total(self) -> int:
         """What the process takes at its height, at most."""
-        return self.process + self.tiles + self.held + self.whole
+        return self.process + self.tiles + self.held + self.solving + self.whole
 
     @property
     def expected(self) -> int:
@@ -70,26 +72,35 @@ def _kinds(steps: Sequence[Step]) -> dict[Hashable, Step]:
     return {_kind(step): step for step in steps}
 
 
-def whole_bytes(step: Step, method: Method, protection: Protection | None) -> int:
-    """Return what one tensor takes while it is worked on whole; 0 where tiles of it will do.
+def _inputs(step: Step) -> int:
+    """Return the most inputs that a matrix of a tensor can have; its statistics are not known yet."""
+    return min(prod(step.shape[1:]), max(step.shape, default=1))
 
-    What statistics there will be of it is not known yet, so that the widest form is billed.
-    """
-    if step.action != "fuse":
-        return 0
-    group = Group(name=step.name, shape=step.shape)
-    is_matrix = len(step.shape) > 1
-    num_models, pairs, total = len(step.tuned), min(prod(step.shape[1:]), max(step.shape, default=1)) ** 2, 0
-    if protection is not None and protection.needs_gram and is_matrix:
-        block = min(pairs, (protection.block_size or pairs) ** 2)
-        together = num_models if joins(method, num_models) else 1  # matrices A that are there at once, beside G
-        total += 4 * num_models * step.num_fused + min(CHUNK_BYTES, CHUNK_BYTES * step.num_fused // CHUNK)
-        total += pairs * 8 * (together + 1) + block * PAIR_BYTES + 4 * MIXINGS * num_models * pairs
-    if method.region(group) == "matrix":
+
+def _is_mixed(step: Step, protection: Protection | None) -> bool:
+    """Return whether a tensor's deltas may be mixed by matrices."""
+    return protection is not None and protection.needs_gram and step.action == "fuse" and len(step.shape) > 1
+
+
+def whole_bytes(step: Step, method: Method, protection: Protection | None) -> int:
+    """Return what is there of one tensor all the while that it is under way; 0 where tiles of it will do."""
+    total, num_models = 0, len(step.tuned)
+    if protection is not None and method.scope == "tensor" and _is_mixed(step, protection):
+        total += mixing_bytes(_inputs(step), num_models, protection)
+    if step.action == "fuse" and method.region(Group(name=step.name, shape=step.shape)) == "matrix":
         each = method.bytes_per_element + MODEL_BYTES * (num_models - 1) + WHOLE_BYTES
         of_pair = method.bytes_per_input_pair + method.bytes_per_model_pair * num_models
-        total += each * step.num_fused + (of_pair * pairs if is_matrix else 0)
+        total += each * step.num_fused + (of_pair * _inputs(step) ** 2 if len(step.shape) > 1 else 0)
     return total
+
+
+def _solving(step: Step, method: Method, protection: Protection | None) -> int:
+    """Return what a tensor takes while its deltas are being mixed by matrices, which one at a time are."""
+    if protection is None or not _is_mixed(step, protection):
+        return 0
+    num_models = len(step.tuned)
+    joined, by_tensor = joins(method, num_models), method.scope == "tensor"
+    return solving_bytes(step.num_fused, _inputs(step), num_models, protection, joined=joined, by_tensor=by_tensor)
 
 
 def bill_of(
@@ -112,16 +123,17 @@ def bill_of(
         MemoryBudgetError: A tensor takes more than the budget.
     """
     tiles, held = _tile_bytes(steps, method, backend)
-    room = None if memory is None else max(0, memory - tiles - held)
-    by_kind = {kind: whole_bytes(step, step.method or method, protection) for kind, step in _kinds(steps).items()}
+    kinds = _kinds(steps)
+    solvings = {kind: _solving(step, step.method or method, protection) for kind, step in kinds.items()}
+    by_kind = {kind: whole_bytes(step, step.method or method, protection) for kind, step in kinds.items()}
+    solving = max(solvings.values(), default=0)
+    room = None if memory is None else max(0, memory - tiles - held - solving)
     wholes = {step.name: by_kind[_kind(step)] for step in steps}
-    if protection is not None and any((step.method or method).scope != "tensor" for step in steps):
-        # All tensors of a block or model are gone through again and again: a few are held, and threads hold others.
-        wholes = dict.fromkeys(wholes, (HELD + backend.threads) * max(wholes.values(), default=0))
     name, largest = max(wholes.items(), key=lambda found: found[1], default=("", 0))
     if room is not None and largest > room:
         shape = next(step.shape for step in steps if step.name == name)
-        needed, enough = largest + tiles + held, largest + sum(_tile_bytes(steps, method, unlimited()))
+        whole = largest + solving
+        needed, enough = whole + tiles + held, whole + sum(_tile_bytes(steps, method, unlimited()))
         raise MemoryBudgetError(name, shape, method.title, needed=needed, budget=memory or 0, enough=enough)
     at_once = sum(sorted(wholes.values())[-backend.threads :])
     budget = max(largest, LET_IN_BYTES) if room is None else room
@@ -129,6 +141,7 @@ def bill_of(
         process=PROCESS_BYTES + (TORCH_BYTES if loads_torch else 0),
         tiles=tiles,
         held=held,
+        solving=solving,
         whole=min(at_once, budget),
         budget=budget,
     )

@@ -13,7 +13,6 @@ from ..plan.plan import Step
 from ..progress import Progress
 from ..record.records import TensorRecord
 from .bill import whole_bytes
-from .protector import HELD
 from .share import share_of, together
 from .stages import Results, stages
 from .task import Context, TensorTask
@@ -33,8 +32,7 @@ def _bill(unit: Unit) -> int:
     """Return the bytes that a unit takes beyond those of its tiles, while it is under way."""
     context = unit[0].context
     protection = context.protector.protection if context.protector is not None else None
-    each = max(whole_bytes(task.step, task.method, protection) for task in unit)
-    return each if len(unit) == 1 else each * (HELD + context.backend.threads)
+    return sum(whole_bytes(task.step, task.method, protection) for task in unit)
 
 
 def _size(unit: Unit) -> int:

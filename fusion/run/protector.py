@@ -9,35 +9,24 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar, final
 
 import numpy as np
 
-from ..arithmetic.curvature import Curvature
-from ..arithmetic.from_delta import delta_moment, inputs_of
-from ..arithmetic.gram import mean_matrix, refuse_other_shapes
 from ..arithmetic.group import Group
-from ..arithmetic.matrices import CHUNK, Matrices, Models, Rows
+from ..arithmetic.matrices import Matrices, Models
 from ..arithmetic.per_model import spread
-from ..arithmetic.row_layout import row_layout
-from ..arithmetic.two_sided import LOW_RANK, Moment, Protection, fractions, mixing_blocks, put_together, reached
-from ..device import device_of, float64_device, torch_device
+from ..arithmetic.two_sided import LOW_RANK, Protection, fractions, put_together, reached
 from ..methods import Method
-
-HELD = 4  # tensors that are kept until they are released
-MIXINGS = 2  # matrices that are kept for each tuned model: q, k and v come one after the other and share theirs
-CHUNK_BYTES = 28 * CHUNK  # of the chunk that is being multiplied: base, tuned, δ and what moves, in float32
-PAIR_BYTES = 36  # of a pair of inputs, beside A and G in float64: a factor, the solution, and the copies of each
+from .mixer import HELD, Mixed, Mixer
 
 TARGET_ALONE, GENERAL_ALONE = "target alone", "general alone"  # forms of tensors that only one side reached
 INTERPOLATION = "interpolation"  # of what neither did
 
 T = TypeVar("T")
-Mixing = list[tuple[slice, Any]]  # which inputs, and a matrix over them
-DeltaOf = Callable[[Models, int], Any]  # rows of every model, and which tuned model: its delta, a torch tensor
 
 
 def joins(method: Method, num_tuned: int) -> bool:
@@ -49,11 +38,11 @@ def joins(method: Method, num_tuned: int) -> bool:
 class Protector:
     """Gives protected tensors in place of the tuned ones; any thread may ask.
 
-    A diagonal works on any run of elements. With matrices a tensor is made whole, one at a time, and a few are held in
-    float32 until they are released.
+    A diagonal works on any run of elements; of matrices a `Mixer` makes the runs of rows that the elements lie in.
 
     Args:
         joins: Put the tuned models together.
+        by_tensor: Whether few tensors are under way at once, not all of a block or model that share a reduction.
         low_rank: Returns the places among the tuned models of those whose deltas are of low rank.
         device: Where matrices are factorised and multiplied, as torch names it.
     """
@@ -63,16 +52,16 @@ class Protector:
         protection: Protection,
         *,
         joins: bool = False,
+        by_tensor: bool = True,
         low_rank: Callable[[], frozenset[int]] = frozenset,
         device: str = "cpu",
     ) -> None:
         self.protection = protection
         self._joins = joins
         self._find_low_rank = low_rank
-        self._device = device
-        self._lock, self._making = threading.Lock(), threading.Lock()
+        self._mixer = Mixer(protection, device=device, most=None if by_tensor else HELD)
+        self._lock = threading.Lock()
         self._held: OrderedDict[str, OrderedDict[Hashable, Any]] = OrderedDict()
-        self._known: list[tuple[list[np.ndarray | None], int, list[tuple[int, Mixing]]]] = []
 
     def form(self, group: Group, k: int) -> str:
         """Return what a delta is mixed by: the form that was asked for, or what its statistics allow."""
@@ -139,10 +128,6 @@ class Protector:
         reached = [target for target in known if target is not None and target.num_tokens]
         return all(target.gram is not None for target in reached) and (bool(reached) or len(known) < len(party))
 
-    def needs_whole(self, group: Group) -> bool:
-        """Whether tensors are made whole before any of their elements is there."""
-        return any(self._is_by_matrix(group, party) for party in self._parties(group))
-
     def tuned(self, group: Group, start: int, stop: int, matrices: Matrices) -> list[np.ndarray]:
         """Return elements `start … stop − 1` of each protected tensor, float32, or float64 where an input is.
 
@@ -152,17 +137,25 @@ class Protector:
         """
         parties = self._parties(group)
         by_matrix = [party for party in parties if self._is_by_matrix(group, party)]
-        wholes = self._wholes(group, by_matrix, matrices) if by_matrix else {}
+        mixed = self._mixed(group, by_matrix, matrices, start, stop) if by_matrix else {}
         models: Models = matrices.flat(start, stop) if len(by_matrix) < len(parties) else ()
         return [
-            wholes[party[0]][start:stop] if party in by_matrix else self._by_element(group, party, models, start)
+            mixed[party[0]] if party in by_matrix else self._by_element(group, party, models, start)
             for party in parties
         ]
+
+    def _mixed(
+        self, group: Group, parties: list[list[int]], matrices: Matrices, start: int, stop: int
+    ) -> dict[int, np.ndarray]:
+        sources = [self._source(group, k) for k in range(len(group.tuned))]
+        mixed = Mixed(group=group, parties=parties, sources=sources, shares=self._shares(group), matrices=matrices)
+        return self._mixer.elements(mixed, start, stop)
 
     def release(self, name: str) -> None:
         """Let go of a tensor."""
         with self._lock:
             self._held.pop(name, None)
+        self._mixer.release(name)
 
     def _once(self, name: str, key: Hashable, make: Any) -> Any:
         """Return what was made of a tensor before, or make it; of the tensors that are held the oldest goes."""
@@ -193,107 +186,3 @@ class Protector:
         for part, own in zip(parts[1:], tuned[1:], strict=True):
             moved += part * (own - base)
         return base + moved if len(party) > 1 else np.where(parts[0] == 1, tuned[0], base + moved)
-
-    def _wholes(self, group: Group, parties: list[list[int]], matrices: Matrices) -> dict[int, np.ndarray]:
-        with self._lock:
-            held = self._held.get(group.name, {}).get("wholes")
-        if held is not None:
-            return held
-        with self._making:  # one at a time: the matrices are large, and torch uses all cores for each
-            return self._once(group.name, "wholes", lambda: self._make_wholes(group, parties, matrices))
-
-    def _make_wholes(self, group: Group, parties: list[list[int]], matrices: Matrices) -> dict[int, np.ndarray]:
-        """Return what is made of each party, by its first model."""
-        import torch
-
-        general = group.base
-        assert general is not None
-        refuse_other_shapes(group.name, (general, *group.tuned))
-        layout = row_layout(group.name, group.shape, general)
-        wholes: dict[int, np.ndarray] = {}
-
-        def delta_of(models: Models, k: int) -> Any:
-            delta = np.ascontiguousarray(models[k + 1] - models[0])
-            return torch.from_numpy(delta).to(device_of(torch_device(self._device), delta.dtype))
-
-        for stack, runs in matrices.stacks(layout):
-            mixings = {k: found for party in parties for k, found in self._mixings(group, party, stack, runs, delta_of)}
-            for rows, models in runs():
-                base = models[0]
-                for party in parties:
-                    if party[0] not in wholes:
-                        wholes[party[0]] = np.empty((layout.stack, layout.rows, layout.width), base.dtype)
-                    moved: Any = None
-                    for k in party:
-                        delta = delta_of(models, k)
-                        own = torch.cat([delta[:, part] @ m.to(delta) for part, m in mixings[k]], dim=1)
-                        moved = own if moved is None else moved.add_(own)
-                    wholes[party[0]][stack, rows] = base + moved.cpu().numpy()
-        return {k: layout.join(whole) for k, whole in wholes.items()}
-
-    def _mixings(
-        self, group: Group, party: list[int], stack: int, runs: Callable[[], Iterator[Rows]], delta_of: DeltaOf
-    ) -> list[tuple[int, Mixing]]:
-        """Return the blocks of one of the stacked matrices for each model of a party.
-
-        Those of samples are kept for the next tensors: such as see the same inputs.
-        """
-        general = group.base
-        assert general is not None
-        assert general.gram is not None
-        sources = [self._source(group, k) for k in party]
-        grams = [general.gram, *(target.gram if target is not None else None for target in group.tuned)]
-        key = [grams[0], *(grams[k + 1] for k in party)]
-        if set(sources) == {"data"}:
-            for known, number, made in self._known:
-                if number == stack and all(ours is theirs for ours, theirs in zip(known, key, strict=True)):
-                    return made
-        device = float64_device(torch_device(self._device))
-        base = Moment(matrix=mean_matrix(group.name, general, stack, device), mean=_mean_diagonal(general))
-        targets = []
-        for place, k in enumerate(party):
-            if sources[place] == "data":
-                targets.append(self._measured(group, k, stack, base, joined=len(party) > 1))
-                continue
-            own = base.matrix.diagonal().mean()
-            if sources[place] in ("delta", LOW_RANK):
-                moment = delta_moment(delta_of(models, k).to(device) for _, models in runs())
-                matrix = inputs_of(moment, base.matrix)
-            else:
-                diagonal = base.matrix.diagonal()
-                matrix = (own.expand(len(diagonal)) if sources[place] == "identity" else diagonal).diag()
-            # The ridge of an expert that no general sample reached: alike on both sides, an interpolation.
-            targets.append(Moment(matrix=matrix, mean=float(own) or base.mean))
-        shares = self._shares(group)
-        weight, counts = self.protection.balance(sources, [shares[k] for k in party])
-        blocks = mixing_blocks(group.name, targets, base, self.protection, weight, counts)
-        place = torch_device(self._device)
-        made = [
-            (k, [(part, matrix.float().to(place)) for part, matrix in own])
-            for k, own in zip(party, blocks, strict=True)
-        ]
-        if set(sources) == {"data"}:
-            most = MIXINGS * (1 if len(party) > 1 else len(group.tuned))
-            self._known = [*self._known[-most + 1 :], (key, stack, made)]
-        return made
-
-    def _measured(self, group: Group, k: int, stack: int, base: Moment, *, joined: bool) -> Moment:
-        """Return A of target samples. Where models are put together it has G's trace, so that none counts for more
-        because its activations are larger, and a λ means the same for all."""
-        import torch
-
-        target = group.tuned[k]
-        if target is None or target.gram is None or not target.num_tokens:
-            return Moment(matrix=torch.zeros_like(base.matrix), mean=0.0)
-        matrix, mean = mean_matrix(group.name, target, stack, base.matrix.device), _mean_diagonal(target)
-        if not joined or not mean:
-            return Moment(matrix=matrix, mean=mean)
-        return Moment(matrix=matrix.mul_(base.mean / mean), mean=base.mean)
-
-
-def _mean_diagonal(curvature: Curvature) -> float:
-    """Return the mean of E[x²] over all inputs, of stacked matrices those of all."""
-    if curvature.mean_square is not None:
-        return curvature.mean_square
-    diagonal: Any = np.diagonal(curvature.gram, axis1=-2, axis2=-1)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    return float(diagonal.mean(dtype=np.float64)) / curvature.num_tokens

@@ -133,6 +133,7 @@ class Settings(Options):
         return Protector(
             self.protection,
             joins=joins(plan.method, len(plan.tuned)),
+            by_tensor=all((step.method or plan.method).scope == "tensor" for step in plan.steps),
             low_rank=lambda: low_rank_models(plan),
             device="cpu" if self.device == "auto" else self.device,
         )

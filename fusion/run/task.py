@@ -227,14 +227,12 @@ class TensorTask:
 
     @property
     def is_made_whole(self) -> bool:
-        """Whether a matrix transform makes the tensor, or those that the method sees in place of the tuned."""
-        protector = self.context.protector
-        return self.region == "matrix" or (protector is not None and protector.needs_whole(self.group))
+        """Whether a matrix transform makes the tensor."""
+        return self.region == "matrix"
 
     def run(self, wanted: Wanted, span: Span) -> Any:
         """Make the tensor whole, run a pass or a map over a span, or copy it."""
         if isinstance(wanted, Prepare):
-            self._entering(0, 0)
             self._prepare()
             return None
         if isinstance(wanted, Pass):

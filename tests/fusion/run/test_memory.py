@@ -18,6 +18,7 @@ from sculpt.fusion.run.fuse import prepare
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 SHAPE = (1500, 1500)
+SMALL = (60, 40)
 TALL = (6000, 300)  # whose singular vectors are found quickly
 BY_SINGULAR_VECTORS = ("tsv-m", "iso-c")
 # Methods that look at more than a row at a time are here in the form that does; a protection stands before one.
@@ -51,7 +52,10 @@ def _tall(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def models_in(folder: Path, shape: tuple[int, int]) -> Path:
-    """Return the folder, with a base and three fine-tunes, each with four matrices."""
+    """Return the folder, with a base and three fine-tunes, each with four matrices, and small ones in `small`."""
+    if shape != SMALL:
+        (folder / "small").mkdir()
+        models_in(folder / "small", SMALL)
     base = {f"layers.{k}.weight": np.random.default_rng(k).standard_normal(shape).astype("f4") for k in range(4)}
     for model in range(4):
         rng = np.random.default_rng(100 + model)
@@ -63,8 +67,10 @@ def models_in(folder: Path, shape: tuple[int, int]) -> Path:
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_takes_what_its_plan_says(case: str, folder: Path, tall: Path, tmp_path: Path) -> None:
     method, num_tuned, options, protection = CASES[case]
-    for file in (tall if case in BY_SINGULAR_VECTORS else folder).glob("*.safetensors"):
-        (tmp_path / file.name).symlink_to(file)
+    models = tall if case in BY_SINGULAR_VECTORS else folder
+    (tmp_path / "small").mkdir()
+    for file in models.rglob("*.safetensors"):
+        (tmp_path / file.relative_to(models)).symlink_to(file)
     arguments = [str(tmp_path), method, str(num_tuned), json.dumps(options), json.dumps(protection)]
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("memory_of.py"), *arguments],
