@@ -19,7 +19,6 @@ GATHER = (
 )
 # The first that is there names a folder: a pattern, what it is, how it becomes a checkpoint.
 FOLDERS = (
-    ("*.gguf", "a GGUF file, llama.cpp's format", "name the checkpoint that it was converted from"),
     (
         "zero_to_fp32.py",
         "what DeepSpeed puts beside its shards",
@@ -76,7 +75,7 @@ def refuse_foreign_file(file: Path) -> None:
     """Refuse a file whose first bytes say that it holds no tensors that are read here.
 
     Raises:
-        CheckpointError: It is a pointer of git-LFS, or GGUF, or no regular file.
+        CheckpointError: It is a pointer of git-LFS, or GGUF under another name, or no regular file.
     """
     refuse_pipe(file)
     try:
@@ -91,10 +90,8 @@ def refuse_foreign_file(file: Path) -> None:
             f"`{file}` is a pointer of git-LFS{told}, not the file itself",
             hint="`git lfs pull` in its folder, or `hf download`, fetches the file",
         )
-    if start.startswith(b"GGUF"):
-        raise CheckpointError(
-            f"`{file}` is a GGUF file, llama.cpp's format", hint="name the checkpoint that it was converted from"
-        )
+    if start.startswith(b"GGUF") and file.suffix != ".gguf":
+        raise CheckpointError(f"`{file}` is a GGUF file, llama.cpp's format", hint="name it `*.gguf` to have it read")
 
 
 def torch_error(file: Path, error: BaseException) -> CheckpointError:

@@ -66,6 +66,11 @@ class Source(ABC):
     file_names: Mapping[str, FileNames] = MappingProxyType({"": FileNames()})
     is_elsewhere: bool = False
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of how it is read, beside what is said of every model."""
+        return ()
+
     @abstractmethod
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return elements `start … stop − 1` of the flattened tensor, in `TensorInfo.dtype`, perhaps read-only.

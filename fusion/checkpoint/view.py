@@ -66,6 +66,11 @@ class View(Source):
         return self._own.decoded
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of how the model is read."""
+        return self._own.notes
+
+    @property
     def metadata(self) -> Mapping[str, str]:
         """What the model's files say of themselves."""
         return self._own.metadata

@@ -4,8 +4,8 @@
 machine code. `accelerator` has Triton's for devices.
 """
 
+from ..native import TAKEN_FOR
 from . import adadare, budget, dare, merge, ranks, saliency, task_arithmetic
-from .native import TAKEN_FOR
 from .stand_in import StandIns
 
 MODULES = (adadare, budget, dare, merge, ranks, saliency, task_arithmetic)

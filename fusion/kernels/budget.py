@@ -6,7 +6,7 @@ import numpy as np
 
 from ..arithmetic import budget
 from ..arithmetic.tile import RawTile
-from .native import Kernel, address
+from ..native import Kernel, address
 from .stand_in import StandIn
 from .tiles import num_blocks, scratch
 

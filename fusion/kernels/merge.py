@@ -9,12 +9,12 @@ import numpy as np
 
 from ..arithmetic.sums import BLOCK
 from ..arithmetic.tile import RawTile
+from ..native import Kernel, address
 from ..transforms.bernoulli import Drawn
 from ..transforms.chain import merge_kept, takes_whole
 from ..transforms.merge import Merging
 from ..transforms.scale import add_weighted as add_weighted_definition
 from ..transforms.trim import Range, Within, magnitudes
-from .native import Kernel, address
 from .stand_in import StandIn, any_models
 from .tiles import num_blocks, scratch, scratch_rows
 

@@ -9,8 +9,8 @@ import numpy as np
 from ..arithmetic import ranks
 from ..arithmetic.ranks import BINS, DIGIT
 from ..arithmetic.tile import RawTile
+from ..native import Kernel, address
 from ..transforms.trim import magnitudes, saliencies
-from .native import Kernel, address
 from .stand_in import StandIn
 from .tiles import root_of, scratch_block, scratch_words
 

@@ -6,10 +6,10 @@ import numpy as np
 
 from ..arithmetic.ranks import NOTHING
 from ..arithmetic.tile import RawTile
+from ..native import Kernel, address
 from ..transforms.chain import merge_kept
 from ..transforms.merge import Merging, total
 from ..transforms.trim import Within, saliencies
-from .native import Kernel, address
 from .stand_in import StandIn
 from .tiles import num_blocks, root_of, scratch
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..arithmetic.tile import RawTile
+from ..native import Kernel, address
 from ..transforms import scale as definitions
-from .native import Kernel, address
 from .stand_in import StandIn
 from .tiles import num_blocks, scratch
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..arithmetic.per_element import PerElement, Repeated
 from ..arithmetic.sums import BLOCK
 from ..arithmetic.tile import RawTile
-from .native import address
+from ..native import address
 
 LANES = 512  # 256 of a sum, 256 of a sum of squares
 

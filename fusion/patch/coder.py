@@ -13,7 +13,7 @@ from typing import final
 
 import numpy as np
 
-from ..kernels.native import Kernel, address
+from ..native import Kernel, address
 from .contexts import NEVER, Frame, Hint, top_exponent
 from .forms import WordForm
 from .room import room

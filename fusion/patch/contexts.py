@@ -11,8 +11,8 @@ import numpy as np
 
 from ..arithmetic.per_element import PerElement
 from ..arithmetic.random import SEGMENT, Key, tensor_key
-from ..kernels.native import Kernel, address
 from ..kernels.tiles import root_at, scratch_block, scratch_words
+from ..native import Kernel, address
 from .forms import WordForm
 
 NEVER = 255  # the context of an element that is the base's for certain

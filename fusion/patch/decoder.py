@@ -11,7 +11,7 @@ import numpy as np
 
 from ..arithmetic.sums import BLOCK
 from ..errors import CheckpointError
-from ..kernels.native import Kernel, address
+from ..native import Kernel, address
 from .coder import HEAD, LOWEST, NONE, PROBABILITY_BITS, SIZES
 from .contexts import NEVER, Frame, Hint
 from .forms import WordForm

@@ -17,9 +17,9 @@ from ..dtypes import DTYPES
 from ..kernels import KERNELS
 from ..kernels import adadare as adadare_kernels
 from ..kernels import dare as dare_kernels
-from ..kernels.native import TAKEN_FOR, Kernel
 from ..kernels.tiles import root_at, scratch_block
 from ..methods import adadare, dare
+from ..native import TAKEN_FOR, Kernel
 from ..transforms.scale import add_scaled
 from .contexts import DrawnHint, Hint, Seed, Threshold
 from .roots import RootEntry, entry_of, root_from

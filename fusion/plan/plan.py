@@ -170,6 +170,7 @@ def _forms(model: Source) -> Iterable[str]:
         yield f"`{wrapper}` is taken out of {count} names of `{own.ref}`: it wrapped the model in training"
     for format_name, count in own.decoded.items():
         yield f"{count} tensor{'s' if count > 1 else ''} of `{own.ref}` decoded from {format_name}"
+    yield from own.notes
     if isinstance(model, Relaid):
         first = next(iter(model.made))
         more = f" and {len(model.made) - 1} more" if len(model.made) > 1 else ""

@@ -10,6 +10,7 @@ import dataclasses
 import io
 import json
 import struct
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -33,6 +34,8 @@ from sculpt.evaluate.starter import write_suite
 from sculpt.evaluate.suite import read_suite
 from sculpt.fusion.arithmetic.curvature import Curvature
 from sculpt.fusion.checkpoint import Checkpoint, open_checkpoint
+from sculpt.fusion.checkpoint.gguf.blocks import decode
+from sculpt.fusion.checkpoint.gguf.file import GgufFile
 from sculpt.fusion.checkpoint.safetensors_file import SafetensorsFile
 from sculpt.fusion.dtypes import DTYPES
 from sculpt.fusion.errors import SculptError
@@ -400,6 +403,7 @@ def readers(home: Home) -> Iterator[Reader]:
     yield Reader(name="patch", read=read_patch, seeds=patches, change=_changed_patch, cost=40)
 
     yield Reader(name="numbers", read=_read_numbers, seeds=_numbers, change=_changed_numbers, cost=40)
+    yield Reader(name="gguf", read=_read_gguf, seeds=_gguf_files, change=_changed_gguf, cost=1)
 
 
 def _changed_patch(data: bytes, rng: Any) -> bytes:
@@ -478,6 +482,47 @@ def _read_numbers(data: bytes, folder: Path) -> None:
     opened = Checkpoint(folder / "out")
     if not content["keep"]:
         assert all(np.isfinite(opened.read(name).astype(np.float64)).all() for name in opened.tensors), "infinite"
+
+
+def _gguf_files() -> list[bytes]:
+    """Return a file of each kind of value and of several kinds of blocks; no model of any architecture."""
+    import gguf
+
+    with tempfile.TemporaryDirectory() as folder:
+        writer = gguf.GGUFWriter(f"{folder}/a.gguf", "llama")
+        writer.add_uint32("llama.block_count", 1)
+        writer.add_float32("llama.rope.freq_base", 1e4)
+        writer.add_token_list(["a", "é", ""])
+        writer.add_array("numbers", [1, 2, 3])
+        writer.add_bool("yes", True)
+        writer.add_tensor("w", np.ones((2, 32), np.float32))
+        for kind in (gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0):
+            writer.add_tensor(kind.name, gguf.quants.quantize(np.ones((3, 64), np.float32), kind), raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return [Path(folder, "a.gguf").read_bytes(), b"GGUF\3\0\0\0" + bytes(16)]
+
+
+def _changed_gguf(data: bytes, rng: Any) -> bytes:
+    """Return a file with a number of its header another one, or any bytes changed."""
+    if rng.random() < 0.4 or len(data) < 32:
+        return changed_bytes(data, rng)
+    at = rng.randrange(4, len(data) - 8)
+    number = rng.choice([0, 1, 8, 9, 30, 41, 255, 2**24 + 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1])
+    return data[:at] + struct.pack("<Q", number)[: rng.choice([4, 8])] + data[at + 8 :]
+
+
+def _read_gguf(data: bytes, folder: Path) -> None:
+    file = folder / "a.gguf"
+    file.write_bytes(data)
+    opened = GgufFile(file)
+    for tensor in opened.header.tensors.values():
+        blocks = opened.blocks(tensor)
+        with np.errstate(all="ignore"):
+            decode(tensor.kind, np.ascontiguousarray(blocks), np.empty((len(blocks), tensor.kind.elements), np.float32))
+        opened.release(tensor, 0, len(blocks))
 
 
 def _names() -> list[bytes]:

@@ -17,7 +17,7 @@ from . import fuzz, readers
 
 NAMES = (
     *("header", "index", "adapter", "hessian", "manifest", "record", "recipe", "suite", "torch", "rows", "config"),
-    *("state", "scores", "given", "prompts", "samples", "options", "names", "patch", "numbers"),
+    *("state", "scores", "given", "prompts", "samples", "options", "names", "patch", "numbers", "gguf"),
 )
 MILLISECONDS = 1500
 

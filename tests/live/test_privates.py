@@ -1,7 +1,8 @@
 """The private parts of torch and transformers: each is there, does what we rely on, and is used in no other file.
 
 They were checked with the versions below. Where a test fails with others, the reason is likely to be that they moved:
-mend `live/privates.py` or `fusion/checkpoint/loading_rules.py`, then write down the new versions.
+mend `live/privates.py`, `fusion/checkpoint/loading_rules.py` or `fusion/checkpoint/gguf/rules.py`, then write down the
+new versions.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from torch import nn
 
 CHECKED = {"torch": "2.13.0", "transformers": "5.23.0"}
 ROOT = Path(__file__).parents[2]
-USERS = {"live/privates.py", "fusion/checkpoint/loading_rules.py"}
+USERS = {"live/privates.py", "fusion/checkpoint/gguf/rules.py", "fusion/checkpoint/loading_rules.py"}
 # Modules whose names carry no underscore, yet that transformers documents nowhere as an interface.
 INTERNAL = {
     "transformers.conversion_mapping",
     "transformers.core_model_loading",
     "transformers.dynamic_module_utils",
+    "transformers.integrations.gguf.gguf_conversion_mapping",
+    "transformers.modeling_gguf_pytorch_utils",
+    "transformers.models.auto",
     "transformers.models.auto.auto_factory",
     "transformers.monkey_patching",
     "transformers.pytorch_utils",

@@ -44,8 +44,9 @@ FOLDERS: dict[str, tuple[dict[str, bytes], str, str]] = {
         "git lfs pull",
     ),
     "an LFS pointer as .bin": ({"pytorch_model.bin": LFS}, "is a pointer of git-LFS", "git lfs pull"),
-    "a GGUF file as .bin": ({"pytorch_model.bin": b"GGUF\3\0\0\0"}, "is a GGUF file", "converted from"),
-    "a folder of GGUF": ({"q4.gguf": b"GGUF"}, "holds no checkpoint but a GGUF file", "converted from"),
+    "a GGUF file as .bin": ({"pytorch_model.bin": b"GGUF\3\0\0\0"}, "is a GGUF file", "name it `*.gguf`"),
+    "several of GGUF": ({"q4.gguf": b"", "q8.gguf": b""}, "2 GGUF models (`q4.gguf`, `q8.gguf`)", "name the file"),
+    "a part of GGUF": ({"q4-00001-of-00002.gguf": b""}, "`q4-00002-of-00002.gguf` is missing", "download whole"),
     "an FSDP save that was cut off": (
         {"pytorch_model_fsdp_0/__0_0.distcp": b""},
         "pytorch_model_fsdp_0` has no `.metadata`",

@@ -1,4 +1,4 @@
-"""Which layout a folder has that is neither transformers' nor an adapter's."""
+"""Which layout a folder or file has that is neither transformers' nor an adapter's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...ref import ModelRef
+from ..gguf.source import GgufSource, is_gguf
 from ..source import Source
 from .distributed import WITHIN, DistributedCheckpoint, is_distributed
 from .pipeline import Pipeline, is_pipeline
@@ -13,7 +14,9 @@ from .zero import ZeroCheckpoint, is_zero
 
 
 def find_layout(path: Path) -> Callable[[ModelRef], Source] | None:
-    """Return what opens a folder in a layout of its own; None of any other folder or file."""
+    """Return what opens a folder or file in a layout of its own; None of any other."""
+    if is_gguf(path):
+        return GgufSource
     if not path.is_dir():
         return None
     if is_distributed(path) or is_distributed(path / WITHIN):

@@ -1,6 +1,6 @@
 """Triton kernels for devices: the same bits as the definitions, and one launch for a pass or map over a tile."""
 
-from ..native import TAKEN_FOR
+from ...native import TAKEN_FOR
 from ..stand_in import StandIns
 from . import adadare, dare, task_arithmetic
 

@@ -190,7 +190,7 @@ def test_a_cache_that_cannot_be_written_or_is_damaged_does_no_harm(tmp_path: Pat
     script = (
         "import numpy as np\n"
         "from sculpt.fusion.kernels import budget\n"
-        "from sculpt.fusion.kernels.native import _folder\n"
+        "from sculpt.fusion.native import _folder\n"
         "from sculpt.fusion.arithmetic.tile import RawTile\n"
         "x = np.arange(4096, dtype=np.float32)\n"
         "assert budget.l1_sums(RawTile(start=0, base=x, tuned=(x + 1,), keys=(), root=None))[0] == 4096\n"

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from typing import Any, final
 
@@ -21,10 +22,10 @@ import llvmlite.binding as llvm
 import numpy as np
 from ml_dtypes import bfloat16
 
-from ..cache import user_cache
+from .cache import user_cache
 
-SOURCE = Path(__file__).parent / "source"
-ARITHMETIC = Path(__file__).parents[1] / "arithmetic"
+SOURCE = Path(__file__).parent / "kernels" / "source"
+ARITHMETIC = Path(__file__).parent / "arithmetic"
 CONSTANTS = ("random.py", "sums.py", "tile.py")  # of `fusion.arithmetic`: numbers that are compiled in
 SYMBOL = "sculpt_kernel"
 
@@ -82,9 +83,9 @@ def _keep(file: Path, code: bytes) -> None:
 
 def _compile(module: str, name: str, types: tuple[str, ...]) -> bytes:
     """Return the object code of a function of `source`, with no symbol left that is not its own."""
-    from .source.compiler import llvm_of
-
-    text = llvm_of(module, name, types, SYMBOL)
+    # The source stands above this room, and is looked for by its name, as only a machine's first use needs it.
+    compiler = import_module(".kernels.source.compiler", __package__)
+    text = compiler.llvm_of(module, name, types, SYMBOL)
     body = "\n".join(line for line in text.splitlines() if not line.startswith("declare"))
     foreign = set(re.findall(r"call [^@\n]*@([A-Za-z_][\w.]*)\(", body)) - set(
         re.findall(r"^define [^@\n]*@([\w.]+)\(", body, re.MULTILINE)
