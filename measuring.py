@@ -422,7 +422,8 @@ def _session(model: MeasuredModel, calibration: Calibration, progress: Progress,
         only_changed=model.base,
         **{field.name: getattr(calibration, field.name) for field in fields(SampleRun)},
     )
-    return Session(model.checkpoint.ref, options, progress=progress, processes=processes, wanted=model.wanted)
+    opened = model.checkpoint if model.checkpoint.is_lent else model.checkpoint.ref
+    return Session(opened, options, progress=progress, processes=processes, wanted=model.wanted)
 
 
 def _provenance(models: Sequence[MeasuredModel], found: Sequence[Measured], num_tuned: int) -> dict[str, Any]:

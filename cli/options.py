@@ -23,8 +23,8 @@ BasePath = Annotated[
     Path,
     typer.Argument(help="The model before fine-tuning: a folder, a file, or `org/model@revision` (docs/inputs.md)."),
 ]
-TunedPath = Annotated[Path, typer.Argument(help="The fine-tuned checkpoint.")]
-TunedPaths = Annotated[list[Path], typer.Argument(help="The fine-tuned checkpoints.")]
+TunedPath = Annotated[Path, typer.Argument(help="The fine-tuned model, or an adapter of the base.")]
+TunedPaths = Annotated[list[Path], typer.Argument(help="The fine-tuned models, or adapters of the base.")]
 ConfigName = Annotated[
     str | None,
     typer.Option("--config", help="A recipe: a file, or the name of one that ships with sculpt. Flags override it."),

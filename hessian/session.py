@@ -18,7 +18,7 @@ from ..data.rows import Rows, open_rows
 from ..data.sampling import digest_of, draw_samples, tokens_by_kind
 from ..data.texts import num_positions
 from ..fusion.arithmetic.curvature import Curvature
-from ..fusion.checkpoint import Asked, open_checkpoint
+from ..fusion.checkpoint import Asked, Source, open_checkpoint
 from ..fusion.checkpoint.output.processes import Processes
 from ..fusion.checkpoint.pretrained import is_encoder_decoder
 from ..fusion.errors import CurvatureError, DataError, ModelError, Way
@@ -69,7 +69,7 @@ class Session:
 
     def __init__(
         self,
-        checkpoint: Asked,
+        checkpoint: Asked | Source,
         options: CalibrationOptions,
         *,
         progress: Progress = silent,
@@ -88,7 +88,8 @@ class Session:
         self.journal: Journal | None = None
         self.gram_file: Path | None = None
         self.grams: GramStore | None = None
-        self.checkpoint = open_checkpoint(checkpoint, options.only_changed)
+        is_open = isinstance(checkpoint, Source)
+        self.checkpoint = checkpoint if is_open else open_checkpoint(checkpoint, options.only_changed)
         self.device = pick_device(options.device)
         self.dtype = compute_dtype(options.dtype, self.checkpoint, self.device)
         self._is_partial = wanted is not None or options.only_changed is not None

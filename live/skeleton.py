@@ -102,7 +102,10 @@ def build(
     folder = checkpoint.folder or checkpoint.path.parent
     content = checkpoint.config if checkpoint.folder else None
     if content is None and not (folder / "config.json").is_file():
-        raise ModelError(f"`{folder}` holds no `config.json`, so the model cannot be run")
+        raise ModelError(
+            f"`{folder}` holds no `config.json`, so the model cannot be run",
+            hint="copy `config.json` and the tokenizer of its base there, if it is a model of transformers",
+        )
     refuse_codes(checkpoint)
     # The folder's code runs only where transformers has no class of its own for the model.
     remote = bool((content or {}).get("auto_map")) and named_class(content) is None

@@ -7,10 +7,12 @@ from importlib import import_module
 from ..errors import CheckpointError
 from ..ref import Asked, ModelRef, find_model
 from .adapter.config import ADAPTER_CONFIG, AdapterConfig, is_adapter
+from .adapter.loose import loose_lora
 from .adapter.source import AdapterSource
 from .coded.source import decoded
 from .folder import Checkpoint, holds_weights
 from .layouts.find import find_layout
+from .lent import lent
 from .source import Source
 
 
@@ -20,14 +22,16 @@ def open_checkpoint(asked: Asked, base: Source | Asked | None = None) -> Source:
     Args:
         asked: A folder or file, or a model of the hub that the local cache holds; `base+patch.safetensors` is a patch.
         base: What an adapter was trained on, and itself no adapter of a base that is not given; None is the one
-            that `adapter_config.json` names, where it is at hand. A whole checkpoint has no use for it.
+            that `adapter_config.json` names, where it is at hand. Of a whole checkpoint in a trainer's own layout,
+            without a configuration, it is what lends one.
 
     Raises:
         CheckpointError: It cannot be read, or an adapter's base is nowhere.
     """
     ref = find_model(asked)
     if ref.base is not None or not needs_base(ref):
-        return _whole(ref, base)
+        found = _whole(ref, base)
+        return found if base is None or not found.is_foreign or found.config is not None else lent(found, _opened(base))
     return AdapterSource(ref, _opened(_named_base(ref) if base is None else base))
 
 
@@ -60,8 +64,10 @@ def _patched(ref: ModelRef, base: Source | Asked | None) -> Source:
 
 
 def needs_base(ref: ModelRef) -> bool:
-    """Return whether a folder holds an adapter and no whole model."""
-    return is_adapter(ref.path) and not holds_weights(ref.path)
+    """Return whether a folder or file holds an adapter and no whole model."""
+    if holds_weights(ref.path):
+        return False
+    return is_adapter(ref.path) or loose_lora(ref.path) is not None
 
 
 def open_adapter(asked: Asked, base: Source | Asked) -> AdapterSource:
@@ -82,12 +88,16 @@ def _opened(base: Source | Asked) -> Source:
 
 def _named_base(adapter: ModelRef) -> ModelRef:
     """Return the base that an adapter's configuration names."""
-    named = AdapterConfig.read(adapter.path).base_model
+    named = AdapterConfig.read(adapter.path).base_model if is_adapter(adapter.path) else None
     try:
         if named is not None:
             return find_model(named, fetch=False)  # nobody has asked for it by its name
     except CheckpointError:
         pass  # told below, with what to do about it
+    if not is_adapter(adapter.path):
+        raise CheckpointError(
+            f"`{adapter}` is a LoRA, not a whole checkpoint", hint="name the base that it was trained on before it"
+        )
     raise CheckpointError(
         f"`{adapter}` is an adapter, and its base is not at hand",
         hint=f"`{ADAPTER_CONFIG}` says `{named}`; name the base, by a folder or on the hub, with `only_changed` in a "

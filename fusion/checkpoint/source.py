@@ -48,6 +48,7 @@ class Source(ABC):
         wrappers: What was taken out of the names in its files, and of how many: it wrapped the model in training.
         is_foreign: Whether loaders read no such files: an output is laid out anew, and a model that runs is given the
             tensors.
+        is_lent: Whether its configuration and tokenizer are another model's.
         file_names: What an output's weight files are called, by the folder within it: of most models one, itself.
             Where there are several, a tensor's name begins with that of its folder and a slash.
         is_elsewhere: Whether the weights are read by ranges, so that its folder holds none; a model that runs is given
@@ -63,6 +64,7 @@ class Source(ABC):
     wrappers: Mapping[str, int] = MappingProxyType({})
     said: tuple[str, ...] = ()
     is_foreign: bool = False
+    is_lent: bool = False
     file_names: Mapping[str, FileNames] = MappingProxyType({"": FileNames()})
     is_elsewhere: bool = False
 

@@ -86,7 +86,7 @@ def make_plan(
     """
     request = request or Request()
     from_tuned = request.config_from == "tuned" and len(models) > 1
-    bare = from_tuned and models[1].config is None and models[0].config is not None
+    bare = from_tuned and (models[1].config is None or models[1].is_lent) and models[0].config is not None
     from_tuned = from_tuned and not bare
     if matching is None:
         models = laid_alike(models, models[1] if from_tuned else models[0])
@@ -157,8 +157,8 @@ def _refuse_lora(model: Source) -> None:
         name, layout = found
         raise CheckpointError(
             f"`{model.ref}` holds the factors of a LoRA in {layout} layout (`{name}`), not the weights of a model",
-            hint="a PEFT folder with its `adapter_config.json` is read as an adapter; others are to be merged or "
-            "converted first",
+            hint="a PEFT folder with its `adapter_config.json` is read as an adapter, and so is the file of a LoRA of "
+            "kohya's or diffusers' by itself; others are to be merged first",
         )
 
 

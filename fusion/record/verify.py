@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint import open_checkpoint
-from ..checkpoint.adapter.config import is_adapter
+from ..checkpoint.open import needs_base
 from ..checkpoint.output.guard import ADAPTER_RECORD
 from ..errors import CheckpointError
 from ..places.pointer import nbytes_of
@@ -97,7 +97,7 @@ def verify(output: Path | str, inputs: Sequence[Path | str] = ()) -> Verified:
             raise CheckpointError(
                 f"`{file}` is not what the files of the folder give", hint="`sculpt attest` writes it"
             )
-    whole = next((path for path in inputs if not is_adapter(find_model(path).path)), None)
+    whole = next((path for path in inputs if not needs_base(find_model(path))), None)
     for path in inputs:
         checkpoint = open_checkpoint(path, whole)
         record = next((found for found in manifest.inputs if found.fingerprint == checkpoint.fingerprint), None)

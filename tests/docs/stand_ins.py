@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from ..evaluate.conftest import llama, save
 
@@ -98,6 +100,36 @@ def text(content: str) -> Maker:
     return lambda file: file.write_text(content, encoding="utf-8")
 
 
+def pipeline(folder: Path) -> None:
+    """Write what diffusers would save of a U-Net of one matrix."""
+    unet = folder / "unet"
+    unet.mkdir(parents=True)
+    save_file({"mid_block.attentions.0.to_q.weight": torch.ones(4, 4)}, unet / "diffusion_pytorch_model.safetensors")
+    (unet / "config.json").write_text("{}")
+    (folder / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DConditionModel"]}')
+
+
+def one_file(file: Path) -> None:
+    """Write a model of a U-Net of one matrix into one file."""
+    save_file({"model.diffusion_model.mid_block.attentions.0.to_q.weight": torch.ones(4, 4)}, file)
+
+
+def lora_file(file: Path) -> None:
+    """Write a LoRA of that U-Net, as kohya's scripts do."""
+    key = "lora_unet_mid_block_attentions_0_to_q"
+    save_file({f"{key}.lora_down.weight": torch.ones(2, 4), f"{key}.lora_up.weight": torch.ones(4, 2)}, file)
+
+
+def distributed(folder: Path) -> None:
+    """Write a fine-tune as FSDP saves it."""
+    import torch.distributed.checkpoint as dcp
+
+    made = llama(6).to(torch.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is one process
+        dcp.save({"model": made.state_dict()}, checkpoint_id=folder / "pytorch_model_fsdp_0")
+
+
 STYLES = ("photo", "art", "cartoon", "sketch")
 TASK = rows(
     *({"prompt": f"{word}?", "completion": f" {k}", "answer": f"{k}"} for k, word in enumerate(("no", "one"))), times=6
@@ -118,6 +150,7 @@ EVERYWHERE: dict[str, Maker] = {
 # By page, where a name stands for something else.
 ON: dict[str, dict[str, Maker]] = {
     "docs/choosing-a-strength.md": {"suite.yaml": text(SUITE.replace("target:", RECALL + "target:"))},
+    "docs/inputs.md": {"checkpoint-500": distributed},
     "docs/lora.md": {
         **{name: adapter(seed) for seed, name in enumerate(("code", "math"), 1)},
         "vit": classifier,
@@ -125,6 +158,9 @@ ON: dict[str, dict[str, Maker]] = {
         **dict.fromkeys(("pictures.jsonl", "other-pictures.jsonl"), pictures()),
         "llava": llava,
         "images-and-text.jsonl": pictures(prompt="a b", completion=" c"),
+        "pipeline": pipeline,
+        "model.safetensors": one_file,
+        "style.safetensors": lora_file,
     },
 }
 BESIDE = ("general.jsonl", "train.jsonl")  # which suites and recipes name

@@ -44,6 +44,7 @@ class AdapterConfig:
         target_parameters: Names, or ends of names, of parameters that are adapted without their module.
         task: Kind of head that it was trained with, such as `SEQ_CLS`; None where it does not say.
         token_rows: Rows of embeddings that were trained, by the name, or its end; `` is the input's embedding.
+        exact: Rank and alpha of modules by their names, where each has its own.
         base_model: Where the adapter says its base lies: a folder, or a name on the hub with its revision.
     """
 
@@ -57,14 +58,19 @@ class AdapterConfig:
     task: str | None = None
     token_rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     base_model: str | None = None
+    exact: Mapping[str, tuple[int, float]] = field(default_factory=dict)
 
     def rank_of(self, module: str) -> int:
         """Return the rank of a module, named without PEFT's own prefix."""
+        if module in self.exact:
+            return self.exact[module][0]
         return _by_pattern(self.rank_pattern, module, self.rank)
 
     def scaling(self, module: str) -> float:
         """Return s: α/r, or α/√r for rank-stabilised LoRA."""
         rank = self.rank_of(module)
+        if module in self.exact:
+            return self.exact[module][1] / rank
         return _by_pattern(self.alpha_pattern, module, self.alpha) / (math.sqrt(rank) if self.use_rslora else rank)
 
     def rows_of(self, module: str) -> tuple[int, ...] | None:

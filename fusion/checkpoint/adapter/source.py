@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -28,7 +29,8 @@ from ..identity import FileIdentity, identities
 from ..source import Source, Stored
 from ..tensor_file import TensorFile, open_file
 from ..tensor_info import TensorInfo
-from .config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig
+from .config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, is_adapter
+from .loose import loose_lora, read_loose
 from .low_rank import LowRank
 from .patch import Patch
 from .targets import RESIZED, UNTIE, patches_of
@@ -49,15 +51,27 @@ class AdapterSource(Source):
 
     def __init__(self, ref: ModelRef, base: Source) -> None:
         path = ref.path
+        loose = None if is_adapter(path) else loose_lora(path)
         self._identities = identities([path / ADAPTER_CONFIG])
-        self.adapter_config = AdapterConfig.read(path)
         self.ref, self._base, self.folder = ref, base, base.folder
         self.file_names, self.is_foreign = base.file_names, base.is_foreign
-        weights = _weights_of(path)
-        weights += further_weights(path, weights)
-        self.files = (path / ADAPTER_CONFIG, *weights)
-        self._file_of = _by_tensor(path, weights)
-        self.own = {name: opened.tensors[name] for name, opened in self._file_of.items()}
+        self._config_file = None if loose is not None else path / ADAPTER_CONFIG
+        self._inside: Mapping[str, str] = {}
+        if loose is None:
+            self.adapter_config = AdapterConfig.read(path)
+            weights = _weights_of(path)
+            weights += further_weights(path, weights)
+            self.files = (path / ADAPTER_CONFIG, *weights)
+            self._file_of = _by_tensor(path, weights)
+        else:
+            opened = open_file(loose)
+            read = read_loose(opened, base)
+            self.adapter_config, self._inside, self.files = read.config, read.names, (loose,)
+            self._file_of = dict.fromkeys(read.names, opened)
+        self.own = {
+            name: replace(opened.tensors[self._inside.get(name, name)], name=name)
+            for name, opened in self._file_of.items()
+        }
         self.patches = patches_of(path, self.adapter_config, self.own, base, self.read_own)
         self._drop_copies_of_tied()
         patched = {name: self._info(name, patch) for name, patch in self.patches.items()}
@@ -108,7 +122,7 @@ class AdapterSource(Source):
 
     def beside(self) -> list[Companion]:
         """Return what lies in the adapter's folder beside its own files."""
-        return look_beside(self.path, self.files)
+        return look_beside(self.path, self.files) if self.path.is_dir() else []
 
     def identities(self) -> Mapping[Path, FileIdentity]:
         """Return the adapter's files, and the base's."""
@@ -117,7 +131,8 @@ class AdapterSource(Source):
 
     def companions(self) -> dict[Path, Path]:
         """Return what the base is shipped with, but for a tokenizer or processor of the adapter's own."""
-        return {**self._base.companions(), **files_of_tokenizer(self.path)}
+        own = files_of_tokenizer(self.path) if self.path.is_dir() else {}
+        return {**self._base.companions(), **own}
 
     def _info(self, name: str, patch: Patch) -> TensorInfo:
         base = self._base.tensors.get(name)
@@ -208,7 +223,7 @@ class AdapterSource(Source):
         if patch.rows is not None:
             return self._with_rows(name, patch.rows, start, stop)
         if patch.stored is not None:
-            return self._file_of[patch.stored].read(patch.stored, start, stop)
+            return self._read_stored(patch.stored, start, stop)
         return self._base.read(name, start, stop)
 
     def _with_rows(self, name: str, trained: tuple[str, tuple[int, ...]], start: int, stop: int | None) -> np.ndarray:
@@ -221,7 +236,7 @@ class AdapterSource(Source):
         if start < before:
             end = min(stop, before)
             found[: before - start] = (
-                self._base.read(name, start, end) if table is None else self._file_of[table].read(table, start, end)
+                self._base.read(name, start, end) if table is None else self._read_stored(table, start, end)
             )
         own = self.read_own(trained[0]).reshape(len(trained[1]), width)
         for row, values in zip(trained[1], own, strict=True):
@@ -244,7 +259,10 @@ class AdapterSource(Source):
 
     def read_own(self, name: str) -> np.ndarray:
         """Return one of the adapter's own tensors, by its name in the adapter's file."""
-        return self._file_of[name].read(name).reshape(self.own[name].shape)
+        return self._read_stored(name).reshape(self.own[name].shape)
+
+    def _read_stored(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        return self._file_of[name].read(self._inside.get(name, name), start, stop)
 
     def factors(self, name: str) -> LowRank | None:
         """Return what an adapter adds to a tensor of the base, before DoRA's magnitudes; None if it replaces it."""
@@ -312,10 +330,12 @@ class AdapterSource(Source):
 
     def digest(self) -> str:
         """Return a digest of the whole adapter, weights and configuration, without its base."""
-        digest = xxhash.xxh3_128((self.path / ADAPTER_CONFIG).read_bytes())
+        config = self.adapter_config.exact  # where there is no file of it
+        said = repr(sorted(config.items())).encode() if self._config_file is None else self._config_file.read_bytes()
+        digest = xxhash.xxh3_128(said)
         for name, info in sorted(self.own.items()):
             digest.update(f"{name} {info.dtype} {info.shape}".encode())
-            digest.update(as_bytes(np.ascontiguousarray(self._file_of[name].read(name))))
+            digest.update(as_bytes(np.ascontiguousarray(self._read_stored(name))))
         return digest.hexdigest()
 
 

@@ -246,3 +246,22 @@ def test_metadata_that_runs_code_runs_nothing(tmp_path: Path, monkeypatch: pytes
     change(tmp_path / "in place/.metadata", plant_in_place)
     assert "was saved under something that is no key" in refused(tmp_path / "in place")
     assert not Path("owned").exists()
+
+
+def test_the_base_lends_its_configuration_and_the_output_is_told_to_have_it(tmp_path: Path) -> None:
+    base = saved(tmp_path / "base", model(0))
+    (base / "config.json").write_text(CONFIG)
+    (base / "tokenizer_config.json").write_text("{}")
+    dcp.save({"model": model(1)}, checkpoint_id=tmp_path / "dcp")
+    alone, over = open_checkpoint(tmp_path / "dcp"), open_checkpoint(tmp_path / "dcp", base)
+    assert alone.config is None
+    assert (over.config, over.folder) == (open_checkpoint(base).config, base)
+    assert over.companions() == {}
+    assert over.fingerprint == alone.fingerprint
+    settings = sculpt.Settings(load_check=False)
+    manifest = sculpt.fuse(
+        base, tmp_path / "dcp", output=tmp_path / "out", method=sculpt.Dare(), settings=settings, overwrite=True
+    )
+    assert any("has no `config.json`: the output has that of" in note for note in manifest.notes)
+    assert (tmp_path / "out/config.json").read_text() == CONFIG
+    assert (tmp_path / "out/tokenizer_config.json").exists()
