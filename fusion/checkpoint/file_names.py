@@ -8,9 +8,14 @@ from pathlib import Path
 
 INDEX = re.compile(r"(?P<stem>\w+)\.(?P<ending>safetensors|bin)\.index(\.(?P<variant>\w+))?\.json")
 WEIGHTS = re.compile(r"(?P<stem>\w+)(\.(?P<variant>\w+))?\.(?P<ending>safetensors|bin)")
-MODEL, TORCH, DIFFUSERS = "model", "pytorch_model", "diffusion_pytorch_model"
-ENDINGS = {MODEL: ("safetensors",), TORCH: ("bin",), DIFFUSERS: ("safetensors", "bin")}  # in the order of the loaders
-KEPT = (DIFFUSERS, "consolidated")  # whoever loads these looks for nothing else
+MODEL, TORCH, DIFFUSERS, CONSOLIDATED = "model", "pytorch_model", "diffusion_pytorch_model", "consolidated"
+ENDINGS = {  # in the order of the loaders; Mistral's own layout is the last
+    MODEL: ("safetensors",),
+    TORCH: ("bin",),
+    DIFFUSERS: ("safetensors", "bin"),
+    CONSOLIDATED: ("safetensors",),
+}
+KEPT = (DIFFUSERS, CONSOLIDATED)  # whoever loads these looks for nothing else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +23,7 @@ class FileNames:
     """The names of a model's safetensors files.
 
     Attributes:
-        stem: `model`, or diffusers' `diffusion_pytorch_model`.
+        stem: `model`, diffusers' `diffusion_pytorch_model` or Mistral's `consolidated`.
         variant: Such as `fp16`; empty where there is none.
     """
 

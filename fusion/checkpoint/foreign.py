@@ -25,7 +25,6 @@ FOLDERS = (
         "the shards lie in `global_step…/`, which is not here",
     ),
     ("global_step*", "a folder of DeepSpeed's without `*_model_states.pt`", "is the copy whole?"),
-    ("consolidated.*.pth", "Meta's own layout", "transformers' `convert_llama_weights_to_hf.py` converts it"),
     (
         "latest_checkpointed_iteration.txt",
         "Megatron's shards",

@@ -36,7 +36,7 @@ def model_in(content: Any) -> tuple[Any, list[str]]:
     return content, left
 
 
-def _state_dict(file: Path, content: Any) -> tuple[dict[str, Any], list[str]]:
+def state_dict(file: Path, content: Any) -> tuple[dict[str, Any], list[str]]:
     """Return the tensors of a file, and the names of what is left out."""
     found, left = model_in(content)
     if not isinstance(found, Mapping):
@@ -75,7 +75,7 @@ class TorchFile:
         self.identity = self._mapped.identity
         self.metadata: dict[str, str] = {}
         read = TorchArchive(self._mapped).content if is_archive(self._mapped) else _load_old(file)
-        self._held, self.left = _state_dict(file, read)
+        self._held, self.left = state_dict(file, read)
         self.tensors: dict[str, TensorInfo] = {}
         for name, tensor in self._held.items():
             code = tensor.kind.code if isinstance(tensor, StoredTensor) else _code_of(file, name, tensor)

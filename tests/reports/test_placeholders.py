@@ -53,7 +53,7 @@ FOLDERS: dict[str, tuple[dict[str, bytes], str, str]] = {
         "was the save cut off?",
     ),
     "DeepSpeed's, without its step": ({"zero_to_fp32.py": b""}, "what DeepSpeed puts beside its shards", "global_step"),
-    "Meta's": ({"consolidated.00.pth": b""}, "Meta's own layout", "convert_llama_weights_to_hf"),
+    "Meta's, a part of it": ({"consolidated.01.pth": b""}, "has no `consolidated.00.pth`", "is the download whole?"),
     "Megatron's": ({"mp_rank_00/model_optim_rng.pt": b""}, "Megatron's shards", "tools of the trainer"),
     "verl's": ({"model_world_size_2_rank_0.pt": b""}, "verl's shards", "verl.model_merger"),
     "ONNX": ({"model.onnx": b""}, "an ONNX graph", "converted from"),

@@ -9,6 +9,7 @@ from ...ref import ModelRef
 from ..gguf.source import GgufSource, is_gguf
 from ..source import Source
 from .distributed import WITHIN, DistributedCheckpoint, is_distributed
+from .meta import MetaCheckpoint, is_meta
 from .pipeline import Pipeline, is_pipeline
 from .zero import ZeroCheckpoint, is_zero
 
@@ -25,4 +26,6 @@ def find_layout(path: Path) -> Callable[[ModelRef], Source] | None:
         return Pipeline
     if is_zero(path):
         return ZeroCheckpoint
+    if is_meta(path):
+        return MetaCheckpoint
     return None
