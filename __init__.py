@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .fusion.lora.prune import prune_adapter
     from .fusion.methods import *  # noqa: F403 (whatever is a method there is public)
     from .fusion.methods.named import method_named
+    from .fusion.places.push import push
     from .fusion.places.settings import streaming
     from .fusion.plan.plan import Policies, Selection
     from .fusion.record.manifest import Manifest
@@ -114,6 +115,7 @@ _PLACES = {  # of public names that are no methods
     "repair": ".evaluate.repair",
     "report": ".evaluate.report",
     "state_dict": ".api",
+    "push": ".fusion.places.push",
     "streaming": ".fusion.places.settings",
     "sweep": ".evaluate.sweeping",
     "sweep_training": ".evaluate.training_sweep",

@@ -32,6 +32,7 @@ from . import (
     lora_train,
     merge,
     patch,
+    push,
     repair,
     report,
     rerun,
@@ -75,9 +76,11 @@ FAMILIES = {
     "Look and check": (inspect, verify, status, report, rerun),
     "Merge several": (merge, lora, untie),
     "Keep as a patch": (patch,),
+    "Publish": (push,),
     "Train without forgetting": (lora_train, lora_sweep, lora_sparse),
 }
 OTHER_METHODS = "Fuse by another method"
+OF_NO_MODEL = ("demo", "push", "status")  # commands that read none, or none that is named
 # What several processes share.
 SHARING = {*METHODS, *("bound", "calibrate", "fuse", "lora-merge", "lora-train", "merge", "repair", "sweep")}
 
@@ -90,7 +93,9 @@ def _needs_arguments(command: CommandInfo) -> bool:
 
 def _take_options(command: CommandInfo) -> None:
     assert command.callback is not None
-    command.callback = hearing(command.callback, OF_COMMANDS)
+    if push.takes_push(command.name, signature(command.callback).parameters):
+        command.callback = push.pushing(command.callback)
+    command.callback = hearing(command.callback, () if command.name in OF_NO_MODEL else OF_COMMANDS)
 
 
 for panel, families in FAMILIES.items():

@@ -43,6 +43,9 @@ SILENT = (
     "--overwrite",
     "--json",
     "--stream",
+    "--public",
+    "-y",
+    "--yes",
     "-q",
     "--quiet",
     "-v",
@@ -246,7 +249,7 @@ def command_line() -> str:
 
     from ..fusion.run.settings import FREE
 
-    left_out = {"-o", "--output", "--calibration-memory", "--log-file", *map(flag_of, FREE)}
+    left_out = {"-o", "--output", "--push", "--calibration-memory", "--log-file", *map(flag_of, FREE)}
     told, words = ["sculpt"], iter(sys.argv[1:])
     for word in words:
         flag, equals, value = word.partition("=")

@@ -196,7 +196,7 @@ def asking(name: HubName, asked: str) -> Iterator[None]:
             hint=f"unset it, or fetch the model elsewhere: `hf download {name.repository}`",
         )
     try:
-        with _online():
+        with online():
             yield
     except SculptError:
         raise
@@ -204,7 +204,7 @@ def asking(name: HubName, asked: str) -> Iterator[None]:
         raise told(error, name, asked) from error
 
 
-class _Online:
+class _Asking:
     """How many threads ask the hub, and what the library was told before the first did."""
 
     lock = threading.Lock()
@@ -213,21 +213,21 @@ class _Online:
 
 
 @contextmanager
-def _online() -> Iterator[None]:
+def online() -> Iterator[None]:
     """Let the library ask the hub, which this process has forbidden it for what others would fetch on their own."""
     from huggingface_hub import constants
 
-    with _Online.lock:
-        if not _Online.count:
-            _Online.before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
-        _Online.count += 1
+    with _Asking.lock:
+        if not _Asking.count:
+            _Asking.before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
+        _Asking.count += 1
     try:
         yield
     finally:
-        with _Online.lock:
-            _Online.count -= 1
-            if not _Online.count:
-                constants.HF_HUB_OFFLINE = _Online.before
+        with _Asking.lock:
+            _Asking.count -= 1
+            if not _Asking.count:
+                constants.HF_HUB_OFFLINE = _Asking.before
 
 
 def download(name: HubName, file: str, revision: str, bar: Any = None) -> Path:

@@ -125,7 +125,7 @@ def listed(url: Url) -> dict[str, Stored]:
             root = store._strip_protocol(url.text.rstrip("/"))
             every = retried(lambda: store.find(root, detail=True), str(url))
             found = {
-                str(PurePosixPath(place).relative_to(root)) if place != root else url.name: _stored(place, info)
+                str(PurePosixPath(place).relative_to(root)) if place != root else url.name: stored_of(place, info)
                 for place, info in every.items()
                 if info["type"] == "file" and not place.endswith("/")
             }
@@ -134,7 +134,8 @@ def listed(url: Url) -> dict[str, Stored]:
     return found
 
 
-def _stored(place: str, info: Mapping[str, Any]) -> Stored:
+def stored_of(place: str, info: Mapping[str, Any]) -> Stored:
+    """Return a file as a store describes it."""
     marks = ("ETag", "etag", "md5Hash", "Last-Modified", "LastModified", "last_modified", "mtime", "updated")
     mark = next((str(info[key]) for key in marks if info.get(key)), "")
     if info.get("size") is None:
@@ -147,7 +148,7 @@ def _probed(store: Any, url: Url) -> dict[str, Stored]:
 
     def look(place: str) -> Stored | None:
         try:
-            return _stored(place, retried(lambda: store.info(place), place))
+            return stored_of(place, retried(lambda: store.info(place), place))
         except FileNotFoundError as error:
             if (status_of(error) or 404) in (404, 410):
                 return None
@@ -278,7 +279,7 @@ def refuse_changed(url: Url, before: Mapping[str, Stored]) -> None:
     store = stores(url)
     store.invalidate_cache()
     for stored in before.values():
-        if _stored(stored.place, retried(lambda stored=stored: store.info(stored.place), stored.place)) != stored:
+        if stored_of(stored.place, retried(lambda stored=stored: store.info(stored.place), stored.place)) != stored:
             raise CheckpointError(
                 f"`{stored.place}` changed while it was read", hint="run the command again once nothing writes to it"
             )
@@ -346,5 +347,6 @@ def _refuse_full_disk(url: Url, where: Path, total: int) -> None:
     if total > free + held:
         raise CheckpointError(
             f"`{url}` takes {size_told(total)} in the local cache, and its disk has {size_told(free)} free",
-            hint="`--stream` reads it without a copy; `SCULPT_CACHE` puts the cache elsewhere",
+            hint="`stream` reads it without a copy; `SCULPT_CACHE` puts the cache elsewhere",
+            options=["stream"],
         )

@@ -18,6 +18,7 @@ import xxhash
 
 from ...errors import OutputError, os_error
 from ...launch import Launch
+from ...places.push import UPLOAD
 from .allowance import Allowance
 from .buffers import Buffer, Buffers
 from .guard import CHECKPOINT, SINGLE_FILE
@@ -80,6 +81,7 @@ class FolderSink(Sink):
         self._processes = processes or Processes(Launch())
         self._pieces: Pieces | None = None
         self._meeting = ExitStack()
+        self._upload = UPLOAD.get()
 
     def __enter__(self) -> FolderSink:
         try:
@@ -189,6 +191,9 @@ class FolderSink(Sink):
                 self._synced[file.file.name] = due
             if late:  # outside the lock: a sync takes as long as the disk does
                 file.sync()
+            if self._upload is not None and file.written >= file.nbytes and not self._processes.are_several:
+                name = file.file.relative_to(self._payload)
+                self._upload.begin(name.as_posix(), file.file, self.output / name)
         except OSError as error:
             raise os_error(error, file.file) from error
 

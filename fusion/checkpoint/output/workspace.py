@@ -23,6 +23,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import Any, final
@@ -50,6 +51,7 @@ JOURNAL = "journal.jsonl"
 STATE = "state.json"
 CHECKPOINTS = "checkpoints"
 PROCESSES = "processes"
+PUBLISHED: ContextVar[list[Path] | None] = ContextVar("PUBLISHED", default=None)  # gets what is named in a block
 MOST_TRIES = 64  # to lock a folder that others make and remove
 
 
@@ -259,6 +261,8 @@ class Workspace:
             except FileExistsError:
                 raise OutputError(f"`{self.output}` appeared while the run was under way") from None
         self.published = True
+        if (published := PUBLISHED.get()) is not None:
+            published.append(self.output)
         try:
             disk.sync(self.output.parent)
             disk.sync(self.folder)

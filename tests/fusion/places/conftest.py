@@ -22,6 +22,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Offline, "asked", None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(cache / "token"))
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HF_HUB_DISABLE_XET", True
+    )  # whose protocol this server does not speak
     monkeypatch.setenv("SCULPT_CACHE", str(cache / "sculpt"))
     monkeypatch.setattr(ref, "FOUND", {})
     with LocalHub() as server:

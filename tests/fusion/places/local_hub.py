@@ -208,6 +208,9 @@ class _Handler(BaseHTTPRequestHandler):
     def push(self, path: str) -> None:
         if path == "/api/whoami-v2":
             self.send_json({"type": "user", "name": "org", "orgs": [], "auth": {"type": "access_token"}})
+        elif path == "/api/validate-yaml":
+            assert json.loads(self.body)["content"].startswith("---")
+            self.send_json({"errors": [], "warnings": []})
         elif path == "/api/repos/create":
             self.create()
         elif found := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/preupload/(.+)", path):

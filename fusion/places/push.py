@@ -1,0 +1,321 @@
+"""Uploading an output: to the hub in one commit, to an object store with what says that it is whole at the end.
+
+Weight files may begin their way while others are still being made. What an interrupted run has brought there is known
+again: by its digest on the hub, by a note of what was uploaded for a store.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, final
+
+import xxhash
+
+from ..errors import OutputError, SculptError, Way, first_line
+from ..file_kinds import WEIGHT_SUFFIXES, is_private
+from ..progress import NOTE
+from . import hub, store
+from .names import HubName, Url, hub_name, size_told, url_of
+from .retry import retried, status_of
+from .settings import Shown, home_of
+
+logger = logging.getLogger(__name__)
+REPLACED = Way(option="overwrite", effect="replaces it")
+LAST = ("config.json", "sculpt-manifest.json")  # of a store: who finds these finds a whole model
+PIECE = 1 << 24
+
+
+def digest_of(file: Path) -> str:
+    """Return a digest of a file's bytes."""
+    digest = xxhash.xxh3_128()
+    with file.open("rb") as stream:
+        while piece := stream.read(PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+class Upload(ABC):
+    """An output on its way to another place.
+
+    Attributes:
+        told: The place, in words.
+    """
+
+    told: str
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="push")
+        self._begun: dict[str, Future[str]] = {}
+
+    @abstractmethod
+    def check(self, *, overwrite: bool) -> None:
+        """Refuse a place that may not be written, or where something else lies.
+
+        Raises:
+            SculptError: It may not.
+        """
+
+    @abstractmethod
+    def _put(self, name: str, file: Path) -> None:
+        """Upload a file."""
+
+    @abstractmethod
+    def _finish(self, files: dict[str, Path]) -> str:
+        """Make the whole visible under its name; return where that is."""
+
+    def begin(self, name: str, file: Path, later: Path) -> None:
+        """Upload a file that is whole while others are still being made.
+
+        Args:
+            later: Where it lies once all are whole.
+        """
+        if name not in self._begun:
+            self._begun[name] = self._pool.submit(self._put_and_digest, name, file, later)
+
+    def finish(self, folder: Path) -> str:
+        """Upload what is left of an output, and make it visible; return where it is.
+
+        Raises:
+            SculptError: It could not be uploaded; the same command goes on from what is there.
+        """
+        files = {
+            file.relative_to(folder).as_posix(): file
+            for file in sorted(folder.rglob("*"))
+            if file.is_file() and not is_private(file.relative_to(folder))
+        }
+        total = sum(file.stat().st_size for file in files.values())
+        with self._telling(), Shown.bars(f"pushing to {self.told}") as report:
+            done = 0
+            for name, file in sorted(files.items(), key=lambda item: _rank(item[0])):
+                report(done, total, name)
+                if not self._is_begun(name, file):
+                    self._put(name, file)
+                done += file.stat().st_size
+            report(total, total, "")
+            return self._finish(files)
+
+    def close(self) -> None:
+        """Give up what has not begun."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _is_begun(self, name: str, file: Path) -> bool:
+        """Return whether a file was uploaded before, with the bytes that it has now."""
+        future = self._begun.pop(name, None)
+        if future is None:
+            return False
+        try:
+            return future.result() == digest_of(file)
+        except Exception as error:
+            logger.info("%s is uploaded again: %s", name, first_line(error))
+            return False
+
+    def _put_and_digest(self, name: str, file: Path, later: Path) -> str:
+        try:
+            digest = digest_of(file)
+            self._put(name, file)
+        except FileNotFoundError:
+            if file == later:
+                raise
+            return self._put_and_digest(name, later, later)
+        logger.info("%s is uploaded", name)
+        return digest
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except SculptError:
+            raise
+        except Exception as error:  # of whichever library
+            status = status_of(error)
+            hint = "the same command goes on from what is there; `sculpt push` uploads an output that is made"
+            if status in (401, 403) or isinstance(error, PermissionError) or "Credential" in type(error).__name__:
+                hint = "is the token one that may write? `HF_TOKEN` says who asks, on the hub"
+            raise OutputError(f"cannot upload to `{self.told}`: {first_line(error)}", hint=hint) from error
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """Return the place of a file among others: weights come first, what says that all is there comes last."""
+    if name.endswith(WEIGHT_SUFFIXES):
+        return 0, name
+    if name.endswith(".index.json"):
+        return 2, name
+    return (3 + LAST.index(name), name) if name in LAST else (1, name)
+
+
+@final
+class HubUpload(Upload):
+    """To the hub: files apart, then one commit, so that nobody sees the half of it."""
+
+    def __init__(self, name: HubName, *, public: bool) -> None:
+        super().__init__()
+        self.told = str(name)
+        self._name, self._public = name, public
+        self._added: dict[str, Any] = {}
+        self._there: list[str] = []
+        self._is_made = False
+
+    def check(self, *, overwrite: bool) -> None:
+        """Refuse a repository that holds weights, unless it may be replaced."""
+        from huggingface_hub import errors
+
+        with hub.asking(self._name, self.told):
+            try:
+                self._there = list(hub.listed(HubName(repository=self._name.repository)).sizes)
+                self._is_made = True
+            except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+                return
+        held = next((name for name in self._there if name.endswith(WEIGHT_SUFFIXES)), None)
+        if held is not None and not overwrite:
+            raise OutputError(f"`{self.told}` is on the hub, and holds `{held}`", ways=[REPLACED])
+
+    def _make(self) -> None:
+        if not self._is_made:
+            hub.api().create_repo(self._name.repository, private=not self._public, exist_ok=True)
+            self._is_made = True
+
+    def _put(self, name: str, file: Path) -> None:
+        from huggingface_hub import CommitOperationAdd
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()  # there is one of ours
+        with hub.online():
+            self._make()
+            added = CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(file))
+            retried(lambda: hub.api().preupload_lfs_files(self._name.repository, [added], free_memory=False), name)
+        self._added[name] = added
+
+    def _finish(self, files: dict[str, Path]) -> str:
+        from huggingface_hub import CommitOperationDelete
+
+        stale = [
+            CommitOperationDelete(path_in_repo=name)
+            for name in self._there
+            if name not in files and "/" not in name and name.endswith((*WEIGHT_SUFFIXES, ".index.json"))
+        ]
+        for name, file in files.items():  # a workspace's file has another path by now
+            self._added[name].path_or_fileobj = str(file)
+        operations = [*(self._added[name] for name in files), *stale]
+        with hub.online():
+            done = hub.api().create_commit(self._name.repository, operations, commit_message="Upload a model by sculpt")
+        return str(done.commit_url)
+
+
+@final
+class StoreUpload(Upload):
+    """To an object store: weights first, what names them last."""
+
+    def __init__(self, url: Url) -> None:
+        super().__init__()
+        self.told = url.told.rstrip("/")
+        self._url = url
+        self._store = store.stores(url)
+        self._root = self._store._strip_protocol(url.text.rstrip("/"))
+        self._note = home_of(self.told, "pushed").with_suffix(".json")
+        self._known: dict[str, list[Any]] = {}
+        self._there: dict[str, store.Stored] = {}
+
+    def check(self, *, overwrite: bool) -> None:
+        """Refuse a place where something lies that an interrupted upload did not leave, unless it may be replaced."""
+        try:
+            self._known = json.loads(self._note.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self._known = {}
+        with self._telling():
+            try:
+                self._there = store.listed(self._url)
+            except SculptError as error:
+                if "does not exist" not in error.message:
+                    raise
+        foreign = next((name for name, own in self._there.items() if not self._is_known(name, own)), None)
+        if foreign is not None and not overwrite:
+            raise OutputError(f"`{self.told}` holds `{foreign}`", ways=[REPLACED])
+
+    def _is_known(self, name: str, there: store.Stored) -> bool:
+        known = self._known.get(name)
+        return known is not None and known[:2] == [there.nbytes, there.etag]
+
+    def _put(self, name: str, file: Path) -> None:
+        digest, there = digest_of(file), self._there.get(name)
+        if there is not None and self._is_known(name, there) and self._known[name][2] == digest:
+            return
+        place = f"{self._root}/{name}"
+        retried(lambda: self._store.put_file(str(file), place), name)
+        self._store.invalidate_cache()
+        found = store.stored_of(place, retried(lambda: self._store.info(place), name))
+        if found.nbytes != file.stat().st_size:
+            raise OutputError(f"`{place}` has {found.nbytes} bytes, and `{file}` {file.stat().st_size}")
+        self._known[name] = [found.nbytes, found.etag, digest]
+        self._keep()
+
+    def _keep(self) -> None:
+        self._note.parent.mkdir(parents=True, exist_ok=True)
+        beside = self._note.with_suffix(f".{os.getpid()}.part")
+        beside.write_text(json.dumps(self._known), encoding="utf-8")
+        os.replace(beside, self._note)
+
+    def _finish(self, files: dict[str, Path]) -> str:
+        stale = [
+            name
+            for name in self._there
+            if name not in files and "/" not in name and name.endswith((*WEIGHT_SUFFIXES, ".index.json"))
+        ]
+        for name in stale:
+            self._store.rm_file(f"{self._root}/{name}")
+        self._note.unlink(missing_ok=True)
+        return self.told
+
+
+UPLOAD: ContextVar[Upload | None] = ContextVar("UPLOAD", default=None)  # where the output that is being made goes
+
+
+def upload_to(place: str, *, public: bool = False) -> Upload:
+    """Return what uploads to a place: `org/name` on the hub, or a folder in an object store.
+
+    Raises:
+        OutputError: It is no such place.
+    """
+    url = url_of(place)
+    if url is not None and url.scheme in ("s3", "gs", "az", "abfs", "abfss"):
+        if public:
+            raise OutputError("who may read an object store is said there, not by `public`", options=["public"])
+        return StoreUpload(url)
+    name = None if url is not None else hub_name(place)
+    if name is None or "/" not in name.repository or name.revision or name.inside:
+        raise OutputError(
+            f"`{place}` is no place to push to",
+            hint="`org/name` is one on the hub, `s3://bucket/name` one in a store (`gs://`, `az://`)",
+        )
+    return HubUpload(name, public=public)
+
+
+def push(folder: Path | str, place: str, *, public: bool = False, overwrite: bool = False) -> str:
+    """Upload a finished output, and return where it is.
+
+    Args:
+        folder: The output.
+        place: `org/name` on the hub, private unless `public`; or a folder in an object store, `s3://bucket/name`.
+        overwrite: Whether a model that lies there may be replaced.
+
+    Raises:
+        SculptError: It cannot be uploaded; the same call goes on from what is there.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise OutputError(f"`{folder}` is no folder", hint="what is uploaded is an output of sculpt, or a model")
+    upload = upload_to(str(place), public=public)
+    try:
+        upload.check(overwrite=overwrite)
+        nbytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        logger.log(NOTE, "%s: uploading %s to %s", folder, size_told(nbytes), upload.told)
+        return upload.finish(folder)
+    finally:
+        upload.close()
