@@ -45,11 +45,15 @@ def open_whole(asked: Asked) -> Source:
 
 
 def _whole(ref: ModelRef, base: Source | Asked | None) -> Source:
-    return decoded(_own(ref) if ref.base is None else _patched(ref, base))
+    return decoded(open_as_stored(ref) if ref.base is None else _patched(ref, base))
 
 
-def _own(ref: ModelRef) -> Source:
-    """Return a model as its files hold it, in whatever layout they are."""
+def open_as_stored(ref: ModelRef) -> Source:
+    """Return a model that is no adapter as its files hold it, in whatever layout they are, codes as codes.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
     opens = None if holds_weights(ref.path) else find_layout(ref.path)
     return Checkpoint(ref) if opens is None else opens(ref)
 

@@ -9,9 +9,11 @@ from typing import final
 import numpy as np
 import xxhash
 
-from ..checkpoint import Checkpoint, ModelRef, Source, TensorInfo
+from ..checkpoint import ModelRef, Source, TensorInfo
 from ..checkpoint.bytes_of import as_bytes
+from ..checkpoint.open import open_as_stored
 from ..dtypes import DTYPES
+from ..errors import CheckpointError
 from .forms import form_of, num_words
 
 SAMPLE_BYTES = 4096
@@ -107,4 +109,10 @@ def open_stored(asked: ModelRef) -> Source:
     """
     from .source import PatchedSource
 
-    return Checkpoint(asked) if asked.base is None else PatchedSource(asked)
+    found = open_as_stored(asked) if asked.base is None else PatchedSource(asked)
+    if "" not in found.file_names:
+        raise CheckpointError(
+            f"`{asked}` is a pipeline of several models, and a patch is of one",
+            hint="name its components one by one, such as `unet/`",
+        )
+    return found

@@ -146,13 +146,13 @@ class CheckpointRecord:
             fingerprint=checkpoint.fingerprint,
             version=checkpoint.ref.version,
             files=tuple(
-                FileRecord(name=_name_of(file, checkpoint), nbytes=nbytes_of(file), digest=digests[file])
+                FileRecord(name=name_within(file, checkpoint), nbytes=nbytes_of(file), digest=digests[file])
                 for file in checkpoint.all_files
             ),
         )
 
 
-def _name_of(file: Path, checkpoint: Source) -> str:
+def name_within(file: Path, checkpoint: Source) -> str:
     """Return what a file is called within the folder that was asked for."""
     inside = checkpoint.path in file.parents
     return file.relative_to(checkpoint.path).as_posix() if inside else file.name

@@ -13,7 +13,7 @@ from ..errors import CheckpointError
 from ..places.pointer import nbytes_of
 from ..ref import find_model
 from .adapter import ALGORITHM, read_adapter_record
-from .manifest import PROVENANCE, SBOM, FileRecord, Manifest, file_digest, files_of
+from .manifest import PROVENANCE, SBOM, FileRecord, Manifest, file_digest, files_of, name_within
 from .statements import statements
 
 
@@ -100,9 +100,12 @@ def verify(output: Path | str, inputs: Sequence[Path | str] = ()) -> Verified:
     whole = next((path for path in inputs if not needs_base(find_model(path))), None)
     for path in inputs:
         checkpoint = open_checkpoint(path, whole)
-        record = next((found for found in manifest.inputs if found.fingerprint == checkpoint.fingerprint), None)
-        if record is None:
+        known = [found for found in manifest.inputs if found.fingerprint == checkpoint.fingerprint]
+        if not known:
             raise CheckpointError(f"`{path}` is not one of the checkpoints that `{folder}` was made from")
+        # One model may have been given twice, in two layouts.
+        names = {name_within(file, checkpoint) for file in checkpoint.all_files}
+        record = next((found for found in known if {file.name for file in found.files} == names), known[0])
         where = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
         nbytes += _check(where, record.files)
         num_files += len(record.files)

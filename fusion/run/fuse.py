@@ -237,7 +237,7 @@ def prepare_plan(
     if is_file:
         companions = companions.of_file()
     if settings.emit == "patch":  # how small it will be is not known
-        _refuse_codes(plan, is_coded=bool(coded.by_name))
+        _refuse_no_patch(plan, is_coded=bool(coded.by_name))
     else:
         copied = sum(file.stat().st_size for file in companions.files.values())
         _refuse_full_disk(output, copied + sum(shard.nbytes for shard in layout.shards))
@@ -270,8 +270,14 @@ def output_tensors(plan: Plan, coded: Mapping[str, Encoding] = MappingProxyType(
     return found
 
 
-def _refuse_codes(plan: Plan, *, is_coded: bool) -> None:
-    """Refuse a patch that starts from codes or ends in them: it is of plain weights, as they are stored."""
+def _refuse_no_patch(plan: Plan, *, is_coded: bool) -> None:
+    """Refuse a patch that starts from codes or ends in them, or of several models: it is of one's plain weights."""
+    if "" not in plan.base.file_names:
+        raise MethodError(
+            f"`{plan.base.ref}` is a pipeline of several models, and a patch is of one",
+            hint="without `emit` of `patch` the pipeline itself is written",
+            options=["emit"],
+        )
     if plan.base.decoded:
         raise MethodError(
             f"`{plan.base.ref}` is quantised, and a patch of a fuse is over plain weights",

@@ -265,3 +265,13 @@ def test_the_base_lends_its_configuration_and_the_output_is_told_to_have_it(tmp_
     assert any("has no `config.json`: the output has that of" in note for note in manifest.notes)
     assert (tmp_path / "out/config.json").read_text() == CONFIG
     assert (tmp_path / "out/tokenizer_config.json").exists()
+
+
+def test_a_patch_of_shards_makes_the_model_again(tmp_path: Path) -> None:
+    base = saved(tmp_path / "base", model(0))
+    dcp.save({"model": model(1)}, checkpoint_id=tmp_path / "dcp")
+    sculpt.pack(base, tmp_path / "dcp", output=tmp_path / "p.safetensors")
+    sculpt.apply_patch(base, tmp_path / "p.safetensors", output=tmp_path / "out")
+    found = load_file(tmp_path / "out/model.safetensors")
+    assert found.keys() == model(1).keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model(1).items())

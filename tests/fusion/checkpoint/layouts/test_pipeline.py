@@ -10,7 +10,7 @@ import pytest
 import sculpt
 from safetensors.numpy import load_file, save_file
 from sculpt.fusion.checkpoint import open_checkpoint
-from sculpt.fusion.errors import CheckpointError
+from sculpt.fusion.errors import CheckpointError, MethodError
 
 UNET, TEXTS = "diffusion_pytorch_model", "model"
 
@@ -133,3 +133,12 @@ def test_diffusers_loads_what_comes_out(tmp_path: Path) -> None:
     found = diffusers.DDPMPipeline.from_pretrained(tmp_path / "out").unet
     for own, first, second in zip(*(model.parameters() for model in (found, *models)), strict=True):
         torch.testing.assert_close(own, (first + second) / 2)
+
+
+def test_a_patch_is_of_one_model(tmp_path: Path) -> None:
+    base, tuned = (pipeline(tmp_path / f"m{k}", k) for k in range(2))
+    with pytest.raises(CheckpointError, match="is a pipeline of several models, and a patch is of one"):
+        sculpt.pack(base, tuned, output=tmp_path / "p.safetensors")
+    with pytest.raises(MethodError, match="is a pipeline of several models, and a patch is of one"):
+        sculpt.fuse(base, tuned, output=tmp_path / "p.safetensors", settings=sculpt.Settings(emit="patch"))
+    assert not (tmp_path / "p.safetensors").exists()
