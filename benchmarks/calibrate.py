@@ -7,7 +7,9 @@ on the CPU. Memory is the peak of the resident set above what it was with all li
 tells it, pages of the mapped checkpoint are left out, as they are the page cache's. "hooks" is the plain loop: the
 whole model, a forward pre-hook on each Linear that adds up x² in float64, one sample after the other. "full" is sculpt
 with Σx·xᵀ of every matrix, "forward" the whole model's plain forward and nothing else; all but the hooks put up to
-4,096 tokens together. What matters is how much more than the forward the sums take.
+4,096 tokens together. What matters is how much more than the forward the sums take. "llm-compressor", in an environment
+of its own (`--llm-compressor its/bin/python`), is its sequential pipeline with SparseGPT's hooks, which add up Σx·xᵀ of
+every Linear but the head; nothing is pruned. "full" is to be compared with it.
 """
 
 from __future__ import annotations
@@ -149,7 +151,38 @@ def run_forward(model: Path, data: Path, samples: int, memory: int | None) -> di
     return {"forward_cpu_seconds": round(time.process_time() - start, 1)}
 
 
-WAYS = {"sculpt": run_sculpt, "full": run_full, "forward": run_forward, "hooks": run_hooks}
+def run_llmcompressor(model: Path, data: Path, samples: int, memory: int | None) -> dict[str, float]:
+    import torch
+    import transformers
+    from llmcompressor import oneshot  # pyright: ignore[reportMissingImports]
+    from llmcompressor.modifiers.pruning import SparseGPTModifier  # pyright: ignore[reportMissingImports]
+    from tokenizers import Tokenizer, models
+
+    del memory
+    shapes: list[tuple[int, ...]] = []
+
+    class Collecting(SparseGPTModifier):
+        def compress_modules(self) -> None:
+            for module in list(self._num_samples):
+                shapes.append(tuple(self._hessians.pop(module).shape))
+                del self._num_samples[module]
+
+    whole = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True).eval()
+    rows = torch.tensor([json.loads(line)["input_ids"] for line in data.read_text().splitlines()][:samples])
+    batches = [{"input_ids": part} for part in rows.split(max(1, BATCH_TOKENS // rows.shape[1]))]
+    words = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))  # it wants one, and has no use for it
+    oneshot(
+        model=whole,
+        processor=transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<unk>"),
+        dataset=torch.utils.data.DataLoader(batches, batch_size=None),
+        recipe=[Collecting(sparsity=0.5, targets=["Linear"], ignore=["re:.*lm_head"])],
+        pipeline="sequential",
+    )
+    return {"tensors": len(shapes)}
+
+
+PEER = "llm-compressor"
+WAYS = {"sculpt": run_sculpt, "full": run_full, "forward": run_forward, "hooks": run_hooks, PEER: run_llmcompressor}
 
 
 def child(way: str, model: Path, data: Path, samples: int, memory: int | None) -> None:
@@ -185,7 +218,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, nargs="+", default=[8, 64])
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--memory-mib", type=int, help="budget for activations between blocks")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=[way for way in WAYS if way != PEER])
+    parser.add_argument("--llm-compressor", type=Path, help="Python of an environment that has it: adds that way")
     parser.add_argument("--keep", type=Path, help="folder to make the model in and keep it")
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -201,8 +235,9 @@ def main() -> None:
         memory = str(args.memory_mib * MIB) if args.memory_mib is not None else "none"
         for samples in args.samples:
             make_data(data, args.parameters, samples, args.length)
-            for way in args.ways:
-                command = [sys.executable, __file__, "--child", way, str(model), str(data), str(samples), memory]
+            for way in [*args.ways, *([PEER] if args.llm_compressor and PEER not in args.ways else [])]:
+                python = str(args.llm_compressor) if way == PEER and args.llm_compressor else sys.executable
+                command = [python, __file__, "--child", way, str(model), str(data), str(samples), memory]
                 done = subprocess.run(
                     command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
                 )
