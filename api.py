@@ -222,7 +222,7 @@ def fuse(
         if protect is not None:
             calibration = replace(calibration, protect=protect)
     elif hessian is not None or data is not None or protect is not None:
-        raise MethodError("give `hessian`, `data` and `protect` within `calibration`, or give no `calibration`")
+        raise MethodError("give `hessian`, `data` and `protect` either in `calibration` or as arguments, not both")
     method = method_named(method) if isinstance(method, str) else method
     if protect is not None or protection is not None or (method is not None and method.protects):
         settings = replace(settings or Settings(), protection=protection or Protection())
@@ -319,7 +319,7 @@ def _between(recipe: Recipe, base: Path | None, tuned: Sequence[Path]) -> Recipe
             raise MethodError("the recipe names no models", ways=names)
         return recipe
     if base is None or not tuned:
-        raise MethodError("`base` and `tuned` are given together", options=["base", "tuned"])
+        raise MethodError("`base` and `tuned` must be given together", options=["base", "tuned"])
     return recipe.between(base, tuned)
 
 

@@ -109,7 +109,7 @@ def with_found(prepared: Prepared, calibration: Calibration) -> tuple[Calibratio
     full = method.needs_gram or (protection is not None and protection.needs_gram)
     found = [find_statistics(model, full=full, purpose=prepared.title) for model in prepared.plan.tuned]
     whole = [one for one in found if one is not None and one.why_not is None]
-    why = "samples were named" if calibration.data is not None else "other tuned models have none that can be used"
+    why = "samples were named" if calibration.data is not None else "other tuned models have none that fit"
     if calibration.data is None and len(whole) == len(found):
         told = [f"using the statistics in {one.file}, of {one.told}" for one in whole]
         return replace(calibration, hessian=[one.file for one in whole] if len(whole) > 1 else whole[0].file), told
@@ -125,11 +125,11 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
     """
     protection = prepared.settings.protection
     if protection is not None and not calibration.enabled:
-        raise MethodError("a protection wants statistics, so a fuse without calibration has no place for it")
+        raise MethodError("a protection needs statistics, so calibration cannot be off")
     if not calibration.enabled or not (protection is not None or prepared.method.uses_curvature):
         if calibration.data is not None or calibration.hessian is not None:
             raise MethodError(
-                f"samples and statistics have no effect on {prepared.method.title} where no base is protected",
+                f"samples and statistics have no effect on {prepared.method.title} without a protected base",
                 hint="its deltas do not depend on what a model's inputs are",
             )
         yield Statistics(curvature=None, provenance=None, why_missing=dict)
@@ -264,7 +264,7 @@ def comparison(
 def _refuse_idle_delta(options: Sequence[Calibration]) -> None:
     if any(not own.has_samples and (own.data is not None or own.hessian is not None) for own in options):
         raise MethodError(
-            f"`{FROM_DELTA}` stands for the samples of a tuned model only where the base is protected",
+            f"`{FROM_DELTA}` can replace samples of a tuned model only if the base is protected",
             ways=[Way(option="protect", effect="protects it")],
         )
 
@@ -282,13 +282,13 @@ def _refuse_useless_target(
     if not all(target.has_samples for target in targets):
         if protection.target == "data":
             raise MethodError(
-                "the target's curvature is to come from its samples, and there are none", ways=[names_samples]
+                "the target's curvature should come from samples, and there are none", ways=[names_samples]
             )
         if method.needs_gram:
-            raise MethodError(f"{method.title} wants samples of the target task", ways=[names_samples])
+            raise MethodError(f"{method.title} needs samples of the target task", ways=[names_samples])
         if protection.source(UNMEASURED) == "delta" and not protection.needs_gram:
             raise MethodError(
-                "without samples of the target task a protection wants matrices: the diagonals of a delta tell nothing",
+                "without samples of the target task, a protection needs matrices: diagonals of a delta say nothing",
                 ways=[
                     names_samples,
                     Way(option="Protection.curvature", value="full", effect="takes the deltas' matrices"),
@@ -304,7 +304,7 @@ def _refuse_useless_target(
         if measured and protection.takes_samples and str(target.data) == str(side.data):
             where = "the general set that ships" if side.data == GENERAL else f"`{side.data}`"
             raise MethodError(
-                f"the target and the base would both be measured on {where}, which protects nothing in particular",
+                f"the target and the base would both be measured on {where}, so nothing would be protected",
                 ways=[names_samples, by_delta],
             )
 
@@ -396,7 +396,7 @@ def _measured_before(model: MeasuredModel, calibration: Calibration, algorithm: 
         )
     if model.full and all(found.gram is None for found in hessian.values()):
         raise CurvatureError(
-            f"{model.purpose} needs full Hessians, and the statistics of the {model.role} hold their diagonals alone",
+            f"{model.purpose} needs full Hessians, and the statistics of the {model.role} hold only diagonals",
             hint="`sculpt calibrate --full '*'` measures them",
         )
     return Measured(
@@ -407,7 +407,7 @@ def _measured_before(model: MeasuredModel, calibration: Calibration, algorithm: 
 def _is_of(fingerprint: str, model: MeasuredModel) -> str:
     """Return whose statistics they are, if they are of another model of the fuse."""
     whose = model.others.get(fingerprint)
-    return "" if whose is None else f"they are those of {whose}: are base and tuned swapped? Else "
+    return "" if whose is None else f"they belong to {whose}: are base and tuned swapped? If not, "
 
 
 def _session(model: MeasuredModel, calibration: Calibration, progress: Progress, processes: Processes) -> Session:
@@ -462,7 +462,7 @@ def _by_output(
         return _joined(names, models, known, num_models)
     if scope != "tensor" and protection is not None and protection.needs_gram:
         raise MethodError(
-            f"a `scope` of {scope} looks at every tensor before any is fused, so the full Hessians of all "
+            f"a `scope` of {scope} needs all tensors before it fuses any, so the full Hessians of all "
             "would be held in memory",
             hint="`sculpt calibrate --full '*'` writes both sides' to files; give one of each as statistics",
         )

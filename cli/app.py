@@ -145,7 +145,7 @@ def _refuse_others(word: str) -> None:
     from ..fusion.launch import launched
 
     if launched().count > 1 and word not in SHARING and not word.startswith("-"):
-        raise MethodError(f"`{word}` is done by one process, and {launched().count} were started")
+        raise MethodError(f"`{word}` runs in one process, and {launched().count} were started")
 
 
 def main() -> None:
@@ -191,10 +191,10 @@ def _unforeseen(error: Exception) -> SculptError:
     if isinstance(error, OSError):
         return SculptError(f"{error.strerror or error}" + (f": `{error.filename}`" if error.filename else ""))
     if isinstance(error, MemoryError):
-        return SculptError("the memory that this process may have is not enough")
+        return SculptError("this process ran out of the memory that it may use")
     return SculptError(
-        f"sculpt failed in a way that it should not, by {type(error).__name__}: {first_line(error)}",
-        hint=f"this is a fault of sculpt: run it with `{TRACEBACK}=1`, and report what that prints",
+        f"sculpt failed unexpectedly, with {type(error).__name__}: {first_line(error)}",
+        hint=f"this is a bug of sculpt: run it with `{TRACEBACK}=1`, and report what that prints",
     )
 
 

@@ -148,7 +148,10 @@ def benchmark_command(
     _show(found.table(), found.as_json() if json else None)
     _write(found.table(), output, overwrite=overwrite)
     if found.chosen_on_itself:
-        say("note: strengths were chosen on what is reported, which flatters whatever has one")
+        say(
+            "note: strengths were chosen on the same suite that is reported, so methods with a strength look "
+            "better than they are"
+        )
 
 
 def _refuse_idle(compared: CompareOptions) -> None:

@@ -64,7 +64,7 @@ def bound(
     if output is not None:
         refuse_output(output, [base, tuned], kind, overwrite=overwrite)
     elif processes.are_several:
-        raise MethodError(f"{processes.count} processes share this where it has an output", hint="`-o` names one")
+        raise MethodError(f"{processes.count} processes can share this only with an output", hint="`-o` names one")
     with nullcontext() if output is None else processes.meet(output, made_by="bound"):
         with progress_bar("measuring") as report:
             found = measure(
@@ -88,7 +88,7 @@ def bound(
     table(shown.title, list(shown.columns), [list(row) for row in shown.rows[:MAX_ROWS]], note=more)
     out(shown.note)
     if eta is None and eta_relative is None:
-        say("no budget was given, so 1% of each tensor's norm is shown; `--eta` or `--eta-relative` set one")
+        say("no budget was given: this is for 1% of each tensor's norm (`--eta` and `--eta-relative` set a budget)")
 
 
 def register(app: typer.Typer) -> None:

@@ -24,7 +24,7 @@ def _only_one(given: list[Path] | None) -> Path | None:
 
     if given and len(given) > 1:
         raise DataError(
-            f"a model is measured on one set of samples, and there are {len(given)}",
+            f"a model is measured on one data set, and there are {len(given)}",
             hint="`sculpt hessian merge` adds up statistics of several",
         )
     return given[0] if given else None

@@ -63,7 +63,7 @@ def compare_command(
     from .progress import progress_bar
 
     if prompts is None and not prompt:
-        raise DataError("there is nothing to ask", hint="`--prompts FILE` or `--prompt TEXT` says what")
+        raise DataError("there are no prompts", hint="give `--prompts FILE` or `--prompt TEXT`")
     refuse_missing(models, [] if prompts is None else [prompts])
     names = [find_model(model).name for model in models]
     quiet_libraries()

@@ -182,7 +182,7 @@ def show_flips(found: Sequence[Flips], suite: Path, *, with_tuned: bool) -> None
         show_table(table_of_flips(found, with_tuned=with_tuned))
     others = sorted({name for _, name, _ in read.tasks()} - set(counted_tasks(read)))
     if others:
-        say(f"note: answers to {', '.join(others)} are not right or wrong one by one, so none of them flips")
+        say(f"note: answers to {', '.join(others)} are not right or wrong, so they are not compared one by one")
 
 
 def moved(model: Path, base: Path, data: list[Path], suite: Suite | None, scoring: Scoring) -> Movement:

@@ -182,7 +182,7 @@ def run_prepared(
         data = {str(file): digest_of_data(file) for file in calibration.files()}
         facts = {"fuse": resume_facts(prepared, None), "calibration": repr(calibration), "data": data}
         if steps.is_made(prepared.output, facts, prepared.settings.kind(prepared.output), overwrite=overwrite):
-            say(f"{prepared.output} was made by the run that goes on")
+            say(f"{prepared.output} was already made by the run that is resumed")
             return
     for note in notes:
         say(note)
@@ -192,7 +192,7 @@ def run_prepared(
         fuse_view.show_notes(prepared.plan)
     quiet_environment()
     if dry_run and find_spec("torch") is None:
-        say("note: whether transformers would load the output is not known, as torch is not installed")
+        say("note: torch is not installed, so it was not checked whether transformers could load the output")
     elif (loads := check_output(prepared, always=dry_run)) is not None:
         say(loads.told)
     if dry_run:

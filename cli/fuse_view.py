@@ -134,14 +134,14 @@ def show_uncovered(manifest: Manifest, found: Statistics) -> None:
         shown = ", ".join(named[:MAX_NAMED]) + (f" and {len(named) - MAX_NAMED} more" if named[MAX_NAMED:] else "")
         say(
             f"note: no sample of either side reached {shown}: {instead} there. "
-            "More samples, of more kinds, would tell what these experts are for"
+            "More samples, of more kinds, would show what these experts do"
         )
     alone = [record.name for record in manifest.fused if record.protected == TARGET_ALONE]
     if alone:
         others = f" or {len(alone) - 1} others" if len(alone) > 1 else ""
         say(
-            f"note: no general sample reached `{alone[0]}`{others}, so their deltas stay whole: samples of the kind "
-            "that does, images for one, would protect what the base knows there"
+            f"note: no general sample reached `{alone[0]}`{others}, so their deltas are unchanged: samples of a kind "
+            "that reaches them, such as images, would protect the base there"
         )
 
 
@@ -151,8 +151,8 @@ def show_grown(manifest: Manifest) -> None:
     left, own = fsum(record.delta_l1 or 0 for record in mixed), fsum(record.own_delta_l1 or 0 for record in mixed)
     if len(manifest.inputs) == 2 and left > GROWN * own:  # several fine-tunes add up
         warn(
-            f"the deltas that are left are {left / own:.1f} times the fine-tune's own, as the samples tell its "
-            "directions apart too little: a larger `--protect-ridge`, or more samples, holds them"
+            f"the deltas after the protection are {left / own:.1f} times as large as the fine-tune's: the samples "
+            "do not separate its directions enough. Use more samples, or a larger `--protect-ridge`"
         )
 
 
@@ -188,7 +188,10 @@ def show_result(prepared: Prepared, manifest: Manifest) -> None:
     if manifest.moved is not None:
         show_moved(manifest.moved, aside=True)
     if any(LOW_RANK in (record.protected or "") for record in manifest.fused):
-        say("note: the deltas are of low rank, as an adapter's are: samples of the task (`--data`) say more")
+        say(
+            "note: the deltas are of low rank, like those of an adapter: samples of the task (`--data`) give "
+            "better results"
+        )
     elements = sum(record.num_fused for record in manifest.fused)
     target = manifest.options.get("sparsity")
     asked = f" (asked for {target:.2%})" if isinstance(target, float) else ""
@@ -220,13 +223,14 @@ def show_moved(moved: Mapping[str, Any], *, held_out: bool = True, aside: bool =
     table(f"how far it moved from the base{where}", columns, rows, note=more, aside=aside)
     if moved["without"]:
         why = "all of its rows were measured" if held_out else "nothing of it is to be predicted here"
-        say(f"note: of {', '.join(moved['without'])} nothing is said: {why}")
+        say(f"note: of {', '.join(moved['without'])} the table says nothing: {why}")
     first = kinds[0]
     mean = sum(k["divergence"] for k in kinds) / len(kinds)
     if first["divergence"] > max(FAR, 2 * mean):
         warn(
             f"warning: `{first['kind']}` moved most, by {first['divergence']:.2f} nats a token where the mean is "
-            f"{mean:.2f}; {first['same']:.0%} of its next tokens are the base's. Protect more such data, or give "
+            f"{mean:.2f}; {first['same']:.0%} of its next tokens are those of the base. Protect more such data, "
+            f"or give "
             "it more weight, to hold it"
         )
 

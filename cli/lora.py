@@ -74,13 +74,13 @@ def method_of(options: MergeOptions) -> Method:
     if "election" in fields:  # a weight is the strength of its adapter, and must not cancel out
         values["election"] = options.election or "unweighted"
     elif options.election is not None:
-        raise MethodError(f"`--election` has no meaning for {method.title}, which elects no signs")
+        raise MethodError(f"`--election` has no effect on {method.title}, which does not elect signs")
     if options.normalize is not None:
         values["normalize"] = options.normalize
     if options.density is not None:
         fraction("density", options.density)
         if method.name == "task-arithmetic":
-            raise MethodError("`--density` has no meaning for a method that keeps all deltas")
+            raise MethodError("`--density` has no effect on a method that keeps all deltas")
         values |= {"sparsity": 1 - options.density} if "sparsity" in fields else {"density": options.density}
     return method(**values)
 
@@ -91,7 +91,7 @@ def linear_merge_of(options: MergeOptions, seed: int) -> LinearMerge:
     from ..learn.parts import LinearMerge
 
     if options.scale != 1:
-        raise MethodError("`--scale` has no meaning for weights that are learned")
+        raise MethodError("`--scale` has no effect on learned weights")
     return LinearMerge(method=method_of(replace(options, weights="1")), seed=seed)
 
 
@@ -136,7 +136,7 @@ def merge_command(
         if launched().count > 1:
             raise MethodError(
                 f"weights are learned by one process, and {launched().count} were started",
-                hint="learn them first; it prints the `--weights` that merge the same again",
+                hint="learn them first in one process; it prints the `--weights` for the same merge",
             )
         alpha = learn_weights(
             base,
@@ -148,7 +148,7 @@ def merge_command(
         )
         merge = replace(merge, weights=",".join(map(repr, alpha)))
     elif learn != LearnOptions():
-        raise MethodError("`--buffer` and what goes with it are for `--weights adaptive`")
+        raise MethodError("`--buffer` and its options are for `--weights adaptive`")
     if merge.as_adapter:
         _merge_as_adapter(base, adapters, merge, target, json=json)
         return
@@ -180,7 +180,7 @@ def _refuse_as_adapter(merge: MergeOptions, given: set[str]) -> None:
         raise MethodError(f"`{flag_of(parameter)}` is for merging into the base, not into an adapter")
     if merge.method not in (*SUMS, "svd"):
         raise MethodError(
-            f"what `--method {merge.method}` makes has full rank, which is no adapter",
+            f"what `--method {merge.method}` makes has full rank, so it cannot be an adapter",
             hint="merge into the base, then `sculpt lora-extract` the best adapter of a rank",
         )
     if merge.method == "svd" and merge.rank is None and merge.energy is None:

@@ -90,7 +90,7 @@ def merge_command(
         )
         for one in planned:
             if one.prepared is None:
-                say(f"`{one.output}` is planned once the recipes that it uses have run")
+                say(f"`{one.output}` can be planned only after the recipes that it uses have run")
                 continue
             if one.prepared.settings.protection is None:
                 refuse_idle_protection(given)

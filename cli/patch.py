@@ -105,7 +105,7 @@ def apply_command(
     if json:
         print_json({"output": str(target), "exact": is_exact})
     else:
-        say(f"wrote {target}" + (", as it was packed" if is_exact else "; its manifest tells what it is made of"))
+        say(f"wrote {target}" + (", as it was packed" if is_exact else "; its manifest says what it is made of"))
 
 
 @patch_app.command("inspect")

@@ -48,7 +48,7 @@ def prepare_named(
     """Return the fuse of these models by a recipe, and where its curvature comes from.
 
     Raises:
-        MethodError: The recipe is for another command, or a flag is no option of its method.
+        MethodError: The recipe is for another command, or a flag is not an option of its method.
     """
     from ..api import default_output, made_by, with_protected_defaults
     from ..fusion.methods import AdaDare
@@ -65,7 +65,7 @@ def prepare_named(
             )
         unknown = sorted(options - {field.name for field in fields(recipe.method)})
         if unknown:
-            raise MethodError(f"`{flag_of(unknown[0])}` is no option of {recipe.method.title}")
+            raise MethodError(f"`{flag_of(unknown[0])}` is not an option of {recipe.method.title}")
     recipe = recipe.between(base, tuned)
     recipe = replace(recipe, overrides={name: getattr(method, name) for name in options})
     over = over_of(given, calibration, protection, flags)

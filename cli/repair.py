@@ -91,7 +91,7 @@ def repair(
     from .console import out, quiet_libraries
 
     if choice.suite is None and choice.pick is not None:
-        raise MethodError("`--pick` has no effect without `--suite`, by whose scores it chooses")
+        raise MethodError("`--pick` has no effect without `--suite`, whose scores it uses")
     if choice.suite is None and "," in (choice.protect_weight or ""):
         raise MethodError("several λ are tried on a suite", hint="`--suite` names one; `sculpt suite init` writes one")
     calibration = calibration.protecting()

@@ -138,7 +138,7 @@ def _by_recipe(
 def _place(text: str) -> tuple[str, str]:
     name, equals, path = text.partition("=")
     if not (name and equals and path):
-        raise typer.BadParameter(f"`{text}` is no name and place such as base=models/base", param_hint="--at")
+        raise typer.BadParameter(f"`{text}` is not a name and a path, such as base=models/base", param_hint="--at")
     return name, path
 
 

@@ -81,7 +81,7 @@ class Template:
         if row.tools is not None:
             toolless = {key: value for key, value in self.options(row).items() if key != "tools"}
             if text == self._rendered(row, without_sources(messages), toolless | options):
-                raise DataError(f"{row.what} holds `tools`, which the chat template has no place for")
+                raise DataError(f"{row.what} holds `tools`, which the chat template does not use")
         return as_text(text, "messages", row.what)
 
     def _rendered(self, row: Row, messages: Sequence[Any], options: Mapping[str, Any]) -> str:

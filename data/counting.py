@@ -63,7 +63,7 @@ def _counted(samples: Sequence[Example], may_pad: bool, sizes: frozenset[int], m
         length = free_length(max(longest, beside + 1), len(samples), taken, max_length, prime=beside > 0)
         if length is None or (length > longest and not may_pad):
             raise DataError(
-                f"{samples[0].what} leaves no length in which its tokens can be told from other inputs",
+                f"{samples[0].what} is too long: no batch leaves room to tell its tokens from other inputs",
                 hint="a smaller `max_length`, or `count` all",
                 options=["max_length", "count"],
             )
@@ -77,7 +77,7 @@ def _counted(samples: Sequence[Example], may_pad: bool, sizes: frozenset[int], m
 
 
 def _largest_beside(sample: Example, length: int) -> int:
-    """Return the largest size of what is no number a token: pictures and sound; 0 where there is none."""
+    """Return the largest size of what is not a number a token: pictures and sound; 0 where there is none."""
     return max(
         (max(value.shape) for key, value in sample.inputs.items() if not is_of_tokens(key, value, length)), default=0
     )

@@ -133,9 +133,7 @@ class Encoder:
         found = self.examples(row)
         chat = row.messages
         if chat is not None and chat[0][chat[1]].get("role") != "assistant":
-            raise DataError(
-                f"the last message of {row.what} is not the assistant's, so there is nothing to learn from it"
-            )
+            raise DataError(f"the last message of {row.what} is not the assistant's, so it has nothing to learn")
         return found
 
     def only(self, row: Row) -> Example:
@@ -230,7 +228,11 @@ class Encoder:
         if not unknown:
             return
         if self.options.unknown_fields == "ignore":
-            logger.warning("`%s` of %s is read by nothing, there and in other rows", "`, `".join(unknown), row.what)
+            logger.warning(
+                "`%s` of %s is a field that sculpt does not know, there and in other rows",
+                "`, `".join(unknown),
+                row.what,
+            )
             self._ignored.update(unknown)
             return
         message = f"{row.what} holds `{unknown[0]}`, which nothing reads"

@@ -91,7 +91,7 @@ def text_of(path: Path, named: Path) -> str:
 def too_long(what: str) -> DataError:
     """Return the refusal of a row that would have to be held in memory whole."""
     return DataError(
-        f"{what} is longer than {MAX_ROW_BYTES >> 20} MiB, and a row is held in memory whole",
+        f"{what} is longer than {MAX_ROW_BYTES >> 20} MiB, and a row must fit in memory",
         hint=f"cut it into several rows; in a text `{DOCUMENT_BREAK}` on a line of its own begins a new document",
     )
 

@@ -95,7 +95,7 @@ def _parsed(value: Any, key: str, what: str) -> Any:
 
 def _turns(value: Any, what: str) -> Sequence[Mapping[str, Any]]:
     if not isinstance(value, list) or not value or not all(isinstance(said, Mapping) for said in value):
-        raise DataError(f"`conversations` of {what} is no list of messages")
+        raise DataError(f"`conversations` of {what} is not a list of messages")
     return value
 
 

@@ -43,12 +43,12 @@ def _inside(source: str, folder: Path, what: str, kind: str) -> Path:
     path = folder / source
     if not lies_inside(path, folder):
         raise DataError(
-            f"{what} names the {kind} `{source}`, which lies outside `{folder}`",
+            f"{what} names the {kind} `{source}`, which is outside `{folder}`",
             hint="`media` names the folder that rows may read from",
             options=["media"],
         )
     if path.exists() and not path.is_file():
-        raise DataError(f"{what} names the {kind} `{source}`, which is no regular file")
+        raise DataError(f"{what} names the {kind} `{source}`, which is not a regular file")
     return path
 
 
@@ -82,7 +82,7 @@ def load_audio(source: Any, sampling_rate: int, folder: Path, what: str) -> np.n
         try:
             sound = np.asarray(array, np.float32)
         except (TypeError, ValueError) as error:
-            raise DataError(f"the sound of {what} is no array of numbers") from error
+            raise DataError(f"the sound of {what} is not an array of numbers") from error
     else:
         content = _content(source, folder, what, "sound")
         try:
@@ -90,7 +90,7 @@ def load_audio(source: Any, sampling_rate: int, folder: Path, what: str) -> np.n
                 rate, width, channels = file.getframerate(), file.getsampwidth(), file.getnchannels()
                 frames = file.readframes(file.getnframes())
         except (wave.Error, EOFError) as error:
-            raise DataError(f"the sound of {what} is no WAV file: {error}") from error
+            raise DataError(f"the sound of {what} is not a WAV file: {error}") from error
         if width != 2:
             raise DataError(f"the sound of {what} has {8 * width} bits a sample; only 16 are read")
         sound = np.frombuffer(frames, "<i2").astype(np.float32).reshape(-1, channels).mean(1) / 32768

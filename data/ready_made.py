@@ -40,7 +40,7 @@ def ready_made(
         model: Names it.
 
     Raises:
-        DataError: A field is no array of numbers, or is of another length than the tokens.
+        DataError: A field is not an array of numbers, or is of another length than the tokens.
     """
     given = {key: _tensor(row, key) for key in row if key in arguments or key == "labels"}
     labels = given.pop("labels", None)
@@ -84,12 +84,12 @@ def _tensor(row: Row, key: str) -> Tensor:
         if not array.ndim and key != "labels":
             raise TypeError
         if key.endswith("_ids") and array.size and array.dtype.kind not in "iu":
-            raise DataError(f"`{key}` of {row.what} is no array of whole numbers")
+            raise DataError(f"`{key}` of {row.what} is not an array of whole numbers")
         return torch.tensor(array, dtype=kinds[array.dtype.kind])
     except (TypeError, ValueError, KeyError, OverflowError, RuntimeError) as error:
         if isinstance(row.get(key), list) and not row.get(key):
             return torch.zeros(0, dtype=torch.int64)
-        raise DataError(f"`{key}` of {row.what} is no array of numbers") from error
+        raise DataError(f"`{key}` of {row.what} is not an array of numbers") from error
 
 
 def _with_batch_axis(key: str, value: Tensor, has_patches: bool) -> Tensor:

@@ -95,7 +95,7 @@ class Row:
         value = self._content[key]
         if not isinstance(value, list) or not value or not all(map(_is_message, value)):
             raise DataError(
-                f"`{key}` of {self.what} is no list of messages",
+                f"`{key}` of {self.what} is not a list of messages",
                 hint="each has a `role`, and `content` that is text or parts such as `{type: text, text: …}`",
             )
         return value

@@ -120,7 +120,7 @@ def open_rows(
         rows = _folder(path)
     else:
         if not path.is_file() and path.suffix.lower() in READERS:
-            raise DataError(f"`{data}` is no regular file")
+            raise DataError(f"`{data}` is not a regular file")
         table = open_table(path)
         if table is None:
             known = ", ".join(sorted(READERS))

@@ -82,7 +82,7 @@ def compare(
     for one in [Path(prompts)] if isinstance(prompts, (str, Path)) else prompts:
         rows += read_prompts(one, limit=limit) if isinstance(one, Path) else [prompt_of(one)]
     if not rows:
-        raise DataError("there is nothing to ask", options=["prompts"])
+        raise DataError("there are no prompts", options=["prompts"])
     rows = [as_chat(row) for row in rows] if chat else rows
     arguments = (scoring or Scoring()).arguments()
     arguments["batch_size"] = arguments["batch_size"] or AT_ONCE

@@ -47,14 +47,16 @@ def scores_from_table(
         source: What messages call the lines.
 
     Raises:
-        DataError: A cell is no number, or there is no such task.
+        DataError: A cell is not a number, or there is no such task.
     """
     header, *body = lines
     tasks = list(header[1:])
     unknown = [name for name in target if name not in tasks]
     if unknown or len(set(tasks)) < len(tasks) or not body:
         raise DataError(
-            f"`{source}` has no task `{unknown[0]}`" if unknown else f"`{source}` holds no scores of differing tasks",
+            f"`{source}` has no task `{unknown[0]}`"
+            if unknown
+            else f"`{source}` has two tasks of one name, or no scores",
             hint=f"its tasks are {', '.join(tasks)}",
         )
     rows, values = [], []
@@ -67,7 +69,7 @@ def scores_from_table(
             try:
                 score = float(cell)
             except ValueError as error:
-                raise DataError(f"`{cell}`, the score of `{line[0]}` in `{name}`, is no number") from error
+                raise DataError(f"`{cell}`, the score of `{line[0]}` in `{name}`, is not a number") from error
             side = "target" if name in target else "pretrained"
             found.append(TaskScore(name=name, side=side, scorer="given", score=score, num_rows=0))
         measures = SuiteScores(suite=source, tasks=tuple(found)).measures

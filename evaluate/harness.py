@@ -43,7 +43,7 @@ def score_by_harness(task: Harness, model: LiveModel, *, batch_size: int, folder
     except Exception as error:  # its tasks, their data sets and their code raise anything
         raise DataError(
             f"lm-evaluation-harness fails on `{task.task}`: {first_line(error)}",
-            hint="a task whose data are not at hand must be downloaded first: sculpt fetches nothing",
+            hint="the data of a task must be downloaded first: sculpt downloads none",
         ) from error
     found = results["results"][task.task]
     metrics = {name.partition(",")[0]: value for name, value in found.items() if isinstance(value, float)}

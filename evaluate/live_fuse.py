@@ -63,7 +63,7 @@ class LiveFuse:
     ) -> None:
         if prepared.encodings:
             raise MethodError(
-                "what is scored in memory are floats, not the codes that `output_format` asks for",
+                "weights are scored in memory as floats, not as the codes that `output_format` asks for",
                 hint="leave it out here, and score the output itself",
                 options=["output_format"],
             )

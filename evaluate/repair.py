@@ -106,9 +106,9 @@ def repair(
     swept = None
     if suite is None:
         if pick is not None:
-            raise MethodError("`pick` has no effect without `suite`, by whose scores it chooses", options=["pick"])
+            raise MethodError("`pick` has no effect without `suite`, whose scores it uses", options=["pick"])
         if "," in (weights or ""):
-            raise MethodError("several λ are tried on a suite, and there is none", options=["suite"])
+            raise MethodError("several λ need a suite to choose by, and there is none", options=["suite"])
         if weights is not None:
             protection = replace(protection or Protection(), weight=_number(weights))
         settings = replace(settings, device=scoring.device)

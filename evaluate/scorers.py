@@ -76,7 +76,7 @@ def perplexity(task: Perplexity, job: Job) -> Scored:
         else:
             wanted += [example for example in job.encoder.labelled(row) if example.num_predicted]
     if not wanted:
-        raise DataError(f"`{job.rows.name}` holds no token to be foretold")
+        raise DataError(f"`{job.rows.name}` holds no token to predict")
     found = job.likelihoods(wanted)
     num_tokens = sum(row.num_tokens for row in found)
     loss = -math.fsum(row.log_probability for row in found) / num_tokens

@@ -91,7 +91,7 @@ def parse_grid(text: str) -> tuple[float, ...]:
             return tuple(float(Decimal(part.strip())) for part in text.split(","))
         start, stop, step = (Decimal(part.strip()) for part in text.split(":"))
     except (InvalidOperation, ValueError) as error:
-        raise MethodError(f"`{text}` is no grid", hint="0.3:1.0:0.1 and 0.3,0.5,0.7 are") from error
+        raise MethodError(f"`{text}` is not a grid", hint="0.3:1.0:0.1 and 0.3,0.5,0.7 are") from error
     if step <= 0 or stop < start or (stop - start) / step >= MAX_GRID:
-        raise MethodError(f"`{text}` is no grid", hint="start:stop:step with start <= stop and a step above 0")
+        raise MethodError(f"`{text}` is not a grid", hint="start:stop:step with start <= stop and a step above 0")
     return tuple(float(start + step * k) for k in range(int((stop - start) / step) + 1))

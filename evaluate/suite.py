@@ -205,7 +205,7 @@ def read_suite(file: Path | str) -> Suite:
         raise DataError(f"`{file}` names no task", hint="put tasks under `pretrained:` and `target:`")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f"`{file}` has `{twice}` on both sides", hint="names tell tasks apart in tables and gates")
+        raise DataError(f"`{file}` has `{twice}` on both sides", hint="each task needs a name of its own")
     taken = next((name for name in names if name in RESERVED), None)
     if taken is not None:
         raise DataError(f"`{file}` has a task `{taken}`, which is the name of a mean", hint="give it another name")

@@ -121,7 +121,7 @@ def sweep(
     with ExitStack() as stack:
         processes = plan.prepared.processes
         if folder is None and processes.are_several:
-            raise MethodError(f"{processes.count} processes share a sweep where it has an output", options=["output"])
+            raise MethodError(f"{processes.count} processes can share a sweep only with an output", options=["output"])
         workspace = None if folder is None else stack.enter_context(processes.meet(folder, made_by="sweep"))
         done, asked = None, {}
         if workspace is not None and folder is not None:
@@ -302,7 +302,7 @@ def _grid(
         return Grid(families=families, strengths=tried, sparsities=_numbers(sparsities) or ())
     gamma = (1.0,) if strengths is None else _numbers(strengths)
     if gamma is None or len(gamma) != 1:
-        raise MethodError("where the base is protected its weight is swept, at one γ", options=["gamma"])
+        raise MethodError("if the base is protected, its weight is swept, and γ is one number", options=["gamma"])
     # As `fuse` does: AdaDARE-γ drops nothing by itself where the base is protected.
     families = tuple(
         replace(family, method=replace(family.method, sparsity=ADADARE_PROTECTED["sparsity"]))

@@ -66,9 +66,7 @@ def parse_settings(texts: Sequence[str], settings: Settings) -> dict[str, tuple[
         name, _, values = text.partition("=")
         name = name.strip().replace("-", "_")
         if name not in known or not values:
-            raise MethodError(
-                f"`{text}` is no setting with its values", hint=f"settings are {', '.join(sorted(known))}"
-            )
+            raise MethodError(f"`{text}` is not a setting with values", hint=f"settings are {', '.join(sorted(known))}")
         found[name] = parse_grid(values)
     return found
 

@@ -139,7 +139,7 @@ class OutputError(SculptError):
 
 
 class LostProcessError(OutputError):
-    """One of several processes has ended before its work was done; the same command goes on from what is there."""
+    """One of several processes ended before its work was done; the same command goes on from what is there."""
 
 
 def first_line(error: BaseException) -> str:
@@ -162,7 +162,7 @@ def cannot_read(error: OSError, path: Path) -> CheckpointError:
 def os_error(error: OSError, path: Path) -> OutputError:
     """Return the error of the file system as ours."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"the disk is full: cannot write `{path}`", hint="what had the output's name still has it")
+        return OutputError(f"the disk is full: cannot write `{path}`", hint="the earlier output is unchanged")
     return OutputError(f"cannot write `{path}`: {error.strerror or error}")
 
 

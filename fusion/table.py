@@ -130,5 +130,7 @@ def refuse_tables(files: Iterable[Path], inputs: Iterable[Asked], *, overwrite: 
     """
     for file in files:
         if file.suffix not in FORMS:
-            raise DataError(f"`{file}` is no table that can be written", hint=f"its name ends in {', '.join(FORMS)}")
+            raise DataError(
+                f"`{file}` is not a kind of table that sculpt writes", hint=f"its name ends in {', '.join(FORMS)}"
+            )
         refuse_output(file, inputs, TABLE, overwrite=overwrite)

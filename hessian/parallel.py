@@ -52,7 +52,7 @@ def _meet(processes: Processes) -> Any:
 
     if processes.folder is None:
         raise ModelError(
-            f"{processes.count} processes need an output to meet at, or the address of the first",
+            f"{processes.count} processes need an output, or the address of the first process",
             hint="`MASTER_ADDR` and `MASTER_PORT` in the environment name it",
         )
     host, store = socket.gethostname(), None
@@ -71,7 +71,7 @@ def _told(processes: Processes) -> Iterator[None]:
     except RuntimeError as error:
         processes.check(now=True)
         raise LostProcessError(
-            "another process has ended before its work was done",
+            "another process ended before its work was done",
             hint="run the same command again, with any number of processes, to go on",
         ) from error
 

@@ -64,7 +64,9 @@ def run(
             return attempt(resume=resume)
         except ReturnError as error:
             assert workspace is not None
-            logger.warning("the model comes back to `%s`, so the run starts again with full matrices in memory", error)
+            logger.warning(
+                "the model runs `%s` more than once, so the run starts again with full matrices in memory", error
+            )
             workspace.empty()
             return attempt(resume=False, in_store=False)
         except LostError as error:

@@ -123,7 +123,7 @@ class Session:
         )
         if options.data is None and "input_ids" not in encoder.arguments:
             raise DataError(
-                f"`{type(self.model).__name__}` takes no text, so the text that ships says nothing of it",
+                f"`{type(self.model).__name__}` takes no text, so it cannot be measured on the text that ships",
                 ways=[Way(option="data", effect="names samples that the model is for")],
             )
         self._counts_all = options.count == "all"
@@ -287,7 +287,8 @@ class Session:
         name = self.collector.returned_to()
         if name is not None:
             raise ModelError(
-                f"`{type(self.model).__name__}` comes back to `{place}`, so `{name}` was not whole",
+                f"`{type(self.model).__name__}` runs `{place}` more than once, so the statistics of `{name}` "
+                f"were not complete",
                 hint="calibrate first, then give the fuse the statistics as `hessian`",
                 options=["hessian"],
             )

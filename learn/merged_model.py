@@ -61,7 +61,7 @@ class MergedModel:
         unknown = sorted(changed - set(self._places))
         if unknown:
             raise ModelError(
-                f"`{unknown[0]}` is changed by an adapter and is no parameter of `{type(self.model).__name__}`"
+                f"`{unknown[0]}` is changed by an adapter, but is not a parameter of `{type(self.model).__name__}`"
             )
         by_parameter: dict[int, tuple[Tensor, list[str]]] = {}
         for name in self.names:

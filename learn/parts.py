@@ -37,7 +37,7 @@ class LinearMerge:
 
     def __post_init__(self) -> None:
         if self.method.identity == "base":
-            raise MethodError(f"{self.method.title} with these options keeps nothing whose weight could be learned")
+            raise MethodError(f"{self.method.title} with these options has no weights to learn")
         merging = self.chain.merging if self.chain is not None else None
         if merging is None:
             divided = self.method.normalize if isinstance(self.method, TaskArithmetic) else True
@@ -80,7 +80,7 @@ def parts_of(name: str, base: Source, adapters: Sequence[Source], merge: LinearM
     if merge.chain is None:
         return Parts(arrays=[(other - before).reshape(shape) for other in tuned], factors=plain)
     if len(before) > SEGMENT:
-        raise MethodError(f"`{name}` is too large to thin out")
+        raise MethodError(f"`{name}` is too large to choose elements from")
     keys = tuple(tensor_key(merge.seed, name, stream=k) for k in range(len(tuned)))
     tile = Tile(start=0, base=before, tuned=tuned, keys=keys, root=None)
     kept = run_on(tile, merge.chain.selection.settle(len(tuned), len(before)))

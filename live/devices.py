@@ -32,7 +32,7 @@ def compute_dtype(name: str, checkpoint: Source, device: torch.device) -> torch.
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ModelError(
-            f"`{name}` is no dtype to compute in",
+            f"`{name}` is not a dtype to compute in",
             hint=near(SHORT.get(name.lower(), name), COMPUTED) or "float32, bfloat16, float16 or auto",
         )
     return dtype

@@ -1,8 +1,9 @@
 """The private parts of torch and transformers that sculpt uses, each behind a name of our own.
 
-Nothing else uses any, but for transformers' rules for loading, which stand in `fusion/checkpoint/loading_rules.py`, and
-those for GGUF, in `fusion/checkpoint/gguf/rules.py`: opening a model needs them, and `fusion` may not import this room. `tests/live/test_privates.py` says with which
-versions both were tested, and what vanished where a later version has moved something.
+Nothing else uses any, but for transformers' rules for loading, which stand in `fusion/checkpoint/loading_rules.py`,
+and those for GGUF, in `fusion/checkpoint/gguf/rules.py`: opening a model needs them, and `fusion` may not import this
+room. `tests/live/test_privates.py` says with which versions both were tested, and what vanished where a later version
+has moved something.
 """
 
 from __future__ import annotations

@@ -185,4 +185,4 @@ def _check_missing(model: Any, missing: set[str]) -> None:
             options=["auto_class"],
         )
     if lacking:
-        logger.warning("%s is not in the checkpoint and gets random values, which no statistics are kept of", lacking)
+        logger.warning("%s is not in the checkpoint and gets random values, so it has no statistics", lacking)

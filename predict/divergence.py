@@ -91,7 +91,7 @@ def _compared(base: Tensor, other: Tensor) -> list[tuple[float, int]]:
         before, after = (logits[:, :size].log_softmax(-1) for logits in rows)
         apart = torch.where(before == -torch.inf, 0, before.exp() * (before - after)).sum(-1)
         if not bool(torch.isfinite(apart).all()):
-            raise ModelError("the outputs of a model are not finite, so nothing can be said of how far they moved")
+            raise ModelError("the outputs of a model are not finite, so they cannot be compared")
         found += zip(apart.tolist(), (before.argmax(-1) == after.argmax(-1)).int().tolist(), strict=True)
     return found
 

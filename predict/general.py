@@ -99,7 +99,7 @@ def _asked_of(encoder: Encoder, names: Sequence[str], *, chats: bool) -> list[st
     for kind in general.ASKED:
         reason = _why_not(encoder, kind)
         if kind in names and not chats:
-            raise DataError(f"`{kind}` are questions that the model answers, and it is not to be asked any")
+            raise DataError(f"`{kind}` needs answers of the model, and answers are switched off")
         if kind in names and reason is not None:
             raise DataError(
                 f"`{kind}` of the general set do not suit `{type(encoder.model).__name__}`, {reason}",

@@ -86,7 +86,7 @@ def test_what_is_no_model_is_refused(place: Path) -> None:
     ("method", "message", "hint"),
     [
         ("tise", "no method is called `tise`", "did you mean `ties`?"),
-        ("ties:densty=0.2", "`densty=0.2` is no option of TIES", "density"),
+        ("ties:densty=0.2", "`densty=0.2` is not an option of TIES", "density"),
         ("ties:density=much", "`density` must be a number or a list of numbers, got `much`", ""),
     ],
 )
@@ -150,7 +150,7 @@ def test_a_recipe_is_merged_as_the_command_does(place: Path, tmp_path: Path) -> 
     assert merged.settings["seed"] == 3
     fused = sculpt.fuse(place / "base", place / "sft", method="dare", settings=SEED)
     assert same(sculpt.state_dict(merged), sculpt.state_dict(fused))
-    with pytest.raises(MethodError, match="`sed` is no argument of a merge"):
+    with pytest.raises(MethodError, match="`sed` is not an argument of `merge`"):
         sculpt.merge(recipe, output=tmp_path / "other", sed=3)
 
 

@@ -82,7 +82,7 @@ class TrainingSet(torch.utils.data.Dataset[Example]):
     def _examples(self, row: Row) -> list[Example]:
         found = self._encoder.labelled(row)
         if any("input_ids" not in example.inputs or "decoder_input_ids" in example.inputs for example in found):
-            raise DataError(f"{row.what} gives no text that a decoder could learn to continue")
+            raise DataError(f"{row.what} has no text to learn from")
         return found
 
 

@@ -47,7 +47,7 @@ class AdaptedLayer:
         if getattr(self.module, "fan_in_fan_out", False):
             weight = weight.T
         if weight.shape != (self.b.shape[0], self.a.shape[1]) or self.a.ndim != 2:
-            raise ModelError(f"`{self.name}` is no linear layer, which a regulariser needs")
+            raise ModelError(f"`{self.name}` is not a linear layer, and a regulariser needs one")
         return weight
 
 
@@ -87,7 +87,7 @@ def _layer(path: str, module: Any, adapter: str, a: nn.Parameter, b: nn.Paramete
     name = without_prefix(PREFIX + ".".join(parts).removeprefix(PREFIX))
     if a.ndim < 2 or b.ndim < 2 or not a.numel() or not b.numel():
         raise ModelError(
-            f"the factors of `{name}` are in flat shards, which have no rows and columns",
+            f"the factors of `{name}` are in flat shards, without rows and columns",
             hint="use version 2 of FSDP, or ZeRO up to stage 2",
         )
     return AdaptedLayer(name=name, a=a, b=b, scaling=float(module.scaling[adapter]), module=module)

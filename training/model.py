@@ -35,9 +35,7 @@ def load_base(base: Source, *, dtype: torch.dtype) -> Any:
     """
     model = load_model(base, device="cpu", dtype=dtype, may_stream=False).model  # the Trainer moves it
     if is_encoder_decoder(model.config) or model.get_output_embeddings() is None:
-        raise ModelError(
-            f"`{type(model).__name__}` is not a text decoder, the only kind of model that can be trained here"
-        )
+        raise ModelError(f"`{type(model).__name__}` is not a text decoder; only those can be trained here")
     return model.requires_grad_(False)
 
 

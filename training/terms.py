@@ -81,7 +81,8 @@ class ConflictTerm(Term):
         at_least_zero("omega", omega)
         if omega == 0:
             raise MethodError(
-                "an omega of 0 protects nothing", hint="an alpha and a beta of 0 switch the regulariser off"
+                "with an omega of 0 the regulariser has no effect",
+                hint="an alpha and a beta of 0 switch the regulariser off",
             )
         one_of("layers", layers, get_args(Layers))
         self.alpha, self.beta, self.omega, self.layers = alpha, beta, omega, layers

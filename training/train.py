@@ -138,7 +138,7 @@ def train_adapter(
     device = pick_device(schedule.device)
     if device.index is not None and ":" in schedule.device:
         raise ModelError(
-            f"training takes no device by its number, as in `{schedule.device}`",
+            f"training does not take the number of a device, as in `{schedule.device}`",
             hint=f"`CUDA_VISIBLE_DEVICES={device.index}` shows one device only",
         )
     dtype = compute_dtype(schedule.dtype, opened, device)

@@ -37,7 +37,7 @@ def settle(folder: Path, plan: dict[str, Any], *, resume: bool, writes: bool) ->
             return whole
         if whole is not None and before is not None:
             raise OutputError(
-                f"`{folder}` is of a run with other settings: {_difference(before, plan)}",
+                f"`{folder}` is from a run with other settings: {_difference(before, plan)}",
                 ways=[
                     Way(option="no_resume", effect="starts again"),
                     Way(option="output", effect="names another output"),

@@ -13,7 +13,7 @@ frequencies.
 
 Without samples of the target task its delta stands in for A (`from_delta`), or the identity, or the diagonal of G,
 each scaled to G's trace. The λ that serves best differs by what A is of; one that was not given is chosen by that.
-Where models are put together and each has another, an error on each counts by its own: A_k/λ_k against G.
+Where models are merged and each has another, an error on each counts by its own: A_k/λ_k against G.
 """
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ class Protection(Options):
             raise MethodError(f"`shares` must be above 0, got {self.shares}", options=["Protection.shares"])
         if self.target == "delta" and not self.needs_gram:
             raise MethodError(
-                "the diagonal of a delta's curvature is the general side's, so a delta wants matrices",
+                "without matrices the delta says nothing: its diagonal is that of the general side",
                 options=["Protection.curvature"],
-                hint="full matrices tell its directions",
+                hint="use full matrices",
             )
 
     @property

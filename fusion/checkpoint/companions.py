@@ -58,7 +58,7 @@ def look_beside(folder: Path, read: Collection[Path]) -> list[Companion]:
         if companion.left is None and not lies_inside(companion.file, folder):
             raise CheckpointError(
                 f"`{companion.file}` is a link out of its folder, to `{companion.file.resolve()}`",
-                hint="copy the file there if it belongs to the model, else remove the link",
+                hint="copy the file there if it belongs to the model, or else remove the link",
             )
     return found
 
@@ -101,7 +101,7 @@ def own_files(folder: Path, files: Iterable[Path]) -> dict[Path, Path]:
         if not lies_inside(file, folder):
             raise CheckpointError(
                 f"`{file}` is a link out of its folder, to `{file.resolve()}`",
-                hint="copy the file there if it belongs to the model, else remove the link",
+                hint="copy the file there if it belongs to the model, or else remove the link",
             )
         found[name] = file
     return found

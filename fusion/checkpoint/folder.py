@@ -42,7 +42,7 @@ def _indexed_files(index: Path) -> tuple[dict[str, str], list[Path]]:
     files = [index.parent / file_name for file_name in sorted(set(weight_map.values()))]
     for file in files:
         if not file.is_file():
-            raise CheckpointError(f"`{index}` names `{file.name}`, which is missing", hint="is the download whole?")
+            raise CheckpointError(f"`{index}` names `{file.name}`, which is missing", hint="is the download complete?")
     return weight_map, files
 
 
@@ -70,7 +70,7 @@ def _find_weights(folder: Path) -> Path:
     if others:
         raise CheckpointError(
             f"`{folder}` holds {len(others)} safetensors files and no `{SAFETENSORS_INDEX}`",
-            hint="is the download whole?",
+            hint="is the download complete?",
         )
     refuse_foreign_folder(folder)
     raise CheckpointError(f"`{folder}` holds no `model.safetensors`, no shards and no `pytorch_model.bin`")
@@ -139,7 +139,8 @@ class Checkpoint(Source):
         }
         if self.tensors and not any(info.num_elements for info in self.tensors.values()):
             raise CheckpointError(
-                f"all tensors of `{self.ref}` are empty: ZeRO-3 saves what it did not gather", hint=GATHER
+                f"all tensors of `{self.ref}` are empty: ZeRO-3 saves such tensors unless it gathers them",
+                hint=GATHER,
             )
 
     def name_in_file(self, name: str) -> str:

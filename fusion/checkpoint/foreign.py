@@ -24,7 +24,7 @@ FOLDERS = (
         "what DeepSpeed puts beside its shards",
         "the shards lie in `global_step…/`, which is not here",
     ),
-    ("global_step*", "a folder of DeepSpeed's without `*_model_states.pt`", "is the copy whole?"),
+    ("global_step*", "a folder of DeepSpeed's without `*_model_states.pt`", "is the copy complete?"),
     (
         "latest_checkpointed_iteration.txt",
         "Megatron's shards",
@@ -67,7 +67,7 @@ def refuse_foreign_folder(folder: Path) -> None:
 def refuse_pipe(file: Path) -> None:
     """Raise CheckpointError where a file is a pipe or a device, which may never end."""
     if file.exists() and not file.is_file() and not file.is_dir():
-        raise CheckpointError(f"`{file}` is no regular file")
+        raise CheckpointError(f"`{file}` is not a regular file")
 
 
 def refuse_foreign_file(file: Path) -> None:
@@ -110,7 +110,7 @@ def needs_running(file: Path, what: str) -> CheckpointError:
     """Return the refusal of something, in the place of a tensor, that a pickle would have had made."""
     if "torch.distributed" in what or "DTensor" in what:
         return CheckpointError(
-            f"`{file}` holds DTensors, the parts of tensors that lay on several devices",
+            f"`{file}` holds DTensors, the parts of tensors that were on several devices",
             hint="gather them when saving, by `full_tensor()` or FSDP's full state dict",
         )
     return CheckpointError(

@@ -48,7 +48,7 @@ def refuse_changed(before: Mapping[Path, FileIdentity]) -> None:
     for file, identity in before.items():
         if not file.exists() or FileIdentity.of(file) != identity:
             raise CheckpointError(
-                f"`{file}` changed while it was read", hint="run the command again once nothing writes to it"
+                f"`{file}` changed while it was read", hint="run the command again when nothing writes to it"
             )
         if (elsewhere := ranged(file)) is not None:
             elsewhere.refuse_changed()

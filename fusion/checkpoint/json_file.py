@@ -37,7 +37,7 @@ def _adapter(kind: type) -> Any:
 def checked(kind: type[Plain], content: Mapping[str, Any]) -> Plain:
     """Return an instance of a dataclass, with those within it, of plain values as JSON has them.
 
-    Types are taken at their word: text is no number, 1.0 no count. Keys that are no field are left out.
+    Types are taken at their word: text is not a number, 1.0 no count. Keys that are no field are left out.
 
     Raises:
         CheckpointError: A field is missing or of another type; the sentence names it.

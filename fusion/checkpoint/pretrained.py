@@ -50,7 +50,7 @@ def needs_code(folder: Path | None) -> ModelError:
     """Return the refusal to run what lies in a folder."""
     return ModelError(
         f"`{folder}` needs the code that lies in it to run",
-        hint="read that code, then allow it with `trust_remote_code`, where that is offered",
+        hint="read that code, then allow it with `trust_remote_code`, if the command has that option",
         options=["trust_remote_code"],
     )
 

@@ -59,7 +59,7 @@ def open_file(file: Path) -> TensorFile:
         CheckpointError: The file is unreadable or malformed.
     """
     if file.is_dir():
-        raise CheckpointError(f"`{file}` is no regular file")
+        raise CheckpointError(f"`{file}` is not a regular file")
     if (elsewhere := ranged(file)) is not None:
         return RemoteFile(file, elsewhere)
     refuse_foreign_file(file)

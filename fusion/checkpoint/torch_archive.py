@@ -161,11 +161,11 @@ class TorchArchive:
         packed = next((e for e in self._entries.values() if e.compress_type != zipfile.ZIP_STORED), None)
         if packed is not None:
             raise CheckpointError(
-                f"`{self._file.file}` is compressed (`{packed.filename}`), which no file of torch's own is"
+                f"`{self._file.file}` is compressed (`{packed.filename}`), which files of torch never are"
             )
         found = next((name for name in self._entries if name == "data.pkl" or name.endswith("/data.pkl")), None)
         if found is None:
-            raise CheckpointError(f"`{self._file.file}` is a zip archive, and none that `torch.save` writes")
+            raise CheckpointError(f"`{self._file.file}` is a zip archive, but not one that `torch.save` writes")
         root = found.removesuffix("data.pkl")
         if root + "constants.pkl" in self._entries:
             raise CheckpointError(f"`{self._file.file}` is a program of TorchScript, not a file of tensors")
@@ -174,7 +174,7 @@ class TorchArchive:
     def _pickle(self, archive: zipfile.ZipFile) -> bytes:
         order = self._entries.get(self._root + "byteorder")
         if order is not None and archive.read(order) != b"little":
-            raise CheckpointError(f"`{self._file.file}` was written on a machine whose numbers lie the other way round")
+            raise CheckpointError(f"`{self._file.file}` was written on a machine with the other byte order")
         return archive.read(self._root + "data.pkl")
 
     def _known(self) -> Mapping[str, Any]:

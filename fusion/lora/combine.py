@@ -172,7 +172,7 @@ def check_rank(rank: int | None, energy: float | None) -> None:
     if rank is not None and rank < 1:
         raise MethodError(f"`rank` must be at least 1, got {rank}", options=["rank"])
     if energy is not None and not 0 < energy <= 1:
-        raise MethodError(f"`energy` must lie above 0 and not above 1, got {energy:g}", options=["energy"])
+        raise MethodError(f"`energy` must be above 0 and at most 1, got {energy:g}", options=["energy"])
 
 
 def _agreed(place: Place, adapters: Sequence[OpenAdapter]) -> Module:
@@ -227,7 +227,7 @@ def _whole(base: Source, adapters: Sequence[OpenAdapter], weights: Sequence[floa
         first = holders[0][0].file.read_own(holders[0][0].whole[tensor])
         if tensor not in base.tensors:
             if len(holders) > 1 or holders[0][1] != 1:
-                raise CheckpointError(f"`{tensor}` is not in the base, so there is nothing to add its moves to")
+                raise CheckpointError(f"`{tensor}` is not in the base, so its changes cannot be added")
             found[holders[0][0].whole[tensor]] = first
             continue
         before = base.read(tensor).astype(np.float64).reshape(base.tensors[tensor].shape)

@@ -150,7 +150,7 @@ def extract_adapter(
             ranks[layer.module] = factors.rank
             reports.append(report)
     if not ranks and not whole:
-        raise CheckpointError(f"nothing of `{tuned}` that is selected differs from `{base}`")
+        raise CheckpointError(f"no selected tensor of `{tuned}` differs from `{base}`")
     saved, has_biases = _save(opened, after, whole, ranks, tensors) if rest == "save" else ([], False)
     result = AdapterReport(output=output, layers=tuple(reports))
     config = config_of(
@@ -246,7 +246,7 @@ def _save(
             continue
         if not module or module in names:
             raise CheckpointError(
-                f"fine-tuning changed `{info.name}`, which no adapter can hold",
+                f"fine-tuning changed `{info.name}`, which an adapter cannot store",
                 ways=[
                     Way(option="exclude", value=info.name, effect="leaves its change out"),
                     Way(option="others", value="drop", effect="leaves out all such"),

@@ -92,6 +92,7 @@ def refuse_tied(base: Source, tensor: str) -> None:
     is_vocabulary = len(parts) > 1 and parts[-2] in VOCABULARY_MODULES and len(shapes[tensor]) == 2
     if is_vocabulary and shapes[tensor][0] in config_values(base.config, "vocab_size"):
         raise CheckpointError(
-            f"fine-tuning changed `{tensor}`, which the base ties to its output; an adapter can hold only one of them",
+            f"fine-tuning changed `{tensor}`, which the base ties to its output layer; an adapter can store "
+            f"only one of them",
             ways=[Way(option="exclude", value=tensor, effect="leaves its change out")],
         )

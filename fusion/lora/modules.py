@@ -134,11 +134,11 @@ class OpenAdapter:
 def _refuse_more(path: Path, tensor: str, patch: Patch) -> None:
     if patch.rows is not None:
         raise CheckpointError(
-            f"`{path}` trains tokens of `{tensor}`, which is no product of two factors",
+            f"`{path}` trains tokens of `{tensor}`, which is not a product of two factors",
             hint="merge it into the base, not into an adapter",
         )
     if patch.magnitude is not None:
         raise CheckpointError(
-            f"`{path}` is a DoRA adapter (`{tensor}` has magnitudes), which is no product of two factors",
+            f"`{path}` is a DoRA adapter (`{tensor}` has magnitudes), which is not a product of two factors",
             hint="merge it into the base, not into an adapter",
         )

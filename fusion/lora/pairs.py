@@ -49,7 +49,7 @@ class LoneAdapter:
     def __init__(self, asked: Asked) -> None:
         folder = find_model(asked).path
         if not is_adapter(folder):
-            raise CheckpointError(f"`{asked}` is no adapter: it holds no `{ADAPTER_CONFIG}`")
+            raise CheckpointError(f"`{asked}` is not an adapter: it holds no `{ADAPTER_CONFIG}`")
         self.folder = folder
         self._identities = identities([folder / ADAPTER_CONFIG])
         self.config = AdapterConfig.read(folder)
@@ -59,8 +59,8 @@ class LoneAdapter:
         further = further_weights(folder, [file])
         if further:
             raise CheckpointError(
-                f"`{further[0]}` was trained beside the adapter, and no adapter has a place for it",
-                hint="merged into the base it is read too; else put it elsewhere",
+                f"`{further[0]}` was trained beside the adapter, and an adapter cannot store it",
+                hint="merge the adapter into the base, which reads this file too, or move the file away",
             )
         self._file = open_file(file)
         self.pairs = tuple(self._pairs())

@@ -28,7 +28,7 @@ def method_named(text: str) -> Method:
         key, _, value = option.partition("=")
         key = key.strip().replace("-", "_")
         if key not in fields or not value:
-            raise MethodError(f"`{option}` is no option of {method.title}", hint=f"it has {', '.join(fields)}")
+            raise MethodError(f"`{option}` is not an option of {method.title}", hint=f"it has {', '.join(fields)}")
         values[key] = _value(value.strip(), fields[key])
     return method(**values)
 

@@ -111,9 +111,9 @@ class Contents:
             is_long = any(len(part.encode("utf-8", "surrogatepass")) > 200 for part in place.parts)
             odd = place.is_absolute() or not place.parts or ".." in place.parts or is_long or "\0" in name
             if odd or place.as_posix() != name or "\\" in name:
-                raise ValueError(f"`{name}` is no name of a file within the folder")
+                raise ValueError(f"`{name}` is not the name of a file in the folder")
         if any("/" in name or not name.endswith(".safetensors") for name in self.shards):
-            raise ValueError("no weight file has such a name")
+            raise ValueError("that is not the name of a weight file")
 
     @property
     def roots(self) -> set[str]:
@@ -135,9 +135,9 @@ class Contents:
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"they are no JSON: {error}") from error
+            raise CheckpointError(f"they are not JSON: {error}") from error
         if not isinstance(content, dict):
-            raise CheckpointError("they are no JSON object")
+            raise CheckpointError("they are not a JSON object")
         return checked(cls, content)
 
 

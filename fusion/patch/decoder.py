@@ -103,4 +103,4 @@ def decode(data: np.ndarray, base: np.ndarray, form: WordForm, hint: Hint, start
         *(address(room("block of numbers", BLOCK, np.uint32)), address(sizes), address(out)),
     )
     if sizes[0] != num_words or sizes[1] != num_bits or (state != LOWEST).any():
-        raise DamagedFrameError("its code does not end where it should")
+        raise DamagedFrameError("its code ends in the wrong place")

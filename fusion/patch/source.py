@@ -93,7 +93,7 @@ class PatchedSource(Source):
                 return reference  # the patch below changes it, and this one leaves it alone
             raise OtherBaseError(
                 f"`{entry.base}` is changed by `{self.ref.path}` and by a patch before it, `{self._base.ref.path}`",
-                hint="what patches add to one base can be summed up, as task arithmetic, where that is asked for",
+                hint="`sculpt apply --add` adds patches up, as task arithmetic does",
             )
         state = "is not there" if info is None else "is another"
         raise OtherBaseError(
@@ -113,7 +113,7 @@ class PatchedSource(Source):
         if contents.strength is None or fixed is not None:
             why = "its tensors have several strengths" if fixed is None else f"of `{fixed}` it holds the result alone"
             raise CheckpointError(
-                f"`{self.ref.path}` gives its model with the strength that it was made with: {why}",
+                f"`{self.ref.path}` can only be applied with its own strength: {why}",
                 hint="a patch of the fine-tune itself takes any strength, and so does one of DARE or AdaDARE-γ",
             )
 

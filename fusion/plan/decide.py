@@ -89,7 +89,7 @@ class _Decision:
         """Refuse placeholders: no policy makes a tensor of one."""
         for index, info in zip([*self.match.parts][1:], found, strict=True):
             if not info.num_elements:
-                told = f"`{info.name}` is empty in {self._at(index)}: ZeRO-3 saves what it did not gather"
+                told = f"`{info.name}` is empty in {self._at(index)}: ZeRO-3 saves such tensors unless it gathers them"
                 raise MismatchError(info.name, told, hint=GATHER)
 
     def _of_the_others(self, left: Collection[int], why: str) -> Step | None:

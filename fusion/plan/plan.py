@@ -273,7 +273,7 @@ def _refuse_idle_extra(request: Request, matching: Matching, models: Sequence[So
     index, info = next((index, info) for index, info in extra[0].parts.items() if info is not None)
     raise MismatchError(
         info.name,
-        f"`{info.name}` is in `{models[index].ref}` alone, and the output has the configuration of `{models[1].ref}`",
+        f"`{info.name}` is only in `{models[index].ref}`, and the output has the configuration of `{models[1].ref}`",
         hint=f"name `{models[index].ref}` first of the tuned models",
     )
 

@@ -193,7 +193,7 @@ def _lines_of(node: Any) -> dict[KeyPath, int]:
             seen = set()
             for key, value in node.value:
                 if not isinstance(key, yaml.ScalarNode):
-                    raise yaml.constructor.ConstructorError(None, None, "a key is no single word", key.start_mark)
+                    raise yaml.constructor.ConstructorError(None, None, "a key is not a single word", key.start_mark)
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(None, None, f"`{key.value}` is given twice", key.start_mark)
                 seen.add(key.value)

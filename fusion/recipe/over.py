@@ -48,7 +48,7 @@ class Over:
             part = next((name for name, found in known.items() if key in found), None)
             if part is None:
                 hint = did_you_mean(key, {name for found in known.values() for name in found})
-                raise MethodError(f"`{key}` is no argument of a merge", hint=hint)
+                raise MethodError(f"`{key}` is not an argument of `merge`", hint=hint)
             parts.setdefault(part, {})[key] = value
         return cls(**parts)  # pyright: ignore[reportArgumentType] (`calibration` is none of them)
 
@@ -79,5 +79,5 @@ class Over:
         if calibration.protect is not None:
             return replace(Protection(), **self.protection)
         if self.protection:
-            raise MethodError(f"`{next(iter(self.protection))}` has no effect where no base is protected")
+            raise MethodError(f"`{next(iter(self.protection))}` has no effect without a protected base")
         return None

@@ -148,7 +148,7 @@ def participants(recipe: Recipe) -> list[ModelEntry]:
     """
     if recipe.base is None:
         if not recipe.models:
-            raise MethodError(f"{recipe.method.title} merges no models")
+            raise MethodError(f"{recipe.method.title} does not merge models")
         return list(recipe.models)
     own = next((source for source in recipe.models if source.model == recipe.base), None)
     return [own or ModelEntry(model=recipe.base), *(s for s in recipe.models if s.model != recipe.base)]
@@ -198,7 +198,7 @@ def _with_one_vocabulary(
     tokens = {name: known_tokens(tokenizers[name], opened[name]) for name in names}
     source = names[0] if isinstance(vocabulary.source, str) else vocabulary.source
     if source not in tokenizers:
-        raise MethodError(f"the tokenizer is to come from `{source}`, which takes no part in the merge")
+        raise MethodError(f"the tokenizer should come from `{source}`, which is not part of the merge")
     if vocabulary.source == "union":
         found = union([tokenizers[n] for n in names], [tokens[n] for n in names], vocabulary.tokens)
         like = None

@@ -62,5 +62,5 @@ def read_recipe(name: str) -> Recipe:
     file = find_recipe(name)
     recipes = read_recipes(file)
     if len(recipes) != 1:
-        raise RecipeError(file, None, f"one recipe is wanted, and the file holds {len(recipes)}")
+        raise RecipeError(file, None, f"one recipe is expected, and the file holds {len(recipes)}")
     return recipes[0]

@@ -22,7 +22,7 @@ class Gradient:
         scaled = t * (len(self.values) - 1)
         low = int(scaled)
         first, second = self.values[low], self.values[min(low + 1, len(self.values) - 1)]
-        # What is no number at all may come from a file, too: the method's option has its own to say about it.
+        # What is not a number at all may come from a file, too: the method's option has its own to say about it.
         if isinstance(first, bool) or not isinstance(first, (int, float)):
             return first
         if isinstance(second, bool) or not isinstance(second, (int, float)):

@@ -137,12 +137,14 @@ def _asked_for(
     if source.model is None:
         return ()
     if source.model not in labels:
-        raise MethodError(f"the embedding of `{token}` is to come from `{source.model}`, which takes no part")
+        raise MethodError(
+            f"the embedding of `{token}` should come from `{source.model}`, which is not part of the merge"
+        )
     k = labels[source.model]
     wanted = token if source.token is None else source.token
     row = wanted if isinstance(wanted, int) else members[k].tokens.get(wanted, -1)
     if not 0 <= row < limits[k]:
-        raise MethodError(f"`{members[k].label}` has no token `{wanted}`, from which `{token}` is to come")
+        raise MethodError(f"`{members[k].label}` has no token `{wanted}`, which `{token}` should come from")
     return ((k, row),)
 
 

@@ -33,7 +33,7 @@ def read_adapter_record(folder: Path) -> tuple[dict[str, Any], tuple[FileRecord,
     if not isinstance(content, dict) or "files" not in content:
         raise CheckpointError(f"`{file}` has no digests", hint="adapters of older versions of sculpt have none")
     if content.pop("digest", None) != digest_of(content):
-        raise CheckpointError(f"`{file}` was changed: its content is not that of its own digest")
+        raise CheckpointError(f"`{file}` was changed: its content does not have its own digest")
     try:
         return content, tuple(FileRecord(**one) for one in content["files"])
     except (TypeError, ValueError) as error:

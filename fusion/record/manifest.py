@@ -91,9 +91,9 @@ class FileRecord:
         place = PurePosixPath(self.name)
         is_long = any(len(part.encode("utf-8", "surrogatepass")) > 255 for part in place.parts)
         if place.is_absolute() or not place.parts or ".." in place.parts or is_long or "\0" in self.name:
-            raise ValueError(f"`{self.name}` is no name of a file within the folder")
+            raise ValueError(f"`{self.name}` is not the name of a file in the folder")
         if self.digest.partition(":")[0] not in DIGESTS:
-            raise ValueError(f"`{self.digest}` is no digest")
+            raise ValueError(f"`{self.digest}` is not a digest")
         if self.nbytes < 0:
             raise ValueError(f"`{self.name}` cannot have {self.nbytes} bytes")
 
@@ -334,7 +334,7 @@ class Manifest:
         if not file.is_file():
             alone = f"`{folder}` has no `{file.name}` beside it"
             told = alone if folder.is_file() else f"`{folder}` holds no `{MANIFEST}`"
-            raise CheckpointError(told, hint="only sculpt's own outputs have one")
+            raise CheckpointError(told, hint="only outputs of sculpt have one")
         content = read_json(file)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             found = content.get("format") if isinstance(content, dict) else None
@@ -343,7 +343,7 @@ class Manifest:
             content["tensors"] = _read_lines(file.with_name(file.name.removesuffix(MANIFEST) + TENSORS))
         tensors = content.pop("tensors", None)
         if not isinstance(tensors, list) or content.pop("digest", None) != digest_of(content, tensors):
-            raise CheckpointError(f"`{file}` was changed: its content is not that of its own digest")
+            raise CheckpointError(f"`{file}` was changed: its content does not have its own digest")
         try:
             return replace(checked(cls, {**content, "tensors": tensors}), folder=folder)
         except CheckpointError as error:

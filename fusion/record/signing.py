@@ -67,7 +67,7 @@ def _move(file: Path, folder: Path) -> Path:
     try:
         sync(folder)
     except OSError as error:
-        logger.warning("`%s` is whole, but a power cut may undo it: %s", target, error.strerror or error)
+        logger.warning("`%s` is complete, but a power cut may undo it: %s", target, error.strerror or error)
     return target
 
 
@@ -86,7 +86,7 @@ def verify_signature(output: Path | str, public_key: Path | str) -> None:
         signer.verifying.Config().use_elliptic_key_verifier(public_key=Path(public_key)).verify(folder, file)
     except Exception as error:  # of the key, of the signature, of what it is over
         raise CheckpointError(
-            f"`{file}` is no signature of `{folder}` by `{public_key}`: {first_line(error)}"
+            f"`{file}` is not a signature of `{folder}` by `{public_key}`: {first_line(error)}"
         ) from error
 
 

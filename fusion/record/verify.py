@@ -95,7 +95,7 @@ def verify(output: Path | str, inputs: Sequence[Path | str] = ()) -> Verified:
     for file in present:
         if file.read_bytes() != expected[file.name].encode():
             raise CheckpointError(
-                f"`{file}` is not what the files of the folder give", hint="`sculpt attest` writes it"
+                f"`{file}` does not describe the files of the folder", hint="`sculpt attest` writes it"
             )
     whole = next((path for path in inputs if not needs_base(find_model(path))), None)
     for path in inputs:

@@ -59,7 +59,7 @@ def apply(
     plan = make_plan(sources, lambda _: method, settings.request())
     known = [None if found is None else _named(found, name) for found in (general, *own)]
     if settings.protection is not None and general is None:
-        raise MethodError("a protection wants statistics of the base's own inputs: `general`")
+        raise MethodError("a protection needs statistics of the base's own inputs: `general`")
     unknown = [None, *([None if settings.protection is None else UNMEASURED] * len(models))]
     fused = fuse_in_memory(
         plan,

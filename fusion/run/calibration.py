@@ -154,7 +154,7 @@ class Calibration(SampleRun):
         for name, is_given in (("protect_kinds", bool(self.protect_kinds)), ("protect_chats", not self.protect_chats)):
             if is_given and not any(side.is_shipped for side in self.sides):
                 raise MethodError(
-                    f"`{name}` is about the general set that ships, `{SHIPPED}`, which is not among what protects",
+                    f"`{name}` is an option of the general set, `{SHIPPED}`, and the base is not protected on that",
                     options=[name],
                 )
         if self.hessian is not None and self.data is not None:
@@ -162,7 +162,7 @@ class Calibration(SampleRun):
         if not self.enabled:
             for name in ("hessian", "data", "protect"):
                 if getattr(self, name) is not None:
-                    raise MethodError(f"`{name}` has no use where nothing is calibrated", options=[name])
+                    raise MethodError(f"`{name}` has no effect without calibration", options=[name])
 
     def protecting(self) -> Calibration:
         """Return the same with the general set that ships to protect the base on, where nothing else is named."""

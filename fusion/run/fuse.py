@@ -190,7 +190,7 @@ def prepare(
 def _refuse_unprotected(method: Method, settings: Settings) -> None:
     if method.protects and settings.protection is None:
         raise MethodError(
-            f"{method.title} is nothing without a base that is protected",
+            f"{method.title} needs a protected base",
             ways=[Way(option="protect", value="default", effect="protects it on the general set that ships")],
         )
 
@@ -217,7 +217,7 @@ def prepare_plan(
     """
     _refuse_unprotected(plan.method, settings)
     if settings.protection is not None and not plan.tuned:
-        raise MethodError("a base is protected from tuned models, and there are none")
+        raise MethodError("protecting a base needs a tuned model, and there is none")
     if settings.device not in ("auto", "cpu"):
         torch_device(settings.device)
     companions = account(plan)
@@ -280,14 +280,14 @@ def _refuse_no_patch(plan: Plan, *, is_coded: bool) -> None:
         )
     if plan.base.decoded:
         raise MethodError(
-            f"`{plan.base.ref}` is quantised, and a patch of a fuse is over plain weights",
-            hint="without `emit` of `patch` the model itself is written",
+            f"`{plan.base.ref}` is quantised, and a patch of a fuse needs plain weights",
+            hint="without `emit` of `patch`, the model is written",
             options=["emit"],
         )
     if is_coded:
         raise MethodError(
-            "a patch of a fuse makes plain weights, and these are to be written as codes",
-            hint="either the patch or the format can be had",
+            "a patch of a fuse makes plain weights, and this output should be codes",
+            hint="choose the patch or the format",
             options=["emit", "output_format"],
         )
 
@@ -442,8 +442,8 @@ def _encoder(prepared: Prepared, sink: Sink, measured: bool) -> EncodingSink | N
         return None
     if settings.rounding == "error-feedback" and not measured:
         raise MethodError(
-            "`error-feedback` takes the full curvature that calibration measures, and there is none",
-            hint="`rounding` of `nearest` or `stochastic` takes none",
+            "`error-feedback` needs full curvature, and there is none",
+            hint="`rounding` of `nearest` or `stochastic` needs none",
             options=["rounding"],
         )
     return EncodingSink(

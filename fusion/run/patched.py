@@ -84,6 +84,6 @@ def _refuse_codes(refs: Sequence[ModelRef]) -> None:
     for ref in refs:
         if open_whole(ref).decoded:
             raise CheckpointError(
-                f"`{ref}` is quantised: neither can its codes have another strength, nor can they be summed up",
-                hint="patches of the unquantised models can",
+                f"`{ref}` is quantised: its codes can have no other strength, and cannot be added up",
+                hint="use patches of the unquantised models",
             )

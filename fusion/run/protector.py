@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 def joins(method: Method, num_tuned: int) -> bool:
-    """Return whether several tuned models are put together before a method sees them, as it is for one."""
+    """Return whether several tuned models are merged before a method sees them, as it is for one."""
     return num_tuned > 1 and method.model_range[1] == 1
 
 
@@ -113,7 +113,7 @@ class Protector:
         return spread("shares", self.protection.shares, len(group.tuned)) if self._joins else (1.0,) * len(group.tuned)
 
     def _parties(self, group: Group) -> list[list[int]]:
-        """Return which tuned models are put together; of each party comes one tensor."""
+        """Return which tuned models are merged; of each party comes one tensor."""
         every = list(range(len(group.tuned)))
         return [every] if self._joins else [[k] for k in every]
 

@@ -151,7 +151,7 @@ class Settings(Options):
         together, shares = joins(method, num_tuned), as_tuple(self.protection.shares)
         if len(shares) not in (1, num_tuned if together else 1):
             raise MethodError(
-                f"`shares` has {len(shares)} values, and {num_tuned if together else 'no'} models are put together",
+                f"`shares` has {len(shares)} values, and {num_tuned if together else 'no'} models are merged",
                 options=["Protection.shares"],
             )
         return 1 if together else num_tuned

@@ -70,7 +70,7 @@ def measure_experts(model: Any, recorder: Recorder, *, everywhere: bool) -> None
 
 def _unknown_tokens(name: str) -> ModelError:
     return ModelError(
-        f"the experts of `{name}` do not know which of their tokens are a completion's",
+        f"the experts of `{name}` do not know which tokens belong to a completion",
         hint="`count` all measures the prompts too",
         options=["count"],
     )

@@ -97,7 +97,7 @@ class Weights:
             if tensor.is_meta and name not in self._slots:
                 slot = owners.get(id(tensor))
                 if slot is None:
-                    raise ModelError(f"`{name}` of `{type(self.model).__name__}` is filled by no tensor")
+                    raise ModelError(f"`{name}` of `{type(self.model).__name__}` has no tensor in the checkpoint")
                 slot.names.append(name)
                 self._slots[name] = slot
         for name, slot in self._slots.items():

@@ -153,7 +153,7 @@ def read(path: Path) -> tuple[dict[str, Curvature], Provenance, dict[str, str]]:
         elif suffix == "" or is_number(suffix):
             terms[name][int(suffix or 0)] = array
         else:
-            raise CurvatureError(f"`{key}` in `{path}` is no name of a statistic")
+            raise CurvatureError(f"`{key}` in `{path}` is not the name of a statistic")
     for name, owner in about.shared.items():
         if owner not in grams:
             raise CurvatureError(f"`{name}` in `{path}` shares a full Hessian that is not there")

@@ -48,7 +48,7 @@ def find_statistics(model: Source, *, full: bool, purpose: str) -> Found | None:
     about = hessian.provenance
     told = f"{about.num_samples} samples of {about.data}"
     if about.model_fingerprint != model.fingerprint:
-        return Found(file=file, told=told, why_not=f"they were measured on another `{about.model}`")
+        return Found(file=file, told=told, why_not=f"they were measured on another model called `{about.model}`")
     if full and all(own.gram is None for own in hessian.values()):
-        return Found(file=file, told=told, why_not=f"they hold diagonals alone, and {purpose} wants full matrices")
+        return Found(file=file, told=told, why_not=f"they hold only diagonals, and {purpose} needs full matrices")
     return Found(file=file, told=told)

@@ -99,17 +99,17 @@ def test_a_row_reads_what_lies_in_the_folder_that_was_asked_for(data: Path) -> N
 def test_a_pipe_is_no_patch(make_pair: MakePair, tmp_path: Path) -> None:
     base, _ = make_pair()
     os.mkfifo(tmp_path / "p.safetensors")
-    with pytest.raises(CheckpointError, match="no regular file"):
+    with pytest.raises(CheckpointError, match="not a regular file"):
         apply_patches(base, [tmp_path / "p.safetensors"], output=tmp_path / "out")
 
 
 def test_a_pipe_is_no_weights(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="no regular file"):
+    with pytest.raises(CheckpointError, match="not a regular file"):
         Checkpoint(tmp_path / "model.safetensors")
 
 
 def test_a_pipe_is_no_data(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "rows.jsonl")
-    with pytest.raises(DataError, match="no regular file"):
+    with pytest.raises(DataError, match="not a regular file"):
         open_rows(tmp_path / "rows.jsonl")

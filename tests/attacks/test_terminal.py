@@ -56,7 +56,7 @@ def test_a_failure_that_nobody_foresaw_is_one_line_with_a_way_to_report_it(
     monkeypatch.setattr("sculpt.fusion.checkpoint.folder.open_file", fail)
     done = sculpt("inspect", "m", cwd=tmp_path)
     assert done.code == 1
-    assert "in a way that it should not, by ZeroDivisionError: division by zero" in done.stderr
+    assert "failed unexpectedly, with ZeroDivisionError: division by zero" in done.stderr
     assert "SCULPT_TRACEBACK=1" in done.stderr
     assert "Traceback" not in done.stderr
 

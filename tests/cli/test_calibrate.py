@@ -217,7 +217,7 @@ def test_several_models_each_have_statistics_of_their_own(method: str, model: Pa
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["calibrate", "sft", "--data", "one.jsonl", "--data", "two.jsonl"], "one set of samples, and there are 2"),
+        (["calibrate", "sft", "--data", "one.jsonl", "--data", "two.jsonl"], "one data set, and there are 2"),
         (["calibrate", "sft", "--full", "*.nothing"], "`*.nothing` matches no tensor of `sft`"),
         (["fuse", "sft", "sft", "--data", "nowhere.jsonl", "--dry-run", "-o", "out"], "`nowhere.jsonl` does not exist"),
         (["fuse", "sft", "sft", "--hessian", "a", "--hessian", "b"], "`a` does not exist"),

@@ -100,7 +100,7 @@ REFUSALS = {
     ),
     "two sources": (
         ["fuse", "base", "sft", "--data", "x", "--no-calibration"],
-        "error: `--data` has no use where nothing is calibrated\n",
+        "error: `--data` has no effect without calibration\n",
     ),
     "idle protection": (
         ["fuse", "base", "sft", "--protect-weight", "3"],
@@ -117,7 +117,7 @@ REFUSALS = {
     ),
     "protection without calibration": (
         ["fuse", "base", "sft", "--protect", "default", "--no-calibration"],
-        "error: `--protect` has no use where nothing is calibrated\n",
+        "error: `--protect` has no effect without calibration\n",
     ),
     "no statistics": (["fuse", "base", "sft", "--hessian", "none.safetensors"], "error: "),
     "not a fused one": (["verify", "base"], "error: `base` holds no `sculpt-manifest.json`\n"),

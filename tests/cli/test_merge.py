@@ -90,7 +90,7 @@ def test_fuse_takes_a_config_of_another_method_but_not_its_own_flags_for_it(make
     assert manifest(tmp_path / "one")["method"] == "dare"
     result = run("fuse", base, tuned, "--config", "dare", "--gamma", "0.4", "-o", tmp_path / "two")
     assert isinstance(result.exception, MethodError)
-    assert "`--gamma` is no option of DARE" in str(result.exception)
+    assert "`--gamma` is not an option of DARE" in str(result.exception)
 
 
 def test_another_methods_command_refuses_the_config(make_pair: Pair, tmp_path: Path) -> None:

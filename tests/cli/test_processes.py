@@ -87,7 +87,7 @@ def test_a_sweep_is_shared_and_another_number_goes_on(inputs: Pair, together: To
     )
     (first, told), (second, _) = together(2, tmp_path / "several", command, dies=1)
     assert (first, second) == (1, -9)
-    assert "process 1 of 2 has ended before its work was done" in told
+    assert "process 1 of 2 ended before its work was done" in told
     all_done(together(3, tmp_path / "several", command))
     all_done(together(1, tmp_path / "alone", command))
     assert times_apart(tmp_path / "several") == times_apart(tmp_path / "alone")
@@ -128,6 +128,6 @@ def test_devices_are_a_process_each_without_a_launcher(inputs: Pair, together: T
 def test_what_is_not_shared_is_refused(inputs: Pair, together: Together, tmp_path: Path) -> None:
     found = together(2, tmp_path / "2", ("lora-extract", inputs.base, inputs.tuned, "-o", "adapter"))
     assert [code for code, _ in found] == [1, 1]
-    assert "`lora-extract` is done by one process, and 2 were started" in found[0][1]
+    assert "`lora-extract` runs in one process, and 2 were started" in found[0][1]
     found = together(2, tmp_path / "2", ("bound", inputs.base, inputs.tuned))
-    assert "2 processes share this where it has an output" in found[0][1]
+    assert "2 processes can share this only with an output" in found[0][1]

@@ -346,7 +346,7 @@ def test_tools_that_a_template_passes_over_and_templates_that_are_not_there_are_
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(llama())
     row = Row({"messages": TURNS, "tools": TOOLS}, "row 1", texts)
-    with pytest.raises(DataError, match="holds `tools`, which the chat template has no place for"):
+    with pytest.raises(DataError, match="holds `tools`, which the chat template does not use"):
         Encoder(texts, model, max_length=64, options=RowOptions(chat_template="default")).examples(row)
     with pytest.raises(DataError, match="`other` is neither a file nor"):
         Encoder(texts, model, max_length=64, options=RowOptions(chat_template="other")).examples(row)

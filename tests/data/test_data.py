@@ -311,7 +311,11 @@ REFUSED = {
     "not JSON": ("d.jsonl", "{", r"row 1 of .* is not JSON"),
     "not an object": ("d.jsonl", "[1]", "row 1 of .* is not a JSON object"),
     "nothing known": ("d.jsonl", '{"label": 1}', "holds `label`; expected `text`"),
-    "no number": ("d.jsonl", '{"input_ids": ["x"]}', "`input_ids` of row 1 of `d.jsonl` is no array of whole numbers"),
+    "no number": (
+        "d.jsonl",
+        '{"input_ids": ["x"]}',
+        "`input_ids` of row 1 of `d.jsonl` is not an array of whole numbers",
+    ),
     "beyond the vocabulary": ("d.jsonl", '{"input_ids": [5, 99]}', "holds the token 99, but the model knows 99"),
     "no token": ("d.jsonl", '{"text": ""}', "gives no token"),
     "an image for a text model": ("d.jsonl", '{"image": "x.png"}', "takes none"),

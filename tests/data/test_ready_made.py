@@ -70,7 +70,7 @@ def test_each_input_of_one_number_a_token_loses_its_padding(bert: Any) -> None:
         ({"input_ids": IDS, "attention_mask": [1]}, "has 6 `input_ids` and an `attention_mask` of 1"),
         ({"input_ids": IDS, "labels": [1, 2]}, "has 6 `input_ids` and 2 `labels`"),
         ({"input_ids": [IDS, IDS]}, "is a batch of 2; a row is one sample"),
-        ({"input_ids": ["a"]}, "`input_ids` of row 1 is no array of whole numbers"),
+        ({"input_ids": ["a"]}, "`input_ids` of row 1 is not an array of whole numbers"),
         ({"input_ids": [5, -3, 99]}, "holds the token -3, but the model knows 99"),
         ({"pixel_values": [[[0.0]]]}, "holds `pixel_values`, which nothing reads|none of which"),
     ],
@@ -196,7 +196,7 @@ def test_experts_are_measured_on_completions_alone(name: str, batch_size: int, t
 def test_completions_are_refused_where_experts_do_not_know_their_tokens(tmp_path: Path) -> None:
     animal = next(one for one in zoo_table.OTHERS if one.model == "JetMoeForCausalLM")
     folder, data = zoo.settle(animal, tmp_path)
-    with pytest.raises(ModelError, match="do not know which of their tokens are a completion's"):
+    with pytest.raises(ModelError, match="do not know which tokens belong to a completion"):
         calibrate(folder, data=data, count="completion")
 
 
@@ -227,7 +227,7 @@ def test_a_length_that_only_padding_could_tell_apart_is_refused(tmp_path: Path) 
     without_padding()["FNet"].save_pretrained(tmp_path / "m")
     ids = list(range(5, 37))  # as many as the model is wide
     file = tiny.write_rows(tmp_path / "d.jsonl", {"input_ids": ids, "labels": [IGNORED, *ids[1:]]})
-    with pytest.raises(DataError, match="leaves no length in which its tokens can be told"):
+    with pytest.raises(DataError, match="no batch leaves room to tell its tokens"):
         calibrate(tmp_path / "m", data=file, count="completion")
 
 

@@ -95,7 +95,7 @@ def test_a_table_is_written_for_papers_and_pages(tmp_path: Path) -> None:
     for name in ("t.md", "t.tex", "t.csv"):
         table.write(tmp_path / name)
         assert (tmp_path / name).stat().st_size
-    with pytest.raises(DataError, match="no table that can be written"):
+    with pytest.raises(DataError, match="is not a kind of table that sculpt writes"):
         refuse_tables([tmp_path / "t.xlsx"], [], overwrite=False)
 
 
@@ -115,7 +115,7 @@ def test_a_table_replaces_none_but_a_table_and_that_when_it_is_told_to(
         refuse_tables([file], [file], overwrite=True)
     for other in ("model,a,b\nx,1,2\n", "# Read me\n\n| a | b |\n|---|---|\n", "\\section{A}\nmethod\n", ""):
         file.write_text(other)
-        with pytest.raises(OutputError, match="no table that sculpt wrote"):
+        with pytest.raises(OutputError, match="not a table that sculpt wrote"):
             refuse_tables([file], [], overwrite=True)
 
 
@@ -128,7 +128,7 @@ def test_scores_from_elsewhere_get_the_papers_means(tmp_path: Path) -> None:
     assert values[0]["measures"]["target"] == 83.4
     for lines, words in (
         ([["m", "a"], ["x", "1"]], "has no task `flickr30k`"),
-        ([["m", "flickr30k", "a"], ["x", "1", "much"]], "`much`, the score of `x` in `a`, is no number"),
+        ([["m", "flickr30k", "a"], ["x", "1", "much"]], "`much`, the score of `x` in `a`, is not a number"),
         ([["m", "flickr30k", "a"], ["x", "1"]], "has 2 cells, expected 3"),
     ):
         with pytest.raises(DataError, match=words):

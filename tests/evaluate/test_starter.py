@@ -23,9 +23,9 @@ def test_neither_an_input_nor_what_sculpt_did_not_write_is_replaced(rows: Path, 
     (tmp_path / "mine-general.jsonl").write_text("precious")
     for output, said in (
         (rows, "is the input"),
-        (tmp_path / "weights", "no suite that sculpt wrote"),
+        (tmp_path / "weights", "not a suite that sculpt wrote"),
         (tmp_path / "link.yaml", "is the input|is a link"),
-        (tmp_path / "mine.yaml", "no file of texts that sculpt wrote"),
+        (tmp_path / "mine.yaml", "not a file of texts that sculpt wrote"),
     ):
         with pytest.raises(OutputError, match=said):
             starter.write_suite(output, rows, None, limit=1, overwrite=True)

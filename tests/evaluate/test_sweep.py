@@ -272,7 +272,7 @@ def test_a_grid_holds_both_ends_to_the_last_digit(text: str, numbers: tuple[floa
 
 @pytest.mark.parametrize("text", ["", "a", "1:0:0.1", "0:1:0", "0:1", "0:1:0.0001"])
 def test_what_is_no_grid_is_refused(text: str) -> None:
-    with pytest.raises(MethodError, match="is no grid"):
+    with pytest.raises(MethodError, match="is not a grid"):
         parse_grid(text)
 
 
@@ -283,7 +283,7 @@ def test_families_have_the_options_that_were_typed() -> None:
     assert Family.parse("task-arithmetic").at(0.5, 0.9) == TaskArithmetic(scale=0.5)
     for text, message in (
         ("slerp", "`slerp` has neither strength nor sparsity"),
-        ("dare:colour=red", "`colour=red` is no option"),
+        ("dare:colour=red", "`colour=red` is not an option"),
     ):
         with pytest.raises(MethodError, match=message):
             Family.parse(text)

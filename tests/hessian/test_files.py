@@ -123,7 +123,7 @@ DAMAGE = {
     "no provenance": (lambda h: _about(h, provenance={}), "is malformed: `provenance.model`: field required"),
     "a lost count": (lambda h: _about(h, num_tokens={}), "lacks a term or its token count"),
     "a lost term": (lambda h: h.__setitem__("a.embed#2", h.pop("a.embed#1")), "lacks a term"),
-    "an odd name": (lambda h: h.__setitem__("a.embed#x", h.pop("a.embed#1")), "is no name of a statistic"),
+    "an odd name": (lambda h: h.__setitem__("a.embed#x", h.pop("a.embed#1")), "is not the name of a statistic"),
     "another dtype": (lambda h: h["z.weight"].__setitem__("dtype", "I64"), "is I64, expected F64"),
 }
 

@@ -312,11 +312,11 @@ def test_two_folders_are_enough(
     assert manifest["curvature"]["target"] == {"data": "delta"}
     assert manifest["curvature"]["general"]["num_samples"] == 8
     assert (manifest["method"], manifest["options"]) == ("two-sided", {})
-    assert "times the fine-tune's own" not in said
+    assert "times as large as the fine-tune's" not in said
     written = sculpt.Manifest.read(tmp_path / "out")
     grown = tuple(replace(record, delta_l1=2 * (record.fine_tuned_l1 or 0)) for record in written.tensors)
     show_grown(replace(written, tensors=grown))
-    assert "the deltas that are left are 2.0 times" in capsys.readouterr().err.replace("\n", " ")
+    assert "the deltas after the protection are 2.0 times" in capsys.readouterr().err.replace("\n", " ")
     # The same by name, from Python, and with statistics of the base from before.
     run_fuse(*options, "--target-curvature", "delta", "-o", tmp_path / "named")
     sculpt.fuse(found["base"], found["tuned"], protect=found["general"], output=tmp_path / "python")
@@ -364,10 +364,13 @@ def test_several_fine_tunes_are_put_together_with_samples_or_without(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--data", "{target}", "--target-curvature", "delta", "--curvature", "diagonal"], "wants matrices"),
-        (["--curvature", "diagonal"], "a protection wants matrices"),
+        (
+            ["--data", "{target}", "--target-curvature", "delta", "--curvature", "diagonal"],
+            "without matrices the delta says nothing",
+        ),
+        (["--curvature", "diagonal"], "a protection needs matrices"),
         (["--target-curvature", "data"], "there are none hint: `--data` names samples"),
-        (["--protect-shares", "1,2"], "`--protect-shares` has 2 values, and no models are put together"),
+        (["--protect-shares", "1,2"], "`--protect-shares` has 2 values, and no models are merged"),
     ],
 )
 def test_what_a_missing_target_cannot_give_is_refused(
@@ -388,9 +391,9 @@ def test_several_models_without_protection_and_idle_stand_ins_are_refused(
     found = models("llama-tied")
     with pytest.raises(MethodError, match="takes 1 tuned model, got 2"):
         sculpt.fuse(found["base"], [found["tuned"]] * 2, output=tmp_path / "out")
-    with pytest.raises(MethodError, match="only where the base is protected"):
+    with pytest.raises(MethodError, match="only if the base is protected"):
         sculpt.fuse(found["base"], found["tuned"], data="delta", output=tmp_path / "out")
-    with pytest.raises(MethodError, match="wants samples of the target task"):
+    with pytest.raises(MethodError, match="needs samples of the target task"):
         sculpt.fuse(
             found["base"], found["tuned"], method=sculpt.Tailor(), protect=found["general"], output=tmp_path / "out"
         )

@@ -197,7 +197,7 @@ def test_a_weight_stands_after_the_last_colon_and_paths_keep_theirs(
 def test_kinds_without_the_general_set_and_general_data_for_the_target_are_refused(
     found: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(MethodError, match="`protect_kinds` is about the general set"):
+    with pytest.raises(MethodError, match="`protect_kinds` is an option of the general set"):
         Calibration(protect=found["one"], protect_kinds=("csv",))
     with pytest.raises(MethodError, match="both be measured on the general set that ships"):
         fused(found, tmp_path / "out", [found["one"], "default:2"], data="general")

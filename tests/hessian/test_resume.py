@@ -131,7 +131,7 @@ def test_statistics_replace_neither_the_model_nor_the_data_nor_what_is_no_statis
     for output, words in (
         (folder / "model.safetensors", "lies inside the input"),
         (data, "is the input"),
-        (other, "is no file of statistics that sculpt wrote"),
+        (other, "not a file of statistics that sculpt wrote"),
     ):
         with pytest.raises(OutputError, match=words):
             calibrate(folder, data=data, output=output, overwrite=True)

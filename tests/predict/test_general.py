@@ -137,7 +137,7 @@ def test_without_a_template_or_when_told_so_the_texts_alone_are_drawn(base: Path
     assert sculpt.data.sampling.digest_of(told) == sculpt.data.sampling.digest_of(found)
     with pytest.raises(DataError, match="`chats` of the general set do not suit `LlamaForCausalLM`, which has no chat"):
         drawn(plain, no_model, kinds=["csv", "chats"])
-    with pytest.raises(DataError, match="it is not to be asked any"):
+    with pytest.raises(DataError, match="answers are switched off"):
         drawn(base, no_model, kinds=["chats"], chats=False)
 
 
@@ -202,7 +202,7 @@ def test_a_fuse_says_how_many_answers_protect_its_base(base: Path, tmp_path: Pat
         np.concatenate([v.ravel() for v in load(tmp_path / name)]) for name in ("with", "without") for load in (read,)
     ]
     assert not np.array_equal(*weights)
-    with pytest.raises(MethodError, match="`protect_chats` is about the general set"):
+    with pytest.raises(MethodError, match="`protect_chats` is an option of the general set"):
         sculpt.Calibration(protect="other.jsonl", protect_chats=False)
 
 

@@ -185,7 +185,7 @@ def test_weights_that_were_trained_beside_an_adapter_are_merged(name: str, tmp_p
     manifest = fuse(base, own, tmp_path / "out")
     assert set(tensors_of(tmp_path / "out")["model.norm.weight"].tolist()) == {2.0}
     assert name in {file.name for record in manifest.inputs for file in record.files}
-    with pytest.raises(SculptError, match=r"was trained beside the adapter, and no adapter has a place for it"):
+    with pytest.raises(SculptError, match=r"was trained beside the adapter, and an adapter cannot store it"):
         LoneAdapter(own)
 
 

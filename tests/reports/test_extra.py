@@ -69,7 +69,7 @@ def test_the_model_with_a_place_for_extra_tensors_is_to_be_named_first(fuse: Cal
 
 
 def test_taking_extra_tensors_that_the_first_model_lacks_is_refused(fuse: Callable[..., Any], tmp_path: Path) -> None:
-    with pytest.raises(MismatchError, match=r"alone, and the output has the configuration of .*math") as caught:
+    with pytest.raises(MismatchError, match=r"and the output has the configuration of .*math") as caught:
         fuse(
             sculpt.TaskArithmetic(),
             {"llm": small(0), "math": small(2), "vlm": with_tower(1)},

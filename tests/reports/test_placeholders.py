@@ -87,7 +87,7 @@ def test_empty_tensors_are_what_zero_3_did_not_gather(make_checkpoint: Make, tmp
     partly = make_checkpoint("partly", {**small(1), "lm_head.weight": np.empty(0, np.float32)})
     policies = sculpt.Policies(on_mismatch="take-tuned")
     for tuned in (empty, whole, partly):
-        with pytest.raises(SculptError, match="ZeRO-3 saves what it did not gather") as caught:
+        with pytest.raises(SculptError, match="ZeRO-3 saves such tensors unless it gathers them") as caught:
             prepare_fuse(base, tuned, output=tmp_path / "out", settings=sculpt.Settings(policies=policies))
         assert "zero_to_fp32.py" in (caught.value.hint or "")
         assert not caught.value.ways

@@ -137,8 +137,8 @@ def test_running_text_is_cut_and_learned_whole(folder: Path, tmp_path: Path) -> 
     ("row", "words"),
     [
         ({"messages": [USER]}, "not the assistant's"),
-        ({"messages": []}, "no list of messages"),
-        ({"prompt": [USER], "completion": []}, "no list of messages"),
+        ({"messages": []}, "not a list of messages"),
+        ({"prompt": [USER], "completion": []}, "not a list of messages"),
     ],
 )
 def test_rows_that_teach_nothing_are_refused(row: dict[str, Any], words: str, folder: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_settings_are_named_as_their_flags_are():
     assert (method.rank, type(method.rank), schedule) == (8, int, SETTINGS[1])
     assert with_setting(SETTINGS, "learning_rate", 1e-5)[1].learning_rate == 1e-5
     for text in ("alpha", "colour=1", "method=1", "seed=1,2"):
-        with pytest.raises(MethodError, match="is no setting with its values"):
+        with pytest.raises(MethodError, match="is not a setting with values"):
             parse_settings([text], SETTINGS)
 
 

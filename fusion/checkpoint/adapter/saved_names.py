@@ -41,7 +41,8 @@ def by_saved_name(folder: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, 
     for name, info in tensors.items():
         if not info.num_elements:
             raise CheckpointError(
-                f"`{name}` in `{folder}` is empty, of shape {list(info.shape)}: ZeRO-3 saves what it did not gather",
+                f"`{name}` in `{folder}` is empty, of shape {list(info.shape)}: ZeRO-3 saves such tensors "
+                f"unless it gathers them",
                 hint=GATHER,
             )
         plain = saved_name(name)

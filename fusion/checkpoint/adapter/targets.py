@@ -284,7 +284,9 @@ def patches_of(
         pair = {"lora_embedding_A", "lora_embedding_B"} if parts.embedding else {"lora_A", "lora_B"}
         unknown = set(parts.tensors) - pair - {"lora_magnitude_vector", "lora_B.bias"}
         if not pair <= set(parts.tensors) or unknown:
-            raise CheckpointError(f"`{parts.key}` in `{folder}` has {sorted(parts.tensors)} and not one A and one B")
+            raise CheckpointError(
+                f"`{parts.key}` in `{folder}` has {sorted(parts.tensors)} in place of one A and one B"
+            )
         resolver.note_evidence(parts)
     for parts in modules.values():
         resolver.module(parts)

@@ -40,7 +40,7 @@ def _group_numbers(parts: StoredParts, name: str, columns: int, groups: int) -> 
     found = parts.stored(name).reshape(-1).astype(np.int64)
     if found.shape != (columns,) or (found.size and not (found.min() >= 0 and found.max() < groups)):
         raise CheckpointError(
-            f"`{name}` in `{parts.own.ref}` is no list of a group below {groups} for {columns} columns"
+            f"`{name}` in `{parts.own.ref}` is not a list of groups below {groups} for {columns} columns"
         )
     return found
 

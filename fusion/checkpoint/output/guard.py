@@ -85,7 +85,7 @@ def refuse_output(
     repair(output)
     refuse_foreign(beside(output))
     if output.is_symlink():
-        raise OutputError(f"the output `{output}` is a link to `{output.resolve()}`", hint="name that in its place")
+        raise OutputError(f"the output `{output}` is a link to `{output.resolve()}`", hint="name that folder")
     if not output.exists():
         return
     if not (output.is_dir() or output.is_file()):
@@ -96,7 +96,8 @@ def refuse_output(
     if not overwrite:
         raise OutputError(f"`{output}` exists", ways=[REPLACED, Way(option=option, effect="names another")])
     if not kind.may_replace(output):
-        raise OutputError(f"`{output}` is no {kind.name} that sculpt wrote, so it is not replaced")
+        article = "an" if kind.name[0] in "aeiou" else "a"
+        raise OutputError(f"`{output}` is not {article} {kind.name} that sculpt wrote, so it is not replaced")
 
 
 def refuse_inputs(output: Path, inputs: Iterable[Asked]) -> None:
@@ -115,7 +116,7 @@ def refuse_inputs(output: Path, inputs: Iterable[Asked]) -> None:
         if place in source.parents:
             raise OutputError(f"the output `{output}` contains the input `{asked}`")
         if workspace == source or workspace in source.parents or _same_file(workspace, source):
-            raise OutputError(f"the output `{output}` would be put together in `{workspace}`, where `{asked}` lies")
+            raise OutputError(f"the output `{output}` would be written in `{workspace}`, where `{asked}` is")
 
 
 def _same_file(first: Path, second: Path) -> bool:

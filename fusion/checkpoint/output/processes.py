@@ -153,8 +153,8 @@ class Processes:
         else:
             missing = ", ".join(str(rank) for rank in range(1, self.count) if rank not in came)
             raise OutputError(
-                f"of {self.count} processes these did not come to `{workspace}`: {missing}",
-                hint="all must run the same command with the same output, on a file system that they share",
+                f"of {self.count} processes these did not join `{workspace}`: {missing}",
+                hint="all must run the same command with the same output, on a shared file system",
                 options=["output"],
             )
         self._members = {0: this_process(), **came}
@@ -184,8 +184,8 @@ class Processes:
                     with suppress(OSError):  # the folder has just been removed
                         _write(file, own)
         raise OutputError(
-            f"the first of {self.count} processes did not come to `{workspace}`",
-            hint="all must run the same command with the same output, on a file system that they share",
+            f"the first of {self.count} processes did not join `{workspace}`",
+            hint="all must run the same command with the same output, on a shared file system",
             options=["output"],
         )
 
@@ -284,7 +284,7 @@ class Processes:
 
     def _lost(self, rank: int) -> LostProcessError:
         return LostProcessError(
-            f"process {rank} of {self.count} has ended before its work was done",
+            f"process {rank} of {self.count} ended before its work was done",
             hint="run the same command again, with any number of processes, to go on",
         )
 

@@ -109,7 +109,7 @@ def refuse_foreign(folder: Path) -> None:
     """Raise OutputError where what has the name of a workspace is not one of ours."""
     if os.path.lexists(folder) and not is_marked(folder):
         raise OutputError(
-            f"`{folder}` is in the way, and sculpt did not make it", hint="rename it, or choose another output"
+            f"`{folder}` is in the way, and sculpt did not write it", hint="rename it, or choose another output"
         )
 
 
@@ -222,7 +222,7 @@ class Workspace:
         if os.path.lexists(former):
             if os.path.lexists(self.output):
                 raise OutputError(
-                    f"`{former}` is what `{self.output}` was when a run was killed, and there is another now",
+                    f"`{former}` is the earlier `{self.output}` of a run that was killed, and there is a new one now",
                     hint="move one of them away",
                 )
             disk.rename_new(former, self.output)
@@ -259,7 +259,7 @@ class Workspace:
             try:
                 self._rename(replace=may_replace is not None and may_replace(self.output))
             except FileExistsError:
-                raise OutputError(f"`{self.output}` appeared while the run was under way") from None
+                raise OutputError(f"`{self.output}` appeared during the run") from None
         self.published = True
         if (published := PUBLISHED.get()) is not None:
             published.append(self.output)
@@ -267,7 +267,7 @@ class Workspace:
             disk.sync(self.output.parent)
             disk.sync(self.folder)
         except OSError as error:
-            logger.warning("`%s` is whole, but a power cut may undo it: %s", self.output, error.strerror or error)
+            logger.warning("`%s` is complete, but a power cut may undo it: %s", self.output, error.strerror or error)
 
     def _rename(self, *, replace: bool) -> None:
         if not replace or not os.path.lexists(self.output):

@@ -107,7 +107,7 @@ def test_what_people_made_is_never_taken_for_a_workspace(kind: str, make_pair: P
     else:
         (tmp_path / "out.partial").write_text("precious")
     before = files_of(tmp_path)
-    with pytest.raises(OutputError, match=r"out\.partial` is in the way, and sculpt did not make it"):
+    with pytest.raises(OutputError, match=r"out\.partial` is in the way, and sculpt did not write it"):
         sculpt.fuse(base, tuned, output=tmp_path / "out", calibration=False)
     with pytest.raises(OutputError, match="is in the way"):
         write_adapter(tmp_path / "out", {}, {}, {"made by": "test"}, overwrite=True)
@@ -121,7 +121,7 @@ def test_an_input_that_has_the_name_of_a_workspace_is_left_alone(make_pair: Pair
         shutil.copytree(tuned, model)
         before = files_of(model)
         if name == "out.partial":
-            with pytest.raises(OutputError, match=r"would be put together in `.*out\.partial`"):
+            with pytest.raises(OutputError, match=r"would be written in `.*out\.partial`"):
                 sculpt.fuse(base, model, output=tmp_path / "out", calibration=False)
         else:
             (tmp_path / "out.partial").rename(tmp_path / "elsewhere")
@@ -225,7 +225,7 @@ def test_without_locks_each_run_has_a_folder_of_its_own_and_one_wins(no_locks: N
     for space, text in ((first, "first"), (second, "second")):
         filled(space, text)
     first.publish()
-    with pytest.raises(OutputError, match="appeared while the run was under way"):
+    with pytest.raises(OutputError, match="appeared during the run"):
         second.publish()
     first.close()
     second.close()

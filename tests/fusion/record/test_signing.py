@@ -29,7 +29,7 @@ def test_statements_that_a_power_cut_damaged_are_written_again(output: Path) -> 
     before = [file.read_bytes() for file in attest(output)]
     (output / "sculpt-sbom.json").write_bytes(bytes(9))
     (output / "sculpt-provenance.json").unlink()
-    with pytest.raises(CheckpointError, match="is not what the files of the folder give"):
+    with pytest.raises(CheckpointError, match="does not describe the files of the folder"):
         verify(output)
     assert [file.read_bytes() for file in attest(output)] == before
     verify(output)
@@ -79,7 +79,7 @@ def test_statements_are_the_same_again_and_checked(output: Path) -> None:
     assert before == {file.name: file.read_bytes() for file in output.iterdir()}
     file = output / "sculpt-provenance.json"
     file.write_text(file.read_text().replace("ties", "dare"))
-    with pytest.raises(CheckpointError, match=r"sculpt-provenance\.json` is not what the files"):
+    with pytest.raises(CheckpointError, match=r"sculpt-provenance\.json` does not describe the files"):
         verify(output)
 
 
@@ -132,5 +132,5 @@ def test_a_key_that_is_none_is_a_sentence(output: Path, keys: tuple[Path, Path],
     with pytest.raises(MethodError, match="cannot sign"):
         attest(output, tmp_path / "none.pem")
     attest(output, keys[0])
-    with pytest.raises(CheckpointError, match="is no signature"):
+    with pytest.raises(CheckpointError, match="is not a signature"):
         verify_signature(output, tmp_path / "none.pem")

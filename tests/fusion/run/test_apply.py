@@ -102,7 +102,7 @@ def test_what_disagrees_is_refused(states: list[State]) -> None:
         sculpt.apply(sculpt.Linear(), base, {**one, "layer.weight": one["layer.weight"][:4]})
     with pytest.raises(MethodError, match="curvature was given of 1 models, expected one for each of 2"):
         sculpt.apply(RegMean(), base, [one, one], curvature=[known(1)])
-    with pytest.raises(MethodError, match="a protection wants statistics"):
+    with pytest.raises(MethodError, match="a protection needs statistics"):
         sculpt.apply(sculpt.Linear(), base, one, settings=sculpt.Settings(protection=sculpt.Protection()))
     with pytest.raises(MethodError, match="takes 1 tuned model, got 2") as many:
         sculpt.apply(sculpt.AdaDare(), base, [one, one])

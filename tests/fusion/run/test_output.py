@@ -105,7 +105,7 @@ def test_an_existing_output_is_refused_and_then_replaced_whole(make_pair: Pair, 
 def test_overwrite_spares_what_sculpt_did_not_write(make_pair: Pair, tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/thesis.tex").write_text("years of work")
-    with pytest.raises(OutputError, match="no checkpoint that sculpt wrote"):
+    with pytest.raises(OutputError, match="not a checkpoint that sculpt wrote"):
         fuse(make_pair(), tmp_path / "precious", overwrite=True)
     assert (tmp_path / "precious/thesis.tex").read_text() == "years of work"
 

@@ -169,9 +169,9 @@ def test_a_process_that_others_wait_for_in_vain_is_named(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "JOIN_SECONDS", 0.1)
-    with pytest.raises(OutputError, match=r"of 2 processes these did not come to .*: 1"):
+    with pytest.raises(OutputError, match=r"of 2 processes these did not join .*: 1"):
         fuse(pair, tmp_path / "out", Launch(rank=0, count=2))
-    with pytest.raises(OutputError, match="the first of 2 processes did not come"):
+    with pytest.raises(OutputError, match="the first of 2 processes did not join"):
         fuse(pair, tmp_path / "out", Launch(rank=1, count=2))
     assert not list(tmp_path.glob("out*"))
 

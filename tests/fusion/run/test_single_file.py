@@ -51,7 +51,7 @@ def test_the_default_output_of_files_is_a_file_beside_the_fine_tune(pair: tuple[
 def test_only_a_file_that_sculpt_wrote_is_replaced(pair: tuple[Path, Path], tmp_path: Path) -> None:
     output = tmp_path / "out.safetensors"
     output.write_bytes(pair[0].read_bytes())
-    for overwrite, told in ((False, "exists"), (True, "is no checkpoint that sculpt wrote")):
+    for overwrite, told in ((False, "exists"), (True, "not a checkpoint that sculpt wrote")):
         with pytest.raises(SculptError, match=told):
             sculpt.fuse(*pair, output=output, method=sculpt.Dare(), overwrite=overwrite)
     assert output.read_bytes() == pair[0].read_bytes()
