@@ -158,7 +158,7 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise MethodError(f"λ must be a number, got `{text}`") from error
+        raise MethodError(f"`weight` must be a number, got `{text}`", options=["Protection.weight"]) from error
 
 
 def places_of(tuned: Path | str, output: Path | str | None) -> tuple[Path, Path]:

@@ -7,7 +7,10 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import final
+
+from .settings import all_places
 
 MARK = b'{"sculpt-pointer": '
 MOST = 4096  # no pointer is longer
@@ -37,9 +40,15 @@ class Pointer:
 
 
 def read_pointer(file: Path) -> Pointer | None:
-    """Return what a file stands for, or None where it is no pointer."""
+    """Return what a file stands for, or None where it is no pointer.
+
+    Only sculpt's own cache has pointers: what looks like one in anybody's folder must not send requests anywhere.
+    """
     try:
-        if file.stat().st_size > MOST:
+        found = file.stat()
+        if not S_ISREG(found.st_mode) or found.st_size > MOST:
+            return None
+        if not file.resolve().is_relative_to(all_places().resolve()):
             return None
         with file.open("rb") as stream:
             text = stream.read(MOST)

@@ -46,7 +46,12 @@ def is_offline() -> bool:
 def home_of(place: str, version: str) -> Path:
     """Return the folder in the local cache for a state of a place."""
     parts = (hashlib.sha256(text.encode()).hexdigest()[:16] for text in (place, version))
-    return default_cache().joinpath("places", *parts)
+    return all_places().joinpath(*parts)
+
+
+def all_places() -> Path:
+    """Return the folder in the local cache for all places."""
+    return default_cache() / "places"
 
 
 def reads_by_ranges() -> bool:

@@ -84,4 +84,4 @@ def test_a_weight_that_is_no_number_is_a_sentence(sculpt: Callable[..., Any], tm
     home = readers.Home(tmp_path)
     done = sculpt("repair", home.base, home.sft, "--protect-weight", "x", "-o", "out", cwd=tmp_path)
     assert done.code == 1
-    assert "`--protect-weight` is a number, got `x`" in done.stderr
+    assert "`--protect-weight` must be a number, got `x`" in done.stderr

@@ -115,4 +115,4 @@ def test_prune_refuses(options: list[str], words: str, adapter: Path, tmp_path: 
 def test_what_is_no_lora_is_refused(tmp_path: Path) -> None:
     result = sculpt("lora-density", tmp_path)
     assert isinstance(result.exception, SculptError)
-    assert "is no adapter" in result.exception.message
+    assert "is not an adapter" in result.exception.message

@@ -97,7 +97,7 @@ def _library(kind: BlockType):
         raise needs_gguf(f"blocks of {kind.name} are decoded by the `gguf` package, which is not installed") from error
     except (ValueError, NotImplementedError) as error:
         raise CheckpointError(
-            f"the `gguf` package that is installed does not decode {kind.name}", hint="pip install --upgrade gguf"
+            f"the `gguf` package that is installed does not decode {kind.name}", hint="a newer `gguf` package may"
         ) from error
     return gguf.quants.dequantize, number
 

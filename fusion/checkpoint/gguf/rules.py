@@ -162,7 +162,7 @@ def _names(architecture: str, model: Any, processor: Any) -> dict[str, str]:
     number = next((number for number, name in MODEL_ARCH_NAMES.items() if name == architecture), None)
     if number is None:
         raise CheckpointError(
-            f"the `gguf` package that is installed does not know `{architecture}`", hint="pip install --upgrade gguf"
+            f"the `gguf` package that is installed does not know `{architecture}`", hint="a newer `gguf` package may"
         )
     known = get_tensor_name_map(number, model.config.num_hidden_layers)
     found: dict[str, str] = {}

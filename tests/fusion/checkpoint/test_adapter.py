@@ -287,7 +287,7 @@ def rename_q(tensors: dict[str, torch.Tensor]) -> None:
     ("change", "words"),
     [
         (rename_q, "which is not in the base"),
-        (lambda t: t.pop(f"{Q}.lora_A.weight"), "not one A and one B"),
+        (lambda t: t.pop(f"{Q}.lora_A.weight"), "in place of one A and one B"),
         (lambda t: t.update({f"{Q}.lora_A.weight": torch.zeros(4, 31)}), "fit none of"),
         (lambda t: t.update({f"{Q}.lora_diag": torch.zeros(4)}), "of a kind that sculpt does not know"),
         (lambda t: t.update({f"{Q}.lora_B.bias": torch.zeros(9)}), "not in the base"),

@@ -59,6 +59,15 @@ def no_weights_under(folder: Path) -> bool:
     return all(read_pointer(file) is not None for file in folder.rglob("*.safetensors"))
 
 
+def test_a_pointer_in_a_folder_of_anybody_is_not_followed(make_pair: Pair, here: Path) -> None:
+    base, tuned = make_pair()
+    weights = next(tuned.glob("*.safetensors"))
+    Pointer(place="https://example.invalid/model.safetensors", nbytes=weights.stat().st_size, etag="1").write(weights)
+    assert read_pointer(weights) is None
+    with pytest.raises(CheckpointError, match=weights.name):
+        sculpt.diff(base, tuned)
+
+
 def test_a_hub_that_is_streamed_makes_the_same_bytes_with_no_copy(
     hub: LocalHub, make_pair: Pair, here: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -104,7 +104,7 @@ def test_any_piece_of_the_aligned_tensor_can_be_read(members: list[Member]) -> N
 
 
 def test_a_token_that_its_source_lacks_is_refused(members: list[Member]) -> None:
-    with pytest.raises(MethodError, match="`b` has no token `x`, from which `x` is to come"):
+    with pytest.raises(MethodError, match="`b` has no token `x`, which `x` should come from"):
         embeddings(members, UNION, sources={"x": TokenSource(model=NAMES[2])})
     with pytest.raises(MethodError, match="is not part of the merge"):
         embeddings(members, UNION, sources={"x": TokenSource(model=ModelName(path="other"))})
