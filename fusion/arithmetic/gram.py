@@ -72,7 +72,7 @@ def cholesky(name: str, matrix: Any, *, why: str = "", hint: str) -> Any:
     room = matrix.mT  # LAPACK goes by columns
     try:
         factor = torch.linalg.cholesky(room, out=room)
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
         raise refusal from error
     if not bool(torch.isfinite(factor.diagonal()).all()):
         raise refusal

@@ -299,5 +299,5 @@ def test_what_is_not_linear_in_its_weights_is_not_learned():
     for method in (Ties(), DareTies(), Dare(normalize=True), TaskArithmetic(normalize=True), Ties(scope="model")):
         with pytest.raises(MethodError, match="not linear in its weights"):
             LinearMerge(method=method)
-    with pytest.raises(MethodError, match="keeps nothing"):
+    with pytest.raises(MethodError, match="no weights to learn"):
         merge_of("ties", density=0)
