@@ -85,9 +85,10 @@ def test_torchrun_calibrates_and_slurm_fuses_with_it(models: Path) -> None:
         DiagonalHessian.load(models / "hessian.safetensors"),
     )
     assert one.provenance == two.provenance
+    # Products in float32: another number of threads, which torchrun sets to one, moves their last bits.
     for name in one:
         for ours, theirs in zip(one[name].terms, two[name].terms, strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-9, err_msg=name)
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6, err_msg=name)
     [script] = blocks("bash")
     run(script, models)
     sculpt.fuse(models / "base", models / "sft", hessian=models / "hessian.safetensors", output=models / "alone")
