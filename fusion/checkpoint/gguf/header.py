@@ -103,7 +103,7 @@ def parse_header(file: Path, content: memoryview) -> GgufHeader:
             raise CheckpointError(
                 f"`{file}` is truncated: `{tensor.name}` ends at byte {tensor.start + tensor.nbytes}, the file has "
                 f"{len(content)}",
-                hint="is the download whole?",
+                hint="is the download complete?",
             )
     return GgufHeader(file=file, said=said, tensors=tensors, content=content[: reader.at])
 

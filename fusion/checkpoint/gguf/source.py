@@ -72,7 +72,7 @@ def _parts(file: Path) -> list[Path]:
     for name in names:
         if not file.with_name(name).is_file():
             raise CheckpointError(
-                f"`{file}` is one of {count} parts, and `{name}` is missing", hint="is the download whole?"
+                f"`{file}` is one of {count} parts, and `{name}` is missing", hint="is the download complete?"
             )
     return [file.with_name(name) for name in names]
 

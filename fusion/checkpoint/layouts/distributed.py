@@ -102,7 +102,7 @@ class DistributedCheckpoint(Pieced):
                 if chunk.offset + chunk.length > files[chunk.file].nbytes:
                     raise CheckpointError(
                         f"`{files[chunk.file].file}` is truncated: it ends before a part of `{name}`",
-                        hint="is the copy whole?",
+                        hint="is the copy complete?",
                     )
         super().__init__(ref, beside, tensors, list(files.values()), [metadata])
         left = list(dict.fromkeys([*left, *others]))

@@ -51,7 +51,7 @@ class MetaCheckpoint(Pieced):
             missing = min(set(range(max(numbered, default=0))) - numbered.keys(), default=0)
             raise CheckpointError(
                 f"`{ref}` has no `consolidated.{missing:02d}.pth`, and others like it",
-                hint="is the download whole?",
+                hint="is the download complete?",
             )
         opened = [MappedFile(file) for file in files]
         read = [_read(file) for file in opened]
@@ -79,7 +79,7 @@ def _refuse_partial(ref: ModelRef, tensors: Mapping[str, InParts], width: int | 
             raise CheckpointError(
                 f"`{ref}` holds {count} of its parts and lacks others: `{name}` is {list(pieces.shape)}, of a model of "
                 f"width {width}",
-                hint="is the download whole?",
+                hint="is the download complete?",
             )
 
 

@@ -109,7 +109,7 @@ def test_a_killed_process_ends_the_run_and_another_number_goes_on(pair: tuple[Pa
     alone, several = tmp_path / "1" / "out", tmp_path / "2" / "out"
     (first, told), (second, _) = ended(start(2, *pair, several, "1"))
     assert first == 1
-    assert "LostProcessError: process 1 of 2 has ended" in told
+    assert "LostProcessError: process 1 of 2 ended" in told
     assert second == -9
     assert not several.exists()
     journals = list(several.parent.glob("out.partial/journal*.jsonl"))
