@@ -2,6 +2,7 @@
 
     SculptError
     ├── CheckpointError      a file is missing, malformed, truncated or of an unsupported kind
+    │   └── NothingThereError    no model lies in a store or behind a web server under the name
     ├── MismatchError       base and tuned disagree on a tensor's presence, shape or dtype
     ├── NonFiniteError       a tensor holds NaN or infinity
     ├── MethodError          an option of a method is out of range
@@ -57,6 +58,10 @@ class SculptError(Exception):
 
 class CheckpointError(SculptError):
     """A checkpoint file is missing, malformed, truncated or of an unsupported kind."""
+
+
+class NothingThereError(CheckpointError):
+    """Nothing lies in a store or behind a web server under the name."""
 
 
 class MismatchError(SculptError):

@@ -41,7 +41,7 @@ def split(names: Iterable[str], read: Callable[[str], bytes]) -> tuple[list[str]
     Raises:
         CheckpointError: An index cannot be read.
     """
-    names = sorted(name for name in names if not is_private(Path(name)) or name.endswith(DISTRIBUTED))
+    names = sorted(filter(_may_be_read, names))
     there = set(names)
     weights: set[str] = set()
     if PIPELINE in there:
@@ -66,6 +66,12 @@ def split(names: Iterable[str], read: Callable[[str], bytes]) -> tuple[list[str]
             return [], names
         weights = own
     return sorted(weights), [name for name in names if name not in weights and _belongs(name)]
+
+
+def _may_be_read(name: str) -> bool:
+    """Return whether a file is not private: `..` is, so that no name leads out of the folder that it is put in."""
+    path = PurePosixPath(name)
+    return not is_private(Path(*path.parts[:-1] if path.name == DISTRIBUTED else path.parts))
 
 
 def _of_pipeline(names: Iterable[str], read: Callable[[str], bytes]) -> tuple[list[str], list[str]]:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import url2pathname
 
 from ..file_kinds import WEIGHT_SUFFIXES
@@ -87,7 +87,7 @@ class Url:
     def told(self) -> str:
         """The place without what nobody is to see: passwords, and keys in a query."""
         parts = urlsplit(self.text)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
     def __str__(self) -> str:
         return self.told

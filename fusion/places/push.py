@@ -12,14 +12,14 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, final
 
 import xxhash
 
-from ..errors import OutputError, SculptError, Way, first_line
+from ..errors import NothingThereError, OutputError, SculptError, Way, first_line
 from ..file_kinds import WEIGHT_SUFFIXES, is_private
 from ..progress import NOTE
 from . import hub, store
@@ -218,7 +218,7 @@ class StoreUpload(Upload):
         self.told = url.told.rstrip("/")
         self._url = url
         self._store = store.stores(url)
-        self._root = self._store._strip_protocol(url.text.rstrip("/"))
+        self._root = store.path_in_store(url)
         self._note = home_of(self.told, "pushed").with_suffix(".json")
         self._known: dict[str, list[Any]] = {}
         self._there: dict[str, store.Stored] = {}
@@ -229,12 +229,8 @@ class StoreUpload(Upload):
             self._known = json.loads(self._note.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             self._known = {}
-        with self._telling():
-            try:
-                self._there = store.listed(self._url)
-            except SculptError as error:
-                if "does not exist" not in error.message:
-                    raise
+        with self._telling(), suppress(NothingThereError):
+            self._there = store.listed(self._url)
         foreign = next((name for name, own in self._there.items() if not self._is_known(name, own)), None)
         if foreign is not None and not overwrite:
             raise OutputError(f"`{self.told}` holds `{foreign}`", ways=[REPLACED])

@@ -224,7 +224,7 @@ def _reader(pointer: Pointer) -> tuple[Read, Callable[[], None]]:
     url = Url(scheme=urlsplit(pointer.place).scheme, text=pointer.place)
     with store.asking(url):
         speaks = store.stores(url)
-        own = store.Stored(place=speaks._strip_protocol(pointer.place), nbytes=pointer.nbytes, etag=pointer.etag)
+        own = store.Stored(place=store.path_in_store(url), nbytes=pointer.nbytes, etag=pointer.etag)
 
     def read(start: int, stop: int) -> bytes:
         with store.asking(url):

@@ -14,10 +14,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, final
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from ..cache import default_cache
-from ..errors import CheckpointError, SculptError, first_line
+from ..errors import CheckpointError, NothingThereError, SculptError, first_line
 from ..progress import NOTE, Progress
 from .choose import ADAPTER, ADAPTER_CONFIG, WHOLE, needed, split
 from .names import Url, size_told
@@ -80,6 +80,13 @@ def stores(url: Url) -> Any:
         ) from error
 
 
+def path_in_store(url: Url) -> str:
+    """Return what a store calls a place."""
+    from fsspec.core import strip_protocol
+
+    return strip_protocol(url.text.rstrip("/"))
+
+
 @contextmanager
 def asking(url: Url) -> Iterator[None]:
     """Ask a store in a block, and tell what goes wrong in one sentence.
@@ -105,7 +112,7 @@ def _told(error: Exception, url: Url) -> CheckpointError:
             f"the server of `{url}` fails, by status {status}", hint="try again later; what was fetched stays"
         )
     if isinstance(error, FileNotFoundError) or status == 404:
-        return CheckpointError(f"`{url}` does not exist")
+        return NothingThereError(f"`{url}` does not exist")
     said = first_line(error) or kind
     return CheckpointError(f"cannot fetch `{url}`: {said}", hint="is there a network? what was fetched stays")
 
@@ -122,7 +129,7 @@ def listed(url: Url) -> dict[str, Stored]:
         if url.scheme in ("http", "https"):
             found = _probed(store, url)
         else:
-            root = store._strip_protocol(url.text.rstrip("/"))
+            root = path_in_store(url)
             every = retried(lambda: store.find(root, detail=True), str(url))
             found = {
                 str(PurePosixPath(place).relative_to(root)) if place != root else url.name: stored_of(place, info)
@@ -161,7 +168,7 @@ def _probed(store: Any, url: Url) -> dict[str, Stored]:
     folder = parts.path.rstrip("/")
 
     def place_of(name: str) -> str:
-        return parts._replace(path=f"{folder}/{name}").geturl()
+        return urlunsplit((parts.scheme, parts.netloc, f"{folder}/{name}", parts.query, parts.fragment))
 
     names = [*WHOLE, ADAPTER_CONFIG, *ADAPTER, *BESIDE]
     with ThreadPoolExecutor(AT_ONCE) as pool:

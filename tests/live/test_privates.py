@@ -23,9 +23,13 @@ from torch import nn
 
 CHECKED = {"torch": "2.13.0", "transformers": "5.23.0"}
 ROOT = Path(__file__).parents[2]
-USERS = {"live/privates.py", "fusion/checkpoint/gguf/rules.py", "fusion/checkpoint/loading_rules.py"}
-# Of other libraries: named tuples and fsspec document theirs, and pickle has its reader in Python under no other name.
-OTHERS = ("_replace", "_strip_protocol", "_Unpickler", "_parent")
+# The last uses one of Python's own: pickle has its reader that is written in Python under no other name.
+USERS = {
+    "live/privates.py",
+    "fusion/checkpoint/gguf/rules.py",
+    "fusion/checkpoint/loading_rules.py",
+    "fusion/checkpoint/inert.py",
+}
 # Modules whose names carry no underscore, yet that transformers documents nowhere as an interface.
 INTERNAL = {
     "transformers.conversion_mapping",
@@ -67,9 +71,7 @@ def _private_uses(tree: ast.AST) -> Iterator[str]:
                 | ast.Call(
                     func=ast.Name(id="getattr" | "setattr" | "hasattr"), args=[_, ast.Constant(value=str(name)), *_]
                 )
-            ) if (
-                name.startswith("_") and not name.startswith(("__", "_repr_")) and name not in OTHERS
-            ):  # notebooks ask for the latter
+            ) if name.startswith("_") and not name.startswith(("__", "_repr_")):  # notebooks ask for the latter
                 yield ast.unparse(node)
 
 

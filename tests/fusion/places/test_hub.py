@@ -246,3 +246,8 @@ def test_a_command_of_its_own_finds_the_hub_by_the_environment(hub: LocalHub, ma
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"org/model: fetching \d+ kB in 3 files from the hub\n", done.stderr)
     assert all(tensor["changed"] == 0 for tensor in json.loads(done.stdout)["tensors"])
+
+
+def test_no_name_leads_out_of_the_folder_that_it_is_put_in() -> None:
+    names = ["__0_0.distcp", ".metadata", "../.metadata", "../../out.metadata", "x/../../.metadata", "../x.distcp"]
+    assert needed(names, lambda _: b"") == [".metadata", "__0_0.distcp"]
