@@ -39,7 +39,7 @@ def _groups(steps: Iterable[Step]) -> dict[tuple[str, str, str], list[Step]]:
 
 def show_plan(prepared: Prepared, calibration: Calibration) -> None:
     """Print what would happen to each group of tensors, and what it would take."""
-    from ..fusion.checkpoint.output.disk import free_bytes
+    from ..fusion.disk_space import free_bytes
     from ..measuring import expected
     from .progress import duration
 
@@ -81,7 +81,7 @@ def _elsewhere(prepared: Prepared) -> str:
 
 def plan_json(prepared: Prepared, calibration: Calibration) -> dict[str, Any]:
     """Return the plan for programs."""
-    from ..fusion.checkpoint.output.disk import free_bytes
+    from ..fusion.disk_space import free_bytes
     from ..measuring import expected
 
     found = expected(prepared, calibration)

@@ -18,6 +18,14 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sculpt"
 
 
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file that other processes may read meanwhile: they find the whole of it, or what was there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f"{file.name}.{os.getpid()}.part")
+    beside.write_bytes(content)
+    os.replace(beside, file)
+
+
 def default_cache() -> Path:
     """Return `$SCULPT_CACHE`, or the folder of sculpt in the user's cache folder."""
     named = os.environ.get(VARIABLE)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import final
 
 from .errors import CheckpointError
-from .places import hub, store
 from .places.names import Url, file_of, hub_name, url_of
 from .places.settings import reads_by_ranges
 
@@ -99,6 +98,8 @@ def _of_url(url: Url, *, fetch: bool) -> ModelRef:
     """
     if url.scheme == "file":
         return find_model(file_of(url))
+    from .places import store  # a model on the disk, as most are, needs neither this nor the hub
+
     key = (url.text, reads_by_ranges())
     if key not in FOUND:
         if not fetch:
@@ -117,6 +118,8 @@ def _of_hub(asked: str, *, fetch: bool) -> ModelRef:
     name = hub_name(asked)
     if name is None:
         raise CheckpointError(f"`{asked}` does not exist")
+    from .places import hub
+
     path = hub.cached(name)
     is_known = (f"hf://{name}", reads_by_ranges()) in FOUND
     if path is None and not is_known and not (fetch and name.may_be_fetched):

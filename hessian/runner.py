@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..fusion.arithmetic.curvature import Curvature
-from ..fusion.checkpoint.output.disk import free_bytes
 from ..fusion.checkpoint.output.processes import Processes
 from ..fusion.checkpoint.output.workspace import SUFFIX, Workspace, beside, is_interrupt, is_of_the_machine
+from ..fusion.disk_space import free_bytes
 from ..fusion.errors import OutputError
 from ..fusion.launch import Launch
 from ..fusion.progress import Progress

@@ -11,13 +11,14 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 
 from ..dtypes import BY_TORCH_NAME, DTYPES, DType
 from ..errors import CheckpointError
-from .foreign import torch_error
+from .foreign import refuse_foreign_file, torch_error
 from .inert import Inert, name_of, unpickled
 from .mapped_file import MappedFile
 
@@ -129,6 +130,19 @@ class _Window(io.RawIOBase):
 def is_archive(file: MappedFile, start: int = 0) -> bool:
     """Return whether a zip archive begins at a byte of a file."""
     return file.nbytes > start + 4 and bytes(file.content()[start : start + 4]) == b"PK\x03\x04"
+
+
+def open_archive(file: Path) -> tuple[MappedFile, Any]:
+    """Return a file that is an archive, and what was saved in it.
+
+    Raises:
+        CheckpointError: It is none, or damaged.
+    """
+    refuse_foreign_file(file)
+    opened = MappedFile(file)
+    if not opened.nbytes or not is_archive(opened):
+        raise CheckpointError(f"`{file}` is no file of torch's, or is damaged")
+    return opened, TorchArchive(opened).content
 
 
 @final

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from .choose import WHOLE, needed, split
 from .hub_errors import told
 from .names import HubName, size_told
 from .pointer import Pointer, make_shell
-from .settings import Shown, home_of, is_offline
+from .settings import Shown, home_of, is_offline, refuse_full_disk
 
 logger = logging.getLogger(__name__)
 COMMIT = re.compile("[0-9a-f]{40}")
@@ -75,13 +74,16 @@ def fetched(name: HubName, *, asked: str) -> Path:
         CheckpointError: There is none, it may not be had, or the hub cannot be reached.
     """
     with asking(name, asked):
+        from huggingface_hub import constants
+
         files = listed(name)
         read = partial(_content, name, files)
         chosen = chosen_files(name, files.sizes, read, asked=asked)
         missing = {file: files.sizes[file] for file in chosen if _in_cache(name, files.commit, file) is None}
         total = sum(missing.values())
         logger.log(NOTE, "%s: fetching %s in %d files from the hub", asked, size_told(total), len(missing))
-        _refuse_full_disk(asked, total)
+        hint = "`HF_HOME` puts the cache elsewhere"
+        refuse_full_disk(asked, "the hub's cache", Path(constants.HF_HUB_CACHE), total, hint=hint)
         with Shown.bars(f"fetching {asked}") as report:
             folder = _fetch(name, files.commit, missing or dict.fromkeys(chosen, 0), total, report)
     return folder if name.inside is None else folder / name.inside
@@ -314,17 +316,3 @@ def _is_whole(found: Path) -> bool:
         return shards <= set(names)
     beside = (".json", ".txt", ".model", ".md", ".py", ".jinja")
     return bool(weights) or any(not name.endswith(beside) for name in names)
-
-
-def _refuse_full_disk(asked: str, total: int) -> None:
-    from huggingface_hub import constants
-
-    place = Path(constants.HF_HUB_CACHE)
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if total > free:
-        raise CheckpointError(
-            f"`{asked}` takes {size_told(total)} in the hub's cache, and its disk has {size_told(free)} free",
-            hint="`HF_HOME` puts the cache elsewhere",
-        )

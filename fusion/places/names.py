@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 from urllib.parse import unquote, urlsplit, urlunsplit
-from urllib.request import url2pathname
 
 from ..file_kinds import WEIGHT_SUFFIXES
 
@@ -105,4 +104,6 @@ def url_of(asked: str) -> Url | None:
 
 def file_of(url: Url) -> Path:
     """Return the path that a URL of this disk, `file://…`, stands for."""
+    from urllib.request import url2pathname  # which has a web client imported
+
     return Path(url2pathname(urlsplit(url.text).path))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from stat import S_ISREG
 from typing import final
 
+from ..cache import write_whole
 from .settings import all_places
 
 MARK = b'{"sculpt-pointer": '
@@ -33,10 +33,7 @@ class Pointer:
 
     def write(self, file: Path) -> None:
         """Write the pointer, whole or not at all."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f"{file.name}.{os.getpid()}.part")
-        beside.write_text(json.dumps({"sculpt-pointer": VERSION, **asdict(self)}), encoding="utf-8")
-        os.replace(beside, file)
+        write_whole(file, json.dumps({"sculpt-pointer": VERSION, **asdict(self)}).encode())
 
 
 def read_pointer(file: Path) -> Pointer | None:
@@ -78,10 +75,7 @@ def make_shell(
     for name, nbytes in others.items():
         file = where / name
         if not file.is_file() or file.stat().st_size != nbytes:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            beside = file.with_name(f"{file.name}.{os.getpid()}.part")
-            beside.write_bytes(content(name))
-            os.replace(beside, file)
+            write_whole(file, content(name))
     for name, pointer in pointers.items():
         if read_pointer(where / name) != pointer:
             pointer.write(where / name)

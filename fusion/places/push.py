@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,7 @@ from typing import Any, final
 
 import xxhash
 
+from ..cache import write_whole
 from ..errors import NothingThereError, OutputError, SculptError, Way, first_line
 from ..file_kinds import WEIGHT_SUFFIXES, is_private
 from ..progress import NOTE
@@ -250,13 +250,7 @@ class StoreUpload(Upload):
         if found.nbytes != file.stat().st_size:
             raise OutputError(f"`{place}` has {found.nbytes} bytes, and `{file}` {file.stat().st_size}")
         self._known[name] = [found.nbytes, found.etag, digest]
-        self._keep()
-
-    def _keep(self) -> None:
-        self._note.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._note.with_suffix(f".{os.getpid()}.part")
-        beside.write_text(json.dumps(self._known), encoding="utf-8")
-        os.replace(beside, self._note)
+        write_whole(self._note, json.dumps(self._known).encode())
 
     def _finish(self, files: dict[str, Path]) -> str:
         stale = [

@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from . import hub, store
 from .names import HubName, Url
 from .pointer import Pointer, read_pointer
 from .retry import retried
@@ -219,6 +218,8 @@ def ranged(file: Path) -> Ranged | None:
 
 def _reader(pointer: Pointer) -> tuple[Read, Callable[[], None]]:
     """Return what fetches ranges of a file, and what raises where it has changed."""
+    from . import store  # only where something is read by ranges
+
     if pointer.place.startswith("hf://"):
         return _hub_reader(pointer), lambda: None  # a commit does not change
     url = Url(scheme=urlsplit(pointer.place).scheme, text=pointer.place)
@@ -238,6 +239,8 @@ def _reader(pointer: Pointer) -> tuple[Read, Callable[[], None]]:
 
 
 def _hub_reader(pointer: Pointer) -> Read:
+    from . import hub
+
     repository, _, rest = pointer.place.removeprefix("hf://").partition("@")
     commit, _, file = rest.partition("/")
     name = HubName(repository=repository, revision=commit)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
 from ..cache import default_cache
+from ..disk_space import free_bytes
+from ..errors import CheckpointError
 from ..progress import Bars, bars
+from .names import size_told
 
 BY_RANGES: ContextVar[bool] = ContextVar("BY_RANGES", default=False)
 TRUE = ("1", "ON", "YES", "TRUE")
@@ -52,6 +55,27 @@ def home_of(place: str, version: str) -> Path:
 def all_places() -> Path:
     """Return the folder in the local cache for all places."""
     return default_cache() / "places"
+
+
+def refuse_full_disk(
+    what: object, cache: str, where: Path, nbytes: int, *, hint: str, options: Sequence[str] = (), held: int = 0
+) -> None:
+    """Refuse a copy for which a cache's disk has no room.
+
+    Args:
+        cache: Which one, in words.
+        held: Bytes of the copy that are there already.
+
+    Raises:
+        CheckpointError: It has none.
+    """
+    free = free_bytes(where)
+    if nbytes > free + held:
+        raise CheckpointError(
+            f"`{what}` takes {size_told(nbytes)} in {cache}, and its disk has {size_told(free)} free",
+            hint=hint,
+            options=options,
+        )
 
 
 def reads_by_ranges() -> bool:

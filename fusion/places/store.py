@@ -23,7 +23,7 @@ from .choose import ADAPTER, ADAPTER_CONFIG, WHOLE, needed, split
 from .names import Url, size_told
 from .pointer import Pointer, make_shell
 from .retry import retried, status_of
-from .settings import Shown, home_of
+from .settings import Shown, home_of, refuse_full_disk
 
 logger = logging.getLogger(__name__)
 CHUNK = 1 << 24  # bytes of one request
@@ -270,7 +270,9 @@ def copied(url: Url) -> tuple[Path, str]:
             total = sum(stored.nbytes for stored in missing.values())
             told = size_told(total)
             logger.log(NOTE, "%s: copying %s in %d files into %s", url, told, len(missing), default_cache() / "places")
-            _refuse_full_disk(url, where, total)
+            held = sum(part.stat().st_size for part in where.rglob("*.part")) if where.exists() else 0
+            hint = "`stream` reads it without a copy; `SCULPT_CACHE` puts the cache elsewhere"
+            refuse_full_disk(url, "the local cache", where, total, hint=hint, options=["stream"], held=held)
             with Shown.bars(f"copying {url.name}") as report:
                 _copy(store, missing, where, total, report)
             try:
@@ -344,16 +346,3 @@ def only_one(home: Path) -> Iterator[None]:
 
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
-
-
-def _refuse_full_disk(url: Url, where: Path, total: int) -> None:
-    held = sum(part.stat().st_size for part in where.rglob("*.part")) if where.exists() else 0
-    while not where.exists():
-        where = where.parent
-    free = shutil.disk_usage(where).free
-    if total > free + held:
-        raise CheckpointError(
-            f"`{url}` takes {size_told(total)} in the local cache, and its disk has {size_told(free)} free",
-            hint="`stream` reads it without a copy; `SCULPT_CACHE` puts the cache elsewhere",
-            options=["stream"],
-        )

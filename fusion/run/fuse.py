@@ -15,7 +15,6 @@ from typing import Any
 
 from ..arithmetic.curvature import Curvatures
 from ..checkpoint import open_checkpoint
-from ..checkpoint.output.disk import free_bytes
 from ..checkpoint.output.encoding import Encoding
 from ..checkpoint.output.encoding_sink import EncodingSink
 from ..checkpoint.output.folder_sink import FolderSink
@@ -28,6 +27,7 @@ from ..checkpoint.source import reading
 from ..checkpoint.special_tokens import TokenIds
 from ..checkpoint.tokens import other_tokens
 from ..device import float64_device, torch_device
+from ..disk_space import free_bytes
 from ..errors import MethodError, OutputError, Way
 from ..methods import Method
 from ..methods.two_sided import title_under

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
 from pathlib import Path
 from typing import final
 
 import numpy as np
 
-from ...errors import CheckpointError
 from ..foreign import refuse_foreign_file
-from ..identity import FileIdentity
-from ..pages import drop
+from ..mapped_file import MappedFile
 from .header import GgufTensor, parse_header
 
 
@@ -25,22 +22,16 @@ class GgufFile:
 
     def __init__(self, file: Path) -> None:
         refuse_foreign_file(file)
-        self.file, self.identity = file, FileIdentity.of(file)
-        try:
-            with file.open("rb") as stream:
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # an empty file has no map
-            raise CheckpointError(f"cannot read `{file}`: {error}") from error
-        self.content = np.frombuffer(self._map, np.uint8)
-        self.header = parse_header(file, memoryview(self._map))
-        if hasattr(mmap, "MADV_SEQUENTIAL"):  # reads ahead
-            self._map.madvise(mmap.MADV_SEQUENTIAL)
+        self.file, self._mapped = file, MappedFile(file)
+        self.identity = self._mapped.identity
+        self.header = parse_header(file, memoryview(self._mapped.mapped()))
 
     def blocks(self, tensor: GgufTensor) -> np.ndarray:
         """Return the bytes of a tensor's blocks: (blocks, bytes), a view of the file."""
-        return self.content[tensor.start : tensor.start + tensor.nbytes].reshape(-1, tensor.kind.nbytes)
+        found = self._mapped.content()[tensor.start : tensor.start + tensor.nbytes]
+        return found.reshape(-1, tensor.kind.nbytes)
 
     def release(self, tensor: GgufTensor, first: int, last: int) -> None:
         """Let go of the pages of blocks `first … last − 1`; they stay in the page cache."""
         size = tensor.kind.nbytes
-        drop(self.content, tensor.start + first * size, tensor.start + last * size)
+        self._mapped.release(tensor.start + first * size, tensor.start + last * size)

@@ -19,13 +19,13 @@ from typing import Any, final
 from ...dtypes import BY_TORCH_NAME, DType
 from ...errors import CheckpointError, first_line
 from ...ref import ModelRef
-from ..folder import CONFIG, left_out
+from ..folder import left_out
 from ..foreign import refuse_foreign_file
 from ..inert import Inert, name_of, unpickled
 from ..mapped_file import MappedFile
 from ..torch_archive import StoredTensor, TorchArchive
 from ..torch_file import WRAPPERS
-from .pieced import InParts, Part, Pieced
+from .pieced import InParts, Part, Pieced, look_above
 
 METADATA = ".metadata"
 WITHIN = "pytorch_model_fsdp_0"  # what accelerate and the Trainer call it, in the folder of a checkpoint
@@ -67,9 +67,7 @@ class DistributedCheckpoint(Pieced):
 
     def __init__(self, ref: ModelRef) -> None:
         own = ref.path if is_distributed(ref.path) else ref.path / WITHIN
-        # The Trainer writes configuration and tokenizer one folder up.
-        near = next((folder for folder in (ref.path, own.absolute().parent) if (folder / CONFIG).is_file()), None)
-        beside = near if near is not None else ref.path
+        beside, above = look_above(ref, own)
         metadata = own / METADATA
         if not metadata.is_file():
             raise CheckpointError(
@@ -106,10 +104,7 @@ class DistributedCheckpoint(Pieced):
                     )
         super().__init__(ref, beside, tensors, list(files.values()), [metadata])
         left = list(dict.fromkeys([*left, *others]))
-        said = [left_out(left, f"`{own.name}`")] if left else []
-        if beside != ref.path and near is not None:
-            said.append(f"configuration and tokenizer of `{ref}` are taken from `{beside.name}/`, the folder above")
-        self.said = tuple(said)
+        self.said = (*([left_out(left, f"`{own.name}`")] if left else []), *above)
 
 
 def _entries(file: Path) -> tuple[list[_Entry], list[str]]:

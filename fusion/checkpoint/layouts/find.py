@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...ref import ModelRef
-from ..gguf.source import GgufSource, is_gguf
+from ..gguf.names import is_gguf
 from ..source import Source
 from .distributed import WITHIN, DistributedCheckpoint, is_distributed
 from .meta import MetaCheckpoint, is_meta
@@ -17,6 +17,8 @@ from .zero import ZeroCheckpoint, is_zero
 def find_layout(path: Path) -> Callable[[ModelRef], Source] | None:
     """Return what opens a folder or file in a layout of its own; None of any other."""
     if is_gguf(path):
+        from ..gguf.source import GgufSource  # whose kernels want a compiler loaded
+
         return GgufSource
     if not path.is_dir():
         return None

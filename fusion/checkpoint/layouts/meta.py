@@ -17,10 +17,8 @@ from ...errors import CheckpointError
 from ...ref import ModelRef
 from ..file_names import CONSOLIDATED, FileNames
 from ..folder import left_out
-from ..foreign import refuse_foreign_file
 from ..json_file import read_json
-from ..mapped_file import MappedFile
-from ..torch_archive import StoredTensor, TorchArchive, is_archive
+from ..torch_archive import StoredTensor, open_archive
 from ..torch_file import state_dict
 from .pieced import InParts, Part, Pieced
 
@@ -53,8 +51,8 @@ class MetaCheckpoint(Pieced):
                 f"`{ref}` has no `consolidated.{missing:02d}.pth`, and others like it",
                 hint="is the download complete?",
             )
-        opened = [MappedFile(file) for file in files]
-        read = [_read(file) for file in opened]
+        archives = [open_archive(file) for file in files]
+        read = [state_dict(file, content) for file, (_, content) in zip(files, archives, strict=True)]
         held, left = [tensors for tensors, _ in read], read[0][1]
         for file, own in zip(files, held, strict=True):
             if own.keys() != held[0].keys():
@@ -63,7 +61,7 @@ class MetaCheckpoint(Pieced):
         width = held[0][NORM].num_elements if NORM in held[0] else None
         tensors = {name: _joined(name, [own[name] for own in held], files, width) for name in held[0]}
         _refuse_partial(ref, tensors, width, len(files))
-        super().__init__(ref, ref.path, tensors, opened)
+        super().__init__(ref, ref.path, tensors, [opened for opened, _ in archives])
         self.file_names = {"": FileNames(stem=CONSOLIDATED)}
         self.said = (left_out(left, f"`{files[0].name}`"),) if left else ()
 
@@ -81,13 +79,6 @@ def _refuse_partial(ref: ModelRef, tensors: Mapping[str, InParts], width: int | 
                 f"width {width}",
                 hint="is the download complete?",
             )
-
-
-def _read(file: MappedFile) -> tuple[Mapping[str, StoredTensor], list[str]]:
-    refuse_foreign_file(file.file)
-    if not file.nbytes or not is_archive(file):
-        raise CheckpointError(f"`{file.file}` is no file of torch's, or is damaged")
-    return state_dict(file.file, TorchArchive(file).content)
 
 
 def _joined(name: str, held: Sequence[StoredTensor], files: Sequence[Path], width: int | None) -> InParts:

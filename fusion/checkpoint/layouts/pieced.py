@@ -64,6 +64,18 @@ class InParts:
         return (prod(self.shape),) if self.flat else self.shape
 
 
+def look_above(ref: ModelRef, own: Path) -> tuple[Path, tuple[str, ...]]:
+    """Return the folder of configuration and tokenizer, and what is said of it: trainers write them one folder up.
+
+    Args:
+        own: The folder of the weights.
+    """
+    near = next((folder for folder in (ref.path, own.absolute().parent) if (folder / CONFIG).is_file()), None)
+    if near is None or near == ref.path:
+        return ref.path, ()
+    return near, (f"configuration and tokenizer of `{ref}` are taken from `{near.name}/`, the folder above",)
+
+
 class Pieced(Source):
     """A model of tensors in parts; a class of this kind says which they are.
 

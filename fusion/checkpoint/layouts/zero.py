@@ -22,13 +22,11 @@ from typing import Any, final
 from ...errors import CheckpointError
 from ...names import natural_key
 from ...ref import ModelRef
-from ..folder import CONFIG
-from ..foreign import refuse_foreign_file
 from ..inert import Inert
 from ..mapped_file import MappedFile
-from ..torch_archive import StoredTensor, TorchArchive, is_archive
+from ..torch_archive import StoredTensor, open_archive
 from ..torch_file import EXTRA
-from .pieced import InParts, Part, Pieced
+from .pieced import InParts, Part, Pieced, look_above
 
 MODEL, OPTIMISER = "*_model_states.pt", "*_optim_states.pt"
 STEPS = "global_step*"
@@ -91,11 +89,9 @@ class ZeroCheckpoint(Pieced):
             raise
         except Exception as error:  # content that is not what it should be fails in any way it likes
             raise CheckpointError(f"`{own}` is no ZeRO checkpoint that is understood: {error}") from error
-        near = next((folder for folder in (ref.path, own.absolute().parent) if (folder / CONFIG).is_file()), None)
-        super().__init__(ref, near or ref.path, tensors, [read.opened for read in (*models, *parts)])
-        if near is not None and near != ref.path:
-            said.append(f"configuration and tokenizer of `{ref}` are taken from `{near.name}/`, the folder above")
-        self.said = tuple(said)
+        beside, above = look_above(ref, own)
+        super().__init__(ref, beside, tensors, [read.opened for read in (*models, *parts)])
+        self.said = (*said, *above)
 
 
 def _sorted(folder: Path, pattern: str) -> list[Path]:
@@ -103,11 +99,7 @@ def _sorted(folder: Path, pattern: str) -> list[Path]:
 
 
 def _read(file: Path) -> _Read:
-    refuse_foreign_file(file)
-    opened = MappedFile(file)
-    if not opened.nbytes or not is_archive(opened):
-        raise CheckpointError(f"`{file}` is no file of torch's, or is damaged")
-    content = TorchArchive(opened).content
+    opened, content = open_archive(file)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"`{file}` holds no states of DeepSpeed's")
     return _Read(opened=opened, content=content)

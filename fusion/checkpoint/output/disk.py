@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import shutil
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -96,14 +95,6 @@ def sync_tree(path: Path) -> None:
     if path.is_dir():
         sync_all(sorted(path.rglob("*"), reverse=True))  # names after what they name
     sync(path)
-
-
-def free_bytes(path: Path) -> int:
-    """Return the free bytes where a file or folder will lie."""
-    folder = path.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def reserve(descriptor: int, nbytes: int) -> None:

@@ -147,6 +147,13 @@ def _scale_and_least(data, at, group):
     return scale, least
 
 
+@inlined
+def _scaled(data, at, group, d, least):
+    """Return the same, times the scales of both."""
+    scale, own_least = _scale_and_least(data, at, group)
+    return d * f32(scale), least * f32(own_least)
+
+
 def q4_k(out, data, count):
     """16 levels, with a scale and a minimum of 6 bits each for 32, and a scale of both for 256."""
     like = out[0]
@@ -154,10 +161,8 @@ def q4_k(out, data, count):
         at, to = block * u64(144), block * LARGE
         d, least = _half(data, at), _half(data, at + u64(2))
         for pair in range(u64(4)):
-            s, m = _scale_and_least(data, at + u64(4), u64(2) * pair)
-            dl, ml = d * f32(s), least * f32(m)
-            s, m = _scale_and_least(data, at + u64(4), u64(2) * pair + u64(1))
-            dh, mh = d * f32(s), least * f32(m)
+            dl, ml = _scaled(data, at + u64(4), u64(2) * pair, d, least)
+            dh, mh = _scaled(data, at + u64(4), u64(2) * pair + u64(1), d, least)
             first, put = at + u64(16) + pair * SMALL, to + pair * u64(64)
             for i in range(SMALL):
                 byte = u32(data[first + i])
@@ -172,10 +177,8 @@ def q5_k(out, data, count):
         at, to = block * u64(176), block * LARGE
         d, least = _half(data, at), _half(data, at + u64(2))
         for pair in range(u64(4)):
-            s, m = _scale_and_least(data, at + u64(4), u64(2) * pair)
-            dl, ml = d * f32(s), least * f32(m)
-            s, m = _scale_and_least(data, at + u64(4), u64(2) * pair + u64(1))
-            dh, mh = d * f32(s), least * f32(m)
+            dl, ml = _scaled(data, at + u64(4), u64(2) * pair, d, least)
+            dh, mh = _scaled(data, at + u64(4), u64(2) * pair + u64(1), d, least)
             first, put, bit = at + u64(48) + pair * SMALL, to + pair * u64(64), u32(u32(pair) << u32(1))
             for i in range(SMALL):
                 byte, high = u32(data[first + i]), u32(u32(data[at + u64(16) + i]) >> bit)

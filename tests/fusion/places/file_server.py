@@ -5,49 +5,27 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from .local_server import Answering, LocalServer
 
-class FileServer:
-    """Use as a context manager.
+
+class FileServer(LocalServer):
+    """A server of a folder; -1 among its faults is a line that is cut.
 
     Attributes:
-        requests: Method, path and range of all that came.
-        faults: A pattern of `METHOD path` to statuses, seconds to wait, or -1 for a line that is cut.
         user: `name:password` that is asked for.
         ranges: Whether a part of a file can be had.
     """
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self.folder = folder
-        self.requests: list[tuple[str, str, str | None]] = []
-        self.faults: dict[str, list[int | float]] = {}
         self.user: str | None = None
         self.ranges = True
         self.etags: dict[bytes, str] = {}
-        self.lock = threading.Lock()
-
-    def __enter__(self) -> FileServer:
-        outer = self
-
-        class Handler(_Handler):
-            local = outer
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
 
     def bytes_of(self, ending: str) -> int:
         """Return how many bytes of files with an ending were asked for."""
@@ -60,27 +38,13 @@ class FileServer:
         return found
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Answering):
     local: FileServer
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.answer()
-
-    def do_GET(self) -> None:
-        self.answer()
 
     def answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         asked = self.headers.get("Range")
-        with self.local.lock:
-            self.local.requests.append((self.command, path, asked))
-            fault = next(
-                (f.pop(0) for p, f in self.local.faults.items() if f and re.search(p, f"{self.command} {path}")), None
-            )
+        fault = self.local.note(self.command, path, asked)
         if isinstance(fault, float):
             time.sleep(fault)
         elif fault is not None and fault > 0:
@@ -111,3 +75,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[: len(body) // 2] if cut else body)
         if cut:
             self.close_connection = True
+
+
+FileServer.handler = _Handler

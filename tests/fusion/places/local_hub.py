@@ -6,14 +6,14 @@ import base64
 import hashlib
 import json
 import re
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from .local_server import Answering, LocalServer
 
 LARGE = 1024  # bytes from which a file is kept apart, as those in Git LFS are, and a redirect leads to it
 REQUEST = tuple[str, str, str | None]  # method, path, range
@@ -35,40 +35,19 @@ class Repository:
         return commit
 
 
-class LocalHub:
+class LocalHub(LocalServer):
     """Use as a context manager; `HF_ENDPOINT` is to be `url`.
 
     Attributes:
-        requests: All that came.
-        faults: `pattern of METHOD path` → statuses, or seconds to wait, that come before the answer, one a request.
         tokens: Where not empty, what must be in the header of those that ask for a private repository.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.repositories: dict[str, Repository] = {}
-        self.requests: list[REQUEST] = []
-        self.faults: dict[str, list[int | float]] = {}
         self.gated: set[str] = set()
         self.tokens: set[str] = set()
         self.stored: dict[str, bytes] = {}  # uploaded and in no commit yet, by sha256
-        self.lock = threading.Lock()
-
-    def __enter__(self) -> LocalHub:
-        hub = self
-
-        class Handler(_Handler):
-            local = hub
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
 
     def put(self, repository: str, folder: Path | Mapping[str, bytes], name: str = "main") -> str:
         """Keep a folder as a state of a model, and return its commit."""
@@ -87,32 +66,14 @@ class LocalHub:
         return [one for one in self.requests if one[0] == method and one[1].endswith(file) and "/cdn/" in one[1]]
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Answering):
     local: LocalHub
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        self.answer()
-
-    def do_HEAD(self) -> None:
-        self.answer()
-
-    def do_POST(self) -> None:
-        self.answer()
-
-    def do_PUT(self) -> None:
-        self.answer()
 
     def answer(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         self.body = self.rfile.read(length) if length else b""
         path = unquote(urlsplit(self.path).path)
-        with self.local.lock:
-            self.local.requests.append((self.command, path, self.headers.get("Range")))
-            fault = self._fault(f"{self.command} {path}")
+        fault = self.local.note(self.command, path, self.headers.get("Range"))
         if isinstance(fault, float):
             time.sleep(fault)
         elif fault is not None:
@@ -124,12 +85,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.send(404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"})
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
-
-    def _fault(self, request: str) -> int | float | None:
-        for pattern, faults in self.local.faults.items():
-            if faults and re.search(pattern, request):
-                return faults.pop(0)
-        return None
 
     def send(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         self.send_response(status)
@@ -269,3 +224,6 @@ def _apart(data: bytes) -> dict[str, Any]:
     if len(data) < LARGE:
         return {}
     return {"lfs": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}}
+
+
+LocalHub.handler = _Handler

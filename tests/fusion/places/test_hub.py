@@ -12,21 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sculpt.cli.app import app
 from sculpt.fusion.checkpoint import find_model, open_checkpoint
 from sculpt.fusion.errors import CheckpointError
 from sculpt.fusion.places.choose import needed
-from typer.testing import CliRunner
 
+from .commands import run
 from .local_hub import LocalHub
 
 Pair = Callable[..., tuple[Path, Path]]
-
-
-def run(*words: object) -> str:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exit_code == 0, (result.exception, result.output)
-    return result.output
 
 
 def refused(asked: str) -> tuple[str, str]:

@@ -13,23 +13,14 @@ import sculpt
 from sculpt.cli.app import app
 from sculpt.fusion.errors import OutputError, SculptError
 from sculpt.fusion.places import push as pushing
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
+from .commands import invoke, run
 from .local_hub import LocalHub
 
 Pair = Callable[..., tuple[Path, Path]]
 # Of huggingface_hub, which sends bytes as httpx2 would rather not have them.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-
-
-def invoke(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def run(*words: object) -> str:
-    result = invoke(*words)
-    assert result.exit_code == 0, (result.exception, result.output)
-    return result.output
 
 
 def refused(*words: object) -> tuple[str, str]:

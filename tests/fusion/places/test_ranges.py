@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import sculpt
 from safetensors.numpy import save_file
-from sculpt.cli.app import app
 from sculpt.fusion import ref
 from sculpt.fusion.checkpoint import find_model, open_checkpoint
 from sculpt.fusion.errors import CheckpointError
@@ -19,18 +18,12 @@ from sculpt.fusion.places import ranges
 from sculpt.fusion.places.pointer import Pointer, read_pointer
 from sculpt.fusion.places.ranges import Ranged
 from sculpt.fusion.places.settings import streaming
-from typer.testing import CliRunner
 
+from .commands import run
 from .file_server import FileServer
 from .local_hub import LocalHub
 
 Pair = Callable[..., tuple[Path, Path]]
-
-
-def run(*words: object) -> str:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exit_code == 0, (result.exception, result.output)
-    return result.output
 
 
 @pytest.fixture(autouse=True)

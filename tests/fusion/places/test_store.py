@@ -10,23 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sculpt.cli.app import app
 from sculpt.fusion import ref
 from sculpt.fusion.checkpoint import find_model, open_checkpoint
 from sculpt.fusion.errors import CheckpointError, SculptError
 from sculpt.fusion.places import store
 from sculpt.fusion.places.names import url_of
-from typer.testing import CliRunner
 
+from .commands import run
 from .file_server import FileServer
 
 Pair = Callable[..., tuple[Path, Path]]
-
-
-def run(*words: object) -> str:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exit_code == 0, (result.exception, result.output)
-    return result.output
 
 
 def refused(asked: str) -> tuple[str, str]:
