@@ -121,8 +121,8 @@ class Upload(ABC):
         try:
             digest = digest_of(file)
             self._put(name, file)
-        except FileNotFoundError:
-            if file == later:
+        except Exception:  # libraries tell in ways of their own that a file has gone to where it lies later
+            if file == later or file.exists():
                 raise
             return self._put_and_digest(name, later, later)
         logger.info("%s is uploaded", name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,32 @@ def test_shards_go_while_others_are_being_made(
     uploaded = [record.getMessage() for record in caplog.records if record.getMessage().endswith("is uploaded")]
     assert sorted(uploaded) == [f"model-0000{k}-of-00002.safetensors is uploaded" for k in (1, 2)]
     assert len(uploads(hub)) == len(set(uploads(hub)))
+
+
+def test_a_shard_that_goes_to_its_place_meanwhile_is_uploaded_from_there(
+    hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, later, digest = tmp_path / "workspace.safetensors", tmp_path / "out" / "model.safetensors", pushing.digest_of
+    made.write_bytes(b"0" * 3000)
+    later.parent.mkdir()
+
+    def and_moved(file: Path) -> str:
+        found = digest(file)
+        if file == made:
+            made.rename(later)
+        return found
+
+    monkeypatch.setattr(pushing, "digest_of", and_moved)
+    upload = pushing.upload_to("org/fused")
+    upload.check(overwrite=False)
+    with caplog.at_level(logging.INFO):
+        upload.begin(later.name, made, later)
+        wait(upload._begun.values())  # as the workspace has its name by then
+        upload.finish(later.parent)
+    upload.close()
+    assert "model.safetensors is uploaded\n" in caplog.text
+    assert "again" not in caplog.text
+    assert hub.files("org/fused")["model.safetensors"] == b"0" * 3000
 
 
 def test_nothing_is_uploaded_or_made_without_a_yes(hub: LocalHub, make_pair: Pair, here: Path) -> None:
