@@ -59,9 +59,10 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     seeds = SEEDS if args.seed is None else (args.seed,)
+    tasks = (args.task,) if args.task else [name for name, task in TASKS.items() if not task.only_named]
     pairs = [
         (task, kind)
-        for task, kind in product((args.task,) if args.task else TASKS, (args.kind,) if args.kind else KINDS)
+        for task, kind in product(tasks, (args.kind,) if args.kind else KINDS)
         if kind in TASKS[task].learning_rate
     ]
     args.work.mkdir(parents=True, exist_ok=True)

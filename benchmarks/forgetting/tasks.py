@@ -32,6 +32,7 @@ class Task:
         scored: Sources of general ability by split; those of validation choose strengths.
         protects: Sources of general samples.
         parts: Tasks whose fine-tunes are merged; none of a task that is learned.
+        only_named: It is left out where no task is named, as it takes much more time and memory.
     """
 
     model: Language | VisionLanguage
@@ -42,6 +43,7 @@ class Task:
     protects: Mapping[str, Callable[[], Sequence[Sample]]]
     arms: Mapping[str, Arm]
     parts: tuple[str, ...] = ()
+    only_named: bool = False
 
     @cached_property
     def examples(self) -> dict[str, tuple[Question, ...]]:
@@ -107,6 +109,7 @@ TASKS = {
         scored=SCORED,
         protects=PROTECTS,
         arms=LARGER,
+        only_named=True,
     ),
     "tagging+pronouncing": Task(
         model=LANGUAGE,
