@@ -243,7 +243,7 @@ def fuse(
 def _executed(prepared: Prepared, calibration: Calibration, *, overwrite: bool, progress: Progress) -> Manifest:
     check_output(prepared)
     calibration, notes = with_found(prepared, calibration)
-    for note in notes:
+    for note in (*prepared.plan.warnings, *notes):
         logger.warning("%s", note)
     with statistics(prepared, calibration, progress=progress) as found:
         return execute(

@@ -169,7 +169,7 @@ def run_prepared(
     from ..fusion.run.fuse import execute, resume_facts
     from ..measuring import statistics, with_found
     from . import fuse_view
-    from .console import print_json, quiet_environment, say
+    from .console import print_json, quiet_environment, say, warn
     from .progress import progress_bar
 
     protects = prepared.settings.protection is not None
@@ -184,6 +184,8 @@ def run_prepared(
         if steps.is_made(prepared.output, facts, prepared.settings.kind(prepared.output), overwrite=overwrite):
             say(f"{prepared.output} was already made by the run that is resumed")
             return
+    for warning in prepared.plan.warnings:
+        warn(f"warning: {warning}")
     for note in notes:
         say(note)
     if dry_run:

@@ -94,7 +94,7 @@ def plan_json(prepared: Prepared, calibration: Calibration) -> dict[str, Any]:
         "samples": list(found.samples),
         "free_disk": free_bytes(prepared.output),
         "renamings": [asdict(rule) for rule in prepared.plan.renamings],
-        "notes": list(prepared.plan.notes),
+        "notes": [*prepared.plan.warnings, *prepared.plan.notes],
         "tensors": [
             {
                 "name": step.name,

@@ -114,7 +114,7 @@ def benchmark(
         overwrite=True,  # nothing is written
     )
     calibration, notes = with_found(prepared, calibration)
-    for note in notes:
+    for note in (*prepared.plan.warnings, *notes):
         logger.warning("%s", note)
     calibration = replace(calibration, seed=settings.seed, device=scoring.device)
     with (

@@ -271,7 +271,7 @@ def prepare_sweep(
         overwrite=not pick or may_exist(made),
     )
     calibration, notes = with_found(prepared, calibration)
-    for note in notes:
+    for note in (*prepared.plan.warnings, *notes):
         logger.warning("%s", note)
     return PreparedSweep(
         prepared=prepared,

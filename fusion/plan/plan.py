@@ -33,6 +33,7 @@ class Plan:
     Attributes:
         method: Of all steps that have none of their own.
         config_from: The model whose configuration and tokenizer the output has.
+        warnings: What is likely to be a mistake, such as a base that is given as the fine-tune too.
     """
 
     base: Source
@@ -42,6 +43,7 @@ class Plan:
     steps: tuple[Step, ...]
     renamings: tuple[Renaming, ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def bytes_written(self) -> int:
@@ -237,7 +239,7 @@ def _differs(step: Step, models: Sequence[Source]) -> bool | None:
 
 
 def idle_models(models: Sequence[Source]) -> Iterable[str]:
-    """Yield a note on each tuned model that is the base, or another tuned model, once more."""
+    """Yield a warning of each tuned model that is the base, or another tuned model, once more."""
     seen = {models[0].fingerprint: models[0]}
     for model in models[1:]:
         if model.changes_nothing:
@@ -249,7 +251,7 @@ def idle_models(models: Sequence[Source]) -> Iterable[str]:
 
 
 def swapped(models: Sequence[Source]) -> Iterable[str]:
-    """Yield a note where the base looks like the fine-tune, and no tuned model does: one may stand for the other."""
+    """Yield a warning where the base looks like the fine-tune, and no tuned model does: one may stand for the other."""
     base, *tuned = models
     if not tuned:
         return

@@ -126,7 +126,9 @@ def prepare_recipe(
     template, told = _chat_template(recipe, plan, list(opened.values()))
     other = other_tokens(models) if recipe.vocabulary is None else ()
     plan = replace(
-        plan, notes=(*recipe.notes, *told, *_predictors(models[0], layers), *idle_models(models), *plan.notes, *other)
+        plan,
+        warnings=tuple(idle_models(models)),
+        notes=(*recipe.notes, *told, *_predictors(models[0], layers), *plan.notes, *other),
     )
     methods = [asked[step.name] for step in plan.steps if step.action == "fuse"] or [plan.method]
     return prepare_plan(

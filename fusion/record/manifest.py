@@ -444,7 +444,7 @@ def make_manifest(
             f"{rule.base_prefix}* in the base is {rule.tuned_prefix}* in the tuned model ({rule.count} tensors)"
             for rule in plan.renamings
         ),
-        notes=tuple(map(nameless, plan.notes)),
+        notes=tuple(map(nameless, (*plan.warnings, *plan.notes))),
         versions={
             "sculpt": installed_version("checkpoint-sculpt"),
             "numpy": installed_version("numpy"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -15,11 +16,13 @@ from ..checkpoint.output.processes import Processes
 from ..launch import Launch
 from ..methods import AdaDare, Method
 from ..names import block_of, natural_key
-from ..plan.plan import Plan, Policies, Request, Selection, make_plan
+from ..plan.plan import Plan, Policies, Request, Selection, idle_models, make_plan, swapped
 from ..progress import Progress, silent
 from ..table import Table
 from .backend import Backend, pick_backend
 from .look import look
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +169,10 @@ def measure_bounds(
     opened = open_checkpoint(base)
     method = AdaDare()
     request = Request(selection=selection or Selection(), policies=policies or Policies())
-    plan = make_plan([opened, open_checkpoint(tuned, opened)], lambda _: method, request)
+    models = [opened, open_checkpoint(tuned, opened)]
+    plan = make_plan(models, lambda _: method, request)
+    for warning in (*idle_models(models), *swapped(models)):
+        logger.warning("%s", warning)
     return bounds_of(plan, pick_backend(device, threads=threads), processes, progress=progress)
 
 

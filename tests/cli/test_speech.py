@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sculpt import api
 from sculpt.cli import progress, speech
 
 Pair = Callable[..., tuple[Path, Path]]
@@ -33,6 +35,28 @@ def test_quiet_says_nothing_and_a_log_keeps_all_of_it(make_pair: Pair, tmp_path:
     assert "ERROR `quiet` exists" in log.splitlines()[-1]
     manifest = json.loads((tmp_path / "quiet/sculpt-manifest.json").read_text())
     assert manifest["command"] == "sculpt dare base sft"
+
+
+def test_what_is_likely_a_mistake_is_said_although_quiet(make_pair: Pair, tmp_path: Path) -> None:
+    make_pair()
+    shutil.copytree(tmp_path / "base", tmp_path / "again")
+    same = "`again` and `base` are the same model: sampled values of all tensors agree\n"
+    done = sculpt("dare", "base", "again", "-o", "out", "-q", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", f"warning: {same}")
+    planned = sculpt("dare", "base", "again", "-o", "out", "-q", "--dry-run", "--json", "--overwrite", cwd=tmp_path)
+    assert (planned.stderr, json.loads(planned.stdout)["notes"][0]) == (f"warning: {same}", same.strip())
+    (tmp_path / "base/trainer_state.json").write_text("{}")
+    swapped = sculpt("dare", "base", "sft", "-o", "swapped", "-q", cwd=tmp_path)
+    assert swapped.stderr.startswith("warning: `base` holds `trainer_state.json`, a file that training writes")
+
+
+def test_python_is_told_of_a_likely_mistake_by_its_logger(make_pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    base, _ = make_pair()
+    same = f"`{base}` and `{base}` are the same model: sampled values of all tensors agree"
+    manifest = api.fuse(base, base, output=base.with_name("out"), calibration=False)
+    api.bound(base, base)
+    assert [record.getMessage() for record in caplog.records] == [same, same]
+    assert manifest.notes == ("`base` and `base` are the same model: sampled values of all tensors agree",)
 
 
 def test_verbose_tells_the_steps(make_pair: Pair, tmp_path: Path) -> None:

@@ -156,8 +156,8 @@ def test_models_that_change_nothing_are_told(make_checkpoint: Make, tmp_path: Pa
     again, once_more = make_checkpoint("again", small(0)), make_checkpoint("once-more", small(1))
     zero = adapter(tmp_path / "zero", b=np.zeros((8, 2), np.float32))
     models = [again, other, once_more, zero]
-    notes = prepare_fuse(base, models, output=tmp_path / "out", method=sculpt.TaskArithmetic()).plan.notes
-    assert notes == (
+    warnings = prepare_fuse(base, models, output=tmp_path / "out", method=sculpt.TaskArithmetic()).plan.warnings
+    assert warnings == (
         f"`{again}` and `{base}` are the same model: sampled values of all tensors agree",
         f"`{once_more}` and `{other}` are the same model: sampled values of all tensors agree",
         f"`{zero}` changes nothing: every B of the adapter is zero, as it is before training",
