@@ -72,6 +72,11 @@ class Point:
         return f"{sign} = {self.strength:.4g}"
 
     @property
+    def name(self) -> str:
+        """What tells it from the other points of a sweep, but for its seed: `two-sided, λ = 0.3`."""
+        return f"{self.label}, {self.told_strength}" if self.strength_is else self.label
+
+    @property
     def is_reference(self) -> bool:
         """Whether it is the base or the fine-tune itself."""
         return self.family in ("base", "tuned")
@@ -79,6 +84,7 @@ class Point:
     def as_json(self) -> dict[str, Any]:
         """Return the point as plain values."""
         return {
+            "name": self.name,
             "family": self.family,
             "strength": self.strength,
             "strength_is": self.strength_is,
@@ -153,7 +159,7 @@ class Sweep:
     model: Path | None = None
 
     def __repr__(self) -> str:
-        best = "" if self.picked is None else f", picked {self.picked.label} at {self.picked.told_strength}"
+        best = "" if self.picked is None else f", picked {self.picked.name}"
         return f"Sweep({len(self.tried)} points of {self.suite or 'a suite'}{best})"
 
     def _repr_html_(self) -> str:

@@ -5,30 +5,25 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..fusion.checkpoint.json_file import read_json
 from ..fusion.checkpoint.output.guard import Kind, refuse_output
 from ..fusion.checkpoint.output.workspace import write_file
-from ..fusion.errors import DataError
 from ..fusion.methods import METHODS
 from ..fusion.methods.named import options_told
 from ..fusion.names import block_of, natural_key
 from ..fusion.record.manifest import Manifest
 from ..fusion.record.records import TensorRecord
 from .heat_map import heat_maps
+from .scored import read_scores, score_table
 from .verdict import verdict
 
 if TYPE_CHECKING:
-    from .evaluate import SuiteScores
-    from .points import Sweep
-    from .release import Judgement
-
-    Scores = Path | str | SuiteScores | Sweep | Judgement
+    from .scored import Scores
 TEMPLATE = "report.html.j2"
 GENERATOR = b'<meta name="generator" content="sculpt'
 
@@ -80,72 +75,6 @@ def _block_row(name: str, records: Sequence[TensorRecord]) -> BlockRow:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoreTable:
-    """Scores of one or several models: a row a measure, a column a model."""
-
-    models: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[float | None, ...]], ...]
-
-
-def score_table(given: Iterable[Scores]) -> ScoreTable | None:
-    """Return the scores in what `eval`, `gate` or `sweep` wrote or returned, side by side.
-
-    Raises:
-        DataError: A file is something else.
-    """
-    columns = columns_of(given)
-    if not columns:
-        return None
-    names = dict.fromkeys(name for measures in columns.values() for name in measures)
-    return ScoreTable(
-        models=tuple(columns),
-        rows=tuple((name, tuple(measures.get(name) for measures in columns.values())) for name in names),
-    )
-
-
-def columns_of(given: Iterable[Scores]) -> Mapping[str, Mapping[str, float]]:
-    """Return the measures of each model in what `eval`, `gate` or `sweep` wrote or returned.
-
-    Raises:
-        DataError: A file is something else.
-    """
-    columns: dict[str, Mapping[str, float]] = {}
-    for one in given:
-        file, content = (Path(one), read_json(Path(one))) if isinstance(one, (str, Path)) else (Path(), one.as_json())
-        found = dict(_scores_in(content, file))
-        if not found:
-            raise DataError(
-                f"`{file}` holds no scores",
-                hint="`sculpt eval MODEL --suite suite.yaml --json` prints them; a gate's and a sweep's JSON have them",
-            )
-        columns |= found
-    return columns
-
-
-def _scores_in(content: Any, file: Path) -> Iterator[tuple[str, Mapping[str, float]]]:
-    """Yield models and their measures: of one, of several, of a gate, or of a sweep its ends and what it picked."""
-    if not isinstance(content, dict):
-        return
-    if "points" in content:
-        for point in content["points"]:
-            if point["family"] in ("base", "tuned"):
-                yield point["family"], point["measures"]
-        if "picked" in content:
-            yield "fused", content["picked"]["measures"]
-        return
-    for model in content.get("models", ()):
-        yield from _scores_in(model, file)
-    if "limits" in content:
-        for name in ("base", "tuned", "model"):
-            if isinstance(content.get(name), dict):
-                yield ("fused" if name == "model" else name), content[name]["measures"]
-        return
-    measures = content.get("measures")
-    if isinstance(measures, dict) and all(isinstance(value, (int, float)) for value in measures.values()):
-        yield str(content.get("model", file.stem)), measures
-
-
 def report(
     fused: PathLike[str] | str,
     *,
@@ -189,7 +118,7 @@ def make_report(fused: Path | str, *, scores: Sequence[Scores] = ()) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup, escape
 
-    folder = Path(fused)
+    folder, scored = Path(fused), read_scores(scores)
     manifest = Manifest.read(folder)
     environment = Environment(
         loader=PackageLoader("sculpt.evaluate", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -204,12 +133,12 @@ def make_report(fused: Path | str, *, scores: Sequence[Scores] = ()) -> str:
         manifest=manifest,
         title=manifest.title,
         source=method.source if method else "",
-        verdict=verdict(manifest, folder.resolve().name, columns_of(scores)),
+        verdict=verdict(manifest, folder.resolve().name, scored),
         summary=[(name, figure) for name, figure in manifest.table().rows if name != "models"],
         options=options_told(manifest.options),
         maps=heat_maps(manifest.fused),
         blocks=block_rows(manifest.fused),
-        scores=score_table(scores),
+        scores=score_table(scored),
         curvature=_flat(manifest.curvature or {}),
         settings=_flat(manifest.settings),
     )

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..fusion.record.manifest import Manifest, sides_of
 from ..fusion.run.calibration import GENERAL
+from .scored import Scored
 
 UNKNOWN = "not measured; `sculpt eval` with a suite measures it"
 
 
-def verdict(manifest: Manifest, name: str, scores: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str]]:
+def verdict(manifest: Manifest, name: str, scored: Sequence[Scored]) -> list[tuple[str, str]]:
     """Return three answers, each after what it is about.
 
     Args:
         name: Of the model.
-        scores: By model, its measures.
+        scored: It, its base and its fine-tune, as far as they were scored.
     """
-    base, tuned, fused = _roles(manifest, name, scores)
+    base, tuned, fused = _roles(manifest, name, scored)
     return [
         ("protected", _protected(manifest)),
         ("kept of the task", _kept(tuned, fused, manifest.moved or {})),
@@ -28,16 +29,32 @@ def verdict(manifest: Manifest, name: str, scores: Mapping[str, Mapping[str, flo
 
 
 def _roles(
-    manifest: Manifest, name: str, scores: Mapping[str, Mapping[str, float]]
+    manifest: Manifest, name: str, scored: Sequence[Scored]
 ) -> tuple[Mapping[str, float], Mapping[str, float], Mapping[str, float]]:
-    """Return the measures of the base, the fine-tune and the model: sweeps and gates call them so, `eval` by folder."""
-    found: dict[str, Mapping[str, float]] = {Path(model).name: own for model, own in scores.items()}
+    """Return the measures of base, fine-tune and model on one suite: sweeps and gates call them so, `eval` by folder.
+
+    A sweep may have picked another model than this one, whose scores are then none of this one's.
+    """
     inputs = {record.role: Path(record.name).name for record in manifest.inputs}
+    called = {"base": inputs.get("base"), "tuned": inputs.get("tuned"), "fused": name}
+    own = [one for one in scored if one.picked is None or _is_made_by(manifest, one.picked)]
 
-    def of(role: str, called: str) -> Mapping[str, float]:
-        return found.get(role) or found.get(called) or {}
+    def of(role: str, among: Sequence[Scored]) -> Scored | None:
+        by_role = [one for one in among if one.role == role]
+        by_name = [one for one in among if not one.role and Path(one.name).name in (role, called[role])]
+        return next(iter([*by_role[-1:], *by_name[-1:]]), None)
 
-    return of("base", inputs.get("base", "")), of("tuned", inputs.get("tuned", "")), of("fused", name)
+    fused = of("fused", own)
+    found = [of(role, [one for one in own if fused is None or one.suite == fused.suite]) for role in ("base", "tuned")]
+    base, tuned = ({} if one is None else one.measures for one in found)
+    return base, tuned, {} if fused is None else fused.measures
+
+
+def _is_made_by(manifest: Manifest, point: Mapping[str, Any]) -> bool:
+    """Return whether a point of a sweep is what a model was made by."""
+    made_by = (manifest.method, manifest.settings.get("protection"))
+    same_options = point.get("blocks") is not None or point.get("options") == manifest.options
+    return made_by == (point.get("method"), point.get("protection")) and same_options
 
 
 def _protected(manifest: Manifest) -> str:

@@ -183,9 +183,7 @@ def prepare(
     opened = open_checkpoint(base)
     models = [opened, *(open_checkpoint(path, opened) for path in tuned)]
     plan = make_plan(models, lambda _: method, settings.request())
-    plan = replace(
-        plan, warnings=(*idle_models(models), *swapped(models)), notes=(*plan.notes, *other_tokens(models))
-    )
+    plan = replace(plan, warnings=(*idle_models(models), *swapped(models)), notes=(*plan.notes, *other_tokens(models)))
     return prepare_plan(plan, output=output, settings=settings, options=method.options())
 
 

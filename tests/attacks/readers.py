@@ -27,9 +27,10 @@ from safetensors.numpy import save_file
 from sculpt.data.encoding import Encoder
 from sculpt.data.rows import open_rows
 from sculpt.demo.tiny import byte_tokenizer
+from sculpt.evaluate import scored
 from sculpt.evaluate.answers import as_chat, read_prompts, told
 from sculpt.evaluate.given_scores import read_lines, scores_from_table
-from sculpt.evaluate.report import make_report, score_table
+from sculpt.evaluate.report import make_report
 from sculpt.evaluate.starter import write_suite
 from sculpt.evaluate.suite import read_suite
 from sculpt.fusion.arithmetic.curvature import Curvature
@@ -320,7 +321,7 @@ def readers(home: Home) -> Iterator[Reader]:
 
     def read_scores(data: bytes, folder: Path) -> None:
         (folder / "scores.json").write_bytes(data)
-        score_table([folder / "scores.json"])
+        scored.read_scores([folder / "scores.json"])
 
     scores = {"model": "m", "measures": {"prose": 50.0, "target": 1}}
     yield Reader(name="scores", read=read_scores, seeds=lambda: [as_json(scores)], change=changed_json, cost=2)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from sculpt.evaluate.report import make_report
 
 from ..evaluate.conftest import llama, save
 
@@ -220,6 +221,9 @@ def test_a_sweep_shows_its_points_and_writes_the_one_that_is_picked(sculpt: Scul
     assert manifest["command"].startswith("sculpt sweep base sft")
     assert (home / "out/sweep.csv").read_text().count("\n") == 6
     assert (home / "out/fused/README.md").read_text().count("# sft-adadare\n") == 1
+    page = make_report(home / "out/fused", scores=[home / "out/sweep.json"])
+    assert f"adadare p=0.9, γ = {best['strength']:g}</th>" in page
+    assert f"{best['measures']['target']:.1f} on the target tasks" in page
     again = sculpt(*arguments, "--pick", "avg", "-o", "out", cwd=home)
     assert again.returncode == 1
     assert again.stderr.startswith("error: `out` exists")
@@ -249,6 +253,11 @@ def test_a_sweep_of_protections_writes_the_one_that_is_picked(sculpt: Sculpt, ho
         sculpt("eval", "protected/fused", "--suite", "suite.yaml", "--device", "cpu", "--json", cwd=home).stdout
     )
     assert scored["measures"] == found["picked"]["measures"]
+    page = make_report(home / "protected/fused", scores=[home / "protected/sweep.json"])
+    picked = found["picked"]
+    name = f"two-sided (block:8), then adadare p={picked['sparsity']:g}, λ = {picked['strength']:g}"
+    assert f'<th scope="col">{name}</th>' in page
+    assert f"{picked['measures']['target']:.1f} on the target tasks" in page
     refused = sculpt(*arguments, "--protect-weight", "1", cwd=home)
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: `--protect-weight` has no effect without `--protect`")

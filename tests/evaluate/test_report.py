@@ -11,11 +11,13 @@ import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sculpt.api import fuse
 from sculpt.evaluate.heat_map import heat_maps
-from sculpt.evaluate.report import block_rows, make_report, score_table
+from sculpt.evaluate.report import block_rows, make_report
+from sculpt.evaluate.scored import read_scores, score_table
 from sculpt.fusion.errors import CheckpointError, DataError
 from sculpt.fusion.methods import AdaDare, Method, TaskArithmetic
 from sculpt.fusion.record.manifest import Manifest
@@ -132,7 +134,7 @@ def test_scores_of_several_models_stand_side_by_side(fused: Callable[..., Path],
     for model, measures in (("base", {"prose": 41.25, "avg": 30}), ("fused", {"prose": 40.5, "tags": 55.75})):
         files.append(tmp_path / f"{model}.json")
         files[-1].write_text(json.dumps({"model": model, "measures": measures}))
-    found = score_table(files)
+    found = score_table(read_scores(files))
     assert found is not None
     assert found.models == ("base", "fused")
     assert found.rows == (("prose", (41.25, 40.5)), ("avg", (30, None)), ("tags", (None, 55.75)))
@@ -162,9 +164,40 @@ def test_a_page_begins_with_what_was_protected_kept_and_forgotten(fused: Callabl
 
 
 def test_a_file_without_scores_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "bad.json").write_text("[]")
-    with pytest.raises(DataError, match="holds no scores"):
-        score_table([tmp_path / "bad.json"])
+    for content in ("[]", '{"points": 3}', '{"limits": [], "model": {}}'):
+        (tmp_path / "bad.json").write_text(content)
+        with pytest.raises(DataError, match="holds no scores"):
+            read_scores([tmp_path / "bad.json"])
+
+
+def swept(suite: str, gamma: float, target: float) -> dict[str, Any]:
+    """What a sweep's JSON holds of its base and of what it picked."""
+    own = {"name": f"adadare p=0.9, γ = {gamma}", "method": "adadare", "options": AdaDare(gamma=gamma).options()}
+    points = [{"family": "base", "measures": {"pretrained": 40.0}}]
+    return {"suite": suite, "points": points, "picked": {**own, "measures": {"pretrained": 39.0, "target": target}}}
+
+
+def test_what_a_sweep_picked_has_its_own_name_and_judges_no_other_model(
+    fused: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = fused(AdaDare(gamma=0.5))
+    gated = {"suite": "held-out", "measures": {"pretrained": 30.0, "target": 20.0}}
+    judged = {"limits": [], "base": {**gated, "measures": {"pretrained": 33.0}}, "model": {"model": "m", **gated}}
+    for name, content in (("own", swept("s", 0.5, 50)), ("other", swept("s", 0.7, 60)), ("gate", judged)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+
+    def shown(*names: str) -> str:
+        page = make_report(folder, scores=[tmp_path / f"{name}.json" for name in names])
+        return " ".join(Page(page).text.split())
+
+    assert "task or meanbaseadadare p=0.9, γ = 0.5" in shown("own")
+    assert "-1.0 points: 39.0 on the general tasks, the base 40.0" in shown("own")
+    assert "task or meanbaseadadare p=0.9, γ = 0.7" in shown("other")
+    assert "kept of the tasknot measured" in shown("other")
+    both = shown("gate", "own")  # of two suites: the last one that has this model, and its own base
+    assert "task or meanbase (held-out)m (held-out)base (s)adadare p=0.9, γ = 0.5 (s)" in both
+    assert "-1.0 points: 39.0" in both
+    assert "-3.0 points: 30.0" in shown("own", "gate")
 
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
