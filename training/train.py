@@ -134,7 +134,9 @@ def train_adapter(
         for epoch in range(1, math.ceil(schedule.epochs) + 1):
             refuse_output(output_of(output, epoch), [base, data], ADAPTER, overwrite=resume or overwrite)
     process = join(schedule.device)
-    opened, rows = open_whole(base), open_rows(data, schedule.media, fields=schedule.fields)
+    opened = open_whole(base)
+    entries_of_base(opened.ref)  # refuses what no adapter could name, before the long part
+    rows = open_rows(data, schedule.media, fields=schedule.fields)
     device = pick_device(schedule.device)
     if device.index is not None and ":" in schedule.device:
         raise ModelError(

@@ -127,6 +127,7 @@ def extract_adapter(
     selection = selection or Selection()
     refuse_output(output, [base, tuned], ADAPTER, overwrite=overwrite)
     opened = open_checkpoint(base)
+    names_base = entries_of_base(opened.ref)
     after = relaid(open_checkpoint(tuned, opened), opened)
     pairs = _pairs(opened, after, selection)
     layers = layers_of(opened)
@@ -157,7 +158,7 @@ def extract_adapter(
         ranks,
         modules_to_save=saved or None,
         bias="all" if has_biases else "none",
-        **entries_of_base(opened.ref),
+        **names_base,
         fan_in_fan_out=any(layers[info.name].kind == "transposed" for info, _ in pairs),
     )
     record = {

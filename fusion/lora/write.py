@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from ..checkpoint.adapter.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..checkpoint.output.guard import ADAPTER, ADAPTER_RECORD
 from ..checkpoint.output.workspace import Workspace, told
+from ..errors import CheckpointError
 from ..record.adapter import adapter_record
 from ..record.card import adapter_card
 from ..ref import ModelRef
@@ -35,7 +36,16 @@ def tensors_of(module: Module, factors: Factors) -> dict[str, np.ndarray]:
 
 
 def entries_of_base(base: ModelRef) -> dict[str, str]:
-    """Return what `adapter_config.json` says of the base: as it was asked for, not where a cache holds it."""
+    """Return what `adapter_config.json` says of the base: as it was asked for, not where a cache holds it.
+
+    Raises:
+        CheckpointError: It is a patch over its base, whose name PEFT could not load.
+    """
+    if base.base is not None:
+        raise CheckpointError(
+            f"`{base}` is a patch over its base, and an adapter names one folder as its base",
+            hint="`sculpt apply` writes that folder; then give it as the base",
+        )
     revision = {"revision": base.revision} if base.revision else {}
     return {"base_model_name_or_path": base.repository or str(base), **revision}
 

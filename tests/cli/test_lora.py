@@ -138,6 +138,20 @@ def test_extract_writes_an_adapter_of_the_fine_tune(make_pair: Pair, tmp_path: P
     assert all(layer["error"] ** 2 <= 0.5 for layer in json.loads(energy.stdout)["layers"])
 
 
+def test_a_base_that_no_adapter_could_name_is_refused(make_pair: Pair, tmp_path: Path) -> None:
+    """PEFT loads the base by the name that the adapter has of it, and `base+patch` is no folder."""
+    base, tuned = make_pair()
+    assert sculpt("pack", base, tuned, "-o", tmp_path / "p.safetensors").exit_code == 0
+    (tmp_path / "d.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    patched = f"{base}+{tmp_path / 'p.safetensors'}"
+    for command in (["lora-extract", patched, tuned], ["lora-train", patched, "--data", tmp_path / "d.jsonl"]):
+        refused = sculpt(*command, "-o", tmp_path / "out")
+        assert isinstance(refused.exception, SculptError)
+        told = f"`{patched}` is a patch over its base, and an adapter names one folder as its base"
+        assert (refused.exception.message, "`sculpt apply`" in (refused.exception.hint or "")) == (told, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "d.jsonl", "p.safetensors", "sft"]
+
+
 def test_extract_says_what_an_adapter_cannot_hold(make_pair: Pair) -> None:
     base, tuned = make_pair()
     result = sculpt("lora-extract", base, tuned)
