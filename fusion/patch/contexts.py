@@ -77,11 +77,13 @@ class Frame:
         start: The first word's place in the tensor.
         top: The largest exponent among the base's words.
         high: The highest bucket of thresholds at which an element differs.
+        is_dense: For decoding: whether each context has a table.
     """
 
     start: int
     top: int
     high: int
+    is_dense: bool = False
 
 
 @final
@@ -101,8 +103,8 @@ class Plain(Hint):
 
     def decoder(self, frame: Frame, count: int) -> tuple[str, str, tuple[float, ...]]:
         """Return the plain one."""
-        del frame, count
-        return "decode", "", ()
+        del count
+        return "decode", "u", (frame.is_dense,)
 
 
 @dataclass(frozen=True, kw_only=True)

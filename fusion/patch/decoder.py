@@ -18,6 +18,8 @@ from .forms import WordForm
 from .room import room
 
 MOST_BITS = 29  # that follow a token
+NUM_CONTEXTS = 256
+SPARE = 8  # places that kernels write beyond a block's
 _READ_TABLES = Kernel("patch_decode", "read_tables", "B u B uu W W")
 
 
@@ -27,7 +29,7 @@ class DamagedFrameError(CheckpointError):
 
 @cache
 def _kernel(name: str, letter: str, hint: str) -> Kernel:
-    return Kernel("patch_decode", name, f"{letter} u uuu {hint} u W W H W W uu B W B W W {letter}")
+    return Kernel("patch_decode", name, f"{letter} u uuu {hint} W H W W uu BB W W W W {letter}")
 
 
 @final
@@ -36,34 +38,37 @@ class _Lookup:
     """What a frame begins with.
 
     Attributes:
-        table_of: The table of each context, or `NEVER`.
-        slots: What each slot of the tables says.
+        slots: Where the slots of each context's table begin, or `NONE`; then what each slot says.
+        is_dense: Whether each context that a hint gives has a table.
         rest: What follows in the data.
     """
 
     top: int
     high: int
-    table_of: np.ndarray
     slots: np.ndarray
+    is_dense: bool
     rest: np.ndarray
 
 
-def _tables(data: np.ndarray, form: WordForm) -> _Lookup:
+def _tables(data: np.ndarray, form: WordForm, hint: Hint) -> _Lookup:
     (top, high), (count, runs) = HEAD.unpack_from(data.data), data[HEAD.size : HEAD.size + 2].tolist()
     data = data[HEAD.size + 2 :]
     pairs, data = data[: 2 * (runs + 1)].reshape(-1, 2), data[2 * (runs + 1) :]
     table_of = np.repeat(pairs[:, 0], pairs[:, 1].astype(np.int64) + 1)
     has_table = table_of != NEVER
-    if len(table_of) != 256 or ((table_of >= count) & has_table).any() or has_table[NEVER]:
+    if len(table_of) != NUM_CONTEXTS or ((table_of >= count) & has_table).any() or has_table[NEVER]:
         raise DamagedFrameError("its contexts have no tables")
     lasts, data = data[:count], data[count:]
     if len(lasts) < count:
         raise DamagedFrameError("it ends too soon")
-    slots, sizes = room("slots", max(count, 1) << PROBABILITY_BITS, np.uint32), np.zeros(1, np.uint32)
-    _READ_TABLES((), address(data), len(data), address(lasts), count, form.alphabet, address(slots), address(sizes))
+    slots, sizes = room("slots", NUM_CONTEXTS + (count << PROBABILITY_BITS), np.uint32), np.zeros(1, np.uint32)
+    slots[:NUM_CONTEXTS] = np.where(has_table, (table_of.astype(np.uint32) << PROBABILITY_BITS) + NUM_CONTEXTS, NONE)
+    own = address(slots[NUM_CONTEXTS:])
+    _READ_TABLES((), address(data), len(data), address(lasts), count, form.alphabet, own, address(sizes))
     if count and not sizes[0]:
         raise DamagedFrameError("its tables are none")
-    return _Lookup(top=top, high=high, table_of=table_of, slots=slots, rest=data[int(sizes[0]) :])
+    is_dense = bool(has_table[: hint.num_contexts].all())
+    return _Lookup(top=top, high=high, slots=slots, is_dense=is_dense, rest=data[int(sizes[0]) :])
 
 
 def decode(data: np.ndarray, base: np.ndarray, form: WordForm, hint: Hint, start: int, out: np.ndarray) -> None:
@@ -76,7 +81,7 @@ def decode(data: np.ndarray, base: np.ndarray, form: WordForm, hint: Hint, start
         DamagedFrameError: The data are not what `encode` writes.
     """
     try:
-        tables = _tables(data, form)
+        tables = _tables(data, form, hint)
         num_words, num_bits, *states = SIZES.unpack_from(tables.rest.data)
     except (struct.error, IndexError, ValueError) as error:
         raise DamagedFrameError("it ends too soon") from error
@@ -90,17 +95,14 @@ def decode(data: np.ndarray, base: np.ndarray, form: WordForm, hint: Hint, start
     words[:num_words].view(np.uint8)[:] = rest[: 2 * num_words]
     bits[:num_bit_words].view(np.uint8)[:] = rest[2 * num_words :]
     state, sizes = np.array(states, np.uint32), np.zeros(3, np.uint32)
-    offsets = np.where(tables.table_of == NEVER, NONE, tables.table_of.astype(np.uint32) << PROBABILITY_BITS)
-    offsets = offsets.astype(np.uint32)
-    frame = Frame(start=start, top=tables.top, high=tables.high)
+    frame = Frame(start=start, top=tables.top, high=tables.high, is_dense=tables.is_dense)
     name, signature, hinted = hint.decoder(frame, count)
-    is_dense = not hint.draws and bool((tables.table_of[: hint.num_contexts] != NEVER).all())
+    of_contexts = (room(name, BLOCK, np.uint8) for name in ("contexts", "contexts of coded"))
+    of_block = (room(name, BLOCK + SPARE, np.uint32) for name in ("positions", "large", "numbers of a block"))
     _kernel(name, form.letter, signature)(
-        *((), address(base), count, form.shift, form.mask, tables.top, *hinted, is_dense),
-        *(address(offsets), address(tables.slots), address(words), address(state), address(bits)),
-        *(form.sign, form.sign * form.is_float, address(room("block of contexts", BLOCK, np.uint8))),
-        *(address(room("block of positions", BLOCK, np.uint32)), address(room("block of tokens", BLOCK, np.uint8))),
-        *(address(room("block of numbers", BLOCK, np.uint32)), address(sizes), address(out)),
+        *((), address(base), count, form.shift, form.mask, tables.top, *hinted),
+        *(address(tables.slots), address(words), address(state), address(bits), form.sign, form.sign * form.is_float),
+        *map(address, (*of_contexts, *of_block, sizes, out)),
     )
     if sizes[0] != num_words or sizes[1] != num_bits or (state != LOWEST).any():
         raise DamagedFrameError("its code ends in the wrong place")

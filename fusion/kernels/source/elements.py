@@ -6,6 +6,7 @@ itself, and are compiled for each; rounding is to nearest, ties to even, as NumP
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numba.extending import intrinsic, overload
 
 from .compiler import inlined
 
-u16, i16, u32, i32, u64 = np.uint16, np.int16, np.uint32, np.int32, np.uint64
+u8, u16, i16, u32, i32, u64 = np.uint8, np.uint16, np.int16, np.uint32, np.int32, np.uint64
 f32, f64 = np.float32, np.float64
 
 
@@ -29,6 +30,51 @@ def _bit_cast(source: Any, target: Any, llvm_type: ir.Type) -> Any:
         return target(source), generate
 
     return intrinsic(cast)
+
+
+def _built(function: Callable[..., Any]) -> Any:
+    """Return what kernels call of a function that is given the types, and returns a signature and what builds it."""
+    return intrinsic(function)
+
+
+LANES = 32  # bytes that `mask_from` looks at
+
+
+@_built
+def mask_from(typing_context: Any, data: Any, first: Any, least: Any):  # noqa: ARG001
+    """Return a bit for each of `LANES` bytes at `first`, the first one's lowest: whether it is `least` or more."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        lanes = ir.VectorType(ir.IntType(8), LANES)
+        place = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), lanes.as_pointer())
+        found = builder.load(place)
+        found.align = 1
+        one = builder.insert_element(ir.Constant(lanes, ir.Undefined), arguments[2], ir.IntType(32)(0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
+        all_of_them = builder.shuffle_vector(one, ir.Constant(lanes, ir.Undefined), zeros)
+        return builder.bitcast(builder.icmp_unsigned(">=", found, all_of_them), ir.IntType(LANES))
+
+    return types.uint32(types.CPointer(types.uint8), types.uint64, types.uint8), generate
+
+
+@_built
+def lowest_bit(typing_context: Any, mask: Any):  # noqa: ARG001
+    """Return the number of the lowest bit that is set; 32 where none is."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.IntType(1)(0))
+
+    return types.uint32(types.uint32), generate
+
+
+@_built
+def num_bits(typing_context: Any, mask: Any):  # noqa: ARG001
+    """Return how many bits are set."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.uint32(types.uint32), generate
 
 
 bits_of = _bit_cast(types.float32, types.uint32, ir.IntType(32))

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from .blocks import NOWHERE, SIZE, last_kept, root_block
 from .compiler import inlined
-from .elements import decoded, encoded, f32, u32, u64
+from .elements import LANES, decoded, encoded, f32, lowest_bit, mask_from, num_bits, u8, u32, u64
 from .patch import (
     DIRECT,
     LOWEST,
+    NEVER,
     NONE,
     PROBABILITY_BITS,
     TOTAL,
@@ -55,48 +56,75 @@ def read_tables(data, nbytes, lasts, tables, alphabet, slots, sizes):
 
 
 @inlined
-def _take(state, context, offsets, slots, words, at):
-    """Return a token, the state without it, and where the next word is."""
-    said = slots[u64(offsets[u64(context)]) | (state & (TOTAL - u64(1)))]
+def _take(state, contexts, j, slots, words, at):
+    """Put a token where its context is; return the state without it, and where the next word is."""
+    said = slots[u64(slots[u64(contexts[j])]) + (state & (TOTAL - u64(1)))]
+    contexts[j] = said  # its lowest byte
     state = (u64(u32(said >> u32(8)) & u32(0xFFF)) + u64(1)) * (state >> PROBABILITY_BITS) + u64(said >> u32(20))
-    low = u64(state < LOWEST)
-    state = (state << (low << u64(4))) | (u64(words[at]) & (u64(0) - low))
-    return u32(said & u32(0xFF)), state, at + low
+    fuller = (state << u64(16)) | u64(words[at])
+    low = state < LOWEST
+    return (fuller if low else state), at + u64(low)
 
 
 @inlined
-def _tokens(contexts, count, offsets, slots, words, states, turn, at, out):
-    """Put the token of each coded element into `out`; return where the next word is.
+def _take_one(states, k, contexts, j, slots, words, at):
+    state, at = _take(u64(states[k]), contexts, j, slots, words, at)
+    states[k] = u32(state)
+    return at
+
+
+@inlined
+def _tokens(contexts, count, slots, words, states, turn, at):
+    """Put the tokens of coded elements in place of their contexts; return where the next word is.
 
     Args:
         states: The eight states; `turn` says whose turn it is.
     """
     j = u64(0)
     while j < count and (turn + j) & u64(7):
-        k = (turn + j) & u64(7)
-        out[j], state, at = _take(u64(states[k]), contexts[j], offsets, slots, words, at)
-        states[k] = u32(state)
+        at = _take_one(states, (turn + j) & u64(7), contexts, j, slots, words, at)
         j += u64(1)
     a, b, c, d = u64(states[0]), u64(states[1]), u64(states[2]), u64(states[3])
     e, f, g, h = u64(states[4]), u64(states[5]), u64(states[6]), u64(states[7])
     while j + u64(8) <= count:
-        out[j], a, at = _take(a, contexts[j], offsets, slots, words, at)
-        out[j + u64(1)], b, at = _take(b, contexts[j + u64(1)], offsets, slots, words, at)
-        out[j + u64(2)], c, at = _take(c, contexts[j + u64(2)], offsets, slots, words, at)
-        out[j + u64(3)], d, at = _take(d, contexts[j + u64(3)], offsets, slots, words, at)
-        out[j + u64(4)], e, at = _take(e, contexts[j + u64(4)], offsets, slots, words, at)
-        out[j + u64(5)], f, at = _take(f, contexts[j + u64(5)], offsets, slots, words, at)
-        out[j + u64(6)], g, at = _take(g, contexts[j + u64(6)], offsets, slots, words, at)
-        out[j + u64(7)], h, at = _take(h, contexts[j + u64(7)], offsets, slots, words, at)
+        a, at = _take(a, contexts, j, slots, words, at)
+        b, at = _take(b, contexts, j + u64(1), slots, words, at)
+        c, at = _take(c, contexts, j + u64(2), slots, words, at)
+        d, at = _take(d, contexts, j + u64(3), slots, words, at)
+        e, at = _take(e, contexts, j + u64(4), slots, words, at)
+        f, at = _take(f, contexts, j + u64(5), slots, words, at)
+        g, at = _take(g, contexts, j + u64(6), slots, words, at)
+        h, at = _take(h, contexts, j + u64(7), slots, words, at)
         j += u64(8)
     states[0], states[1], states[2], states[3] = u32(a), u32(b), u32(c), u32(d)
     states[4], states[5], states[6], states[7] = u32(e), u32(f), u32(g), u32(h)
     while j < count:
-        k = (turn + j) & u64(7)
-        out[j], state, at = _take(u64(states[k]), contexts[j], offsets, slots, words, at)
-        states[k] = u32(state)
+        at = _take_one(states, (turn + j) & u64(7), contexts, j, slots, words, at)
         j += u64(1)
     return at
+
+
+@inlined
+def _places(data, size, least, flipped, out):
+    """Put into `out` where bytes are `least` or more, or less if `flipped` is all bits; return how many there are.
+
+    Eight places are written at a time, the last of them perhaps idle: whether there is one more is guessed badly.
+    """
+    number = u64(0)
+    for i in range(u64(0), size, u64(LANES)):
+        mask = u32(mask_from(data, i, u8(least)) ^ flipped)
+        if size - i < u64(LANES):
+            mask = u32(mask & u32((u64(1) << (size - i)) - u64(1)))
+        end, at = number + u64(num_bits(mask)), number
+        while True:
+            for k in range(u64(8)):
+                out[at + k] = u32(u32(i) + lowest_bit(mask))
+                mask = u32(mask & u32(mask - u32(1)))
+            at += u64(8)
+            if at >= end:
+                break
+        number = end
+    return number
 
 
 @inlined
@@ -110,75 +138,113 @@ def _number(token, bits, at):
 
 
 @inlined
-def _decode_block(base, at, size, coder, contexts, positions, tokens, numbers, sizes, out):
+def _coded(contexts, count, slots, positions, out):
+    """Put into `positions` which elements are coded, and their contexts into `out`; return how many there are."""
+    number = u64(0)
+    for i in range(count):
+        positions[number] = u32(i)
+        number += u64(slots[u64(contexts[i])] != NONE)
+    for j in range(number):
+        out[j] = contexts[u64(positions[j])]
+    return number
+
+
+@inlined
+def _coded_of_few(contexts, count, slots, positions, out):
+    """Do as `_coded` does where most contexts are `NEVER`."""
+    number = u64(0)
+    for j in range(_places(contexts, count, NEVER, u32(0xFFFFFFFF), positions)):
+        position = positions[j]
+        context = contexts[u64(position)]
+        positions[number], out[number] = position, context
+        number += u64(slots[u64(context)] != NONE)
+    return number
+
+
+@inlined
+def _decode_block(base, at, size, number, is_dense, coder, coded, positions, large, numbers, sizes, out):
     """Put a block's words into `out`.
 
     Args:
-        coder: Whether all elements are coded; where each context's slots begin, `NONE` where it has no table; slots,
-            code words, states and bits; the highest bit of a word, and that of a float.
-        contexts: Of the block's elements; of those that are coded, once they are known, they move to the front.
+        number: How many elements are coded; `is_dense` says that it is all of them.
+        coder: Where each context's slots begin, `NONE` where it has no table, and the slots; code words, states and
+            bits; the highest bit of a word, and that of a float.
+        coded: Contexts of the elements that are coded.
+        positions: Their places in the block.
         sizes: Code words and bits that were read before, and how many elements; become those after.
     """
-    is_dense, offsets, slots, words, states, bits, sign, float_sign = coder
-    number = size
-    if not is_dense:
-        number = u64(0)
+    slots, words, states, bits, sign, float_sign = coder
+    place = _tokens(coded, number, slots, words, states, u64(sizes[2]), u64(sizes[0]))
+    taken, num_large = u64(sizes[1]), _places(coded, number, DIRECT, u32(0), large)
+    if is_dense:
         for i in range(size):
-            positions[number] = u32(i)
-            number += u64(offsets[u64(contexts[i])] != NONE)
+            numbers[i] = u32(coded[i])
+        for k in range(num_large):
+            j = u64(large[k])
+            numbers[j], taken = _number(u32(coded[j]), bits, taken)
+    else:
+        for i in range(size):
             numbers[i] = u32(0)
         for j in range(number):
-            contexts[j] = contexts[u64(positions[j])]
-    place = _tokens(contexts, number, offsets, slots, words, states, u64(sizes[2]), u64(sizes[0]), tokens)
-    taken = u64(sizes[1])
-    for j in range(number):
-        token = u32(tokens[j])
-        if token >= DIRECT:
-            token, taken = _number(token, bits, taken)
-        if is_dense:
-            numbers[j] = token
-        else:
-            numbers[u64(positions[j])] = token
+            numbers[u64(positions[j])] = u32(coded[j])
+        for k in range(num_large):
+            j = u64(large[k])
+            numbers[u64(positions[j])], taken = _number(u32(coded[j]), bits, taken)
     for i in range(size):
         out[at + i] = moved(u32(base[at + i]), u32(numbers[i]), sign, float_sign)
     sizes[0], sizes[1], sizes[2] = u32(place), u32(taken), u32(u64(sizes[2]) + number)
 
 
 def decode(
-    base, count, shift, mask, top, is_dense, offsets, slots, words, states, bits, sign, float_sign,
-    contexts, positions, tokens, numbers, sizes, out,
+    base, count, shift, mask, top, is_dense, slots, words, states, bits, sign, float_sign,
+    contexts, coded, positions, large, numbers, sizes, out,
 ):  # fmt: skip
     """Put the words that are coded, given the base's exponents, into `out`; what is read into `sizes`."""
-    shift, mask, top = u32(shift), u32(mask), u32(top)
-    coder = is_dense != u64(0), offsets, slots, words, states, bits, u32(sign), u32(float_sign)
+    shift, mask, top, is_dense = u32(shift), u32(mask), u32(top), is_dense != u64(0)
+    coder = slots, words, states, bits, u32(sign), u32(float_sign)
     for at in range(u64(0), count, SIZE):
         size = min(SIZE, count - at)
         block_of_contexts(base, at, size, shift, mask, top, contexts)
-        _decode_block(base, at, size, coder, contexts, positions, tokens, numbers, sizes, out)
+        number = size if is_dense else _coded(contexts, size, slots, positions, coded)
+        _decode_block(
+            base,
+            at,
+            size,
+            number,
+            is_dense,
+            coder,
+            contexts if is_dense else coded,
+            positions,
+            large,
+            numbers,
+            sizes,
+            out,
+        )
 
 
 def decode_drawn(
-    base, count, shift, mask, top, start, key_low, key_high, keep, is_dense, offsets, slots, words, states, bits,
-    sign, float_sign, contexts, positions, tokens, numbers, sizes, out,
+    base, count, shift, mask, top, start, key_low, key_high, keep, slots, words, states, bits,
+    sign, float_sign, contexts, coded, positions, large, numbers, sizes, out,
 ):  # fmt: skip
     """Do as `decode` does, of elements that are drawn with probability `keep`."""
     shift, mask, top = u32(shift), u32(mask), u32(top)
-    coder = is_dense != u64(0), offsets, slots, words, states, bits, u32(sign), u32(float_sign)
+    coder = slots, words, states, bits, u32(sign), u32(float_sign)
     last = last_kept(f32(keep))
     for at in range(u64(0), count, SIZE):
         size = min(SIZE, count - at)
         first = u32(u32(start + at) + u32(key_low))
         block_of_drawn(base, at, size, shift, mask, top, first, u32(key_high), last, contexts)
-        _decode_block(base, at, size, coder, contexts, positions, tokens, numbers, sizes, out)
+        number = _coded_of_few(contexts, size, slots, positions, coded)
+        _decode_block(base, at, size, number, False, coder, coded, positions, large, numbers, sizes, out)
 
 
 def decode_thresholds(
     base, count, shift, mask, top, high, values, repeat, inner, start, key_low, key_high, c, root, buckets,
-    is_dense, offsets, slots, words, states, bits, sign, float_sign, contexts, positions, tokens, numbers, sizes, out,
+    slots, words, states, bits, sign, float_sign, contexts, coded, positions, large, numbers, sizes, out,
 ):  # fmt: skip
     """Do as `decode` does, of elements whose `τ = word/(c·sqrt(H))` is in a bucket up to `high`."""
     shift, mask, top, key_low, key_high, c = u32(shift), u32(mask), u32(top), u32(key_low), u32(key_high), f32(c)
-    coder = is_dense != u64(0), offsets, slots, words, states, bits, u32(sign), u32(float_sign)
+    coder = slots, words, states, bits, u32(sign), u32(float_sign)
     held = NOWHERE, NOWHERE
     for at in range(u64(0), count, SIZE):
         size = min(SIZE, count - at)
@@ -186,7 +252,8 @@ def decode_thresholds(
         first = u32(u32(start + at) + key_low)
         bucket_block(size, first, key_high, c, root, buckets, u64(0))
         block_of_thresholds(base, at, buckets, u64(0), size, shift, mask, top, u32(high), contexts)
-        _decode_block(base, at, size, coder, contexts, positions, tokens, numbers, sizes, out)
+        number = _coded(contexts, size, slots, positions, coded)
+        _decode_block(base, at, size, number, False, coder, coded, positions, large, numbers, sizes, out)
 
 
 def rescale(base, tuned, out, count, factor):
