@@ -28,6 +28,7 @@ from .fusion.run.fuse import Needs, Prepared
 if TYPE_CHECKING:
     from .fusion.arithmetic.two_sided import Protection
     from .fusion.methods import Method
+    from .hessian import CalibrationOptions
     from .hessian.session import Session
 
 
@@ -43,6 +44,7 @@ class Statistics:
         refuse_changed: Raises CheckpointError where a file of statistics has changed since it was opened.
         compare: Says of a fused folder how far each kind of the general set moved; None where the base is not
             protected, or nobody wants to know.
+        notes: Where statistics came from, for people.
     """
 
     curvature: Mapping[str, Curvatures] | Iterator[Mapping[str, Curvatures]] | None
@@ -50,6 +52,7 @@ class Statistics:
     why_missing: Callable[[], Mapping[str, str]]
     refuse_changed: Callable[[], None] = lambda: None
     compare: Callable[[Path], Mapping[str, Any]] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,7 @@ class Measured:
     curvature: Mapping[str, Curvature] | Iterator[Mapping[str, Curvature]]
     provenance: dict[str, Any]
     why_missing: Callable[[], Mapping[str, str]]
+    notes: tuple[str, ...] = ()
 
 
 def with_found(prepared: Prepared, calibration: Calibration) -> tuple[Calibration, list[str]]:
@@ -158,6 +162,7 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
                 [one.provenance for model, one in zip(models, found, strict=True) if not model.place],
                 progress,
             ),
+            notes=tuple(note for one in found for note in one.notes),
         )
 
 
@@ -202,7 +207,7 @@ def expected(prepared: Prepared, calibration: Calibration) -> Expected:
     """
     from .fusion.run.bill import PROCESS_BYTES
     from .fusion.run.trial import seconds_to_fuse
-    from .hessian.forecast import COMPARED, forecast, samples_of, seconds_to_read, whole_model
+    from .hessian.forecast import COMPARED, compared, forecast, samples_of, seconds_to_read, whole_model
 
     needs, seconds, protection = prepared.needs(), seconds_to_fuse(prepared), prepared.settings.protection
     if not calibration.enabled or not (protection is not None or prepared.method.uses_curvature):
@@ -213,14 +218,18 @@ def expected(prepared: Prepared, calibration: Calibration) -> Expected:
     for place, _, own in _to_measure(prepared, calibration):
         if own.hessian is not None:
             continue
-        model, samples = models[place], samples_of(own.data, own, models[place])
+        model = models[place]
+        if _is_kept(model, place, own, prepared):
+            told.append(f"{model.ref} is not run: its statistics are kept from an earlier run")
+            continue
+        samples = samples_of(own.data, own, model)
         found = forecast(model, samples, full=full, memory=own.memory)
         told.append(f"{model.ref} is run on {samples.name}: {samples.num_rows} rows, about {samples.num_tokens} tokens")
         seconds, held, libraries = seconds + found.seconds, held + found.held, found.libraries
         logits = max(logits, found.logits)
         whole = max(whole, whole_model(model) if samples.written else 0)
     if protection is not None and calibration.protect_check and prepared.settings.emit == "checkpoint":
-        whole = max(whole, 2 * whole_model(models[0]) + held + logits)  # beside what was run and is not let go yet
+        whole = max(whole, compared(models[0]) + held + logits)  # beside what was run and is not let go yet
         seconds += 2 * seconds_to_read(models[0], COMPARED)
     bill = prepared.bill(prepared.backend())
     tiles = bill.expected - bill.process - bill.whole
@@ -241,8 +250,9 @@ def comparison(
     seen = [(one["seed"], dict(one["kind_samples"])) for one in general if one.get("data") == GENERAL]
 
     def compare(folder: Path) -> Mapping[str, Any]:
-        from .predict.gain import gain_kept
-        from .predict.movement import HowToRun, movement
+        from .compare.gain import gain_kept
+        from .compare.movement import movement
+        from .compare.reader import HowToRun
 
         how = HowToRun(**{field.name: getattr(calibration, field.name) for field in fields(HowToRun)})
         try:
@@ -354,6 +364,8 @@ def _measured(
 ) -> Measured:
     if calibration.hessian is not None:
         return _measured_before(model, calibration, prepared.settings.digest)
+    if (kept := _kept(model, calibration, progress, prepared)) is not None:
+        return kept
     from .hessian.parallel import in_step
 
     if prepared.processes.are_several:  # before the samples are drawn, as answers among them are shared
@@ -370,6 +382,37 @@ def _measured(
         curvature=blocks(),
         provenance=asdict(session.provenance()),
         why_missing=lambda: session.collector.why_missing(seen),
+    )
+
+
+def _keeps(place: int, calibration: Calibration, prepared: Prepared) -> bool:
+    """Return whether what is measured is a base's on the general set, which its next fine-tune wants too."""
+    may = calibration.protect_keep and calibration.data == GENERAL and not place
+    return may and not prepared.processes.are_several
+
+
+def _is_kept(source: Source, place: int, calibration: Calibration, prepared: Prepared) -> bool:
+    from .hessian.kept import is_kept
+
+    protection = prepared.settings.protection
+    full = protection is not None and protection.needs_gram
+    return _keeps(place, calibration, prepared) and is_kept(source, _options(calibration, full=full, base=None))
+
+
+def _kept(model: MeasuredModel, calibration: Calibration, progress: Progress, prepared: Prepared) -> Measured | None:
+    """Return statistics of a base on the general set that are kept for its next fine-tune; None where they are not."""
+    if not _keeps(model.place, calibration, prepared):
+        return None
+    from .hessian.kept import kept_statistics
+
+    found = kept_statistics(model.checkpoint, _options(calibration, full=model.full, base=model.base), progress)
+    if found is None:
+        return None
+    return Measured(
+        curvature=found.hessian,
+        provenance=asdict(found.hessian.provenance),
+        why_missing=lambda: found.hessian.why_missing,
+        notes=(found.told,),
     )
 
 
@@ -410,19 +453,24 @@ def _is_of(fingerprint: str, model: MeasuredModel) -> str:
     return "" if whose is None else f"they belong to {whose}: are base and tuned swapped? If not, "
 
 
-def _session(model: MeasuredModel, calibration: Calibration, progress: Progress, processes: Processes) -> Session:
+def _options(calibration: Calibration, *, full: bool, base: ModelRef | None) -> CalibrationOptions:
     from .hessian import CalibrationOptions
-    from .hessian.session import Session
 
-    options = CalibrationOptions(
+    return CalibrationOptions(
         data=calibration.data,  # pyright: ignore[reportArgumentType] (`of_tuned` made it one)
         kinds=calibration.protect_kinds if calibration.data == GENERAL else (),
         chats=calibration.protect_chats,
-        full=("*",) if model.full else (),
-        only_changed=model.base,
+        full=("*",) if full else (),
+        only_changed=base,
         **{field.name: getattr(calibration, field.name) for field in fields(SampleRun)},
     )
+
+
+def _session(model: MeasuredModel, calibration: Calibration, progress: Progress, processes: Processes) -> Session:
+    from .hessian.session import Session
+
     opened = model.checkpoint if model.checkpoint.is_lent else model.checkpoint.ref
+    options = _options(calibration, full=model.full, base=model.base)
     return Session(opened, options, progress=progress, processes=processes, wanted=model.wanted)
 
 

@@ -13,10 +13,10 @@ from .flags import FlagGroup, with_options
 from .options import AsJson, refuse_missing
 
 if TYPE_CHECKING:
+    from ..compare.movement import Movement
     from ..evaluate.evaluate import SuiteScores
     from ..evaluate.flips import Flips
     from ..evaluate.suite import Suite
-    from ..predict.movement import Movement
 
 EVAL_HELP = """Score models on a suite of tasks: what they could do before (P), and what they were fine-tuned on (T).
 
@@ -191,8 +191,8 @@ def moved(model: Path, base: Path, data: list[Path], suite: Suite | None, scorin
     from .progress import progress_bar
 
     quiet_libraries()
+    from ..compare.reader import HowToRun
     from ..evaluate.against import moved_from
-    from ..predict.movement import HowToRun
 
     how = HowToRun(device=scoring.device, dtype=scoring.dtype)
     with progress_bar(f"comparing {model} with {base}", unit="samples") as report:

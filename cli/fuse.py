@@ -225,6 +225,8 @@ def run_prepared(
             overwrite=overwrite,
             progress=report,
         )
+        for note in found.notes:
+            say(note)
         fuse_view.show_uncovered(manifest, found)
         fuse_view.show_grown(manifest)
     if json:

@@ -90,7 +90,7 @@ SETTINGS = FlagGroup(
     leave_out=("selection", "policies", "protection", "recipe", "tile_elements"),
     options={"max_shard_bytes": SIZE, "memory": SIZE},
 )
-PROTECT_ONLY = ("protect", "protect_samples", "protect_kinds", "protect_chats", "protect_check")
+PROTECT_ONLY = ("protect", "protect_samples", "protect_kinds", "protect_chats", "protect_keep", "protect_check")
 CALIBRATION = FlagGroup(
     of=Calibration,
     panel="Curvature",

@@ -12,6 +12,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+import xxhash
+
 from ..fusion.errors import DataError
 from .sounds import QUESTIONS, SOUNDS, sound
 
@@ -34,6 +36,16 @@ def texts(kind: str) -> tuple[str, ...]:
     """Return the texts of a kind."""
     lines = (_folder() / f"{kind}{SUFFIX}").read_text(encoding="utf-8").splitlines()
     return tuple(json.loads(line)["text"] for line in lines)
+
+
+def digest_of_set() -> str:
+    """Return a digest of all texts and of the questions about pictures."""
+    digest = xxhash.xxh3_128()
+    for kind in kinds():
+        digest.update(kind.encode())
+        digest.update((_folder() / f"{kind}{SUFFIX}").read_bytes())
+    digest.update((_folder() / "images" / f"questions{SUFFIX}").read_bytes())
+    return digest.hexdigest()
 
 
 def asked(kind: str) -> tuple[Mapping[str, Any], ...]:

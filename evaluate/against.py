@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..compare.movement import Movement, ToCompare, movement, movement_on
+from ..compare.reader import HowToRun, Reader
 from ..data.encoding import Encoder
 from ..data.example import Example
 from ..data.row import Row
@@ -19,8 +21,6 @@ from ..fusion.progress import Progress, silent, watched
 from ..fusion.record.manifest import MANIFEST, Manifest, sides_of
 from ..fusion.rows import OrIgnore, RowOptions
 from ..fusion.run.calibration import GENERAL
-from ..live.model import LiveModel
-from ..predict.movement import HowToRun, Movement, ToCompare, movement, movement_on
 from .scorers import right_choice
 from .suite import Harness, MultipleChoice, OnFile, Suite
 from .vqa import people_of
@@ -60,12 +60,12 @@ def moved_from(
         media = task.media and folder / task.media
         sides.append((name, open_rows(folder / task.file, media, fields=task.fields).limited(task.limit), task))
 
-    def drawn(live: LiveModel) -> ToCompare:
+    def drawn(reader: Reader) -> ToCompare:
         ways: set[OrIgnore] = {"error" if task is None else task.unknown_fields for *_, task in sides}
         encoders = {
             way: Encoder(
-                live.path,
-                live.model,
+                reader.folder,
+                reader.model,
                 max_length=MAX_LENGTH,
                 options=RowOptions(unknown_fields=way),
                 in_suite=suite is not None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 VARIABLE = "SCULPT_CACHE"
@@ -24,6 +25,22 @@ def write_whole(file: Path, content: bytes) -> None:
     beside = file.with_name(f"{file.name}.{os.getpid()}.part")
     beside.write_bytes(content)
     os.replace(beside, file)
+
+
+def keep_within(folder: Path, nbytes: int) -> None:
+    """Remove files of a folder, those first that were longest not written nor touched, until the others fit."""
+    entries = []
+    for file in folder.iterdir():
+        with suppress(OSError):  # another process may remove it too
+            found = file.stat()
+            entries.append((found.st_mtime_ns, found.st_size, file))
+    left = sum(size for _, size, _ in entries)
+    for _, size, file in sorted(entries)[:-1]:  # the last is what was just written
+        if left <= nbytes:
+            return
+        with suppress(OSError):
+            file.unlink()
+        left -= size
 
 
 def default_cache() -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..data.rows import Rows, open_rows
-from ..fusion.checkpoint import Source
+from ..fusion.checkpoint import Source, TensorInfo
 from ..fusion.names import block_of
 from ..fusion.run.calibration import GENERAL, SampleRun
 
@@ -114,6 +114,18 @@ def forecast(source: Source, samples: Samples, *, full: bool, memory: int | None
         logits=logits,
         seconds=LIBRARIES_SECONDS + work / (USED * speed()),
     )
+
+
+def matrix_bytes(infos: Iterable[TensorInfo]) -> int:
+    """Return the bytes of Σ x·xᵀ of some tensors, at least: those of one block and width may see the same inputs."""
+    matrices = {(block_of(info.name), info.shape[:-2], info.shape[-1]) for info in infos if len(info.shape) > 1}
+    return sum(4 * prod(stack) * width**2 for _, stack, width in matrices)
+
+
+def compared(source: Source) -> int:
+    """Return the bytes that a model and another like it take while they are compared, each run block by block."""
+    read = Samples(name="", num_rows=0, num_tokens=COMPARED, longest=0)
+    return 2 * forecast(source, read, full=False, memory=None).held
 
 
 def num_elements(source: Source) -> int:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..fusion.arithmetic.curvature import Curvature
+from ..fusion.checkpoint import Asked, Source
 from ..fusion.checkpoint.output.processes import Processes
 from ..fusion.checkpoint.output.workspace import SUFFIX, Workspace, beside, is_interrupt, is_of_the_machine
 from ..fusion.disk_space import free_bytes
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(
-    checkpoint: Path,
+    checkpoint: Asked | Source,
     options: CalibrationOptions,
     *,
     output: Path | None,
@@ -88,7 +89,7 @@ def _suffix(launch: Launch) -> str:
 
 
 def _run(
-    checkpoint: Path,
+    checkpoint: Asked | Source,
     options: CalibrationOptions,
     workspace: Workspace | None,
     processes: Processes,

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +22,21 @@ from ..fusion.checkpoint.output.processes import Processes
 from ..fusion.checkpoint.pretrained import is_encoder_decoder
 from ..fusion.errors import CurvatureError, DataError, ModelError, Way
 from ..fusion.launch import Launch
-from ..fusion.names import block_of
 from ..fusion.progress import Progress, silent
 from ..fusion.run.calibration import GENERAL
 from ..fusion.run.diff import changed_tensors
 from ..live import skeleton
-from ..live.devices import activation_budgets, compute_dtype, pick_device
+from ..live.devices import compute_dtype, pick_device
 from ..live.privates import masks_padding
-from ..live.units import Unit, find_units
+from ..live.units import Unit
 from ..predict.general import general_rows, load_to_answer
-from .forward.activations import Activations
+from .forecast import matrix_bytes
 from .forward.expert_tokens import measure_experts
 from .forward.forward import Forward
 from .forward.journal import Journal
 from .forward.stopping import all_passed, final_parameter
+from .forward.streamed import Streamed
 from .forward.tape import Tape
-from .forward.weights import Weights
 from .measure.collector import Collector
 from .measure.recorder import Recorder
 from .measure.rules import TABLE
@@ -162,25 +160,23 @@ class Session:
         )
 
     def _prepare(self) -> None:
-        self.units = find_units(self.model)
         self.recorder = Recorder(TABLE)
         if self.options.all_experts or (not self._counts_all and is_mixture(self.model.config)):
             measure_experts(self.model, self.recorder, everywhere=self.options.all_experts)
-        budget, host = activation_budgets(self.options.memory, self.device)
-        self.activations = Activations(budget, host_bytes=host)
-        self.activations.is_weight = self.recorder.is_watched
-        self.recorder.made, self.recorder.restore = self.activations.made, self.activations.restore
         self._sources = {
             target: made.source_names for made in self.skeleton.names.assemblies for target in made.targets
         }
-        self.weights = Weights(
+        self._streamed = Streamed.of(
             self.checkpoint,
             self.skeleton,
-            self.units,
             self.recorder,
             device=self.device,
+            dtype=self.dtype,
+            memory=self.options.memory,
             statistics_of=self._statistics_of,
         )
+        self.units, self.weights = self._streamed.units, self._streamed.weights
+        self.activations = self._streamed.activations
         self.collector = Collector(self.checkpoint, self.skeleton, self.weights.statistics(), self.wanted)
 
     def __enter__(self) -> Session:
@@ -229,9 +225,7 @@ class Session:
             ReturnError: It comes back to a unit whose Σ x·xᵀ is in the store.
         """
         journal, once = self.journal, not may_return or self.gram_file is not None
-        forward = Forward(
-            self.model, self.units, self.weights, self.recorder, self.activations, self.device, self.dtype, journal
-        )
+        forward = self._streamed.forward(journal)
         forward.before = self._before
         tapes = self._resume(forward)
         total = len(self.units)
@@ -319,13 +313,8 @@ class Session:
     def bytes_written(self) -> int:
         """Return what goes to the disk at least: statistics, whole matrices twice, and what is parked of one unit."""
         infos = [self.checkpoint.tensors[name] for name in self.wanted]
-        matrices = {
-            (block_of(info.name), info.shape[:-2], info.shape[-1])
-            for info in infos
-            if len(info.shape) > 1 and any(fnmatchcase(info.name, glob) for glob in self.options.full)
-        }
+        whole = matrix_bytes(info for info in infos if any(fnmatchcase(info.name, glob) for glob in self.options.full))
         sums = sum(8 * info.shape[-1] for info in infos if info.shape)
-        whole = sum(4 * prod(stack) * width**2 for _, stack, width in matrices)
         hidden = getattr(self.model.config, "hidden_size", 0)
         parked = sum(sample.num_tokens for sample in self.own_samples) * hidden * self.dtype.itemsize
         return sums + 2 * whole + parked

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..data.batching import collate
+from ..data.batching import Batch, collate
 from ..data.example import Example
 from ..fusion.errors import ModelError, Way
 from ..live.logits import logits_at
@@ -50,28 +51,42 @@ def likelihoods(
     found: list[Likelihood | None] = [None] * len(examples)
     for places in batches(model, examples, batch_size):
         batch = collate([examples[place] for place in places])
-        wanted = batch.wanted
-        logits = logits_at(model, batch.inputs_on(device, model.dtype), wanted.where)
-        tokens = wanted.tokens.to(logits.device)
-        log_probabilities = logits.float().log_softmax(-1)
-        own = log_probabilities.gather(-1, tokens[:, None])[:, 0].cpu().double()
-        if not bool(torch.isfinite(own).all()):
-            raise ModelError(
-                "the model's outputs are not finite",
-                ways=[Way(option="dtype", value="float32", effect="computes with a wider range")],
-            )
-        first = (logits.argmax(-1) == tokens).cpu()
-        for index, place in enumerate(places):
-            mine = wanted.rows == index
-            wrong = wanted.answers[mine & ~first].unique()
-            found[place] = Likelihood(
+        logits = logits_at(model, batch.inputs_on(device, model.dtype), batch.wanted.where)
+        scored = of_logits(logits, batch, [examples[place] for place in places])
+        for place, likelihood in zip(places, scored, strict=True):
+            found[place] = likelihood
+        advance(len(places))
+    return [likelihood for likelihood in found if likelihood is not None]
+
+
+def of_logits(logits: Tensor, batch: Batch, examples: Sequence[Example]) -> list[Likelihood]:
+    """Return the likelihood of each example of a batch, from the logits (n, vocabulary) of what is to be predicted.
+
+    Raises:
+        ModelError: They are not finite.
+    """
+    wanted = batch.wanted
+    tokens = wanted.tokens.to(logits.device)
+    own = logits.float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0].cpu().double()
+    if not bool(torch.isfinite(own).all()):
+        raise ModelError(
+            "the model's outputs are not finite",
+            ways=[Way(option="dtype", value="float32", effect="computes with a wider range")],
+        )
+    first = (logits.argmax(-1) == tokens).cpu()
+    found = []
+    for index, example in enumerate(examples):
+        mine = wanted.rows == index
+        wrong = wanted.answers[mine & ~first].unique()
+        found.append(
+            Likelihood(
                 log_probability=float(own[mine].sum()),
                 num_tokens=int(mine.sum()),
                 num_first=int(first[mine].sum()),
-                num_right=examples[place].num_answers - len(wrong),
+                num_right=example.num_answers - len(wrong),
             )
-        advance(len(places))
-    return [likelihood for likelihood in found if likelihood is not None]
+        )
+    return found
 
 
 def batches(

@@ -130,6 +130,8 @@ class Calibration(SampleRun):
         protect_kinds: Kinds of the general set, such as `novels,csv`. Default: all.
         protect_chats: If the base has a chat template, let it answer the questions of the general set, and protect it
             on these chats too.
+        protect_keep: Keep the base's statistics on the general set in the cache folder, and use those that are there.
+            The next fine-tune of the same base then needs no measuring.
         protect_check: Compare the fused model with its base on every kind of the general set, on rows that were not
             used to protect it, and say how far each kind moved. Both models then read some 4,000 tokens.
     """
@@ -139,9 +141,10 @@ class Calibration(SampleRun):
     enabled: bool = True
     of_other_model: bool = False
     protect: Given | GeneralSide | Sequence[Given | GeneralSide] | None = None
-    protect_samples: int = 128
+    protect_samples: int = 48  # 8, 32, 128 and 512 differ by less than a point (docs/protecting-the-base.md)
     protect_kinds: tuple[str, ...] = ()
     protect_chats: bool = True
+    protect_keep: bool = True
     protect_check: bool = True
 
     def __post_init__(self) -> None:

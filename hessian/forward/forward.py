@@ -38,6 +38,7 @@ class _Run:
 
     Attributes:
         tape: What it did between units, where the run is to be resumable.
+        output: What the model gave, where anybody wants to know.
     """
 
     index: int
@@ -47,6 +48,7 @@ class _Run:
     waits_for: Unit | None = None
     done: bool = False
     tape: Tape | None = None
+    output: Any = None
 
 
 class Forward:
@@ -82,6 +84,7 @@ class Forward:
         self._loaded: Unit | None = None
         self._running: _Run | None = None
         self._main: greenlet.greenlet | None = None
+        self._keeps_outputs = False
 
     def run(self, batches: Sequence[Batch], tapes: Mapping[int, Tape] | None = None) -> Iterator[Unit]:
         """Yield each unit once all batches have passed it and its weights are gone.
@@ -93,16 +96,43 @@ class Forward:
             ModelError: The model fails on a batch.
             LostError: A batch could not be brought back.
         """
+        for step in self._steps(batches, tapes):
+            if isinstance(step, Unit):
+                yield step
+
+    def outputs(self, batches: Sequence[Batch]) -> Iterator[Any]:
+        """Yield what the model gives for each batch, in their order, each as soon as it and those before it are there.
+
+        Raises:
+            ModelError: The model fails on a batch.
+        """
+        self._keeps_outputs = True
+        early: dict[int, Any] = {}
+        due = 0
+        for step in self._steps(batches):
+            if isinstance(step, _Run):
+                early[step.index], step.output = step.output, None
+            while due in early:
+                yield early.pop(due)
+                due += 1
+
+    @property
+    def running(self) -> int | None:
+        """The number of the batch that runs; None between them."""
+        return None if self._running is None else self._running.index
+
+    def _steps(self, batches: Sequence[Batch], tapes: Mapping[int, Tape] | None = None) -> Iterator[Unit | _Run]:
+        """Yield each batch as it ends, and each unit once all batches have passed it and its weights are gone."""
         self._runs = self._make_runs(batches, tapes)
         self._wrap_modules()
         try:
             self.weights.load_rest(self.units)
             for run in self._runs:
                 if not run.done:
-                    self._go_on(run)
+                    yield from self._go_on(run)
             while waiting := [run for run in self._runs if run.waits_for is not None and not run.done]:
                 unit = min((run.waits_for for run in waiting if run.waits_for), key=lambda unit: unit.index)
-                self._pass(unit, waiting)
+                yield from self._pass(unit, waiting)
                 yield unit
         finally:
             self._unwrap_modules()
@@ -131,8 +161,8 @@ class Forward:
             runs.append(run)
         return runs
 
-    def _pass(self, unit: Unit, waiting: Sequence[_Run]) -> None:
-        """Load a unit, let every batch that waits for it go on, let go of it."""
+    def _pass(self, unit: Unit, waiting: Sequence[_Run]) -> Iterator[_Run]:
+        """Load a unit, let every batch that waits for it go on, let go of it; yield those that end."""
         self.weights.load(unit.parameters)
         self._loaded = unit
         self.before(unit)
@@ -141,7 +171,7 @@ class Forward:
             self.weights.ask(following.parameters)
         while ready := [run for run in waiting if run.waits_for is unit and not run.done]:
             for run in ready:
-                self._go_on(run)
+                yield from self._go_on(run)
         self._loaded = None
         self.weights.finish(unit)
         self.passed.add(unit.index)
@@ -200,8 +230,8 @@ class Forward:
         assert self._main is not None
         self._main.switch()
 
-    def _go_on(self, run: _Run) -> None:
-        """Let a batch run until it parks or ends."""
+    def _go_on(self, run: _Run) -> Iterator[_Run]:
+        """Let a batch run until it parks or ends; yield it if it ends."""
         run.waits_for = None
         self._main = greenlet.getcurrent()
         self._running = run
@@ -221,6 +251,7 @@ class Forward:
         run.done = run.coroutine.dead
         if run.done:
             self._end(run)
+            yield run
         else:
             if self.journal is not None and run.tape is not None:
                 self.journal.keep(run.index, run.tape)  # before it may be spilled
@@ -236,7 +267,9 @@ class Forward:
         try:
             inputs = run.batch.inputs_on(self.device, self.dtype)
             self.recorder.note_samples(inputs)
-            self.model(**inputs)
+            output = self.model(**inputs)
+            if self._keeps_outputs:
+                run.output = output
         except Stop:
             pass
         except (SculptError, LostError, ReturnError, greenlet.GreenletExit):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,17 @@ import pytest
 import sculpt
 import torch
 import transformers
+from sculpt.compare import movement as module
+from sculpt.compare.divergence import divergences
+from sculpt.compare.movement import movement
+from sculpt.compare.reader import HowToRun, Reader
+from sculpt.compare.remembered import remembered_logits
 from sculpt.data import general
 from sculpt.data.example import Example
 from sculpt.evaluate.against import moved_from
+from sculpt.fusion import cache as fusion_cache
 from sculpt.fusion.checkpoint import open_checkpoint
 from sculpt.fusion.errors import DataError, ModelError
-from sculpt.live.model import load_model
-from sculpt.predict import movement as module
-from sculpt.predict.divergence import divergences
-from sculpt.predict.movement import HowToRun, movement
 
 from ..evaluate.conftest import Pair, llama, save
 
@@ -73,9 +76,9 @@ def test_divergence_is_that_of_the_next_tokens_that_are_to_be_predicted(pair: Pa
 def test_rows_that_were_measured_are_not_compared(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Example] = []
 
-    def watched(before: object, after: object, examples: list[Example], **given: object) -> object:
-        seen.extend(examples)
-        return divergences(before, after, examples, **given)  # pyright: ignore[reportArgumentType]
+    def watched(before: Iterator[torch.Tensor], after: Iterator[torch.Tensor], groups: list[list[Example]]) -> object:
+        seen.extend(example for group in groups for example in group)
+        return divergences(before, after, groups)
 
     monkeypatch.setattr(module, "divergences", watched)
     base, size = open_checkpoint(pair.base), len(general.texts("csv"))
@@ -146,6 +149,41 @@ def test_a_fuse_says_how_much_is_kept_of_what_was_gained_on_rows_that_were_not_m
     assert gain(12, 1.0) is None
 
 
+def test_what_a_base_predicts_is_read_from_the_cache_and_says_the_same(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = open_checkpoint(pair.base)
+    first = movement(base, pair.tuned, HOW, kinds=["csv", "logs"])
+    read: list[Path] = []
+
+    def logits(reader: Reader, *given: object, **named: object) -> Iterator[torch.Tensor]:
+        read.append(reader.checkpoint.path)
+        return whole(reader, *given, **named)  # pyright: ignore[reportArgumentType]
+
+    whole = Reader.logits
+    monkeypatch.setattr(Reader, "logits", logits)
+    assert movement(base, pair.tuned, HOW, kinds=["csv", "logs"]) == first
+    assert read == [pair.tuned]
+    (kept,) = (fusion_cache.default_cache() / "read").iterdir()
+    kept.write_bytes(b"torn")
+    assert movement(base, pair.tuned, HOW, kinds=["csv", "logs"]) == first
+    assert {*read[1:]} == {pair.tuned, pair.base}
+
+
+def test_logits_that_are_more_than_the_output_layer_gives_are_not_kept(tmp_path: Path) -> None:
+    config = transformers.Gemma2Config(
+        vocab_size=257, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, final_logit_softcapping=0.5, dtype="float32",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    base = save(transformers.Gemma2ForCausalLM(config), tmp_path / "base")
+    with Reader(open_checkpoint(base), HOW) as reader:
+        (found,) = remembered_logits(reader, [[Example.of_tokens([5, 6, 7, 8], [0, 0, 0, 0])]])
+    np.testing.assert_allclose(found.numpy(), logits(base, [5, 6, 7, 8])[:3], atol=1e-5)
+    assert found.abs().max() <= 0.5
+    assert not (fusion_cache.default_cache() / "read").exists()
+
+
 def test_models_that_cannot_be_compared_are_refused(pair: Pair, tmp_path: Path) -> None:
     other = save(llama(1), tmp_path / "other")
     tokens = json.loads((other / "tokenizer.json").read_text())
@@ -155,8 +193,7 @@ def test_models_that_cannot_be_compared_are_refused(pair: Pair, tmp_path: Path) 
     (other / "tokenizer.json").write_text(json.dumps(tokens))
     with pytest.raises(ModelError, match="cannot be compared"):
         movement(open_checkpoint(pair.base), other, HOW, kinds=["csv"])
-    with load_model(pair.base, device="cpu") as live:
-        torch.nn.init.constant_(live.model.lm_head.weight, float("nan"))
-        broken = Example.of_tokens([5, 6, 7], [0, 0, 0])
-        with pytest.raises(ModelError, match="are not finite"):
-            divergences(live, live, [broken])
+    broken = llama(0)
+    torch.nn.init.constant_(broken.lm_head.weight, float("nan"))
+    with pytest.raises(ModelError, match="are not finite"):
+        movement(open_checkpoint(pair.base), save(broken, tmp_path / "broken"), HOW, kinds=["csv"])

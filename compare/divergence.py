@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import fsum
 from typing import Any
@@ -11,11 +11,8 @@ import torch
 from torch import Tensor
 
 from ..data.batching import collate
-from ..data.example import PADDED, Example
+from ..data.example import Example
 from ..fusion.errors import ModelError
-from ..live.logits import logits_at
-from ..live.model import LiveModel
-from .likelihood import LOGIT_BYTES, batches
 
 ROWS = 64  # of logits, compared at once
 
@@ -41,42 +38,23 @@ class Moved:
         return {**vars(self), "divergence": round(self.divergence, 4), "same": round(self.same, 4)}
 
 
-@torch.inference_mode()
-def divergences(
-    base: LiveModel,
-    other: LiveModel,
-    examples: Sequence[Example],
-    *,
-    batch_size: int = 8,
-    advance: Callable[[int], None] = lambda _examples: None,
-) -> list[Moved]:
-    """Return how far each kind of the examples moved, in the order of their kinds.
+def divergences(base: Iterator[Tensor], other: Iterator[Tensor], groups: Sequence[Sequence[Example]]) -> list[Moved]:
+    """Return how far each kind of the examples moved, by name.
 
-    Both models see the very same tokens. Where one has more rows in its vocabulary, those that both have are compared.
+    Where one model has more rows in its vocabulary, those that both have are compared.
+
+    Args:
+        base, other: The logits (n, vocabulary) of what is to be predicted of each group: both saw the very same tokens.
 
     Raises:
-        ModelError: A model predicts no tokens, or its outputs are not finite.
+        ModelError: A model's outputs are not finite.
     """
-    figures: dict[str, list[tuple[float, int]]] = {kind: [] for kind in dict.fromkeys(map(_kind, examples))}
-    texts = [example for example in examples if set(example.inputs) <= set(PADDED)]
-    groups = [
-        [texts[place] for place in places]
-        for places in batches(base.model, texts, batch_size, logit_bytes=LOGIT_BYTES // 2)
-    ]
-    # Pictures of different sizes make no batch.
-    groups += [[example] for example in examples if not set(example.inputs) <= set(PADDED)]
-    for group in groups:
-        batch = collate(group)
-        wanted = batch.wanted
-        first, second = (
-            logits_at(live.model, batch.inputs_on(live.device, live.model.dtype), wanted.where).float().to("cpu")
-            for live in (base, other)
-        )
-        kinds = [_kind(group[row]) for row in wanted.rows.tolist()]
-        for kind, found in zip(kinds, _compared(first, second), strict=True):
+    figures: dict[str, list[tuple[float, int]]] = {_kind(example): [] for group in groups for example in group}
+    for group, before, after in zip(groups, base, other, strict=True):
+        kinds = [_kind(group[row]) for row in collate(group).wanted.rows.tolist()]
+        for kind, found in zip(kinds, _compared(before, after), strict=True):
             figures[kind].append(found)
-        advance(len(group))
-    return [_moved(kind, found) for kind, found in figures.items() if found]
+    return [_moved(kind, found) for kind, found in sorted(figures.items()) if found]
 
 
 def _kind(example: Example) -> str:

@@ -8,16 +8,16 @@ from math import fsum
 from pathlib import Path
 from typing import Any
 
+from ..data.batching import collate
 from ..data.encoding import Encoder
 from ..data.example import Example
 from ..data.rows import chosen, open_rows
 from ..fusion.checkpoint import Source, open_checkpoint
 from ..fusion.run.calibration import SampleRun
-from .likelihood import likelihoods
-from .movement import HowToRun
+from ..predict.likelihood import of_logits
+from .reader import HowToRun, Reader
 
 ROWS = 32
-AT_ONCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +65,19 @@ def gain_kept(
     examples: list[Example] = []
     losses = []
     for model in (base, tuned, open_checkpoint(fused, base)):
-        with how.load(model) as live:
+        with Reader(model, how) as reader:
             if not losses:
-                encoder = Encoder(live.path, live.model, max_length=drawn.max_length, options=drawn)
+                encoder = Encoder(reader.folder, reader.model, max_length=drawn.max_length, options=drawn)
                 found = [example for number in left for example in encoder.examples(rows.row(number))[:1]]
                 examples = [example for example in found if example.num_predicted]
                 if not examples:
                     return None
-            losses.append(_loss(live, examples))
+            losses.append(_loss(reader, examples))
     return Gain(base=losses[0], tuned=losses[1], fused=losses[2], rows=len(examples))
 
 
-def _loss(live: Any, examples: Sequence[Example]) -> float:
-    found = likelihoods(live.model, examples, device=live.device, batch_size=AT_ONCE)
+def _loss(reader: Reader, examples: Sequence[Example]) -> float:
+    groups = reader.groups(examples)
+    read = zip(groups, reader.logits(groups), strict=True)
+    found = [one for group, logits in read for one in of_logits(logits, collate(group), group)]
     return -fsum(one.log_probability for one in found) / sum(one.num_tokens for one in found)

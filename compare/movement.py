@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from ..fusion.checkpoint import Source, open_checkpoint
 from ..fusion.checkpoint.tokens import other_tokens
 from ..fusion.errors import DataError, ModelError
 from ..fusion.progress import Progress, silent
-from ..live.model import LiveModel
+from ..predict.general import general_rows
 from .divergence import Moved, divergences
-from .general import general_rows, load_to_answer
+from .reader import HowToRun, Reader
+from .remembered import remembered_logits
 
 TOKENS = 128  # of each kind that are compared
 MOST = 64  # of one sample
@@ -39,30 +39,6 @@ class Movement:
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {"kinds": [moved.as_json() for moved in self.kinds], "without": list(self.without)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class HowToRun:
-    """How models are loaded and run.
-
-    Attributes:
-        device, dtype, auto_class, trust_remote_code: As for a calibration.
-    """
-
-    device: str = "auto"
-    dtype: str = "auto"
-    auto_class: str | None = None
-    trust_remote_code: bool = False
-
-    def load(self, checkpoint: Source) -> LiveModel:
-        """Return a model as it runs."""
-        return load_to_answer(
-            checkpoint,
-            device=self.device,
-            dtype=self.dtype,
-            auto_class=self.auto_class,
-            trust_remote_code=self.trust_remote_code,
-        )
 
 
 # What two models are compared on, as the base's encoder makes it; and the kinds that should be among it.
@@ -92,9 +68,9 @@ def movement(
         DataError: Nothing is left to compare them on.
     """
 
-    def drawn(live: LiveModel) -> ToCompare:
+    def drawn(reader: Reader) -> ToCompare:
         encoder = Encoder(
-            live.path, live.model, max_length=MAX_LENGTH, trust_remote_code=how.trust_remote_code, ends_texts=True
+            reader.folder, reader.model, max_length=MAX_LENGTH, trust_remote_code=how.trust_remote_code, ends_texts=True
         )
         with general_rows(
             base,
@@ -103,24 +79,28 @@ def movement(
             chats=chats,
             seed=seed,
             dtype=how.dtype,
-            load=lambda: nullcontext(live),
+            load=lambda: how.load(base),
             at_once=ANSWERED_AT_ONCE,
         ) as rows:
             found = held_out(rows, encoder, measured, seed=seed, num_tokens=TOKENS, most=MOST)
             return found, [*rows.kinds]
 
-    return movement_on(drawn, base, other, how, progress=progress)
+    return movement_on(drawn, base, other, how, remember=True, progress=progress)
 
 
 def movement_on(
-    drawn: Callable[[LiveModel], ToCompare],
+    drawn: Callable[[Reader], ToCompare],
     base: Source,
     other: Source | Path,
     how: HowToRun,
     *,
+    remember: bool = False,
     progress: Progress = silent,
 ) -> Movement:
     """Return how far another model is from its base on what is drawn, given the base as it runs.
+
+    Args:
+        remember: Whether what the base predicts is kept in the cache folder, and taken from there.
 
     Raises:
         ModelError: The base predicts no next tokens, or the other model reads other tokens.
@@ -129,20 +109,21 @@ def movement_on(
     other = other if isinstance(other, Source) else open_checkpoint(other, base)
     for note in other_tokens([base, other]):
         raise ModelError(f"the next tokens of two models cannot be compared: {note}")
-    with how.load(base) as before, how.load(other) as after:
-        if not before.can_generate:
+    with Reader(base, how) as before, Reader(other, how) as after:
+        if not before.model.can_generate():
             raise ModelError(f"`{type(before.model).__name__}` predicts no next tokens")
         examples, names = drawn(before)
         if not examples:
             raise DataError("no rows are left to compare two models on: all were measured, or hold nothing to predict")
-        done = 0
+        groups, done = before.groups(examples), 0
 
-        def advance(more: int) -> None:
+        def advance() -> None:
             nonlocal done
-            done += more
-            progress(done, len(examples), "comparing with the base")
+            done += 1
+            progress(done, before.num_units + after.num_units, "comparing with the base")
 
-        found = divergences(before, after, examples, advance=advance)
+        read = remembered_logits if remember else Reader.logits
+        found = divergences(read(before, groups, advance=advance), after.logits(groups, advance=advance), groups)
     return Movement(
         kinds=tuple(sorted(found, key=lambda moved: -moved.divergence)),
         without=tuple(sorted(set(names) - {moved.kind for moved in found})),
