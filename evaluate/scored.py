@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class ScoredModel:
     """The measures of one model.
 
     Attributes:
@@ -44,7 +44,7 @@ class ScoreTable:
     rows: tuple[tuple[str, tuple[float | None, ...]], ...]
 
 
-def score_table(scored: Iterable[Scored]) -> ScoreTable | None:
+def score_table(scored: Iterable[ScoredModel]) -> ScoreTable | None:
     """Return scores side by side; of a model that was scored twice on a suite, the last ones."""
     columns = {(one.name, one.suite): one.measures for one in scored}
     if not columns:
@@ -57,13 +57,13 @@ def score_table(scored: Iterable[Scored]) -> ScoreTable | None:
     )
 
 
-def read_scores(given: Iterable[Scores]) -> list[Scored]:
+def read_scores(given: Iterable[Scores]) -> list[ScoredModel]:
     """Return the models in what `eval`, `gate` or `sweep` wrote or returned.
 
     Raises:
         DataError: A file is something else.
     """
-    scored: list[Scored] = []
+    scored: list[ScoredModel] = []
     for one in given:
         file, content = (Path(one), read_json(Path(one))) if isinstance(one, (str, Path)) else (Path(), one.as_json())
         try:
@@ -79,7 +79,7 @@ def read_scores(given: Iterable[Scores]) -> list[Scored]:
     return scored
 
 
-def _scores_in(content: Any, file: Path) -> Iterator[Scored]:
+def _scores_in(content: Any, file: Path) -> Iterator[ScoredModel]:
     """Yield the models: one, several, those of a gate, or of a sweep its ends and what it picked."""
     if not isinstance(content, dict):
         return
@@ -93,19 +93,19 @@ def _scores_in(content: Any, file: Path) -> Iterator[Scored]:
             if isinstance(own := content.get(key), dict):
                 role = "fused" if key == "model" else key
                 name = role if key != "model" else str(own.get("model", role))
-                yield Scored(name=name, role=role, suite=str(own.get("suite", "")), measures=own["measures"])
+                yield ScoredModel(name=name, role=role, suite=str(own.get("suite", "")), measures=own["measures"])
         return
     measures = content.get("measures")
     if isinstance(measures, dict) and all(isinstance(value, (int, float)) for value in measures.values()):
         name, suite = str(content.get("model", file.stem)), str(content.get("suite", ""))
-        yield Scored(name=name, role="", suite=suite, measures=measures)
+        yield ScoredModel(name=name, role="", suite=suite, measures=measures)
 
 
-def _of_sweep(content: Mapping[str, Any]) -> Iterator[Scored]:
+def _of_sweep(content: Mapping[str, Any]) -> Iterator[ScoredModel]:
     suite = str(content.get("suite", ""))
     for point in content["points"]:
         if point["family"] in ("base", "tuned"):
-            yield Scored(name=point["family"], role=point["family"], suite=suite, measures=point["measures"])
+            yield ScoredModel(name=point["family"], role=point["family"], suite=suite, measures=point["measures"])
     if (picked := content.get("picked")) is not None:
         name = str(picked.get("name", "picked by the sweep"))
-        yield Scored(name=name, role="fused", suite=suite, measures=picked["measures"], picked=picked)
+        yield ScoredModel(name=name, role="fused", suite=suite, measures=picked["measures"], picked=picked)

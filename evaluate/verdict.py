@@ -8,12 +8,12 @@ from typing import Any
 
 from ..fusion.record.manifest import Manifest, sides_of
 from ..fusion.run.calibration import GENERAL
-from .scored import Scored
+from .scored import ScoredModel
 
 UNKNOWN = "not measured; `sculpt eval` with a suite measures it"
 
 
-def verdict(manifest: Manifest, name: str, scored: Sequence[Scored]) -> list[tuple[str, str]]:
+def verdict(manifest: Manifest, name: str, scored: Sequence[ScoredModel]) -> list[tuple[str, str]]:
     """Return three answers, each after what it is about.
 
     Args:
@@ -29,7 +29,7 @@ def verdict(manifest: Manifest, name: str, scored: Sequence[Scored]) -> list[tup
 
 
 def _roles(
-    manifest: Manifest, name: str, scored: Sequence[Scored]
+    manifest: Manifest, name: str, scored: Sequence[ScoredModel]
 ) -> tuple[Mapping[str, float], Mapping[str, float], Mapping[str, float]]:
     """Return the measures of base, fine-tune and model on one suite: sweeps and gates call them so, `eval` by folder.
 
@@ -39,7 +39,7 @@ def _roles(
     called = {"base": inputs.get("base"), "tuned": inputs.get("tuned"), "fused": name}
     own = [one for one in scored if one.picked is None or _is_made_by(manifest, one.picked)]
 
-    def of(role: str, among: Sequence[Scored]) -> Scored | None:
+    def of(role: str, among: Sequence[ScoredModel]) -> ScoredModel | None:
         by_role = [one for one in among if one.role == role]
         by_name = [one for one in among if not one.role and Path(one.name).name in (role, called[role])]
         return next(iter([*by_role[-1:], *by_name[-1:]]), None)

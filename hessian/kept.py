@@ -34,7 +34,7 @@ PACKAGES = ("checkpoint-sculpt", "numpy", "torch", "transformers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class KeptStatistics:
     """Statistics in the cache folder.
 
     Attributes:
@@ -45,7 +45,7 @@ class Kept:
     told: str
 
 
-def kept_statistics(checkpoint: Source, options: CalibrationOptions, progress: Progress) -> Kept | None:
+def kept_statistics(checkpoint: Source, options: CalibrationOptions, progress: Progress) -> KeptStatistics | None:
     """Return a base's statistics on the general set, measured first where they are not kept yet.
 
     They are of all of its tensors, whichever a fine-tune has changed. None where they are not kept: of models that lie
@@ -59,7 +59,7 @@ def kept_statistics(checkpoint: Source, options: CalibrationOptions, progress: P
     file = _file(checkpoint, options)
     known = _read(file)
     if known is not None:
-        return Kept(hessian=known, told=f"the base's statistics are those that an earlier run kept in {file}")
+        return KeptStatistics(hessian=known, told=f"the base's statistics are those that an earlier run kept in {file}")
     size = 2 * matrix_bytes(checkpoint.tensors.values()) if options.full else 0
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def kept_statistics(checkpoint: Source, options: CalibrationOptions, progress: P
     except (OSError, OutputError) as error:  # such as another run that measures the same now
         logger.warning("the base's statistics are not kept for later runs: %s", error)
         return None
-    return Kept(hessian=hessian, told=f"the base's statistics are kept in {file} for its next fine-tune")
+    return KeptStatistics(hessian=hessian, told=f"the base's statistics are kept in {file} for its next fine-tune")
 
 
 def is_kept(checkpoint: Source, options: CalibrationOptions) -> bool:

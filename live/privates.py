@@ -23,11 +23,20 @@ from torch.utils._pytree import tree_map
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["StorageWeakRef", "TorchDispatchMode", "tree_map"]  # handed on; the rest is defined here
+__all__ = ["StorageWeakRef", "tree_map"]  # handed on; the rest is defined here
 
 # Operators that only the dispatcher sees.
 TO_COPY = torch.ops.aten._to_copy.default
 UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
+
+
+class DispatchMode(TorchDispatchMode):
+    """What sees every operation as torch dispatches it to a kernel."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # torch would import its compiler to keep it out of here: seconds, and memory, though nothing is compiled.
+        return False
 
 
 def newer_operator(name: str) -> Any | None:

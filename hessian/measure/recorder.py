@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...live.privates import StorageWeakRef, TorchDispatchMode, changes_of, storage_key
+from ...live.privates import DispatchMode, StorageWeakRef, changes_of, storage_key
 from .gram import LastProduct, own_rows
 from .moments import column_squares
 from .placement import Placement, compose, locate
@@ -115,7 +115,7 @@ def run_alone(_func: Any, _args: Sequence[Any], run: Callable[[], Any]) -> Any:
     return run()
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(DispatchMode):
     """A dispatch mode; while it is entered, uses of watched parameters are summed.
 
     Attributes:

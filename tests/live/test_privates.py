@@ -8,6 +8,8 @@ new versions.
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -92,7 +94,7 @@ def test_no_other_file_uses_private_parts() -> None:
     assert found.keys() == USERS, found
 
 
-class _Seen(privates.TorchDispatchMode):
+class _Seen(privates.DispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.operators: list[Any] = []
@@ -108,6 +110,19 @@ def test_conversions_and_products_of_stacks_reach_the_dispatcher_under_private_n
         torch.zeros(2, 3, 4) @ torch.zeros(4, 5)
     assert privates.TO_COPY in seen.operators
     assert privates.UNSAFE_VIEW in seen.operators
+
+
+def test_seeing_operations_imports_no_compiler() -> None:
+    watch = (
+        "import sys, torch; from sculpt.live.privates import DispatchMode\n"
+        "class Seen(DispatchMode):\n"
+        "    def __torch_dispatch__(self, func, types, args=(), kwargs=None):\n"
+        "        return func(*args, **(kwargs or {}))\n"
+        "with Seen(): torch.ones(2) + 1\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", watch], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_an_operator_that_torch_lacks_is_none() -> None:
