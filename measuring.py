@@ -250,9 +250,9 @@ def comparison(
     seen = [(one["seed"], dict(one["kind_samples"])) for one in general if one.get("data") == GENERAL]
 
     def compare(folder: Path) -> Mapping[str, Any]:
-        from .compare.gain import gain_kept
-        from .compare.movement import movement
-        from .compare.reader import HowToRun
+        from .drift.gain import gain_kept
+        from .drift.movement import movement
+        from .drift.reader import HowToRun
 
         how = HowToRun(**{field.name: getattr(calibration, field.name) for field in fields(HowToRun)})
         try:

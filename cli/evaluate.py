@@ -13,7 +13,7 @@ from .flags import FlagGroup, with_options
 from .options import AsJson, refuse_missing
 
 if TYPE_CHECKING:
-    from ..compare.movement import Movement
+    from ..drift.movement import Movement
     from ..evaluate.evaluate import SuiteScores
     from ..evaluate.flips import Flips
     from ..evaluate.suite import Suite
@@ -191,7 +191,7 @@ def moved(model: Path, base: Path, data: list[Path], suite: Suite | None, scorin
     from .progress import progress_bar
 
     quiet_libraries()
-    from ..compare.reader import HowToRun
+    from ..drift.reader import HowToRun
     from ..evaluate.against import moved_from
 
     how = HowToRun(device=scoring.device, dtype=scoring.dtype)

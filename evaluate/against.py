@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..compare.movement import Movement, ToCompare, movement, movement_on
-from ..compare.reader import HowToRun, Reader
 from ..data.encoding import Encoder
 from ..data.example import Example
 from ..data.row import Row
 from ..data.rows import Rows, chosen, open_rows
+from ..drift.movement import Movement, ToCompare, movement, movement_on
+from ..drift.reader import HowToRun, Reader
 from ..fusion.checkpoint import open_checkpoint
 from ..fusion.checkpoint.given import Given as Model
 from ..fusion.checkpoint.given import takes_models

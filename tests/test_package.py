@@ -45,6 +45,12 @@ def test_public_names_can_be_imported() -> None:
         assert getattr(sculpt, name) is not None
 
 
+def test_no_room_takes_the_name_of_a_function() -> None:
+    # An imported room becomes an attribute of `sculpt`; `evaluate` alone can be called.
+    rooms = {package.split(".")[1] for package in _packages() if package != "sculpt"}
+    assert rooms & set(sculpt.__all__) <= {"evaluate"}
+
+
 def test_what_is_public_has_types_and_a_version() -> None:
     assert (ROOT / "py.typed").is_file()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -64,6 +64,7 @@ def unpack(
         layout,
         fingerprint=hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest(),
         made_by="apply",
+        new_digest=None,  # each frame is compared with its digest before it is written
         overwrite=overwrite,
     )
     with reading([source]), sink:

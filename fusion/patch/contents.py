@@ -23,8 +23,9 @@ from .recipe import RecipeEntry
 FORMAT, VERSION = PATCH_FORMAT, "1"
 # Entries of the safetensors file.
 CONTENTS, TENSOR, ROOT, HEADER, FILE = "contents", "tensor/", "root/", "header/", "file/"
-MOST_CONTENTS = 1 << 29  # bytes
 PIECE = 1 << 20
+# A tensor takes over a hundred bytes of a patch, and a few hundred of its contents and of a header.
+HELD, HELD_TIMES = 1 << 24, 16
 Strength = Literal["scales", "stays", "fixed"]
 _DIGEST = re.compile(r"[0-9a-f]{32}|")
 
@@ -146,22 +147,31 @@ def deflated(data: bytes) -> bytes:
     return zlib.compress(data, 9)
 
 
+def most_held(file_bytes: int) -> int:
+    """Return how many bytes a patch of a size may make of what has to be in memory as a whole: no bomb does it."""
+    return HELD + HELD_TIMES * file_bytes
+
+
 def inflated(data: np.ndarray, nbytes: int) -> Iterator[bytes]:
     """Yield what `deflated` was given, in pieces.
 
     Raises:
         CheckpointError: It is damaged, or not of this many bytes.
     """
-    stream, left, rest = zlib.decompressobj(), nbytes, data.tobytes()
+    stream, left = zlib.decompressobj(), nbytes
     try:
-        while left > 0:
-            piece = stream.decompress(rest, min(PIECE, left))
-            rest = stream.unconsumed_tail
-            if not piece:
-                break
-            left -= len(piece)
-            yield piece
-        if left or stream.decompress(rest, 1) or not stream.eof:
+        for start in range(0, len(data), PIECE):
+            rest = data[start : start + PIECE].tobytes()
+            while True:
+                piece = stream.decompress(rest, min(PIECE, left + 1))
+                left -= len(piece)
+                if left < 0:
+                    raise CheckpointError(f"it holds more than {nbytes} bytes")
+                rest = stream.unconsumed_tail
+                if not piece:
+                    break
+                yield piece
+        if left or not stream.eof:
             raise CheckpointError(f"it does not hold {nbytes} bytes")
     except zlib.error as error:
         raise CheckpointError(f"{error}") from error

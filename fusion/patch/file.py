@@ -17,7 +17,6 @@ from .contents import (
     FILE,
     FORMAT,
     HEADER,
-    MOST_CONTENTS,
     ROOT,
     TENSOR,
     VERSION,
@@ -25,8 +24,9 @@ from .contents import (
     FileEntry,
     hex_digest,
     inflated,
+    most_held,
 )
-from .frames import Frames
+from .frames import Frames, refuse_short
 from .recipe import SeededRecipe, recipe_from
 
 
@@ -61,13 +61,21 @@ class PatchFile:
             )
         packed, text = self.entry(CONTENTS), said.get("contents_bytes", "")
         nbytes = int(text) if text.isascii() and text.isdecimal() and len(text) < 12 else -1
-        if hex_digest(packed) != said.get("contents_digest") or not 0 <= nbytes <= MOST_CONTENTS:
+        if hex_digest(packed) != said.get("contents_digest") or nbytes < 0:
             raise self.damaged(CONTENTS, "its digest is another")
+        self._refuse_bomb(CONTENTS, nbytes)
         try:
             self.contents = Contents.unpack(b"".join(inflated(packed, nbytes)))
         except CheckpointError as error:
             raise self.damaged(CONTENTS, error.message) from error
         self._refuse_other_entries()
+        for name, entry in self.contents.tensors.items():
+            refuse_short(name, str(path), self.entry(TENSOR + name), entry.dtype, entry.num_elements)
+
+    def _refuse_bomb(self, name: str, nbytes: int) -> None:
+        most = most_held(len(self.file.content()))
+        if nbytes > most:
+            raise self.damaged(name, f"it claims {nbytes} bytes, and a patch of this size holds {most} at most")
 
     def _refuse_other_entries(self) -> None:
         contents = self.contents
@@ -125,8 +133,9 @@ class PatchFile:
         if found is None:
             data = self.entry(name)
             nbytes = int(data[:8].view("<u8")[0]) if len(data) >= 8 else -1
+            self._refuse_bomb(name, nbytes + sum(map(len, self._roots.values())))
             try:
-                if not (name.startswith(ROOT) and 0 <= nbytes <= MOST_CONTENTS):
+                if not (name.startswith(ROOT) and nbytes >= 0):
                     raise CheckpointError("it is no curvature")
                 found = b"".join(inflated(data[8:], nbytes))
             except CheckpointError as error:
@@ -159,6 +168,5 @@ class PatchFile:
     def header(self, shard: str) -> bytes:
         """Return the header of a weight file, its length in front included."""
         entry = self.contents.shards[shard]
-        if entry.nbytes > MOST_CONTENTS:
-            raise self.damaged(shard, "its header is too long")
+        self._refuse_bomb(shard, entry.nbytes)
         return b"".join(self.stored(HEADER, shard, entry))

@@ -94,6 +94,14 @@ def joined(frames: Sequence[CodedFrame]) -> list[bytes]:
     return [directory, *(frame.code for frame in frames)]
 
 
+def refuse_short(name: str, where: str, data: np.ndarray, dtype: str, num_elements: int) -> int:
+    """Return how many frames a tensor has; raise CheckpointError where data are too short for its directory."""
+    count = -(-num_words(dtype, num_elements) // FRAME)
+    if len(data) < count * ENTRY.size:
+        raise CheckpointError(f"`{name}` in `{where}` is damaged: its directory is cut off")
+    return count
+
+
 @final
 class Frames:
     """What is coded of a tensor.
@@ -109,9 +117,7 @@ class Frames:
     def __init__(self, name: str, where: str, data: np.ndarray, dtype: str, num_elements: int) -> None:
         self.name, self._where, self.dtype = name, where, dtype
         self.num_words = num_words(dtype, num_elements)
-        count = -(-self.num_words // FRAME)
-        if len(data) < count * ENTRY.size:
-            raise self._damaged("its directory is cut off")
+        count = refuse_short(name, where, data, dtype, num_elements)
         self._data, at = data, count * ENTRY.size
         self.entries = [ENTRY.unpack_from(data.data, k * ENTRY.size) for k in range(count)]
         self._starts: list[int] = []

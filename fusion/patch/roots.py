@@ -50,6 +50,13 @@ def entry_of(root: PerElement, name: str) -> RootEntry:
     return RootEntry(entry=name, terms=tuple(array.shape for array in root.arrays))
 
 
+def nbytes_of(said: RootEntry, shape: Sequence[int]) -> int:
+    """Return how many bytes `sqrt(H)` of a tensor of a shape is written as."""
+    if said.terms:
+        return 8 * sum(map(prod, said.terms))
+    return 4 * said.inner * -(-prod(shape) // (said.repeat * said.inner))
+
+
 def root_from(said: RootEntry, content: bytes, shape: Sequence[int]) -> PerElement:
     """Return `sqrt(H)` of a tensor of a shape.
 
@@ -58,12 +65,11 @@ def root_from(said: RootEntry, content: bytes, shape: Sequence[int]) -> PerEleme
     """
     if not said.terms:
         values = np.frombuffer(content, "<f4")
-        outer = -(-prod(shape) // (said.repeat * said.inner))
-        if len(values) != outer * said.inner or not (np.isfinite(values).all() and (values >= 1).all()):
+        if values.nbytes != nbytes_of(said, shape) or not (np.isfinite(values).all() and (values >= 1).all()):
             raise ValueError("its curvature is none of its shape")
         return Repeated(values=values, repeat=said.repeat, inner=said.inner)
     values, arrays = np.frombuffer(content, "<f8"), []
-    fits = len(shape) > 1 and sum(map(prod, said.terms)) == len(values)
+    fits = len(shape) > 1 and values.nbytes == nbytes_of(said, shape)
     for term in said.terms:
         fits &= len(term) == len(shape) and all(own in (1, size) for own, size in zip(term, shape, strict=True))
     if not fits or not (np.isfinite(values).all() and (values >= 0).all()):

@@ -19,7 +19,7 @@ from ..checkpoint.json_file import checked
 from ..checkpoint.output.guard import Kind
 from ..checkpoint.output.lines import LineFile, read_lines
 from ..checkpoint.output.workspace import JOURNAL, Workspace, told
-from ..errors import cannot_read
+from ..errors import CheckpointError, cannot_read
 from .contents import (
     CONTENTS,
     FILE,
@@ -33,6 +33,7 @@ from .contents import (
     TensorEntry,
     deflated,
     hex_digest,
+    most_held,
 )
 from .file import is_patch
 from .roots import content_of
@@ -214,6 +215,7 @@ class PatchWriter:
             "contents_digest": hex_digest(packed),
         }
         sizes = {CONTENTS: len(packed), **{name: self._places[name][1] for name in names}}
+        self._refuse_unreadable(made, len(text), sum(sizes.values()))
         with told(self._workspace.folder), self._workspace.payload.open("wb") as stream:
             stream.write(_header(metadata, sizes))
             stream.write(packed)
@@ -223,6 +225,17 @@ class PatchWriter:
         self._close()
         self._workspace.publish(PATCH.may_replace if self._overwrite else None)
         return size
+
+    def _refuse_unreadable(self, made: Contents, nbytes: int, size: int) -> None:
+        """Raise CheckpointError where readers would take the patch for a bomb."""
+        of_roots = sum(int.from_bytes(self._read(self._places[name][0], 8), "little") for name in made.roots)
+        held = {"contents": nbytes, "curvature": of_roots, **{n: shard.nbytes for n, shard in made.shards.items()}}
+        name = max(held, key=held.__getitem__)
+        if held[name] > most_held(size):
+            raise CheckpointError(
+                f"`{name}` takes {held[name]} bytes and a patch of {size} bytes holds {most_held(size)} at most",
+                hint="a weight file that is saved anew has a shorter header" if name in made.shards else None,
+            )
 
 
 def _header(metadata: Mapping[str, str], sizes: Mapping[str, int]) -> bytes:

@@ -407,33 +407,50 @@ def readers(home: Home) -> Iterator[Reader]:
     yield Reader(name="gguf", read=_read_gguf, seeds=_gguf_files, change=_changed_gguf, cost=1)
 
 
-def _changed_patch(data: bytes, rng: Any) -> bytes:
-    """Change a patch's contents or its code as a forger would, who makes the digests fit."""
-    try:
+@dataclass
+class PatchParts:
+    """A patch taken apart, to be put together as a forger would, who makes the digests fit."""
+
+    metadata: dict[str, str]
+    parts: dict[str, bytes]
+    contents: Any
+
+    @classmethod
+    def of(cls, data: bytes) -> PatchParts:
         size = struct.unpack("<Q", data[:8])[0]
         header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
         metadata = header.pop("__metadata__")
         parts = {name: body[slice(*entry["data_offsets"])] for name, entry in header.items()}
-        contents = json.loads(zlib.decompress(parts["contents"]))
-        what = rng.random()
+        return cls(metadata, parts, json.loads(zlib.decompress(parts["contents"])))
+
+    def joined(self) -> bytes:
+        for name, tensor in self.contents["tensors"].items():
+            tensor["code"] = xxhash.xxh3_128_hexdigest(self.parts[f"tensor/{name}"])
+        return self.with_text(json.dumps(self.contents).encode())
+
+    def with_text(self, text: bytes) -> bytes:
+        self.parts["contents"], at, header = zlib.compress(text), 0, {}
+        for name, content in self.parts.items():
+            header[name] = {"dtype": "U8", "shape": [len(content)], "data_offsets": [at, at := at + len(content)]}
+        digest = xxhash.xxh3_128_hexdigest(self.parts["contents"])
+        metadata = {**self.metadata, "contents_bytes": str(len(text)), "contents_digest": digest}
+        return with_header(as_json({"__metadata__": metadata, **header}), b"".join(self.parts.values()))
+
+
+def _changed_patch(data: bytes, rng: Any) -> bytes:
+    """Change a patch's contents or its code."""
+    try:
+        patch, what = PatchParts.of(data), rng.random()
         if what < 0.15:
             return changed_bytes(data, rng)
         if what < 0.55:
-            contents = changed_value(contents, rng)
+            patch.contents = changed_value(patch.contents, rng)
         else:
-            name = rng.choice([name for name in parts if name != "contents"])
-            parts[name] = changed_bytes(parts[name], rng)
-        for name, tensor in contents["tensors"].items():
-            tensor["code"] = xxhash.xxh3_128_hexdigest(parts[f"tensor/{name}"])
-        text = json.dumps(contents).encode()
+            name = rng.choice([name for name in patch.parts if name != "contents"])
+            patch.parts[name] = changed_bytes(patch.parts[name], rng)
+        return patch.joined()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error, zlib.error):
         return changed_bytes(data, rng)
-    parts["contents"], at, header = zlib.compress(text), 0, {}
-    for name, content in parts.items():
-        header[name] = {"dtype": "U8", "shape": [len(content)], "data_offsets": [at, at := at + len(content)]}
-    digest = xxhash.xxh3_128_hexdigest(parts["contents"])
-    metadata = {**metadata, "contents_bytes": str(len(text)), "contents_digest": digest}
-    return with_header(as_json({"__metadata__": metadata, **header}), b"".join(parts.values()))
 
 
 SPECIAL = (

@@ -44,7 +44,7 @@ class FolderSink(Sink):
     Args:
         fingerprint: Identifies inputs and options; the journal of another run is discarded.
         made_by: The command, for `status`.
-        new_digest: Makes the hash object for `digest`.
+        new_digest: Makes the hash object for `digest`; None where nobody will ask for digests.
         buffers: How many tiles may be computed, or computed and not yet on the disk.
         processes: That write this checkpoint together, each its own tensors; all call `digests` and `commit`.
     """
@@ -57,7 +57,7 @@ class FolderSink(Sink):
         fingerprint: str,
         made_by: str = "fuse",
         overwrite: bool = False,
-        new_digest: Callable[[], Any] = xxhash.xxh3_128,
+        new_digest: Callable[[], Any] | None = xxhash.xxh3_128,
         buffers: int = 8,
         held_bytes: int = HELD_BYTES,
         processes: Processes | None = None,
@@ -241,6 +241,8 @@ class FolderSink(Sink):
             file.flush()
             file.sync()
         assert self._journal is not None
+        new_digest = self._new_digest
+        assert new_digest is not None
         self._journal.sync()
         self._close()
         processes.gather("written")
@@ -249,7 +251,7 @@ class FolderSink(Sink):
                 write_pieces(self._pieces_of(rank), self._payload)
         processes.gather("joined")
         own = {
-            shard.file_name: digests_of(self._payload / shard.file_name, shard.nbytes, self._new_digest, shard.offsets)
+            shard.file_name: digests_of(self._payload / shard.file_name, shard.nbytes, new_digest, shard.offsets)
             for shard in self._layout.shards[processes.rank :: processes.count]
         }
         return {name: tuple(one) for part in processes.gather("digests", own) for name, one in part.items()}

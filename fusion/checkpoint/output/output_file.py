@@ -64,7 +64,7 @@ class OutputFile:
     """A file of known size. `write` may be called from any thread, with any part, in any order.
 
     Args:
-        new_digest: Makes a hash object; one is fed in file order while the bytes are at hand.
+        new_digest: Makes a hash object; one is fed in file order while the bytes are at hand. None: nobody will ask.
         parts: First byte of what is hashed on its own as well, by name, in file order.
         resumed: Whether pieces were written by an earlier run: the digests are then taken from the file.
         pieces: Where parts of segments go that other processes have the rest of; None where there are no others.
@@ -75,7 +75,7 @@ class OutputFile:
         self,
         file: Path,
         nbytes: int,
-        new_digest: Callable[[], Any],
+        new_digest: Callable[[], Any] | None,
         *,
         parts: Mapping[str, int] = MappingProxyType({}),
         resumed: bool = False,
@@ -91,7 +91,8 @@ class OutputFile:
         self._pieced: set[int] = set()  # segments that are written by pieces, through the page cache
         self._pieces = pieces
         allowance = held or Allowance(HELD_BYTES)
-        self._hashed = _InOrder(new_digest, parts, nbytes, allowance, broken=resumed or pieces is not None)
+        broken = resumed or pieces is not None
+        self._hashed = None if new_digest is None else _InOrder(new_digest, parts, nbytes, allowance, broken=broken)
         cloexec = getattr(os, "O_CLOEXEC", 0)
         self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | cloexec, 0o644)
         try:
@@ -111,7 +112,8 @@ class OutputFile:
         """Write a contiguous array at a byte of the file."""
         flat = data.reshape(-1).view(np.uint8)
         end = position + flat.size
-        self._hashed.take(position, flat)  # before the disk can hold one up and with it those that follow
+        if self._hashed is not None:
+            self._hashed.take(position, flat)  # before the disk can hold one up and with it those that follow
         if self._use_direct or self._pieces is not None:
             first = min(end, -(-position // SEGMENT) * SEGMENT)
             last = max(first, end // SEGMENT * SEGMENT)
@@ -199,16 +201,19 @@ class OutputFile:
 
     def digest(self) -> str:
         """Return the hexadecimal digest of the whole file, once all of it has been written."""
+        assert self._hashed is not None
         self.flush()
         return self._hashed.finish(self._descriptor)
 
     def part_digests(self) -> Mapping[str, str]:
         """Return `xxh3-128:hex` of the bytes of each part, once `digest` was asked for."""
+        assert self._hashed is not None
         return self._hashed.parts
 
     def close(self) -> None:
         """Close; what waits in memory is lost."""
-        self._hashed.drop()
+        if self._hashed is not None:
+            self._hashed.drop()
         for descriptor in (self._descriptor, self._direct):
             if descriptor is not None:
                 os.close(descriptor)

@@ -11,13 +11,13 @@ import pytest
 import sculpt
 import torch
 import transformers
-from sculpt.compare import movement as module
-from sculpt.compare.divergence import divergences
-from sculpt.compare.movement import movement
-from sculpt.compare.reader import HowToRun, Reader
-from sculpt.compare.remembered import remembered_logits
 from sculpt.data import general
 from sculpt.data.example import Example
+from sculpt.drift import movement as module
+from sculpt.drift.divergence import divergences
+from sculpt.drift.movement import movement
+from sculpt.drift.reader import HowToRun, Reader
+from sculpt.drift.remembered import remembered_logits
 from sculpt.evaluate.against import moved_from
 from sculpt.fusion import cache as fusion_cache
 from sculpt.fusion.checkpoint import open_checkpoint
