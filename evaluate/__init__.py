@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from inspect import Signature, signature
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,12 @@ class _Callable(ModuleType):
         from .evaluate import evaluate
 
         return evaluate(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> Signature:
+        from .evaluate import evaluate
+
+        return signature(evaluate)
 
 
 sys.modules[__name__].__class__ = _Callable

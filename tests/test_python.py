@@ -96,6 +96,31 @@ def test_a_method_by_a_wrong_name_is_one_sentence(method: str, message: str, hin
     assert hint in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("first", ["sculpt", "sculpt.evaluate.suite", "sculpt.evaluate"])
+def test_evaluate_is_a_room_and_its_function_whatever_is_imported_first(first: str) -> None:
+    code = f"""
+import {first}
+import sculpt
+called = sculpt.evaluate
+import sculpt.evaluate.suite, sculpt.evaluate as room
+from sculpt.evaluate.suite import read_suite
+from sculpt import evaluate
+assert called is room is evaluate is sculpt.evaluate and callable(called) and room.suite.read_suite is read_suite
+import sys
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_call_of_the_room_is_one_of_the_function(place: Path) -> None:
+    from sculpt.evaluate.evaluate import evaluate
+
+    assert inspect.signature(sculpt.evaluate) == inspect.signature(evaluate)
+    assert {"model", "suite"} <= inspect.signature(sculpt.evaluate).parameters.keys()
+    with pytest.raises(sculpt.SculptError, match="`nowhere` does not exist"):
+        sculpt.evaluate("nowhere", place / "suite.yaml")
+
+
 def test_options_that_are_no_numbers_are_one_sentence() -> None:
     with pytest.raises(MethodError, match=r"`density` must be a number or a list of numbers, got `0\.2`"):
         sculpt.Ties(density="0.2")  # pyright: ignore[reportArgumentType]

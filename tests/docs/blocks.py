@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from typer.main import get_command
+
 PROGRAMS = ("sculpt", "make", "pip", "python", "git", "docker", "accelerate", "torchrun", "srun", "hf")
 MARK = re.compile(r"<!-- not typed: (.+) -->")
 SHELL = {"sh", "shell", "bash", "console"}
@@ -61,3 +63,14 @@ def shell_blocks(page: Path) -> list[Block]:
             mark = MARK.fullmatch(above.strip())
             found.append(Block(line=start + 1, commands=commands, why_not=mark and mark[1]))
     return found
+
+
+def parsed(words: list[str]) -> None:
+    """Read a command line as `sculpt` does, and run nothing."""
+    from sculpt.cli.app import narrowed
+
+    command, name, arguments = get_command(narrowed(words[1])), words[0], words[1:]
+    context = command.make_context(name, list(arguments))
+    while hasattr(command, "resolve_command"):
+        name, command, arguments = command.resolve_command(context, arguments)  # pyright: ignore[reportAttributeAccessIssue]
+        context = command.make_context(name, list(arguments), parent=context)

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 import tomllib
-from typer.main import get_command
 
-from .blocks import Block, shell_blocks
+from .blocks import Block, parsed, shell_blocks
 from .stand_ins import furnish
 
 ROOT = Path(__file__).parents[2]
@@ -60,17 +59,6 @@ def sculpt(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
             Path(to).write_text(told.out)
 
     return run
-
-
-def parsed(words: list[str]) -> None:
-    """Read a command line as `sculpt` does, and run nothing."""
-    from sculpt.cli.app import narrowed
-
-    command, name, arguments = get_command(narrowed(words[1])), words[0], words[1:]
-    context = command.make_context(name, list(arguments))
-    while hasattr(command, "resolve_command"):
-        name, command, arguments = command.resolve_command(context, arguments)  # pyright: ignore[reportAttributeAccessIssue]
-        context = command.make_context(name, list(arguments), parent=context)
 
 
 def check(words: list[str]) -> None:
