@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +107,7 @@ import sculpt.evaluate.suite, sculpt.evaluate as room
 from sculpt.evaluate.suite import read_suite
 from sculpt import evaluate
 assert called is room is evaluate is sculpt.evaluate and callable(called) and room.suite.read_suite is read_suite
+import subprocess
 import sys
 assert "torch" not in sys.modules
 """
