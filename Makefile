@@ -2,7 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
+# Modules are compiled when they are first imported: most of what is installed never is.
+INSTALL := install --quiet --no-compile
 OWN := $(wildcard constraints-$(shell uname -s | tr A-Z a-z)-$(shell uname -m).txt)
+# A worker runs beside others: threads of its own would wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadgroup
 MERGEKIT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sculpt/mergekit
 
 .PHONY: demo test docs zoo check torture bench mergekit-venv clean help
@@ -12,16 +16,16 @@ help:  ## Say what there is
 
 .venv/ready: pyproject.toml constraints.txt $(OWN)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --no-deps --require-hashes $(addprefix --requirement ,constraints.txt $(OWN))
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip $(INSTALL) $(TORCH)
+	$(BIN)/python -m pip $(INSTALL) --no-deps --require-hashes $(addprefix --requirement ,constraints.txt $(OWN))
+	$(BIN)/python -m pip $(INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo: .venv/ready  ## Fine-tune a real model, repair it, and compare: about ten minutes on two cores
 	$(BIN)/sculpt demo
 
 test: .venv/ready $(MERGEKIT)/ready  ## Run every test, those of agreement with mergekit included
-	$(BIN)/python -m pytest -q -n auto --dist loadgroup
+	$(PYTEST)
 
 docs: .venv/ready .venv-docs/ready  ## Make the site in build/site; a dead link or anything else odd is an error
 	$(BIN)/python docs/site/generate.py build/docs
@@ -29,11 +33,11 @@ docs: .venv/ready .venv-docs/ready  ## Make the site in build/site; a dead link 
 
 .venv-docs/ready: docs/site/constraints.txt
 	$(PYTHON) -m venv .venv-docs
-	.venv-docs/bin/python -m pip install --quiet --no-deps --require-hashes --requirement docs/site/constraints.txt
+	.venv-docs/bin/python -m pip $(INSTALL) --no-deps --require-hashes --requirement docs/site/constraints.txt
 	touch $@
 
 zoo: .venv/ready  ## Measure every architecture, tiny, against an oracle: about fifteen minutes
-	$(BIN)/python -m pytest -q -n auto --dist loadgroup -m "zoo or not zoo" tests/hessian/test_zoo.py
+	$(PYTEST) -m "zoo or not zoo" tests/hessian/test_zoo.py
 
 check: .venv/ready  ## Lint (the release workflow too), check types and the direction of imports
 	$(BIN)/ruff check
@@ -53,8 +57,8 @@ mergekit-venv: $(MERGEKIT)/ready  ## Give mergekit an environment of its own, fo
 
 $(MERGEKIT)/ready:
 	$(PYTHON) -m venv $(MERGEKIT)
-	$(MERGEKIT)/bin/python -m pip install --quiet $(TORCH)
-	$(MERGEKIT)/bin/python -m pip install --quiet mergekit==0.1.5 transformers==5.23.0 safetensors==0.8.0
+	$(MERGEKIT)/bin/python -m pip $(INSTALL) $(TORCH)
+	$(MERGEKIT)/bin/python -m pip $(INSTALL) mergekit==0.1.5 transformers==5.23.0 safetensors==0.8.0
 	touch $@
 
 clean:  ## Remove what make made

@@ -155,6 +155,7 @@ def load(
     Args:
         base: Any model that commands take; with patches, the one that they were made from.
         gamma: Another strength than the one that the patch was made with.
+        device, dtype: Names of torch's. The dtype `auto` is float32 on a CPU, and that of most weights elsewhere.
 
     Raises:
         SculptError: The base is another than a patch was made from, or transformers cannot load it.

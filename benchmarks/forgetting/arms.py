@@ -14,7 +14,7 @@ Left out, because they are other arms bit for bit: AdaDARE-γ at sparsity 0 is i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 GAMMAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)  # of a tenth of the deltas that was not rescaled
@@ -200,7 +200,7 @@ IMAGES = {
     )
 }
 LARGER = {
-    name: TEXT[name]
+    name: replace(TEXT[name], curve=False)
     for name in (
         *("fine-tune", "interpolation", "dare 0.9", "ties 0.1", "adadare exact 0.9", "lines", "null space, soft"),
         *("two-sided full", "two-sided full, no samples", "two-sided full, no samples, λ by itself"),

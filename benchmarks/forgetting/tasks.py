@@ -101,7 +101,7 @@ TASKS = {
         protects=PROTECTS,
         arms=TEXT,
     ),
-    "tagging (Qwen)": Task(
+    "tagging-qwen": Task(
         model=Language(qwen),
         target=lambda: corpora.target("tagging"),
         batch_size=8,

@@ -270,7 +270,7 @@ def readers(home: Home) -> Iterator[Reader]:
         file.write_bytes(data)
         read_suite(file).measures()
 
-    yield Reader(name="suite", read=read_a_suite, seeds=_suites, change=_changed_yaml, cost=8)
+    yield Reader(name="suite", read=read_a_suite, seeds=_suites, change=_changed_yaml, cost=40)
 
     def read_torch(data: bytes, folder: Path) -> None:
         (folder / "pytorch_model.bin").write_bytes(data)
