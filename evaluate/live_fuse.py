@@ -201,7 +201,7 @@ def held_curvature(found: Statistics) -> Mapping[str, Curvatures] | None:
 def with_block_strengths(plan: Plan, method: Method, blocks: BlockStrengths) -> Plan:
     """Return the plan with each fused tensor's γ set to its block's."""
     steps = tuple(
-        replace(step, method=replace(method, gamma=blocks[block_of(step.name)]))  # pyright: ignore[reportCallIssue]
+        step._replace(method=replace(method, gamma=blocks[block_of(step.name)]))  # pyright: ignore[reportCallIssue]
         if step.action == "fuse" and block_of(step.name) in blocks
         else step
         for step in plan.steps

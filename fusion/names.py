@@ -113,6 +113,8 @@ def align(base: Shapes, tuned: Shapes) -> Alignment:
     where two do equally well the names stay unmatched.
     """
     pairs = {name: name for name in base if name in tuned}
+    if len(pairs) in (len(base), len(tuned)):
+        return Alignment(pairs=pairs, renamings=())
     renamings = []
     while True:
         left_base = [name for name in base if name not in pairs]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import final
 
@@ -129,13 +128,13 @@ class Checkpoint(Source):
         own = unwrapped(places)
         self.wrappers = own.wrappers
         self.said = tuple(left_out(opened.left, f"`{opened.file.name}`") for opened in self._files if opened.left)
-        self._file_of = {own.names[name]: opened for name, opened in places.items()}
+        self._opened = {opened.file: opened for opened in self._files}
         self._inside = {own.names[name]: name for name in places if own.names[name] != name}
         self.tensors = {
-            name: replace(opened.tensors[self._inside[name]], name=name)
-            if name in self._inside
-            else opened.tensors[name]
-            for name, opened in self._file_of.items()
+            own.names[name]: opened.tensors[name]
+            if own.names[name] == name
+            else opened.tensors[name]._replace(name=own.names[name])
+            for name, opened in places.items()
         }
         if self.tensors and not any(info.num_elements for info in self.tensors.values()):
             raise CheckpointError(
@@ -143,30 +142,35 @@ class Checkpoint(Source):
                 hint=GATHER,
             )
 
+    def _file_of(self, name: str) -> TensorFile:
+        file = self.tensors[name].file
+        assert file is not None  # it was made of one
+        return self._opened[file]
+
     def name_in_file(self, name: str) -> str:
         """Return what a tensor is called in its file: with what wrapped the model when it was saved."""
         return self._inside.get(name, name)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return elements `start … stop − 1`; for safetensors a read-only view of the mapped file."""
-        opened, inside = self._file_of[name], self.name_in_file(name)
+        opened, inside = self._file_of(name), self.name_in_file(name)
         return opened.read(inside, start, stop)
 
     def foresee(self, spans: Mapping[str, Sequence[tuple[int, int]]]) -> None:
         """Have ranges of a few elements fetched at the same time, where the files lie elsewhere."""
         for opened in self._files:
             if isinstance(opened, RemoteFile):
-                own = {self.name_in_file(name): found for name, found in spans.items() if self._file_of[name] is opened}
+                own = {self.name_in_file(name): found for name, found in spans.items() if self._file_of(name) is opened}
                 opened.foresee(own)
 
     def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
         """Let go of the mapped pages of elements that are not needed soon."""
-        opened, inside = self._file_of[name], self.name_in_file(name)
+        opened, inside = self._file_of(name), self.name_in_file(name)
         opened.release(inside, start, stop)
 
     def stored(self, name: str, start: int = 0, stop: int | None = None) -> Stored | None:
         """Return where elements lie in a mapped file."""
-        opened, inside = self._file_of[name], self.name_in_file(name)
+        opened, inside = self._file_of(name), self.name_in_file(name)
         extent = opened.extent(inside, start, stop)
         return (opened.file, *extent) if extent else None
 

@@ -121,8 +121,11 @@ def needs_running(file: Path, what: str) -> CheckpointError:
 
 def lora_names(names: Iterable[str]) -> tuple[str, str] | None:
     """Return the first name that is a factor of a LoRA, and what the layout is called; None where there is none."""
-    for name in names:
-        if not any(word in name for word in ("lora", "hada_w", "lokr_", "oft_")):
+    names = list(names)
+    text = "\n".join(names)  # looked through at once: a model may have 100,000 names
+    words = [word for word in ("lora", "hada_w", "lokr_", "oft_") if word in text]
+    for name in names if words else ():
+        if not any(word in name for word in words):
             continue
         if ".lora_down." in name or ".lora_up." in name:
             return name, "kohya's"

@@ -12,7 +12,8 @@ from ..errors import CheckpointError
 from .identity import FileIdentity, refuse_changed
 from .pages import drop
 
-MIN_RELEASED = 1 << 20  # the pages of smaller tensors are left to the system
+MIN_RELEASED = 1 << 20  # the pages of smaller tensors are let go of together
+TOGETHER = 1 << 16  # bytes of small tensors
 
 
 @final
@@ -23,6 +24,8 @@ class MappedFile:
         self.file = file
         self.identity = FileIdentity.of(file)
         self._map: mmap.mmap | None = None
+        self._used = 0  # bytes of small tensors whose pages are still held, and where they lie
+        self._first, self._last = self.nbytes, 0
 
     @property
     def nbytes(self) -> int:
@@ -60,5 +63,15 @@ class MappedFile:
 
     def release(self, start: int, stop: int) -> None:
         """Let go of the memory pages of bytes that have been used; they stay in the page cache."""
-        if self._map is not None and stop - start >= MIN_RELEASED:
+        if self._map is None:
+            return
+        if stop - start >= MIN_RELEASED:
             drop(self.content(), start, stop)
+            return
+        # Of two threads at a time one may be missed: pages then go a little later. A page holds several tensors: those
+        # that are still in use come back.
+        self._used += stop - start
+        self._first, self._last = min(self._first, start), max(self._last, stop)
+        if self._used >= TOGETHER:
+            drop(self.content(), self._first, self._last)
+            self._used, self._first, self._last = 0, self.nbytes, 0

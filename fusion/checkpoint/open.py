@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from ..collector import without_collector
 from ..errors import CheckpointError
 from ..ref import Asked, ModelRef, find_model
 from .adapter.config import ADAPTER_CONFIG, AdapterConfig, is_adapter
@@ -16,6 +17,7 @@ from .lent import lent
 from .source import Source
 
 
+@without_collector()
 def open_checkpoint(asked: Asked, base: Source | Asked | None = None) -> Source:
     """Return a checkpoint, a patch over its base, or an adapter over its base.
 
@@ -35,6 +37,7 @@ def open_checkpoint(asked: Asked, base: Source | Asked | None = None) -> Source:
     return AdapterSource(ref, _opened(_named_base(ref) if base is None else base))
 
 
+@without_collector()
 def open_whole(asked: Asked) -> Source:
     """Return a model that is no adapter; where it is quantised as the plain weights that its codes stand for.
 

@@ -7,7 +7,7 @@ run of a parameter's elements. So a tensor of one layout is runs of tensors of t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import final
 
@@ -88,6 +88,8 @@ def relaid(own: Source, like: Source) -> Source:
 
     transformers builds the class of `like` for it, and only where both have tensors that the other lacks.
     """
+    if own.tensors.keys() == like.tensors.keys():
+        return own
     shapes = [{name: info.shape for name, info in model.tensors.items()} for model in (like, own)]
     pairs = align(*shapes).pairs
     wanted, left = shapes[0].keys() - pairs.keys(), shapes[1].keys() - set(pairs.values())
@@ -112,7 +114,7 @@ def relaid(own: Source, like: Source) -> Source:
         for target in targets:
             # What is only renamed keeps its shape: that of a vocabulary may differ.
             shape = own.tensors[pieces[0].tensor].shape if plain else like.tensors[target.tensor].shape
-            info = replace(own.tensors[pieces[0].tensor], name=target.tensor, shape=shape)
+            info = own.tensors[pieces[0].tensor]._replace(name=target.tensor, shape=shape)
             made[target.tensor] = info, tuple(pieces if plain else _within(target, pieces))
     return Relaid(own, made) if made else own
 

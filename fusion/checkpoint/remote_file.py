@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import CheckpointError
 from ..places.ranges import Ranged
 from .identity import FileIdentity
-from .safetensors_file import MAX_HEADER_BYTES, parse_header
+from .safetensors_file import checked_header
 
 
 @final
@@ -27,19 +27,9 @@ class RemoteFile:
         self.identity = FileIdentity.of(file)
         self.left: list[str] = []
         self._ranged = ranged
-        prefix = ranged.look(0, min(8, ranged.nbytes)).tobytes()
-        header_bytes = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or header_bytes > ranged.nbytes - 8:
-            raise CheckpointError(f"`{file.name}` is truncated: {ranged.nbytes} bytes do not hold its header")
-        if header_bytes > MAX_HEADER_BYTES:
-            raise CheckpointError(f"`{file.name}` claims a header of {header_bytes} bytes, over the limit of 100 MB")
-        content = ranged.look(0, 8 + header_bytes).tobytes()
-        self.tensors, self._offsets, self.metadata, end = parse_header(file, content)
-        if end != ranged.nbytes:
-            state = "is truncated" if ranged.nbytes < end else "has trailing bytes"
-            raise CheckpointError(
-                f"`{file.name}` {state}: the header promises {end} bytes, the file has {ranged.nbytes}"
-            )
+        self.tensors, self._offsets, self.metadata = checked_header(
+            file, ranged.nbytes, lambda start, stop: ranged.look(start, stop).tobytes()
+        )
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return elements `start … stop − 1` of the flat tensor as stored."""

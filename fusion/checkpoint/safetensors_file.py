@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -76,22 +77,36 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, int], dict
     """
     refuse_pipe(file)
     try:
-        size = file.stat().st_size
         with file.open("rb") as stream:
-            prefix = stream.read(8)
-            header_bytes = int.from_bytes(prefix, "little")
-            if len(prefix) < 8 or header_bytes > size - 8:
-                raise CheckpointError(f"`{file}` is truncated: {size} bytes do not hold its header")
-            if header_bytes > MAX_HEADER_BYTES:
-                raise CheckpointError(f"`{file}` claims a header of {header_bytes} bytes, over the limit of 100 MB")
-            text = stream.read(header_bytes)
+            found = checked_header(file, file.stat().st_size, lambda start, stop: stream.read(stop - start))
     except OSError as error:
         raise CheckpointError(f"cannot read `{file}`: {error.strerror or error}") from error
-    infos, offsets, metadata, end = parse_header(file, prefix + text)
+    _ask_reference(file)
+    return found
+
+
+def checked_header(
+    file: Path, size: int, read: Callable[[int, int], bytes]
+) -> tuple[dict[str, TensorInfo], dict[str, int], dict[str, str]]:
+    """Return what `read_header` does, wherever the bytes are.
+
+    Args:
+        size: Bytes of the whole file.
+        read: Gives bytes `start … stop − 1`; it is asked for the first 8, then for the header behind them.
+
+    Raises:
+        CheckpointError: It is truncated or malformed.
+    """
+    prefix = read(0, min(8, size))
+    header_bytes = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or header_bytes > size - 8:
+        raise CheckpointError(f"`{file}` is truncated: {size} bytes do not hold its header")
+    if header_bytes > MAX_HEADER_BYTES:
+        raise CheckpointError(f"`{file}` claims a header of {header_bytes} bytes, over the limit of 100 MB")
+    infos, offsets, metadata, end = parse_header(file, prefix + read(8, 8 + header_bytes))
     if end != size:
         state = "is truncated" if size < end else "has trailing bytes"
         raise CheckpointError(f"`{file}` {state}: the header promises {end} bytes, the file has {size}")
-    _ask_reference(file)
     return infos, offsets, metadata
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
@@ -34,7 +33,7 @@ class UntiedSource(View):
             raise CheckpointError(f"`{own.ref}` does not tie `{name}` to its embeddings")
         self._embeddings = source
         self.made = (name,)
-        self.tensors = {**own.tensors, name: replace(own.tensors[source], name=name)}
+        self.tensors = {**own.tensors, name: own.tensors[source]._replace(name=name)}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return elements of the tensor, of the output the embeddings'."""

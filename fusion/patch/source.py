@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import final
 
@@ -104,7 +103,7 @@ class PatchedSource(Source):
     def _info(self, name: str, inside: str) -> TensorInfo:
         entry, own = self.patch.contents.tensors[inside], self._references[inside].info
         if own is not None and not entry.changed and (own.dtype, own.shape) == (entry.dtype, entry.shape):
-            return own if own.name == name else replace(own, name=name)
+            return own if own.name == name else own._replace(name=name)
         return TensorInfo(name=name, dtype=entry.dtype, stored=entry.dtype, shape=entry.shape, file=self.ref.path)
 
     def _refuse_strength(self) -> None:

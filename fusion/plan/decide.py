@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from ..checkpoint import Source, TensorInfo
 from ..checkpoint.foreign import GATHER
@@ -46,6 +46,8 @@ class _Decision:
         match, request = self.match, self.request
         lead, *others = match.parts
         base, *tuned = match.parts.values()
+        if base is not None and _agree(tuned, base) and not is_left_to_the_class(match) and not match.tied:
+            return self._fused_or_copied(base, tuned, resized=False)
         _refuse_unreadable(match, self.models)
         if is_left_to_the_class(match):
             home = self._home
@@ -100,14 +102,14 @@ class _Decision:
         if len(places) == 1 or len(places) <= self.method_of(self.match).model_range[0]:
             return self._made("copy", told)
         full, method_of = self.match, self.method_of
-        match = replace(full, parts=rest, tied=full.tied.difference(left))
+        match = full._replace(parts=rest, tied=full.tied.difference(left))
         step = replace(
             self,
             match=match,
             method_of=lambda _: method_of(full).among(places),
             without=self.without.union(left),
         ).step()
-        return step and replace(step, why=f"{step.why}; {told}")
+        return step and step._replace(why=f"{step.why}; {told}")
 
     def _fused_or_copied(self, base: TensorInfo, tuned: Sequence[TensorInfo], *, resized: bool) -> Step:
         """Decide where the models agree: by selection, rules and method."""
@@ -232,6 +234,16 @@ def is_left_to_the_class(match: Match) -> bool:
     if len(match.parts) > 1 and is_constant(info.name, info.shape):
         return True
     return is_pooler(info.name) and any(part is None for part in match.parts.values())
+
+
+def _agree(tuned: Sequence[TensorInfo | None], base: TensorInfo) -> TypeGuard[Sequence[TensorInfo]]:
+    """Return whether every model has a tensor that can be fused, of the base's shape and dtype, as most are."""
+    if not base.kind.fusible:
+        return False
+    for info in tuned:
+        if info is None or info.shape != base.shape or info.dtype != base.dtype or info.stored != base.stored:
+            return False
+    return True
 
 
 def _refuse_unreadable(match: Match, models: Sequence[Source]) -> None:

@@ -42,7 +42,7 @@ class Encodings:
 
     def applied(self, plan: Plan) -> Plan:
         """Return the plan with tensors that are encoded in float32, so that they are rounded once."""
-        steps = (replace(step, dtype="F32") if step.name in self.by_name else step for step in plan.steps)
+        steps = (step._replace(dtype="F32") if step.name in self.by_name else step for step in plan.steps)
         return replace(plan, steps=tuple(steps))
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..checkpoint import Source, TensorInfo
 from ..checkpoint.relaid import relaid
 from ..names import OUTPUT_MODULES, Renaming, align, config_values, is_vocabulary, module_of, tied_source
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Match:
+class Match(NamedTuple):
     """The tensors that one output tensor is made of.
 
     Attributes:
@@ -81,9 +81,11 @@ def whole_models(models: Sequence[Source], *, names_of_tuned: bool) -> Matching:
     alignments = [align(shapes_of(base), shapes_of(model)) for model in tuned]
     matches = []
     for name in base.tensors:
-        own = {index: alignment.pairs.get(name) for index, alignment in enumerate(alignments, 1)}
-        output = own.get(1) if names_of_tuned else None
-        matches.append(make_match(output or name, name, {0: name, **own}, models))
+        owns: dict[int, str | None] = {0: name}
+        for index, alignment in enumerate(alignments, 1):
+            owns[index] = alignment.pairs.get(name)
+        output = owns.get(1) if names_of_tuned else None
+        matches.append(make_match(output or name, name, owns, models))
     taken = {index: used_names(matches, index) for index in range(1, len(models))}
     extra = {name: None for index, used in taken.items() for name in models[index].tensors if name not in used}
     for name in extra:

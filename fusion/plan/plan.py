@@ -13,6 +13,7 @@ from ..checkpoint.companions import left_by_training
 from ..checkpoint.foreign import lora_names
 from ..checkpoint.quantised import refuse_codes
 from ..checkpoint.relaid import Relaid
+from ..collector import without_collector
 from ..dtypes import DTYPES
 from ..errors import CheckpointError, MethodError, MismatchError
 from ..methods import Method
@@ -65,9 +66,10 @@ class Plan:
 
     def with_method(self, method: Method) -> Plan:
         """Return the plan with this method for every tensor."""
-        return replace(self, method=method, steps=tuple(replace(step, method=None) for step in self.steps))
+        return replace(self, method=method, steps=tuple(step._replace(method=None) for step in self.steps))
 
 
+@without_collector()
 def make_plan(
     models: Sequence[Source],
     method_of: Callable[[Match], Method],
@@ -105,16 +107,19 @@ def make_plan(
         step = decide(match, models, request, method_of)
         if step is not None:
             differs = _differs(step, models)
-            steps.append(step if differs is None else replace(step, differs=differs))
+            steps.append(step if differs is None else step._replace(differs=differs))
             # Copying can be all that is asked for: by a rule, or of a model alone.
-            alone = len(match.parts) == 1 and request.selection.covers(match.key)
-            selected |= step.action == "fuse" or step.why == KEPT or alone
+            alone = len(match.parts) == 1
+            selected = (
+                selected or step.action == "fuse" or step.why == KEPT or (alone and request.selection.covers(match.key))
+            )
         if step is None and is_left_to_the_class(match):
             passed_over += [info.name for info in match.parts.values() if info is not None][:1]
         else:
             for name, whose, why in _left_out(match, models, step):
                 left_out.setdefault((whose, why), []).append(name)
-        notes += _rows_left_out(step, models) if step is not None else []
+        if step is not None and step.action == "fuse":
+            notes += _rows_left_out(step, models)
     _refuse_idle_extra(request, matching, models, steps)
     if passed_over:
         more = f" and {len(passed_over) - 1} more" if len(passed_over) > 1 else ""
@@ -138,7 +143,7 @@ def make_plan(
     if len(models) == 1 and not methods[0].counts_base:
         notes.append(f"`{models[0].ref}` is taken as it is: there is nothing to merge into it")
     if all(method is methods[0] or method == methods[0] for method in methods):
-        steps = [step if step.method is None else replace(step, method=None) for step in steps]
+        steps = [step if step.method is None else step._replace(method=None) for step in steps]
     notes += conversions(steps, models)
     config_from = models[1] if from_tuned else models[0]
     return Plan(
@@ -212,11 +217,8 @@ def _left_out(match: Match, models: Sequence[Source], step: Step | None) -> Iter
 
 def _rows_left_out(step: Step, models: Sequence[Source]) -> Iterable[str]:
     """Return a note on each model of which the output has no place for some rows of a vocabulary."""
-    infos = (step.base, *step.tuned)
-    if step.action != "fuse" or all(info is None or info.shape == step.shape for info in infos):
-        return
-    for info, model in zip(infos, models, strict=True):
-        if info is not None and info.num_elements > step.num_elements:
+    for info, model in zip((step.base, *step.tuned), models, strict=True):
+        if info is not None and info.shape != step.shape and info.num_elements > step.num_elements:
             more = info.shape[0] - step.shape[0]
             are = "is" if more == 1 else "are"
             yield f"{more} row{'s' * (more > 1)} of `{info.name}` of `{model.ref}` {are} left out: the output has fewer"
@@ -292,7 +294,7 @@ def _with_tied_keys(steps: Sequence[Step], config_from: Source) -> list[Step]:
         if OUTPUT_MODULES.intersection(step.name.split(".")[-2:-1]):
             source = tied_source(step.name, shapes, step.shape, config_from.config)
         if source is not None and by_name[source].action == step.action == "fuse":
-            tied.append(replace(step, key=by_name[source].key, why=f"tied to {source}"))
+            tied.append(step._replace(key=by_name[source].key, why=f"tied to {source}"))
         else:
             tied.append(step)
     return tied

@@ -9,7 +9,7 @@ model's own, and are the mean of all where `pad_to_multiple_of` asks for more.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -163,7 +163,7 @@ class AlignedVocabulary(View):
         }
         self.made = self._counterparts
         self.tensors = {
-            name: replace(info, shape=(alignment.num_rows, *info.shape[1:])) if name in self.made else info
+            name: info._replace(shape=(alignment.num_rows, *info.shape[1:])) if name in self.made else info
             for name, info in own.tensors.items()
         }
         self._means: dict[str, np.ndarray] = {}

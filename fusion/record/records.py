@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from math import sqrt
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from ..checkpoint.json_file import checked
 from ..plan.plan import Step
+
+NONE: Mapping[str, float] = MappingProxyType({})  # one for all the tensors of which nothing is said
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +101,7 @@ class TensorRecord:
             dtype=step.dtype,
             shape=step.shape,
             num_fused=step.num_fused,
-            figures=dict(figures),
+            figures=dict(figures) if figures else NONE,
             differs=step.differs,
             measured=measured,
             protected=protected,

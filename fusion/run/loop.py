@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, final
 
+from ..collector import without_collector
 from ..plan.plan import Step
 from ..progress import Progress
 from ..record.records import TensorRecord
@@ -120,19 +119,7 @@ class _Together:
         return results
 
 
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Pause the search for reference cycles: nothing here makes any, and 50,000 tensors are many objects to search."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@_without_collector()
+@without_collector()
 def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[str, Any]:
     """Fuse or copy every step into the sink; return a record for each output tensor, or what was found of it.
 

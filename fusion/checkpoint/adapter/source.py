@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -69,7 +68,7 @@ class AdapterSource(Source):
             self.adapter_config, self._inside, self.files = read.config, read.names, (loose,)
             self._file_of = dict.fromkeys(read.names, opened)
         self.own = {
-            name: replace(opened.tensors[self._inside.get(name, name)], name=name)
+            name: opened.tensors[self._inside.get(name, name)]._replace(name=name)
             for name, opened in self._file_of.items()
         }
         self.patches = patches_of(path, self.adapter_config, self.own, base, self.read_own)

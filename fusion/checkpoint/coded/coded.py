@@ -30,7 +30,7 @@ class Decoder(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
     """How a tensor is stored as codes, in a format that is written too.
 
@@ -48,7 +48,7 @@ class Form:
     scale_dtype: str = "F32"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Coded:
     """A tensor that is computed from others of its file.
 
@@ -79,7 +79,7 @@ class Coded:
 
 
 @final
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Scaled:
     """Elements `(value − zero) · scale + bias`, computed in float32 and rounded once, or where a library rounds.
 

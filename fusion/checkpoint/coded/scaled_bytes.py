@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from .coded import Coded, Form, Rows, Scaled, StoredParts
 
 DEFAULT_BLOCK = 128  # DeepSeek's
 FP8 = "F8_E4M3"
+ZERO = "weight_zero_point"
 BYTES = ("F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "I8")
 IDLE = ("input_scale", "activation_scale", "input_scale_ub", "input_zero_point", "output_scale", "weight_shape")
 
@@ -30,51 +31,74 @@ def scaled_bytes(parts: StoredParts, weight: TensorInfo, scale: TensorInfo, *, i
         inverse: Whether the scale has the name of transformers' fine-grained FP8 (`weight_scale_inv`, `scale`), whose
             products are rounded once, to the model's dtype.
     """
-    rows, columns = (1, *weight.shape)[-2:]
-    matrices = prod(weight.shape[:-2])
-    grid = _grid(parts, weight, scale, matrices)
-    blocks = [
-        _block(parts, weight, scale, *pair, axis) for axis, pair in enumerate(zip((rows, columns), grid, strict=True))
-    ]
+    decoder = _OfBytes(parts, weight, scale, inverse)
+    _, block = decoder.blocks()  # which refuses what does not fit
     stem = weight.name.rpartition(".")[0]
-    zero = f"{stem}.weight_zero_point"
-    through = None if inverse or DTYPES[scale.stored].bits != 16 else scale.kind.numpy
-    half = scale.stored if DTYPES[scale.stored].bits == 16 and DTYPES[scale.stored].fusible else parts.dtype
-    dtype = parts.dtype if inverse else half
-
-    def values(first: int, last: int) -> np.ndarray:
-        stored = parts.own.read(weight.name, first * columns, last * columns)
-        return codes.of_bytes(weight.stored, stored.reshape(-1, columns))
-
-    per_row = rows % blocks[0] != 0 and matrices > 1  # a block of rows would reach into the next matrix
-    decoder = Scaled(
-        columns=columns,
-        dtype=_numpy(dtype),
-        values=values,
-        scales=_scales(parts, scale, grid, rows, blocks[0], per_row),
-        row_block=1 if per_row else (matrices * rows if prod(scale.shape) == 1 else blocks[0]),
-        width=blocks[1],
-        zeros=_scales(parts, parts.own.tensors[zero], grid, rows, blocks[0], per_row)
-        if zero in parts.own.tensors
-        else None,
-        through=through,
-    )
-    beside = (scale.name, zero, *(f"{stem}.{name}" for name in IDLE))
     kind = "int8" if weight.stored == "I8" else "FP8"
     written = inverse and weight.stored == FP8 and len(weight.shape) == 2 and scale.stored in ("F32", "F8_E8M0")
-    form = Form(
-        kind="fp8", block=(blocks[0], blocks[1]), codes=weight.name, scales=scale.name, scale_dtype=scale.stored
-    )
+    form = Form(kind="fp8", block=block, codes=weight.name, scales=scale.name, scale_dtype=scale.stored)
     return parts.coded(
         weight.name,
         kind,
         decoder,
         shape=weight.shape,
-        dtype=dtype,
+        dtype=decoder.dtype,
         codes=weight.name,
-        beside=beside,
+        beside=(scale.name, *(f"{stem}.{name}" for name in (ZERO, *IDLE))),
         form=form if written and len(scale.shape) == 2 else None,
     )
+
+
+class _OfBytes(NamedTuple):
+    """What decodes such a weight, made as it is read: a model has 100,000."""
+
+    parts: StoredParts
+    weight: TensorInfo
+    scale: TensorInfo
+    inverse: bool
+
+    @property
+    def columns(self) -> int:
+        """How many elements a row has."""
+        return (1, *self.weight.shape)[-1]
+
+    @property
+    def dtype(self) -> str:
+        """Code of the float that is read."""
+        kind = DTYPES[self.scale.stored]
+        return self.scale.stored if kind.bits == 16 and kind.fusible and not self.inverse else self.parts.dtype
+
+    def blocks(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return how many scales a matrix has along its rows and columns, and how many of these share one."""
+        parts, weight, scale, _ = self
+        grid = _grid(parts, weight, scale, prod(weight.shape[:-2]))
+        rows, columns = (1, *weight.shape)[-2:]
+        down = _block(parts, weight, scale, rows, grid[0], 0)
+        return grid, (down, _block(parts, weight, scale, columns, grid[1], 1))
+
+    def rows(self, first: int, last: int) -> np.ndarray:
+        """Return rows `first … last − 1`."""
+        parts, weight, scale, inverse = self
+        grid, (down, across) = self.blocks()
+        height, columns = (1, *weight.shape)[-2:]
+        matrices = prod(weight.shape[:-2])
+        per_row = height % down != 0 and matrices > 1  # a block of rows would reach into the next matrix
+        zero = parts.info(f"{weight.name.rpartition('.')[0]}.{ZERO}")
+
+        def values(first: int, last: int) -> np.ndarray:
+            stored = parts.own.read(weight.name, first * columns, last * columns)
+            return codes.of_bytes(weight.stored, stored.reshape(-1, columns))
+
+        return Scaled(
+            columns=columns,
+            dtype=_numpy(self.dtype),
+            values=values,
+            scales=_scales(parts, scale, grid, height, down, per_row),
+            row_block=1 if per_row else (matrices * height if prod(scale.shape) == 1 else down),
+            width=across,
+            zeros=None if zero is None else _scales(parts, zero, grid, height, down, per_row),
+            through=None if inverse or DTYPES[scale.stored].bits != 16 else scale.kind.numpy,
+        ).rows(first, last)
 
 
 def _numpy(code: str) -> np.dtype:

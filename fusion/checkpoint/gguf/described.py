@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, final
 
-from ...cache import user_cache
+from ...cache import default_cache
 from ...errors import CheckpointError, SculptError, first_line
 from ..companions import Companion, look_beside
 from ..json_file import read_json
@@ -70,7 +70,7 @@ def describe(files: Sequence[GgufFile], own: Path | None) -> Described:
     beside = _own(own, files)
     try:
         key = _key(files, beside)
-        place, scratch = user_cache() / f"gguf-{key[:32]}", None
+        place, scratch = default_cache() / f"gguf-{key[:32]}", None
         if not (place / LAYOUTS).is_file():
             place, scratch = _make(files, beside, place)
     except PackageNotFoundError as error:

@@ -55,7 +55,7 @@ class Pipeline(Source):
         self.wrappers = {key: count for model in self._components.values() for key, count in model.wrappers.items()}
         self._identities = identities([ref.path / LISTED])
         self.tensors = {
-            f"{component}/{name}": replace(info, name=f"{component}/{name}")
+            f"{component}/{name}": info._replace(name=f"{component}/{name}")
             for component, model in self._components.items()
             for name, info in model.tensors.items()
         }

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
+from typing import NamedTuple
 
 from ...dtypes import DTYPES
 from ...errors import CheckpointError, MethodError
@@ -19,8 +20,7 @@ SHARD_BYTES = 5_000_000_000  # where the base's own files are no shards
 METADATA = "__metadata__"  # the one key of a header that is no tensor
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OutputTensor:
+class OutputTensor(NamedTuple):
     """A tensor to be written; `origin` is the name of the file that holds it in the base, or None."""
 
     name: str
@@ -75,12 +75,19 @@ class Layout:
         found: dict[str, bytes] = {}
         for index in dict.fromkeys(shard.index for shard in self.shards if shard.index and self.writes_index):
             shards = [shard for shard in self.shards if shard.index == index]
-            place = {name: shard for shard in shards for name in shard.offsets}
-            weight_map = {shard.inside(name): shard.file_name.rpartition("/")[2] for name, shard in place.items()}
-            metadata = {"total_size": sum(self.tensors[name].nbytes for name in place)}
-            text = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True)
-            found[index] = (text + "\n").encode()
+            total = sum(self.tensors[name].nbytes for shard in shards for name in shard.offsets)
+            found[index] = _index({"total_size": total}, shards)
         return found
+
+
+def _index(metadata: Mapping[str, int], shards: Sequence[Shard]) -> bytes:
+    """Return what `json.dumps` makes of an index with an indent of 2, in a fraction of the time and the memory."""
+    head, _, tail = json.dumps({"metadata": metadata, "weight_map": {}}, indent=2).rpartition("{}")
+    encode = json.JSONEncoder().encode
+    files = {shard.file_name: encode(shard.file_name.rpartition("/")[2]) for shard in shards}
+    own = sorted((shard.inside(name), shard.file_name) for shard in shards for name in shard.offsets)
+    lines = ",\n".join([f"    {encode(name)}: {files[file]}" for name, file in own])
+    return f"{head}{{\n{lines}\n  }}{tail}\n".encode()
 
 
 def parse_size(text: str) -> int:

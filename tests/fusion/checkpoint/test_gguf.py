@@ -31,7 +31,7 @@ QUICK = ("llama", "gemma2", "gpt2", "qwen2moe")
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sculpt.fusion.checkpoint.gguf.described.user_cache", lambda: tmp_path / "cache")
+    monkeypatch.setenv("SCULPT_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("kind", CODED, ids=lambda kind: kind.name)
@@ -147,13 +147,14 @@ def test_a_config_and_a_tokenizer_beside_the_file_come_first(tmp_path: Path) -> 
 def test_what_is_made_of_a_header_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path / "model.gguf", "llama")
     first = open_checkpoint(file)
+    assert len(list((tmp_path / "cache").glob("gguf-*"))) == 1
     monkeypatch.setattr("sculpt.fusion.checkpoint.gguf.described._content", None)  # never asked again
     assert open_checkpoint(file).tensors == first.tensors
 
 
 def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("no folder")
-    monkeypatch.setattr("sculpt.fusion.checkpoint.gguf.described.user_cache", lambda: tmp_path / "file")
+    monkeypatch.setenv("SCULPT_CACHE", str(tmp_path / "file"))
     source = open_checkpoint(write(tmp_path / "model.gguf", "llama"))
     assert source.config is not None
     assert Path("tokenizer.json") in source.companions()
