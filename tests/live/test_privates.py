@@ -32,6 +32,8 @@ USERS = {
     "fusion/checkpoint/loading_rules.py",
     "fusion/checkpoint/inert.py",
 }
+# What Python documents of named tuples, underscore or not.
+PUBLIC = {"_asdict", "_fields", "_make", "_replace"}
 # Modules whose names carry no underscore, yet that transformers documents nowhere as an interface.
 INTERNAL = {
     "transformers.conversion_mapping",
@@ -73,7 +75,8 @@ def _private_uses(tree: ast.AST) -> Iterator[str]:
                 | ast.Call(
                     func=ast.Name(id="getattr" | "setattr" | "hasattr"), args=[_, ast.Constant(value=str(name)), *_]
                 )
-            ) if name.startswith("_") and not name.startswith(("__", "_repr_")):  # notebooks ask for the latter
+            ) if name.startswith("_") and name not in PUBLIC and not name.startswith(("__", "_repr_")):
+                # Notebooks ask for `_repr_html_` and the like.
                 yield ast.unparse(node)
 
 
