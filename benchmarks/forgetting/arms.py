@@ -199,7 +199,14 @@ IMAGES = {
         *_two_sided("mixed", "two-sided mixed", HIGHER_LAMBDAS),
     )
 }
-LARGER = {
+AS_TYPED = {
+    arm.name: arm
+    for arm in (
+        Arm(name="as typed", command=f"fuse --data {{target-{SOME}}} --protect default"),
+        Arm(name="as typed, no samples", command="fuse --protect default"),
+    )
+}  # with all defaults, the general set and the base's own answers among them
+LARGER = AS_TYPED | {
     name: replace(TEXT[name], curve=False)
     for name in (
         *("fine-tune", "interpolation", "dare 0.9", "ties 0.1", "adadare exact 0.9", "lines", "null space, soft"),

@@ -71,7 +71,8 @@ def main() -> None:
             print(*(f"{arm.name:32} {arm.command}" for arm in arms.values()), sep="\n", end="\n\n")
         return
     if args.what == "table":
-        titles = {pair: f"{pair[0]}, {'all weights' if pair[1] == 'full' else 'LoRA'}" for pair in pairs}
+        words = {"full": "all weights", "mild": "all weights, mildly", "lora": "LoRA"}
+        titles = {pair: f"{pair[0]}, {words[pair[1]]}" for pair in pairs}
         print(markdown(Scores(args.work).all(), pairs, titles, args.arm))
         return
     import transformers

@@ -28,7 +28,7 @@ class Task:
 
     Attributes:
         model: The kind of model that learns it.
-        learning_rate: By the kind of fine-tune; the kinds that there are.
+        learning_rate: By the kind of fine-tune, `full` and `mild` of all weights; the kinds that there are.
         scored: Sources of general ability by split; those of validation choose strengths.
         protects: Sources of general samples.
         parts: Tasks whose fine-tunes are merged; none of a task that is learned.
@@ -105,7 +105,7 @@ TASKS = {
         model=Language(qwen),
         target=lambda: corpora.target("tagging"),
         batch_size=8,
-        learning_rate={"full": 1e-4},
+        learning_rate={"full": 1e-4, "mild": 2e-5, "lora": 5e-4},
         scored=SCORED,
         protects=PROTECTS,
         arms=LARGER,
