@@ -16,7 +16,7 @@ from ...dtypes import BY_TORCH_NAME, DTYPES
 from ...errors import CheckpointError
 from ..tensor_info import TensorInfo
 from . import codes
-from .coded import Coded, Scaled, StoredParts, by_rows
+from .coded import Coded, Scaled, StoredParts, by_rows, rows_of_bytes
 
 STATE = ".quant_state.bitsandbytes__"
 FULL = 127  # the int8 code of the largest element of a row
@@ -40,18 +40,26 @@ def four_bit(parts: StoredParts, state: TensorInfo) -> Coded:
     meant = parts.floats(table.name)
     if kind == "fp4":  # its kernels take the sign from the code, of zero too
         meant = np.where(np.arange(16) < 8, meant, -np.abs(meant))
-    pairs = codes.nibble_pairs(meant, high_first=True)
+    table = np.ascontiguousarray(meant.reshape(-1), np.float32)
 
-    def values(first: int, last: int) -> np.ndarray:
+    def packed(first: int, last: int) -> np.ndarray:
         size = DTYPES[weight.stored].bits // 8  # it may be kept in elements of any dtype, for those who shard them
         stored = parts.own.read(name, first * block // 2 // size, min(weight.nbytes, last * block // 2) // size)
-        packed = stored.view(np.uint8)
-        if missing := (last - first) * block // 2 - len(packed):
-            packed = np.concatenate([packed, np.zeros(missing, np.uint8)])
-        return codes.looked_up(pairs, packed.reshape(last - first, -1))
+        found = stored.view(np.uint8)
+        if missing := (last - first) * block // 2 - len(found):
+            found = np.concatenate([found, np.zeros(missing, np.uint8)])
+        return found.reshape(last - first, -1)
 
     assert dtype.numpy is not None
-    decoder = Scaled(columns=block, dtype=dtype.numpy, values=values, scales=_scales(parts, name, said), width=block)
+    decoder = Scaled(
+        columns=block,
+        dtype=dtype.numpy,
+        codes=packed,
+        table=table,
+        high_first=True,
+        scales=_scales(parts, name, said),
+        width=block,
+    )
     beside = (".absmax", ".quant_map", STATE + kind, ".nested_absmax", ".nested_quant_map")
     return parts.coded(
         name,
@@ -86,18 +94,14 @@ def eight_bit(parts: StoredParts, weight: TensorInfo, scale: TensorInfo) -> Code
     if prod(scale.shape) != rows or (layout is not None and parts.stored(layout.name).any()):
         raise parts.misfit(weight.name, scale.name, "expected a scale for each row, and rows that lie in order")
 
-    def values(first: int, last: int) -> np.ndarray:
-        stored = parts.own.read(weight.name, first * columns, last * columns).reshape(-1, columns)
-        found = codes.of_bytes("I8", stored)
-        found *= by_rows(parts, scale.name, 1)(first, last)
-        return found
-
     decoder = Scaled(
         columns=columns,
         dtype=np.dtype(np.float32),
-        values=values,
-        scales=lambda first, last: np.full((last - first, 1), np.float32(1 / FULL)),
+        codes=rows_of_bytes(parts, weight.name, columns),
+        table=codes.byte_values("I8"),
+        scales=by_rows(parts, scale.name, 1),
         width=columns,
+        times=1 / FULL,
     )
     return parts.coded(
         weight.name,

@@ -9,10 +9,14 @@ from typing import Any, Literal, Protocol, final
 import numpy as np
 
 from ...errors import CheckpointError
+from ...native import TAKEN_FOR, Kernel, address
 from ..source import Source
 from ..tensor_info import TensorInfo
 
-PIECE = 1 << 16  # elements that are decoded at once: their float32 stays in the processor's cache
+WHOLES = Kernel("coded", "wholes", "FBFFFI uuuuuuu f")
+HALVES = Kernel("coded", "halves", "FBFFFI uuuuuuu u")
+BIASED = Kernel("coded", "biased", "F uuu")
+NO_NUMBERS = np.zeros(1, np.int32)
 
 Rows = Callable[[int, int], np.ndarray]  # of the rows `first … last − 1` of something
 
@@ -81,61 +85,75 @@ class Coded:
 @final
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Scaled:
-    """Elements `(value − zero) · scale + bias`, computed in float32 and rounded once, or where a library rounds.
+    """Elements `(table[code] − zero) · scale + bias`, computed in float32, rounded, and again once a bias is added.
 
     Attributes:
         row_block: Rows that share scales.
         width: Consecutive columns that share a scale; or the scale's number of each column.
-        values: What the codes of rows mean, float32, in memory of its own.
+        codes: Bytes of rows, (rows, bytes): each is a code, or two.
+        table: What each code means, float32: 256 values of bytes, or 16 of halves of bytes.
+        high_first: Whether the upper half of a byte is the first of its two codes.
         scales: float32, (blocks of rows, groups of columns), for blocks `first … last − 1`.
-        through: What the product is rounded to before what follows, as a library does that computes in it.
-        piece: Elements that are decoded at once; more where codes are not stored by rows.
+        times: What a product is multiplied by then, of codes that are bytes.
     """
 
     columns: int
     dtype: np.dtype
-    values: Rows
+    codes: Rows
+    table: np.ndarray
+    high_first: bool = False
     scales: Rows
     row_block: int = 1
     width: int | np.ndarray
     zeros: Rows | None = None
     biases: Rows | None = None
-    through: np.dtype | None = None
-    piece: int = PIECE
+    times: float = 1.0
 
     def rows(self, first: int, last: int) -> np.ndarray:
         """Return rows `first … last − 1`."""
-        out = np.empty((last - first, self.columns), self.dtype)
-        step = max(1, self.piece // max(1, self.columns))
-        start = first
+        kernel_dtype = self.dtype if self.dtype in TAKEN_FOR else np.dtype(np.float32)
+        out = np.empty((last - first, self.columns), kernel_dtype)
+        if out.size:
+            self._decode(first, last, out)
+        return out.astype(self.dtype, copy=False)
+
+    def _decode(self, first: int, last: int, out: np.ndarray) -> None:
+        per_byte = 2 if len(self.table) == 16 else 1
+        codes = np.ascontiguousarray(self.codes(first, last))
+        blocks = first // self.row_block, -(-last // self.row_block)
         with np.errstate(all="ignore"):
-            while start < last:
-                block = start // self.row_block
-                stop = min(last, start + step, last if self.row_block == 1 else (block + 1) * self.row_block)
-                out[start - first : stop - first] = self._piece(start, stop, block)
-                start = stop
-        return out
-
-    def _piece(self, start: int, stop: int, block: int) -> np.ndarray:
-        end = stop if self.row_block == 1 else block + 1
-        found = self.values(start, stop)
-        grouped = isinstance(self.width, int) and self.columns % self.width == 0
-        pieces = found.reshape(len(found), -1, self.width) if grouped else found
-
-        def spread(scales: np.ndarray) -> np.ndarray:
-            if grouped:
-                return scales[..., None]
-            group = np.arange(self.columns) // self.width if isinstance(self.width, int) else self.width
-            return scales[:, group]
-
-        if self.zeros is not None:
-            pieces -= spread(self.zeros(block, end))
-        pieces *= spread(self.scales(block, end))
-        if self.through is not None and (self.through != self.dtype or self.biases is not None):
-            pieces = pieces.astype(self.through).astype(np.float32)
+            scales = _float32(self.scales(*blocks))
+            zeros = np.zeros_like(scales) if self.zeros is None else _float32(self.zeros(*blocks))
+        groups, width, numbers = scales.shape[1], 0, NO_NUMBERS
+        if isinstance(self.width, int):
+            width = self.width
+            groups_needed = -(-self.columns // width)
+        else:
+            numbers = np.ascontiguousarray(self.width, np.int32)
+            groups_needed = 1 + int(numbers.max())
+            assert len(numbers) == self.columns
+        assert codes.dtype == np.uint8
+        assert len(codes) == len(out)
+        assert codes.shape[1] * per_byte >= self.columns
+        assert len(scales) == blocks[1] - blocks[0]
+        assert scales.shape == zeros.shape
+        assert groups >= groups_needed
+        wide = np.empty(self.columns, np.float32)
+        places = [address(each) for each in (wide, codes, self.table, scales, zeros, numbers)]
+        skip = first - blocks[0] * self.row_block
+        shape = (*out.shape, codes.shape[1], skip, self.row_block, groups, width)
+        if per_byte == 1:
+            WHOLES((out,), *places, *shape, self.times)
+        else:
+            HALVES((out,), *places, *shape, 4 if self.high_first else 0)
         if self.biases is not None:
-            pieces += spread(self.biases(block, end))
-        return pieces.reshape(found.shape)
+            biases = _float32(self.biases(first, last))
+            assert biases.size * width == out.size
+            BIASED((out,), address(biases), *out.shape, width)
+
+
+def _float32(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values, np.float32)
 
 
 @final
@@ -210,3 +228,12 @@ def as_floats(stored: np.ndarray) -> np.ndarray:
 def by_rows(parts: StoredParts, name: str, length: int) -> Rows:
     """Return what reads rows of `length` floats of a stored tensor."""
     return lambda first, last: parts.floats(name, first * length, last * length).reshape(-1, length)
+
+
+def rows_of_bytes(parts: StoredParts, name: str, length: int) -> Rows:
+    """Return what reads rows of `length` stored elements as bytes, (rows, bytes)."""
+    return lambda first, last: (
+        np.ascontiguousarray(parts.own.read(name, first * length, last * length))
+        .view(np.uint8)
+        .reshape(last - first, -1)
+    )

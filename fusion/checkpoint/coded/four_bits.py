@@ -14,14 +14,15 @@ from typing import final
 import numpy as np
 
 from ...dtypes import DTYPES
+from ...native import TAKEN_FOR, Kernel, address
 from ..tensor_info import TensorInfo
 from . import codes
-from .coded import Coded, Form, Scaled, StoredParts, as_floats
+from .coded import Coded, Form, Rows, Scaled, StoredParts, as_floats, rows_of_bytes
 from .scaled_bytes import IDLE
 
-PAIRS = codes.nibble_pairs(codes.E2M1)
-APART = codes.small_pairs(codes.E2M1)
-UNSIGNED_ZERO = codes.nibble_pairs(codes.E2M1 + np.float32(0))  # as modelopt's table has it
+ACROSS = Kernel("coded", "across", "FBFF uuuu")
+UNSIGNED_ZERO = codes.E2M1 + np.float32(0)  # as modelopt's table has it
+AT_ONCE = 16  # outputs of an expert that the kernel has in hand
 GROUP = 32  # elements that share an exponent in MXFP4
 
 
@@ -45,12 +46,6 @@ def packed_rows(
     if scale.shape[:-1] != shape[:-1] or not groups or columns % groups:
         raise parts.misfit(packed.name, scale.name, "expected a scale for each group of a row")
 
-    pairs = PAIRS if whole is None or divides else UNSIGNED_ZERO
-
-    def values(first: int, last: int) -> np.ndarray:
-        stored = parts.own.read(packed.name, first * columns // 2, last * columns // 2)
-        return codes.looked_up(pairs, stored.view(np.uint8).reshape(-1, columns // 2))
-
     def scales(first: int, last: int) -> np.ndarray:
         found = parts.floats(scale.name, first * groups, last * groups).reshape(-1, groups)
         if whole is None:
@@ -60,7 +55,14 @@ def packed_rows(
 
     kind = DTYPES[dtype].numpy
     assert kind is not None
-    decoder = Scaled(columns=columns, dtype=kind, values=values, scales=scales, width=columns // groups)
+    decoder = Scaled(
+        columns=columns,
+        dtype=kind,
+        codes=rows_of_bytes(parts, packed.name, packed.shape[-1]),
+        table=codes.E2M1 if whole is None or divides else UNSIGNED_ZERO,
+        scales=scales,
+        width=columns // groups,
+    )
     stem = packed.name.rpartition(".")[0]
     beside = (scale.name, *([whole] if whole else []), *(f"{stem}.{name}" for name in (*IDLE, "input_global_scale")))
     name = "MXFP4" if whole is None else "NVFP4"
@@ -80,8 +82,12 @@ def expert_blocks(parts: StoredParts, blocks: TensorInfo, scale: TensorInfo) -> 
         inputs=groups * GROUP,
         columns=outputs,
         dtype=kind,
-        stored=lambda: parts.stored(blocks.name).reshape(experts, outputs, groups * GROUP // 2),
-        scales=lambda expert, first, last: as_floats(parts.stored(scale.name)[expert, :, first:last]),
+        stored=rows_of_bytes(parts, blocks.name, outputs * groups * GROUP // 2),
+        scales=lambda expert, first, last: as_floats(
+            parts.own.read(scale.name, expert * outputs * groups, (expert + 1) * outputs * groups)
+            .reshape(outputs, groups)[:, first:last]
+            .T
+        ),
     )
     return parts.coded(
         blocks.name.removesuffix("_blocks"),
@@ -104,37 +110,26 @@ class _Transposed:
     inputs: int
     columns: int
     dtype: np.dtype
-    stored: Callable[[], np.ndarray]  # (experts, outputs, bytes)
-    scales: Callable[[int, int, int], np.ndarray]  # of an expert's groups, (outputs, groups)
+    stored: Rows  # experts, (experts, bytes)
+    scales: Callable[[int, int, int], np.ndarray]  # of an expert's groups, (groups, outputs)
 
     def rows(self, first: int, last: int) -> np.ndarray:
         """Return rows, each an input of an expert."""
-        out = np.empty((last - first, self.columns), self.dtype)
-        stored, start = self.stored(), first
-        while start < last:
+        kernel_dtype = self.dtype if self.dtype in TAKEN_FOR else np.dtype(np.float32)
+        out = np.empty((last - first, self.columns), kernel_dtype)
+        wide, start = np.empty((GROUP, AT_ONCE), np.float32), first
+        while start < last and self.columns:
             expert, row = divmod(start, self.inputs)
             stop = min(last, (expert + 1) * self.inputs)
-            out[start - first : stop - first] = self._of_expert(stored[expert], expert, row, row + stop - start)
+            end = row + stop - start
+            stored = np.ascontiguousarray(self.stored(expert, expert + 1))
+            scales = np.ascontiguousarray(self.scales(expert, row // GROUP, -(-end // GROUP)), np.float32)
+            assert stored.size * 2 == self.inputs * self.columns
+            assert scales.shape == (-(-end // GROUP) - row // GROUP, self.columns)
+            places = (address(each) for each in (wide, stored, codes.E2M1, scales))
+            ACROSS((out[start - first :],), *places, row, end, self.columns, self.inputs // 2)
             start = stop
-        return out
-
-    def _of_expert(self, stored: np.ndarray, expert: int, row: int, stop: int) -> np.ndarray:
-        """Return rows of an expert: the bytes are transposed, by whole groups, before they are looked up."""
-        first, last = row // GROUP, -(-stop // GROUP)
-        out = np.empty((last - first, GROUP, self.columns), self.dtype)
-        scales = np.ascontiguousarray(self.scales(expert, first, last).T)
-        for group in range(first, last):
-            packed = np.ascontiguousarray(stored[:, group * GROUP // 2 : (group + 1) * GROUP // 2].T)
-            halves = np.empty((len(packed), 2, self.columns), np.uint8)
-            np.bitwise_and(packed, 15, out=halves[:, 0])
-            np.right_shift(packed, 4, out=halves[:, 1])
-            small = halves.reshape(GROUP, self.columns)
-            even = self.columns % 2 == 0
-            found = codes.looked_up(APART, small.view(np.uint16)) if even else np.take(codes.E2M1, small)
-            with np.errstate(all="ignore"):
-                found *= scales[group - first]
-                out[group - first] = found
-        return out.reshape(-1, self.columns)[row - first * GROUP : stop - first * GROUP]
+        return out.astype(self.dtype, copy=False)
 
 
 def is_exponents(scale: TensorInfo) -> bool:

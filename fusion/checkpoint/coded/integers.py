@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from ...errors import CheckpointError
+from ...native import Kernel, address
 from ..tensor_info import TensorInfo
 from . import codes
-from .coded import Coded, Rows, Scaled, StoredParts, by_rows
+from .coded import Coded, Rows, Scaled, StoredParts, by_rows, rows_of_bytes
 
 WORD = 32
-ACROSS = 1 << 18  # elements that are decoded at once where codes lie across the rows
-AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # in which half of a byte of a word each of eight columns lies
+PLANES = Kernel("coded", "planes", "WBI uu")
+AWQ_PLACES = 4 * np.array([0, 4, 1, 5, 2, 6, 3, 7], np.int32)  # the first bit of each of eight columns in a word
 
 
 def _float(parts: StoredParts, scale: TensorInfo) -> np.dtype:
@@ -27,10 +28,6 @@ def _float(parts: StoredParts, scale: TensorInfo) -> np.dtype:
     if not kind.fusible or kind.numpy is None:
         raise CheckpointError(f"`{scale.name}` in `{parts.own.ref}` is {kind.torch}, expected scales of a float dtype")
     return kind.numpy
-
-
-def _through(dtype: np.dtype) -> np.dtype | None:
-    return dtype if dtype.itemsize == 2 else None
 
 
 def _group_numbers(parts: StoredParts, name: str, columns: int, groups: int) -> np.ndarray | None:
@@ -60,13 +57,10 @@ def compressed(parts: StoredParts, packed: TensorInfo) -> Coded | None:
     bits = _bits_of(parts, packed, columns)
     dtype, offset, words = _float(parts, scale), 1 << (bits - 1), packed.shape[1]
     zero = parts.info(f"{stem}_zero_point")
-
-    def values(first: int, last: int) -> np.ndarray:
-        stored = parts.own.read(packed.name, first * words, last * words).reshape(-1, words)
-        if bits == 4:
-            pairs = codes.looked_up(_SIGNED, np.ascontiguousarray(stored).view(np.uint8))
-            return np.ascontiguousarray(pairs[:, :columns])
-        return codes.unpacked(stored, bits, columns).astype(np.float32) - offset
+    if zero is not None:
+        down = rows if zero.stored != "I32" else -(-rows * bits // WORD)
+        if prod(zero.shape) != down * groups:
+            raise parts.misfit(packed.name, zero.name, f"expected the zeros of {rows} rows in {groups} groups")
 
     def zeros(first: int, last: int) -> np.ndarray:
         assert zero is not None
@@ -77,16 +71,19 @@ def compressed(parts: StoredParts, packed: TensorInfo) -> Coded | None:
         found = codes.unpacked(columnwise, bits, min(rows, -(-last // WORD) * WORD) - first // WORD * WORD).T
         return found[first % WORD :][: last - first].astype(np.float32) - offset
 
+    def unpacked(first: int, last: int) -> np.ndarray:
+        return codes.unpacked(rows_of_bytes(parts, packed.name, words)(first, last), bits, columns)
+
     one = by_rows(parts, scale.name, groups)
     numbers = _group_numbers(parts, f"{stem}_g_idx", columns, groups)
     decoder = Scaled(
         columns=columns,
         dtype=dtype,
-        values=values,
+        codes=rows_of_bytes(parts, packed.name, words) if bits == 4 else unpacked,
+        table=codes.NUMBERS[: 16 if bits == 4 else 256] - np.float32(offset),
         scales=one if per_row else lambda first, last: np.broadcast_to(one(0, 1), (last - first, 1)),
         width=columns // groups if numbers is None else numbers,
         zeros=zeros if zero is not None else None,
-        through=_through(dtype),
     )
     beside = tuple(f"{stem}_{part}" for part in ("scale", "shape", "zero_point", "g_idx"))
     return parts.coded(
@@ -98,9 +95,6 @@ def compressed(parts: StoredParts, packed: TensorInfo) -> Coded | None:
         codes=packed.name,
         beside=beside,
     )
-
-
-_SIGNED = codes.nibble_pairs(np.arange(-8, 8, dtype=np.float32))
 
 
 def _bits_of(parts: StoredParts, packed: TensorInfo, columns: int) -> int:
@@ -129,19 +123,18 @@ def gptq(parts: StoredParts, packed: TensorInfo, scale: TensorInfo, zero: Tensor
     bits = parts.said.get("bits")
     bits = bits if bits in (2, 3, 4, 8) else zero.shape[-1] * WORD // max(1, outputs)
     inputs = packed.shape[0] * WORD // max(1, bits)
-    if bits not in (2, 3, 4, 8) or outputs != packed.shape[1] or zero.shape != (groups, outputs * bits // WORD):
+    numbers = _group_numbers(parts, f"{stem}.g_idx", inputs, groups)
+    fits = outputs == packed.shape[1] and zero.shape == (groups, outputs * bits // WORD)
+    if bits not in (2, 3, 4, 8) or not fits or not groups or (numbers is None and inputs % groups):
         raise parts.misfit(packed.name, zero.name, f"not of {bits} bits for {groups} groups of [{outputs}, {inputs}]")
     dtype, mask = _float(parts, scale), (1 << bits) - 1
     # The first version of the format stores zeros less one, and what wraps around with it.
     more = 0 if parts.said.get("checkpoint_format") == "gptq_v2" else 1
-    numbers = _group_numbers(parts, f"{stem}.g_idx", inputs, groups)
-    width = numbers if numbers is not None and _listed(numbers, inputs, groups) else inputs // max(1, groups)
+    width = numbers if numbers is not None and _listed(numbers, inputs, groups) else inputs // groups
 
-    def values(first: int, last: int) -> np.ndarray:
-        columns = parts.stored(packed.name)[:, first:last].T
-        if bits == 4:
-            return codes.looked_up(_UNSIGNED, np.ascontiguousarray(columns).view(np.uint8))
-        return codes.unpacked(columns, bits, inputs).astype(np.float32)
+    def down(first: int, last: int) -> np.ndarray:
+        columns = np.ascontiguousarray(parts.stored(packed.name)[:, first:last].T).view(np.uint8)
+        return columns if bits == 4 else codes.unpacked(columns, bits, inputs)
 
     def zeros(first: int, last: int) -> np.ndarray:
         low, high = first // WORD * bits, -(-last // WORD) * bits
@@ -152,12 +145,11 @@ def gptq(parts: StoredParts, packed: TensorInfo, scale: TensorInfo, zero: Tensor
     decoder = Scaled(
         columns=inputs,
         dtype=dtype,
-        values=values,
+        codes=down,
+        table=codes.NUMBERS[: 16 if bits == 4 else 256],
         scales=_of_columns(parts, scale),
         width=width,
         zeros=zeros,
-        through=_through(dtype),
-        piece=ACROSS,
     )
     return parts.coded(
         f"{stem}.weight",
@@ -185,27 +177,25 @@ def awq(parts: StoredParts, packed: TensorInfo, scale: TensorInfo, zero: TensorI
     stem = packed.name.rpartition(".")[0]
     groups, outputs = scale.shape
     inputs = packed.shape[0]
-    if packed.shape[1] * 8 != outputs or zero.shape != (groups, packed.shape[1]) or inputs % max(1, groups):
+    if packed.shape[1] * 8 != outputs or zero.shape != (groups, packed.shape[1]) or not groups or inputs % groups:
         raise parts.misfit(packed.name, zero.name, f"not of 4 bits for {groups} groups of [{outputs}, {inputs}]")
     dtype = _float(parts, scale)
 
     def unpacked(name: str, first: int, last: int) -> np.ndarray:
         low = first // 8
-        words = np.ascontiguousarray(parts.stored(name)[:, low : -(-last // 8)].T).view(np.uint32)
-        found = np.empty((len(words), 8, words.shape[1]), np.float32)
-        for row, place in enumerate(AWQ_ORDER):
-            found[:, row] = words >> (4 * place) & 15
-        return found.reshape(-1, words.shape[1])[first - 8 * low : last - 8 * low]
+        words = np.ascontiguousarray(parts.stored(name)[:, low : -(-last // 8)].T)
+        found = np.empty((8 * len(words), words.shape[1]), np.uint8)
+        PLANES((), address(words), address(found), address(AWQ_PLACES), *words.shape)
+        return found[first - 8 * low : last - 8 * low]
 
     decoder = Scaled(
         columns=inputs,
         dtype=dtype,
-        values=lambda first, last: unpacked(packed.name, first, last),
+        codes=lambda first, last: unpacked(packed.name, first, last),
+        table=codes.NUMBERS,
         scales=_of_columns(parts, scale),
-        width=inputs // max(1, groups),
+        width=inputs // groups,
         zeros=lambda first, last: unpacked(zero.name, first, last),
-        through=_through(dtype),
-        piece=ACROSS,
     )
     return parts.coded(
         f"{stem}.weight",
@@ -234,20 +224,17 @@ def mlx(parts: StoredParts, packed: TensorInfo, scale: TensorInfo, bias: TensorI
         raise parts.misfit(packed.name, scale.name, f"not of {bits} bits in groups of {group}")
     dtype = _float(parts, scale)
 
-    def values(first: int, last: int) -> np.ndarray:
-        stored = parts.own.read(packed.name, first * words, last * words).reshape(-1, words)
-        if bits == 4:
-            return codes.looked_up(_UNSIGNED, np.ascontiguousarray(stored).view(np.uint8))
-        return codes.unpacked(stored, bits, columns).astype(np.float32)
+    def unpacked(first: int, last: int) -> np.ndarray:
+        return codes.unpacked(rows_of_bytes(parts, packed.name, words)(first, last), bits, columns)
 
     decoder = Scaled(
         columns=columns,
         dtype=dtype,
-        values=values,
+        codes=rows_of_bytes(parts, packed.name, words) if bits == 4 else unpacked,
+        table=codes.NUMBERS[: 16 if bits == 4 else 256],
         scales=by_rows(parts, scale.name, groups),
         width=group,
         biases=by_rows(parts, bias.name, groups),
-        through=_through(dtype),
     )
     return parts.coded(
         packed.name,
@@ -258,6 +245,3 @@ def mlx(parts: StoredParts, packed: TensorInfo, scale: TensorInfo, bias: TensorI
         codes=packed.name,
         beside=(scale.name, bias.name),
     )
-
-
-_UNSIGNED = codes.nibble_pairs(np.arange(16, dtype=np.float32))

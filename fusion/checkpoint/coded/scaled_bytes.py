@@ -15,7 +15,7 @@ import numpy as np
 from ...dtypes import DTYPES
 from ..tensor_info import TensorInfo
 from . import codes
-from .coded import Coded, Form, Rows, Scaled, StoredParts
+from .coded import Coded, Form, Rows, Scaled, StoredParts, rows_of_bytes
 
 DEFAULT_BLOCK = 128  # DeepSeek's
 FP8 = "F8_E4M3"
@@ -34,6 +34,9 @@ def scaled_bytes(parts: StoredParts, weight: TensorInfo, scale: TensorInfo, *, i
     decoder = _OfBytes(parts, weight, scale, inverse)
     _, block = decoder.blocks()  # which refuses what does not fit
     stem = weight.name.rpartition(".")[0]
+    zero = parts.info(f"{stem}.{ZERO}")
+    if zero is not None and prod(zero.shape) != prod(scale.shape):
+        raise parts.misfit(weight.name, zero.name, f"expected as many zeros as `{scale.name}` has scales")
     kind = "int8" if weight.stored == "I8" else "FP8"
     written = inverse and weight.stored == FP8 and len(weight.shape) == 2 and scale.stored in ("F32", "F8_E8M0")
     form = Form(kind="fp8", block=block, codes=weight.name, scales=scale.name, scale_dtype=scale.stored)
@@ -78,26 +81,22 @@ class _OfBytes(NamedTuple):
 
     def rows(self, first: int, last: int) -> np.ndarray:
         """Return rows `first … last − 1`."""
-        parts, weight, scale, inverse = self
+        parts, weight, scale, _ = self
         grid, (down, across) = self.blocks()
         height, columns = (1, *weight.shape)[-2:]
         matrices = prod(weight.shape[:-2])
         per_row = height % down != 0 and matrices > 1  # a block of rows would reach into the next matrix
         zero = parts.info(f"{weight.name.rpartition('.')[0]}.{ZERO}")
 
-        def values(first: int, last: int) -> np.ndarray:
-            stored = parts.own.read(weight.name, first * columns, last * columns)
-            return codes.of_bytes(weight.stored, stored.reshape(-1, columns))
-
         return Scaled(
             columns=columns,
             dtype=_numpy(self.dtype),
-            values=values,
+            codes=rows_of_bytes(parts, weight.name, columns),
+            table=codes.byte_values(weight.stored),
             scales=_scales(parts, scale, grid, height, down, per_row),
             row_block=1 if per_row else (matrices * height if prod(scale.shape) == 1 else down),
             width=across,
             zeros=None if zero is None else _scales(parts, zero, grid, height, down, per_row),
-            through=None if inverse or DTYPES[scale.stored].bits != 16 else scale.kind.numpy,
         ).rows(first, last)
 
 

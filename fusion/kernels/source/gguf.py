@@ -6,10 +6,14 @@ float32 operations, as NumPy's.
 
 from __future__ import annotations
 
+import numpy as np
+
 from .compiler import inlined
 from .elements import decoded, encoded, f32, i16, u16, u32, u64
 
 HALF, SMALL, LARGE = u64(16), u64(32), u64(256)
+# What the sixteen codes of IQ4 mean: levels that lie closer together around zero.
+UNEVEN = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 
 
 @inlined
@@ -206,3 +210,34 @@ def q6_k(out, data, count):
                 low = u32(u32(u32(data[first + i]) >> shift) & u32(15))
                 high = u32(u32(u32(data[beyond + i]) >> above) & u32(3))
                 out[to + group * HALF + i] = encoded(dl * (f32(u32(low | u32(high << u32(4)))) - f32(32)), like)
+
+
+@inlined
+def _uneven(out, to, data, at, scale, like):
+    """Put 32 elements of 16 bytes, the low halves first."""
+    for i in range(HALF):
+        byte = u32(data[at + i])
+        out[to + i] = encoded(scale * UNEVEN[u64(byte & u32(15))], like)
+        out[to + HALF + i] = encoded(scale * UNEVEN[u64(byte >> u32(4))], like)
+
+
+def iq4_nl(out, data, count):
+    """16 uneven levels times a scale for 32."""
+    like = out[0]
+    for block in range(u64(0), count):
+        at = block * u64(18)
+        _uneven(out, block * SMALL, data, at + u64(2), _half(data, at), like)
+
+
+def iq4_xs(out, data, count):
+    """16 uneven levels, with a scale of 6 bits from −32 on for 32, and one for 256."""
+    like = out[0]
+    for block in range(u64(0), count):
+        at, to = block * u64(136), block * LARGE
+        d = _half(data, at)
+        upper = u32(u32(data[at + u64(2)]) | u32(u32(data[at + u64(3)]) << u32(8)))
+        for group in range(u64(8)):
+            low = u32(u32(data[at + u64(4) + (group >> u64(1))]) >> u32(u32(u32(group) & u32(1)) << u32(2)))
+            high = u32(u32(upper >> u32(u32(group) << u32(1))) & u32(3))
+            scale = d * (f32(u32(u32(low & u32(15)) | u32(high << u32(4)))) - f32(32))
+            _uneven(out, to + group * SMALL, data, at + u64(8) + group * HALF, scale, like)

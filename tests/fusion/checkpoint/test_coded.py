@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sculpt.fusion.checkpoint import Source, open_checkpoint
+from sculpt.fusion.checkpoint.coded import codes
+from sculpt.fusion.checkpoint.coded.coded import Scaled
 from sculpt.fusion.checkpoint.torch_file import as_array
 from sculpt.fusion.errors import CheckpointError
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
@@ -97,3 +99,57 @@ def test_scales_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     tensors = {"w.weight": random_bytes(8, 8).view(torch.float8_e4m3fn), "w.weight_scale_inv": torch.rand(3, 1)}
     with pytest.raises(CheckpointError, match=r"`w.weight_scale_inv` \[3, 1\] .* does not fit `w.weight` \[8, 8\]"):
         stored(tmp_path, tensors, {})
+
+
+WIDTHS = {"even": 6, "odd": 5, "the last in part": 8, "listed": np.random.default_rng(0).permutation(30) // 6}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("kind", ["bytes", "low half first", "high half first"])
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_any_rows_are_codes_less_zeros_times_scales(kind: str, width: str, dtype: str) -> None:
+    random, (rows, columns, row_block), across = np.random.default_rng(1), (11, 30, 3), WIDTHS[width]
+    group = np.arange(columns) // across if isinstance(across, int) else across
+    code = random.integers(0, 256 if kind == "bytes" else 16, (rows, columns)).astype(np.uint8)
+    scales, zeros = random.random((2, 4, group.max() + 1)).astype("f4")
+    table = random.random(256 if kind == "bytes" else 16).astype("f4")
+    packed = code if kind == "bytes" else code[:, ::2] << 4 | code[:, 1::2]
+    if kind == "low half first":
+        packed = code[:, ::2] | code[:, 1::2] << 4
+    decoder = Scaled(
+        columns=columns,
+        dtype=np.dtype(dtype),
+        codes=lambda first, last: packed[first:last],
+        table=table,
+        high_first=kind == "high half first",
+        scales=lambda first, last: scales[first:last],
+        zeros=lambda first, last: zeros[first:last],
+        row_block=row_block,
+        width=across,
+    )
+    block = np.arange(rows) // row_block
+    expected = ((table[code] - zeros[block][:, group]) * scales[block][:, group]).astype(dtype)
+    for first, last in ((0, rows), (4, 5), (5, 11), (3, 3)):
+        assert np.array_equal(decoder.rows(first, last), expected[first:last])
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_codes_that_are_packed_densely_are_the_bits_of_a_long_number(bits: int) -> None:
+    words = np.random.default_rng(bits).integers(0, 2**32, (2, bits), dtype=np.uint32)
+    numbers = [int.from_bytes(row.astype("<u4").tobytes(), "little") for row in words]
+    expected = [[number >> bits * place & (1 << bits) - 1 for place in range(31)] for number in numbers]
+    assert codes.unpacked(words, bits, 31).tolist() == expected
+
+
+def test_zeros_and_groups_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
+    packed = {"w.weight_packed": torch.zeros(4, 2, dtype=torch.int32), "w.weight_shape": torch.tensor([4, 16])}
+    config = {"quantization_config": {"num_bits": 4}}
+    scaled = {"w.weight_scale": torch.rand(4, 2), "w.weight_zero_point": torch.zeros(3, 2, dtype=torch.int8)}
+    with pytest.raises(CheckpointError, match=r"`w.weight_zero_point` \[3, 2\] .* does not fit `w.weight_packed`"):
+        stored(tmp_path, packed | scaled, config)
+    gptq = {"w.qweight": torch.zeros(3, 8, dtype=torch.int32), "w.scales": torch.rand(5, 8).half()}
+    with pytest.raises(CheckpointError, match=r"`w.qzeros` \[5, 1\] .* does not fit `w.qweight`"):
+        stored(tmp_path, gptq | {"w.qzeros": torch.zeros(5, 1, dtype=torch.int32)}, {})
+    eight = {"w.weight": torch.zeros(4, 2, dtype=torch.int8), "w.weight_scale": torch.rand(4, 1)}
+    with pytest.raises(CheckpointError, match=r"`w.weight_zero_point` \[2, 1\] .* does not fit `w.weight`"):
+        stored(tmp_path, eight | {"w.weight_zero_point": torch.zeros(2, 1, dtype=torch.int8)}, {})
