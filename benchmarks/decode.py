@@ -17,7 +17,7 @@ from sculpt.fusion.checkpoint import MemorySource
 from sculpt.fusion.checkpoint.coded.source import decoded
 from sculpt.fusion.checkpoint.gguf.blocks import TYPES, decode
 
-ROWS, COLUMNS, TILE, TIMES = 1024, 4096, 1 << 17, 5
+ROWS, COLUMNS, TILE, TIMES = 1024, 4096, 1 << 17, 15
 RANDOM = np.random.default_rng(0)
 BF16, E4M3, E8M0 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e8m0fnu
 

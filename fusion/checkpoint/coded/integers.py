@@ -20,6 +20,7 @@ from .coded import Coded, Rows, Scaled, StoredParts, by_rows, rows_of_bytes
 
 WORD = 32
 PLANES = Kernel("coded", "planes", "WBI uu")
+TURNED = Kernel("coded", "turned", "WW uuuu")
 AWQ_PLACES = 4 * np.array([0, 4, 1, 5, 2, 6, 3, 7], np.int32)  # the first bit of each of eight columns in a word
 
 
@@ -133,7 +134,7 @@ def gptq(parts: StoredParts, packed: TensorInfo, scale: TensorInfo, zero: Tensor
     width = numbers if numbers is not None and _listed(numbers, inputs, groups) else inputs // groups
 
     def down(first: int, last: int) -> np.ndarray:
-        columns = np.ascontiguousarray(parts.stored(packed.name)[:, first:last].T).view(np.uint8)
+        columns = _turned(parts.stored(packed.name), first, last).view(np.uint8)
         return columns if bits == 4 else codes.unpacked(columns, bits, inputs)
 
     def zeros(first: int, last: int) -> np.ndarray:
@@ -168,6 +169,17 @@ def _listed(numbers: np.ndarray, columns: int, groups: int) -> bool:
     return columns % groups != 0 or not np.array_equal(numbers, np.arange(columns) // (columns // groups))
 
 
+def _turned(words: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Return columns `first … last − 1` of a matrix as rows."""
+    words, height, stride = np.ascontiguousarray(words), *words.shape
+    assert 0 <= first <= last <= stride
+    found = np.empty((last - first, height), words.dtype)
+    assert words.dtype.itemsize == found.dtype.itemsize == WORD // 8
+    if found.size:
+        TURNED((), address(words), address(found), first, last - first, height, stride)
+    return found
+
+
 def _of_columns(parts: StoredParts, scale: TensorInfo) -> Rows:
     return lambda first, last: parts.stored(scale.name)[:, first:last].T.astype(np.float32)
 
@@ -183,7 +195,7 @@ def awq(parts: StoredParts, packed: TensorInfo, scale: TensorInfo, zero: TensorI
 
     def unpacked(name: str, first: int, last: int) -> np.ndarray:
         low = first // 8
-        words = np.ascontiguousarray(parts.stored(name)[:, low : -(-last // 8)].T)
+        words = _turned(parts.stored(name), low, -(-last // 8))
         found = np.empty((8 * len(words), words.shape[1]), np.uint8)
         PLANES((), address(words), address(found), address(AWQ_PLACES), *words.shape)
         return found[first - 8 * low : last - 8 * low]

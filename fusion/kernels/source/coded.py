@@ -127,3 +127,17 @@ def dense(data, out, rows, stride, columns, bits):
             byte = bit >> u64(3)
             both = u32(u32(data[at + byte]) | u32(u32(data[at + min(byte + ONE, stride - ONE)]) << u32(8)))
             out[to + column] = u8(u32(both >> u32(bit & u64(7))) & mask)
+
+
+def turned(words, out, first, count, height, stride):
+    """Columns `first … first + count − 1` of words, of `height` rows that begin every `stride`, one after the other."""
+    begin = u64(0)
+    while begin < height:
+        end, low = min(begin + AT_ONCE, height), u64(0)
+        while low < count:
+            high = min(low + AT_ONCE, count)
+            for column in range(low, high):
+                for row in range(begin, end):
+                    out[column * height + row] = words[row * stride + first + column]
+            low = high
+        begin = end
