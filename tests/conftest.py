@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,39 @@ from safetensors.numpy import save_file
 def device_without_float64() -> Callable[[], AbstractContextManager[str]]:
     """Return a context manager in which there is such a device, as Apple's is; it yields the device's name."""
     return runpy.run_path(str(Path(__file__).with_name("without_float64.py")))["device_without_float64"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def sculpt(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """Return what runs a command line, as it is typed, in this process: to import all again for each takes minutes."""
+    from sculpt.cli.app import main
+
+    def run(*arguments: str | Path, cwd: Path | None = None) -> Done:
+        if cwd is not None:
+            monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["sculpt", *map(str, arguments)])
+        monkeypatch.setattr(os, "environ", os.environ.copy())
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        capfd.readouterr()
+        try:
+            with pytest.raises(SystemExit) as left:
+                main()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        told = capfd.readouterr()
+        return Done(returncode=int(left.value.code or 0), stdout=told.out, stderr=told.err)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +15,7 @@ import pytest
 class Outcome:
     """What a command left behind, and what it tried."""
 
-    code: object
+    code: int
     stdout: str
     stderr: str
     asked: tuple[str, ...]
@@ -39,27 +36,14 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def sculpt(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+def sculpt(sculpt: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """Return what runs a command line here, with someone who answers every question by "y"."""
-    from sculpt.cli.app import main
-
     asked: list[str] = []
     monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "y")
 
     def run(*arguments: str | Path, cwd: Path) -> Outcome:
-        monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", ["sculpt", *map(str, arguments)])
-        monkeypatch.setattr(os, "environ", os.environ.copy())
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        capfd.readouterr()
         asked.clear()
-        try:
-            with pytest.raises(SystemExit) as left:
-                main()
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        told = capfd.readouterr()
-        return Outcome(code=left.value.code or 0, stdout=told.out, stderr=told.err, asked=tuple(asked))
+        done = sculpt(*arguments, cwd=cwd)
+        return Outcome(code=done.returncode, stdout=done.stdout, stderr=done.stderr, asked=tuple(asked))
 
     return run

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-
-from .test_commands import sculpt
+from typing import Any
 
 Pair = Callable[..., tuple[Path, Path]]
+Sculpt = Callable[..., Any]
 
 
-def test_the_bounds_of_blocks_and_tensors_agree(make_pair: Pair) -> None:
+def test_the_bounds_of_blocks_and_tensors_agree(sculpt: Sculpt, make_pair: Pair) -> None:
     base, tuned = make_pair()
     found = json.loads(sculpt("bound", base, tuned, "--eta-relative", "0.05", "--json").stdout)
     assert [block["name"] for block in found["blocks"]] == [
@@ -29,7 +29,7 @@ def test_the_bounds_of_blocks_and_tensors_agree(make_pair: Pair) -> None:
     assert block["largest_gamma"] == min(tensor["largest_gamma"] for tensor in inside)
 
 
-def test_people_see_a_table_and_a_sentence(make_pair: Pair) -> None:
+def test_people_see_a_table_and_a_sentence(sculpt: Sculpt, make_pair: Pair) -> None:
     base, tuned = make_pair()
     done = sculpt("bound", base, tuned)
     assert done.returncode == 0
@@ -38,7 +38,7 @@ def test_people_see_a_table_and_a_sentence(make_pair: Pair) -> None:
     assert "no budget was given" in done.stderr
 
 
-def test_a_fuse_says_where_the_budget_cut_gamma(make_pair: Pair, tmp_path: Path) -> None:
+def test_a_fuse_says_where_the_budget_cut_gamma(sculpt: Sculpt, make_pair: Pair, tmp_path: Path) -> None:
     base, tuned = make_pair()
     done = sculpt(
         "fuse", base, tuned, "--no-calibration", "--eta-relative", "0.01", "-o", tmp_path / "out", cwd=tmp_path
@@ -47,7 +47,7 @@ def test_a_fuse_says_where_the_budget_cut_gamma(make_pair: Pair, tmp_path: Path)
     assert "The budget cut γ in 10 of 10 tensors" in done.stderr.replace("\n", " ")
 
 
-def test_two_budgets_exclude_each_other(make_pair: Pair) -> None:
+def test_two_budgets_exclude_each_other(sculpt: Sculpt, make_pair: Pair) -> None:
     base, tuned = make_pair()
     done = sculpt("bound", base, tuned, "--eta", "1", "--eta-relative", "0.1")
     assert done.returncode == 1

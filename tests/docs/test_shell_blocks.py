@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomllib
@@ -29,9 +27,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def sculpt(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], None]:
+def typed(sculpt: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], None]:
     """Return what runs a command line in this process; `> file` at its end is where stdout goes."""
-    from sculpt.cli.app import main
     from sculpt.data import general
     from sculpt.evaluate import charts, training_sweep
 
@@ -43,20 +40,10 @@ def sculpt(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 
     def run(words: list[str]) -> None:
         words, to = (words[:-2], words[-1]) if words[-2] == ">" else (words, None)
-        monkeypatch.setattr(sys, "argv", words)
-        monkeypatch.setattr(os, "environ", os.environ.copy())
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        capfd.readouterr()
-        try:
-            with pytest.raises(SystemExit) as left:
-                main()
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        told = capfd.readouterr()
-        assert not left.value.code, f"{' '.join(words)}\n{told.err}"
+        done = sculpt(*words[1:])
+        assert not done.returncode, f"{' '.join(words)}\n{done.stderr}"
         if to is not None:
-            Path(to).write_text(told.out)
+            Path(to).write_text(done.stdout)
 
     return run
 
@@ -75,15 +62,15 @@ def check(words: list[str]) -> None:
 
 @pytest.mark.parametrize("page", [page for page, blocks in PAGES.items() if blocks])
 def test_what_a_page_says_can_be_typed_in_order(
-    page: str, sculpt: Callable[[list[str]], None], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str, typed: Callable[[list[str]], None], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocks: list[Block] = PAGES[page]
-    typed = [words for block in blocks if block.why_not is None for words in block.commands]
-    furnish(tmp_path, page, {word for words in typed for word in words[1:]}, store=store)
+    commands = [words for block in blocks if block.why_not is None for words in block.commands]
+    furnish(tmp_path, page, {word for words in commands for word in words[1:]}, store=store)
     monkeypatch.chdir(tmp_path)
     for block in blocks:
         for words in block.commands:
             check(words)
             if block.why_not is None:
                 assert words[0] == "sculpt", f"{page}:{block.line}: {words[0]} cannot be typed: say why above the block"
-                sculpt(words)
+                typed(words)
