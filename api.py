@@ -113,7 +113,7 @@ def pack(
     """
     from .fusion.patch.pack import pack
 
-    return pack(base, model, output=Path(output), overwrite=overwrite, progress=progress)[0]
+    return pack(base, model, output=Path(output), overwrite=overwrite, progress=progress).nbytes
 
 
 def apply_patch(

@@ -62,7 +62,7 @@ def inspect_command(checkpoint: CheckpointPath, tensors: ListAll = False, json: 
     files = dict.fromkeys([*opened.files, *(info.file for info in infos if info.file is not None)])
     per_file = [(_within(file, opened.path), [i for i in infos if i.file == file]) for file in files]
     rows = [[name, str(len(held)), gigabytes(sum(i.nbytes for i in held))] for name, held in per_file]
-    if opened.is_foreign:  # a tensor may lie in several files
+    if opened.is_foreign and opened.ref.base is None:  # a tensor may lie in several files, but for a patch's
         rows = [[_within(file, opened.path), "", gigabytes(file.stat().st_size)] for file in files]
     table("files", ["file", "tensors", "size"], rows)
     total = sum(info.num_elements for info in infos)

@@ -36,6 +36,8 @@ def pack_command(
 ) -> None:
     """Write a patch that makes a model from its base, bit for bit: weights, configuration, tokenizer and all.
 
+    Only hidden files, what training left, and other forms of the same weights are left out, and named.
+
     A patch stores only what differs from the base. A fine-tune of all weights takes about a fifth of its size; one that
     changes few weights takes less. `sculpt fuse … --emit patch` writes a fused model as a patch directly. With DARE and
     AdaDARE-γ it is very small, because the seed says which deltas were dropped.
@@ -53,11 +55,15 @@ def pack_command(
 
     target = output or find_model(model).beside("-patch.safetensors")
     with progress_bar("packing") as report:
-        size, whole = pack(base, model, output=target, overwrite=overwrite, progress=report)
+        found = pack(base, model, output=target, overwrite=overwrite, progress=report)
+    size, whole = found.nbytes, found.of_weights
     if json:
-        print_json({"output": str(target), "bytes": size, "model_bytes": whole, "ratio": whole / size})
-    else:
-        say(f"wrote {target}: {gigabytes(size)} for {gigabytes(whole)} of weights, {whole / size:.1f} ×")
+        said = {"output": str(target), "bytes": size, "model_bytes": whole, "ratio": whole / size}
+        print_json({**said, "left_out": dict(found.left)})
+        return
+    for name, why in found.left.items():
+        say(f"left out `{name}`: {why}")
+    say(f"wrote {target}: {gigabytes(size)} for {gigabytes(whole)} of weights, {whole / size:.1f} ×")
 
 
 def apply_command(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -24,6 +24,9 @@ from ..ref import ModelRef
 from .forms import FRAME, form_of, num_words
 from .frames import in_order
 from .source import PatchedSource
+
+# What is made of a packed fine-tune is its very files, none of which tells that sculpt wrote it.
+APPLIED = replace(CHECKPOINT, hint="a folder without a manifest may be your own: remove it first if it can go")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ def unpack(
         OtherBaseError: The base is another than the patch was made from; the sentence names the tensor.
         SculptError: Nothing is left under the output's name.
     """
-    refuse_output(output, [patched], CHECKPOINT, overwrite=overwrite)
+    refuse_output(output, [patched], APPLIED, overwrite=overwrite)
     source = PatchedSource(find_model(patched))
     with reading([source]):
         layout = layout_of(source)

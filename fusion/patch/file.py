@@ -50,6 +50,10 @@ class PatchFile:
     """
 
     def __init__(self, path: Path) -> None:
+        if path.is_dir():
+            raise CheckpointError(
+                f"`{path}` is a folder, and a patch is a file", hint="`sculpt pack` writes such files"
+            )
         self.path = path
         self.file = SafetensorsFile(path)
         said = self.file.metadata

@@ -12,6 +12,7 @@ from ..checkpoint.source import reading
 from ..device import all_cores
 from ..progress import Progress, silent
 from ..ref import ModelRef
+from .apply import layout_of
 from .contents import FILE, TENSOR, Contents, TensorEntry
 from .file import PatchFile
 from .forms import FRAME, form_of, num_words
@@ -76,6 +77,8 @@ def check_with_base(patched: ModelRef, *, threads: int | None = None, progress: 
     """
     contents = check_alone(patched.path)
     source = PatchedSource(patched)
+    with reading([source]):
+        layout_of(source)
     total, done = sum(figure.nbytes for figure in figures(source.patch)), 0
 
     def tasks() -> Iterator[Callable[[], str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import final
@@ -22,10 +23,26 @@ from .contents import Contents, FileEntry, TensorEntry
 from .forms import FRAME, num_words
 from .frames import CodedFrame, coded, in_order, joined
 from .reference import Reference, open_stored, words_of
+from .source import PatchedSource
 from .writer import PATCH, PatchWriter
 
 # What an output of sculpt's holds beside what a model is shipped with.
 OURS = (OWN_MARK, OWN_TENSORS, "README.md", "sculpt-sbom.json", "sculpt-provenance.json", "model.sig")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """What was written.
+
+    Attributes:
+        nbytes: Of the patch.
+        of_weights: Bytes of the model's weights.
+        left: What lies beside the weights and is not in the patch, with the reason why.
+    """
+
+    nbytes: int
+    of_weights: int
+    left: Mapping[str, str]
 
 
 def pack(
@@ -36,8 +53,8 @@ def pack(
     threads: int | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
-) -> tuple[int, int]:
-    """Write a patch that makes a model of its base, to the bit; return its size in bytes, and that of the weights.
+) -> Packed:
+    """Write a patch that makes a model of its base, to the bit.
 
     Args:
         output: A `.safetensors` file.
@@ -48,12 +65,16 @@ def pack(
     refs = find_model(base), find_model(model)
     refuse_output(output, refs, PATCH, overwrite=overwrite)
     own, theirs = map(open_stored, refs)
-    beside = files_of(theirs)
+    beside = {} if isinstance(theirs, PatchedSource) else files_of(theirs)
     facts = [own.resume_key(), theirs.resume_key(), theirs.companions_key()]
     fingerprint = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
     writer = PatchWriter(output, fingerprint=fingerprint, made_by="pack", of=len(theirs.tensors), overwrite=overwrite)
     with reading([own, theirs]), writer:
         _Packing(own, theirs, writer, progress).run(threads or all_cores())
+        if isinstance(theirs, PatchedSource):
+            folder = writer.room()
+            theirs.write_files(folder)
+            beside = {name: folder / name for name in theirs.patch.contents.files}
         shards = {name: writer.put_header(name, header) for name, header in headers_of(theirs).items()}
         files = {
             name: writer.put_file(name, file, own.folder / name if own.folder else None)
@@ -61,7 +82,13 @@ def pack(
         }
         for source in (own, theirs):
             source.refuse_changed()
-        return writer.commit(lambda tensors: _contents(own, theirs, tensors, shards, files)), theirs.nbytes
+        nbytes = writer.commit(lambda tensors: _contents(own, theirs, tensors, shards, files))
+    return Packed(nbytes=nbytes, of_weights=theirs.nbytes, left=_left(theirs, beside))
+
+
+def _left(model: Source, taken: Mapping[str, Path]) -> dict[str, str]:
+    found = ((beside.name.as_posix() + "/" * beside.file.is_dir(), beside.left) for beside in model.beside())
+    return {name: why for name, why in found if why is not None and name not in taken}
 
 
 def _contents(
@@ -141,6 +168,8 @@ class _Packing:
 
 def headers_of(model: Source) -> dict[str, bytes]:
     """Return the headers of a model's weight files; none where they are no safetensors files."""
+    if isinstance(model, PatchedSource):
+        return dict(model.headers())
     if any(file.suffix != ".safetensors" for file in model.files):
         return {}
     found = {}

@@ -18,7 +18,7 @@ from ..checkpoint.companions import Companion, look_beside
 from ..checkpoint.folder import SAFETENSORS_INDEX
 from ..checkpoint.identity import FileIdentity
 from ..checkpoint.output.scratch import Scratch
-from ..checkpoint.output.workspace import told
+from ..checkpoint.output.workspace import MARK, told
 from ..checkpoint.source import Source, Stored
 from ..checkpoint.tensor_info import TensorInfo
 from ..checkpoint.wrappers import unwrapped
@@ -45,6 +45,8 @@ class PatchedSource(Source):
 
     Attributes:
         patch: The opened patch.
+        leaves_changes: Whether a patch below has changed what this one was made without: the model is then of both,
+            and none that was packed.
 
     Raises:
         CheckpointError: The patch cannot be read.
@@ -55,10 +57,12 @@ class PatchedSource(Source):
         assert ref.base is not None  # that of a patch
         self.ref, self.patch = ref, PatchFile(ref.path)
         self._base = open_stored(ref.base) if base is None else base
+        self.file_names, self.is_foreign = self._base.file_names, True
         is_stack = ref.base.base is not None
         self._below = (self._base.changed or frozenset()) if is_stack else frozenset[str]()
         self.files = (*(self._base.files if is_stack else ()), ref.path)
         contents = self.patch.contents
+        self.leaves_changes = False
         own = unwrapped(contents.tensors)
         self.wrappers = own.wrappers
         self._names = {name: inside for inside, name in own.names.items()}
@@ -66,6 +70,7 @@ class PatchedSource(Source):
         self.tensors = {name: self._info(name, inside) for name, inside in self._names.items()}
         added = self._below - self.tensors.keys() - ({} if self._base.base is None else self._base.base.tensors).keys()
         self.tensors |= {name: info for name, info in self._base.tensors.items() if name in added}
+        self.leaves_changes |= bool(added)
         self.strength = None if strength == contents.strength else strength
         if self.strength is not None:
             self._refuse_strength()
@@ -89,6 +94,7 @@ class PatchedSource(Source):
             return reference
         if entry.base in self._below:
             if info is not None and not entry.changed:
+                self.leaves_changes = True
                 return reference  # the patch below changes it, and this one leaves it alone
             raise OtherBaseError(
                 f"`{entry.base}` is changed by `{self.ref.path}` and by a patch before it, `{self._base.ref.path}`",
@@ -125,8 +131,10 @@ class PatchedSource(Source):
         files, base = self.patch.contents.files, self._base.folder
         for name, entry in files.items():
             if not (entry.stored or self._below) and (base is None or not _is(base / name, entry)):
+                state = "is not there" if base is None or not (base / name).is_file() else "is another"
                 raise OtherBaseError(
-                    f"`{self.ref.path}` was made from another base: `{name}` is another in `{self._base.ref}`"
+                    f"`{self.ref.path}` was made from another base: `{name}` {state} in `{self._base.ref}`",
+                    hint=f"it was made from `{self.patch.contents.base}`",
                 )
         theirs = {name.as_posix() for name in self._base.companions()}
         if not files or (not any(entry.stored for entry in files.values()) and theirs == set(files)):
@@ -168,9 +176,21 @@ class PatchedSource(Source):
         """Return what a tensor is called in the file that the patch makes."""
         return self._names.get(name, name)
 
+    def headers(self) -> Mapping[str, bytes]:
+        """Return the header of each weight file that the patch makes.
+
+        There is none where they are laid out anew, or where the model is of several patches.
+        """
+        if self.leaves_changes:
+            return {}
+        return {name: self.patch.header(name) for name in self.patch.contents.shards}
+
     def beside(self) -> Sequence[Companion]:
         """Return what lies beside the weights of the model that the patch makes."""
-        return look_beside(self.folder, ()) if self._scratch and self.folder else self._base.beside()
+        if self._scratch is None:
+            return self._base.beside()
+        mark = self._scratch.folder / MARK
+        return [found for found in look_beside(self._scratch.folder, ()) if found.file != mark]
 
     def identities(self) -> Mapping[Path, FileIdentity]:
         """Return the patch, and the base's files."""

@@ -38,7 +38,7 @@ from .contents import (
 from .file import is_patch
 from .roots import content_of
 
-PATCH = Kind(name="patch", is_folder=False, is_ours=is_patch)
+PATCH = Kind(name="patch", is_folder=False, is_ours=is_patch, suffix=".safetensors")
 DATA = "entries"  # in the workspace: one after the other, in the order in which they were made
 
 

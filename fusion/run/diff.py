@@ -97,10 +97,11 @@ def num_differing(tile: RawTile) -> np.ndarray:
 def distances(tile: RawTile) -> np.ndarray:
     """Return block sums of how many elements differ, of δ² and of first², and block maxima of |δ|; float64."""
     with np.errstate(all="ignore"):
-        wide = tile.base.astype(np.float64)
-        delta = tile.tuned[0].astype(np.float64) - wide
-        sums = [block_sums(row) for row in (_differs(tile), delta * delta, wide * wide)]
-    return np.stack([*sums, np.maximum.reduceat(np.abs(delta), np.arange(0, len(delta), 4096))])
+        kind = np.result_type(tile.base, tile.tuned[0], np.float64)  # complex numbers stay such
+        wide = tile.base.astype(kind)
+        delta, size = np.abs(tile.tuned[0].astype(kind) - wide), np.abs(wide)
+        sums = [block_sums(row) for row in (_differs(tile), delta * delta, size * size)]
+    return np.stack([*sums, np.maximum.reduceat(delta, np.arange(0, len(delta), 4096))])
 
 
 def _totals(tiles: Sequence[np.ndarray]) -> tuple[float, ...]:

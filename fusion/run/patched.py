@@ -8,16 +8,16 @@ from pathlib import Path
 
 from ..checkpoint import Asked
 from ..checkpoint.open import open_whole
-from ..checkpoint.output.guard import CHECKPOINT, refuse_output
+from ..checkpoint.output.guard import refuse_output
 from ..errors import CheckpointError, MethodError
 from ..methods import TaskArithmetic
-from ..patch.apply import unpack
+from ..patch.apply import APPLIED, unpack
 from ..patch.reference import open_stored
 from ..patch.source import PatchedSource
 from ..plan.options import Policies
 from ..plan.plan import make_plan
 from ..progress import Progress, silent
-from ..ref import ModelRef, with_patches
+from ..ref import ModelRef, find_model, with_patches
 from .fuse import execute, prepare_plan
 from .settings import Settings
 
@@ -63,11 +63,13 @@ def apply_patches(
     """
     refuse_strength(gamma, patches)
     ref = with_patches(base, patches)
-    own = ref.parts[0]
-    if len(patches) == 1 and (gamma is None or PatchedSource(ref, strength=gamma).strength is None):
-        unpack(ref, output=output, overwrite=overwrite, progress=progress)
-        return True
-    refuse_output(output, [ref], CHECKPOINT, overwrite=overwrite)
+    own = find_model(base)
+    if len(patches) == 1:
+        one = PatchedSource(ref, strength=gamma)
+        if one.strength is None and not one.leaves_changes:
+            unpack(ref, output=output, overwrite=overwrite, progress=progress)
+            return True
+    refuse_output(output, [ref], APPLIED, overwrite=overwrite)
     opened = open_stored(own)
     refs: Sequence[ModelRef] = [with_patches(base, [patch]) for patch in patches] if add else [ref]
     _refuse_codes(refs)

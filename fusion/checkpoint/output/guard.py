@@ -25,11 +25,15 @@ class Kind:
         name: What sentences call it.
         is_folder: Whether it is a folder, not a file.
         is_ours: Says of a file, or of a folder that holds something, whether sculpt wrote it as one of this kind.
+        suffix: What the names of such files end in, if that has to be so.
+        hint: What is said of something else that has the name.
     """
 
     name: str
     is_folder: bool
     is_ours: Callable[[Path], bool]
+    suffix: str = ""
+    hint: str | None = None
 
     def may_replace(self, output: Path) -> bool:
         """Return whether what has the output's name may be replaced."""
@@ -80,6 +84,8 @@ def refuse_output(
     """
     if kind.is_folder and output.suffix == ".safetensors":
         raise OutputError(f"the output `{output}` must be a folder", hint="leave out `.safetensors`")
+    if not output.name.endswith(kind.suffix):
+        raise OutputError(f"the output `{output}` must be a `{kind.suffix}` file, as every {kind.name} is")
     refuse_inputs(output, inputs)
     clear_scratch()
     repair(output)
@@ -97,7 +103,8 @@ def refuse_output(
         raise OutputError(f"`{output}` exists", ways=[REPLACED, Way(option=option, effect="names another")])
     if not kind.may_replace(output):
         article = "an" if kind.name[0] in "aeiou" else "a"
-        raise OutputError(f"`{output}` is not {article} {kind.name} that sculpt wrote, so it is not replaced")
+        refusal = f"`{output}` is not {article} {kind.name} that sculpt wrote, so it is not replaced"
+        raise OutputError(refusal, hint=kind.hint)
 
 
 def refuse_inputs(output: Path, inputs: Iterable[Asked]) -> None:

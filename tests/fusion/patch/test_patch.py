@@ -25,6 +25,7 @@ from sculpt.fusion.patch.file import PatchFile
 from sculpt.fusion.patch.forms import form_of
 from sculpt.fusion.patch.frames import OtherBaseError
 from sculpt.fusion.patch.look import check_alone, check_with_base, figures
+from sculpt.fusion.patch.pack import pack
 from sculpt.fusion.ref import with_patches
 from sculpt.fusion.run.fuse import execute, prepare
 from sculpt.fusion.run.settings import Settings
@@ -300,6 +301,77 @@ def test_a_patch_of_a_patched_model_follows_it(make_checkpoint: Make, tmp_path: 
     assert bits(tmp_path / "out") == bits(second)
     with pytest.raises(OtherBaseError, match="`a` is another in"):
         sculpt.apply_patch(base, files[1], output=tmp_path / "wrong")
+
+
+def test_a_patch_over_a_patched_base_is_applied_to_it(make_checkpoint: Make, tmp_path: Path) -> None:
+    one = np.linspace(-1, 1, 64, dtype=np.float32).reshape(8, 8)
+    base = make_checkpoint("base", {"a": one, "b": one})
+    first, second = make_checkpoint("first", {"a": 2 * one, "b": one}), make_checkpoint("second", {"a": one, "b": -one})
+    for model in (first, second):
+        sculpt.pack(base, model, output=tmp_path / f"{model.name}.safetensors")
+    patched = f"{base}+{tmp_path / 'first.safetensors'}"
+    assert not sculpt.apply_patch(patched, tmp_path / "second.safetensors", output=tmp_path / "both")
+    assert bits(tmp_path / "both") == {"a": bits(first)["a"], "b": bits(second)["b"]}
+    sculpt.apply_patch(patched, *[tmp_path / "second.safetensors"] * 2, output=tmp_path / "twice", add=True)
+    assert bits(tmp_path / "twice") == {"a": bits(first)["a"], "b": (-3 * one).tobytes()}
+
+
+def test_a_patched_base_is_packed_as_its_folder_is(make_pair: Pair, tmp_path: Path) -> None:
+    base, sft = make_pair()
+    (sft / "notes.txt").write_text("of its own")
+    files = [tmp_path / "1.safetensors", tmp_path / "2.safetensors"]
+    sculpt.pack(base, sft, output=files[0])
+    sculpt.pack(base, f"{base}+{files[0]}", output=files[1])
+    assert filecmp.cmp(*files, shallow=False)
+
+
+def test_what_is_fused_over_a_patched_base_is_laid_out_as_over_its_folder(make_pair: Pair, tmp_path: Path) -> None:
+    base, sft = make_pair(shards=1)
+    (sft / "notes.txt").write_text("of its own")
+    sculpt.pack(base, sft, output=tmp_path / "p.safetensors")
+    for name, first in (("wanted", sft), ("out", f"{base}+{tmp_path / 'p.safetensors'}")):
+        sculpt.fuse(first, base, output=tmp_path / name, method=sculpt.Dare())
+    wanted, found = (sorted(file.name for file in (tmp_path / name).iterdir()) for name in ("wanted", "out"))
+    assert found == wanted
+    assert bits(tmp_path / "out") == bits(tmp_path / "wanted")
+
+
+def test_what_is_left_out_of_a_patch_is_told_with_the_reason(make_pair: Pair, tmp_path: Path) -> None:
+    base, sft = make_pair()
+    (sft / "training_args.bin").touch()
+    (sft / ".hidden").touch()
+    found = pack(base, sft, output=tmp_path / "p.safetensors")
+    assert found.left == {".hidden": "hidden, a credential or a log", "training_args.bin": "left by training"}
+
+
+def test_a_header_of_other_tensors_is_found_by_verifying(
+    make_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, sft = make_pair(shards=1)
+    one = tmp_path / "one.safetensors"
+    save_file({"one": np.zeros(1, np.float32)}, one)
+    monkeypatch.setattr("sculpt.fusion.patch.pack.headers_of", lambda _: {"model.safetensors": one.read_bytes()[:-4]})
+    pack(base, sft, output=tmp_path / "p.safetensors")
+    with pytest.raises(SculptError, match="it has another `one` than the contents"):
+        check_with_base(with_patches(base, [tmp_path / "p.safetensors"]))
+
+
+def test_names_that_no_patch_has_are_refused(make_pair: Pair, tmp_path: Path) -> None:
+    base, sft = make_pair()
+    with pytest.raises(SculptError, match=r"p.bin` must be a `.safetensors` file, as every patch is"):
+        sculpt.pack(base, sft, output=tmp_path / "p.bin")
+    with pytest.raises(SculptError, match=r"p.bin` must be a `.safetensors` file, as every patch is"):
+        prepare(base, [sft], output=tmp_path / "p.bin", method=sculpt.Dare(), settings=Settings(emit="patch"))
+    with pytest.raises(SculptError, match="is a folder, and a patch is a file"):
+        PatchFile(base)
+
+
+def test_a_folder_that_was_applied_is_replaced_only_if_sculpt_wrote_it(make_pair: Pair, tmp_path: Path) -> None:
+    base, sft = make_pair()
+    sculpt.pack(base, sft, output=tmp_path / "p.safetensors")
+    with pytest.raises(SculptError, match="is not a checkpoint that sculpt wrote") as caught:
+        sculpt.apply_patch(base, tmp_path / "p.safetensors", output=sft, overwrite=True)
+    assert "remove it first" in str(caught.value.hint)
 
 
 def test_commands_take_a_patched_base_as_they_take_its_folder(make_pair: Pair, tmp_path: Path) -> None:
