@@ -90,9 +90,9 @@ class _Story:
         from ..api import PROTECTED, fuse
         from ..fusion.arithmetic.two_sided import Protection
         from ..fusion.methods import AdaDare, Dare, TaskArithmetic
+        from ..fusion.run.calibration import Calibration
         from ..fusion.run.settings import Settings
         from ..hessian import calibrate
-        from ..measuring import Calibration
         from .task import write_calibration
 
         self.out.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from sculpt.cli.app import app
 from sculpt.cli.console import print_error
 from sculpt.cli.fuse_view import show_grown
 from sculpt.fusion.errors import CurvatureError, MethodError, SculptError
-from sculpt.measuring import Calibration
+from sculpt.fusion.run.calibration import Calibration
 from typer.testing import CliRunner
 
 from . import zoo  # noqa: TID251 (the tests' own folder)

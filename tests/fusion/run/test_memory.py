@@ -18,6 +18,7 @@ from sculpt.fusion.run.fuse import prepare
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 SHAPE = (1500, 1500)
+SQUARE = (1100, 1100)  # for what factorises matrices
 SMALL = (60, 40)
 TALL = (6000, 300)  # whose singular vectors are found quickly
 BY_SINGULAR_VECTORS = ("tsv-m", "iso-c")
@@ -46,6 +47,11 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models_in(tmp_path_factory.mktemp("memory"), SHAPE)
 
 
+@pytest.fixture(scope="module", name="square")
+def _square(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models_in(tmp_path_factory.mktemp("square"), SQUARE)
+
+
 @pytest.fixture(scope="module", name="tall")
 def _tall(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models_in(tmp_path_factory.mktemp("tall"), TALL)
@@ -65,9 +71,10 @@ def models_in(folder: Path, shape: tuple[int, int]) -> Path:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_takes_what_its_plan_says(case: str, folder: Path, tall: Path, tmp_path: Path) -> None:
+def test_a_run_takes_what_its_plan_says(case: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     method, num_tuned, options, protection = CASES[case]
-    models = tall if case in BY_SINGULAR_VECTORS else folder
+    factorises = METHODS[method].loads_torch or protection is not None
+    models = request.getfixturevalue("tall" if case in BY_SINGULAR_VECTORS else "square" if factorises else "folder")
     (tmp_path / "small").mkdir()
     for file in models.rglob("*.safetensors"):
         (tmp_path / file.relative_to(models)).symlink_to(file)
