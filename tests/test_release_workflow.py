@@ -85,7 +85,7 @@ def test_every_step_runs_in_a_repository_that_holds_the_suites_alone(repository:
     for step in [step for step in job["steps"] if "run" in step]:
         done = subprocess.run(
             ["bash", "-e", "-o", "pipefail", "-c", step["run"]],
-            cwd=repository, env=environment, capture_output=True, text=True, timeout=120,
+            cwd=repository, env=environment, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
         assert done.returncode == 0, (step["name"], done.stderr)
     evidence = next(step for step in job["steps"] if "upload-artifact" in step.get("uses", ""))["with"]["path"]

@@ -240,6 +240,7 @@ class StoreUpload(Upload):
         return known is not None and known[:2] == [there.nbytes, there.etag]
 
     def _put(self, name: str, file: Path) -> None:
+        nbytes = file.stat().st_size  # before it may go to where it lies later
         digest, there = digest_of(file), self._there.get(name)
         if there is not None and self._is_known(name, there) and self._known[name][2] == digest:
             return
@@ -247,8 +248,8 @@ class StoreUpload(Upload):
         retried(lambda: self._store.put_file(str(file), place), name)
         self._store.invalidate_cache()
         found = store.stored_of(place, retried(lambda: self._store.info(place), name))
-        if found.nbytes != file.stat().st_size:
-            raise OutputError(f"`{place}` has {found.nbytes} bytes, and `{file}` {file.stat().st_size}")
+        if found.nbytes != nbytes:
+            raise OutputError(f"`{place}` has {found.nbytes} bytes, and `{file}` {nbytes}")
         self._known[name] = [found.nbytes, found.etag, digest]
         write_whole(self._note, json.dumps(self._known).encode())
 
