@@ -208,7 +208,8 @@ class Room:
 
     Attributes:
         samples: Most samples, or None.
-        tokens: Most tokens with padding, unless one sample has more; or None.
+        tokens: Most tokens with padding, unless one sample has more; or None. Where images or sound are large, tokens
+            do not say it: then there is room for one sample, unless `samples` says how many.
     """
 
     samples: int | None = None
@@ -223,11 +224,16 @@ class Room:
         """Yield samples, the longest first, by the batch."""
         start = 0
         while start < len(samples):
-            longest = max(1, samples[start].length)
-            count = len(samples) if self.tokens is None else max(1, self.tokens // longest)
-            stop = start + (count if self.samples is None else min(count, self.samples))
+            stop = start + self._count(samples[start], len(samples))
             yield samples[start:stop]
             start = stop
+
+    def _count(self, longest: Example, most: int) -> int:
+        if self.tokens is None:
+            return self.samples or most
+        if not longest.is_text:
+            return self.samples or 1
+        return min(max(1, self.tokens // max(1, longest.length)), self.samples or most)
 
 
 def make_batches(
@@ -244,8 +250,8 @@ def make_batches(
     """
     if room.is_for_one:
         return [_single(sample) for sample in samples]
-    padded = [sample for sample in samples if may_pad and set(sample.inputs) <= set(PADDED)]
-    others = [sample for sample in samples if not (may_pad and set(sample.inputs) <= set(PADDED))]
+    padded = [sample for sample in samples if may_pad and sample.is_text]
+    others = [sample for sample in samples if not (may_pad and sample.is_text)]
     batches: list[Batch] = []
     by_inputs: dict[tuple[str, ...], list[Example]] = defaultdict(list)
     for sample in padded:

@@ -43,12 +43,12 @@ def batches_of_answers(
     Raises:
         DataError: No length is free.
     """
-    texts = sorted((one for one in samples if set(one.inputs) <= set(PADDED)), key=lambda one: -one.length)
+    texts = sorted((one for one in samples if one.is_text), key=lambda one: -one.length)
     alike: dict[Any, list[Example]] = defaultdict(list)
     for one in texts:
         alike[() if may_pad else tuple(sorted((key, value.shape[1]) for key, value in one.inputs.items()))].append(one)
     groups: list[Sequence[Example]] = [group for same in alike.values() for group in room.filled(same)]
-    groups += [[one] for one in samples if not set(one.inputs) <= set(PADDED)]
+    groups += [[one] for one in samples if not one.is_text]
     return [_counted(group, may_pad or looks_back, sizes, max_length) for group in groups]
 
 

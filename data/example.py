@@ -62,6 +62,11 @@ class Example:
         return max((self.inputs[key].shape[1] for key in PADDED if key in self.inputs), default=0)
 
     @property
+    def is_text(self) -> bool:
+        """Whether all inputs have one number a token, so that tokens say how large they are."""
+        return set(self.inputs) <= set(PADDED)
+
+    @property
     def num_predicted(self) -> int:
         """How many tokens are to be predicted."""
         return int((self.answers[:, 1:] != IGNORED).sum())

@@ -23,7 +23,8 @@ from ..fusion.checkpoint.pretrained import is_encoder_decoder
 from ..fusion.errors import CurvatureError, DataError, ModelError, Way
 from ..fusion.launch import Launch
 from ..fusion.progress import Progress, silent
-from ..fusion.run.calibration import GENERAL
+from ..fusion.run.allocator import keep_large_blocks
+from ..fusion.run.calibration import BATCH_TOKENS, GENERAL
 from ..fusion.run.diff import changed_tensors
 from ..live import skeleton
 from ..live.devices import compute_dtype, pick_device
@@ -187,8 +188,8 @@ class Session:
 
     def _batches(self) -> list[Batch]:
         options = self.options
-        alone = options.batch_size is None and options.batch_tokens is None
-        room = Room(samples=1 if alone else options.batch_size, tokens=options.batch_tokens)
+        is_free = options.batch_size is None and options.batch_tokens is None
+        room = Room(samples=options.batch_size, tokens=BATCH_TOKENS if is_free else options.batch_tokens)
         if not self._counts_all:
             return batches_of_answers(
                 self.own_samples,
@@ -230,6 +231,7 @@ class Session:
         tapes = self._resume(forward)
         total = len(self.units)
         self.progress(len(forward.passed), total, "calibrate")
+        keep_large_blocks()
         for unit in self._passed_units(forward, tapes, may_return=may_return):
             block = self._block(once=once)
             if journal is not None:
@@ -237,6 +239,7 @@ class Session:
             self.progress(min(len(forward.passed), total), total, unit.name)
             if block:
                 yield block
+                keep_large_blocks()  # whoever took it may have returned them
             if self._is_partial and not forward.comes_back() and self._has_all(forward):
                 break
         block = self._block(everything=True, once=once)

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sculpt.data.batching import Room
+from sculpt.data.example import Example
 from sculpt.fusion.errors import CurvatureError, DataError, ModelError, OutputError
 from sculpt.hessian import CalibrationOptions, DiagonalHessian, calibrate
 from sculpt.hessian.session import Session
@@ -79,7 +81,7 @@ def test_full_matrices_have_the_diagonals_that_are_summed_apart(name: str, tmp_p
 def test_a_full_matrix_is_the_sum_of_outer_products(tmp_path: Path) -> None:
     folder, data = zoo.settle(zoo.TEXT["llama"], tmp_path)
     name = "model.layers.1.mlp.down_proj.weight"
-    hessian = calibrate(folder, data=data, full=["*.1.mlp.down*"])
+    hessian = calibrate(folder, data=data, full=["*.1.mlp.down*"], batch_size=1)
     import transformers
 
     model = transformers.LlamaForCausalLM.from_pretrained(folder).eval()
@@ -265,11 +267,30 @@ def test_short_samples_fill_batches_of_so_many_tokens_and_change_no_statistic(tm
         longest = max(sample.length for sample in session.samples)
     assert 1 < len(batches) < 7
     assert all(batch.num_samples == 1 or batch.masks[0].shape[0] * longest <= 40 for batch in batches)
-    alone, together = calibrate(folder, data=data), calibrate(folder, data=data, batch_tokens=20)
+    alone, together = calibrate(folder, data=data, batch_size=1), calibrate(folder, data=data, batch_tokens=20)
     for name in alone:
         assert alone[name].num_tokens == together[name].num_tokens
         for ours, theirs in zip(alone[name].terms, together[name].terms, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, err_msg=name)
+
+
+def test_short_samples_run_together_unless_told_otherwise(tmp_path: Path) -> None:
+    folder, data = zoo.settle(zoo.TEXT["llama"], tmp_path, num_rows=7)
+    counts = []
+    for given in ({}, {"batch_size": 1}, {"batch_size": 4}):
+        with Session(folder, CalibrationOptions(data=data, **given)) as session:
+            counts.append([batch.num_samples for batch in session._batches()])
+    assert counts == [[7], [1] * 7, [4, 3]]
+
+
+def test_samples_with_images_run_alone_as_tokens_do_not_say_how_large_they_are() -> None:
+    one = Example(
+        inputs={"input_ids": torch.ones(1, 3, dtype=torch.int64), "pixel_values": torch.zeros(1, 3, 64, 64)},
+        tokens=torch.ones(1, 3, dtype=torch.int64),
+        answers=torch.zeros(1, 3, dtype=torch.int64),
+    )
+    assert [len(part) for part in Room(tokens=2048).filled([one] * 3)] == [1, 1, 1]
+    assert [len(part) for part in Room(samples=2, tokens=2048).filled([one] * 3)] == [2, 1]
 
 
 @pytest.mark.parametrize("option", ["samples", "max_length", "batch_size", "batch_tokens"])

@@ -19,9 +19,10 @@ Together = Callable[..., list[tuple[int, str]]]
 def test_two_processes_give_the_statistics_of_one(together: Together, tmp_path: Path) -> None:
     folder, data = zoo.settle(zoo.ALL["mixtral"], tmp_path, num_rows=5)
     target = tmp_path / "two.safetensors"
-    done = together(2, tmp_path, ("calibrate", folder, "--data", data, "--full", "*", "--device", "cpu", "-o", target))
+    options = ("--full", "*", "--batch-size", 1, "--device", "cpu")
+    done = together(2, tmp_path, ("calibrate", folder, "--data", data, *options, "-o", target))
     assert [code for code, _ in done] == [0, 0], done
-    two, one = DiagonalHessian.load(target), calibrate(folder, data=data, full=["*"])
+    two, one = DiagonalHessian.load(target), calibrate(folder, data=data, full=["*"], batch_size=1)
     assert set(two) == set(one)
     assert two.provenance == one.provenance
     assert two.why_missing == one.why_missing
@@ -45,10 +46,13 @@ def test_two_processes_fuse_what_they_measured_together(together: Together, tmp_
     tensors = load_file(base / "model.safetensors")
     moved = {name: (a + 0.02 * rng.standard_normal(a.shape)).astype(a.dtype) for name, a in tensors.items()}
     save_file(moved, tuned / "model.safetensors", metadata={"format": "pt"})
-    command = ("fuse", base, tuned, "--data", data, "--protect", general, "-o", tmp_path / "two", "--json")
+    command = ("fuse", base, tuned, "--data", data, "--protect", general, "--batch-size", 1)
+    command += ("-o", tmp_path / "two", "--json")
     done = together(2, tmp_path, command)
     assert [code for code, _ in done] == [0, 0], done
-    sculpt.fuse(base, tuned, data=data, protect=general, output=tmp_path / "one")
+    calibration = sculpt.Calibration(data=data, protect=general, batch_size=1)
+    protection = sculpt.Protection()
+    sculpt.fuse(base, tuned, calibration=calibration, protection=protection, output=tmp_path / "one")
     first, second = (sculpt.Manifest.read(tmp_path / name) for name in ("one", "two"))
     assert first.curvature == second.curvature
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))

@@ -63,7 +63,7 @@ class Settled:
     @cached_property
     def measured(self) -> tuple[Session, dict[str, Curvature], list[tuple[Any, Any]]]:
         """The statistics, full matrices and all, and what the model gave while they were measured."""
-        options = CalibrationOptions(data=self.data, full=("*",))
+        options = CalibrationOptions(data=self.data, full=("*",), batch_size=1)
         found: dict[str, Curvature] = {}
         given: list[tuple[Any, Any]] = []
         with Session(self.model, options) as session:
