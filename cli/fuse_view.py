@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 60
 MAX_NAMED = 8
+MOST_MOVED = 8  # kinds of data, of those that are told of after a fuse
 GROWN = 1.5  # times the fine-tune's own deltas, from which on those that are left are warned of
 FAR = 0.1  # nats a token, from which on a kind may be warned of
 
@@ -210,14 +211,16 @@ def show_moved(moved: Mapping[str, Any], *, held_out: bool = True, aside: bool =
 
     Args:
         held_out: Whether they are kinds of the general set, but for the rows that were measured.
-        aside: Whether the table is for something else than it was asked for, and goes to stderr.
+        aside: Whether the table is beside what was asked for: it goes to stderr, and has what moved most alone.
     """
     if "why_not" in moved:
         say(f"note: how far the model moved from its base was not measured: {moved['why_not']}")
         return
     kinds = moved["kinds"]
-    rows = [[k["kind"], f"{k['divergence']:.3f}", f"{k['same']:.1%}", str(k["num_tokens"])] for k in kinds[:MAX_ROWS]]
-    more = f"and {len(kinds) - MAX_ROWS} more" if len(kinds) > MAX_ROWS else None
+    most = MOST_MOVED if aside else MAX_ROWS
+    rows = [[k["kind"], f"{k['divergence']:.3f}", f"{k['same']:.1%}", str(k["num_tokens"])] for k in kinds[:most]]
+    where_all = ", which moved less: all are in the manifest" if aside else ""
+    more = f"and {len(kinds) - most} more{where_all}" if len(kinds) > most else None
     columns = ["data", "nats a token", "same next token", "tokens"]
     where = ", on general data that were not measured" if held_out else ""
     table(f"how far it moved from the base{where}", columns, rows, note=more, aside=aside)

@@ -84,13 +84,11 @@ class _Lines:
     def report(self, done: int, total: int, item: str) -> None:
         """Say how far it is, if that was said long ago."""
         stretch, now = self.stretch, time.monotonic()
-        if stretch.total not in (0, total) or done < stretch.first:
+        if stretch.total != total or done < stretch.first:
+            # What a killed run left, and what went before there was a total, has no part in the rate.
             stretch = self.stretch = _Phase(done, total)
         else:
-            # What a killed run left is there with the first report.
-            if not stretch.total and total:
-                stretch.first = done
-            stretch.total, stretch.is_new = total, False
+            stretch.is_new = False
         is_due = now - self._said >= self.every
         if not is_due and now - self._kept < STEP:
             return

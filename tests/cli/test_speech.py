@@ -99,16 +99,18 @@ def test_a_line_every_half_minute_with_rate_and_time_left(clock: list[float], ca
     caplog.set_level(logging.DEBUG, logger="sculpt")
     with progress.progress_bar("calibrating", unit="blocks") as report:
         report(0, 0, "opening")
+        clock[0] += 20
         report(20, 60, "left by a killed run")
         for _ in range(40):
             clock[0] += 2
-            report(20 + int(clock[0] // 4), 60, "a block")
+            report(20 + int((clock[0] - 20) // 4), 60, "a block")
         report(5, 30, "another stretch")
         clock[0] += 30
         report(10, 30, "another stretch")
     said = [record.getMessage() for record in caplog.records if record.levelno == speech.NOTE]
     assert said == [
-        "calibrating: 27 of 60 blocks, 14 a minute, 2:21 left, a block",
-        "calibrating: 35 of 60 blocks, 15 a minute, 1:40 left, a block",
+        "calibrating: 22 of 60 blocks, 12 a minute, 3:10 left, a block",
+        "calibrating: 30 of 60 blocks, 15 a minute, 2:00 left, a block",
+        "calibrating: 37 of 60 blocks, 14.6 a minute, 1:35 left, a block",
         "calibrating: 10 of 30 blocks, 10 a minute, 2:00 left, another stretch",
     ]
