@@ -154,7 +154,8 @@ def look(place: Path, *, fuse: bool) -> None:
     sources = [open_checkpoint(place / side) for side in ("base", "tuned")]
     tell("open", began)
     began = process_time()
-    plan = make_plan(sources, lambda _: Dare(sparsity=0.5))
+    method = Dare(sparsity=0.5)
+    plan = make_plan(sources, lambda _: method)
     tell("plan", began)
     began = process_time()
     _ = [source.fingerprint for source in sources]

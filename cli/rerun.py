@@ -52,7 +52,7 @@ def rerun_command(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make an output again and compare every byte: a checkpoint, a patch or an adapter.
+    """Make an output again and compare every byte: a checkpoint, a file of weights, a patch or an adapter.
 
     It runs the command in the output's manifest; for what Python made, the recipe. Models and files are looked up by
     name in this folder and beside the output; `--at` says where others are. The exit code is 0 if the bytes are the
@@ -66,16 +66,14 @@ def rerun_command(
 
         sculpt rerun sft-dare.safetensors -o again.safetensors
     """
-    from ..fusion.run.made import made_at
+    from ..fusion.run.made import CARD, made_at
     from .console import out, warn
 
     first = made_at(made)
     known = dict(_place(text) for text in places or ())
     folders = (Path(), first.place.parent)
     if first.command is not None:
-        also = (
-            ["--emit", "patch"] if first.place.is_file() else []
-        )  # which a manifest does not tell: its model is the same
+        also = ["--emit", "patch"] if first.is_patch else []  # which a manifest does not tell: its model is the same
         _by_command([*shlex.split(first.command), *also], known, folders, output, overwrite=overwrite)
     else:
         _by_recipe(first, known, folders, output, overwrite=overwrite)
@@ -84,7 +82,7 @@ def rerun_command(
     if differs is not None:
         warn(f"{output} is not the same: {differs}")
         raise typer.Exit(3)
-    but = "" if first.place.name == again.place.name else ", but for the name on its card"
+    but = "" if first.place.name == again.place.name or CARD not in first.files else ", but for the name on its card"
     out(f"{output} has the bytes of {made}, {first.told_size()}{but}")
 
 

@@ -1,0 +1,1 @@
+from . import numpy_names  # noqa: F401 (before anything asks for NumPy's namespace)

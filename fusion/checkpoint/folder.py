@@ -136,6 +136,9 @@ class Checkpoint(Source):
             else opened.tensors[name]._replace(name=own.names[name])
             for name, opened in places.items()
         }
+        if not self._inside:
+            for opened in self._files:  # one table of names, not two: there may be 100,000
+                opened.tensors = self.tensors
         if self.tensors and not any(info.num_elements for info in self.tensors.values()):
             raise CheckpointError(
                 f"all tensors of `{self.ref}` are empty: ZeRO-3 saves such tensors unless it gathers them",

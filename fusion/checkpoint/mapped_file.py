@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import final
 
@@ -72,6 +73,8 @@ class MappedFile:
         # that are still in use come back.
         self._used += stop - start
         self._first, self._last = min(self._first, start), max(self._last, stop)
-        if self._used >= TOGETHER:
+        if stop == self.nbytes:  # most often the last: what the system has mapped around the others goes as well
+            drop(self.content(), 0, stop + PAGESIZE)
+        elif self._used >= TOGETHER:
             drop(self.content(), self._first, self._last)
             self._used, self._first, self._last = 0, self.nbytes, 0

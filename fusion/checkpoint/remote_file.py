@@ -12,6 +12,7 @@ from ..errors import CheckpointError
 from ..places.ranges import Ranged
 from .identity import FileIdentity
 from .safetensors_file import checked_header
+from .tensor_info import TensorInfo
 
 
 @final
@@ -21,6 +22,8 @@ class RemoteFile:
     Args:
         file: The pointer on this disk.
     """
+
+    tensors: Mapping[str, TensorInfo]
 
     def __init__(self, file: Path, ranged: Ranged) -> None:
         self.file = file

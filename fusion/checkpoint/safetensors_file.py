@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -148,6 +148,8 @@ def _ask_reference(file: Path) -> None:
 @final
 class SafetensorsFile:
     """A checked header and, from the first read on, a read-only memory map."""
+
+    tensors: Mapping[str, TensorInfo]
 
     def __init__(self, file: Path) -> None:
         self.file = file

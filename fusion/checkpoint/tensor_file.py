@@ -22,18 +22,15 @@ class TensorFile(Protocol):
     """The tensors of one file.
 
     Attributes:
+        tensors: In file order; once a checkpoint has put its files together, those of all of them.
         left: Names of what lies beside the model's tensors in it.
     """
 
     file: Path
+    tensors: Mapping[str, TensorInfo]
     metadata: dict[str, str]
     identity: FileIdentity
     left: list[str]
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """The tensors in file order."""
-        ...
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return elements `start … stop − 1` of the flat tensor as stored."""

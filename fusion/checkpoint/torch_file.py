@@ -76,10 +76,11 @@ class TorchFile:
         self.metadata: dict[str, str] = {}
         read = TorchArchive(self._mapped).content if is_archive(self._mapped) else _load_old(file)
         self._held, self.left = state_dict(file, read)
-        self.tensors: dict[str, TensorInfo] = {}
+        tensors: dict[str, TensorInfo] = {}
         for name, tensor in self._held.items():
             code = tensor.kind.code if isinstance(tensor, StoredTensor) else _code_of(file, name, tensor)
-            self.tensors[name] = TensorInfo(name=name, dtype=code, stored=code, shape=tuple(tensor.shape), file=file)
+            tensors[name] = TensorInfo(name=name, dtype=code, stored=code, shape=tuple(tensor.shape), file=file)
+        self.tensors: Mapping[str, TensorInfo] = tensors
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return elements `start … stop − 1` of the flat tensor as stored."""

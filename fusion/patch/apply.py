@@ -71,11 +71,11 @@ def unpack(
         overwrite=overwrite,
     )
     with reading([source]), sink:
-        _Applying(source, layout, sink, progress).run(threads or all_cores())
+        _Applying(source, sink, progress).run(threads or all_cores())
         source.refuse_changed()
         sink.commit(source.write_files)
     return Applied(
-        tensors=len(layout.tensors),
+        tensors=len(layout.place),
         nbytes=sum(shard.nbytes for shard in layout.shards),
         is_exact=bool(source.patch.contents.shards),
     )
@@ -87,11 +87,7 @@ def layout_of(source: PatchedSource) -> Layout:
     Raises:
         CheckpointError: A header that the patch holds is damaged, or of other tensors.
     """
-    contents, patch = source.patch.contents, source.patch
-    tensors = {
-        name: OutputTensor(name=name, dtype=entry.dtype, shape=entry.shape, origin=None)
-        for name, entry in contents.tensors.items()
-    }
+    contents, patch, tensors = source.patch.contents, source.patch, _tensors_of(source)
     if not contents.shards:
         return make_layout(list(tensors.values()), source, metadata=source.metadata)
     shards, place = [], {}
@@ -102,23 +98,31 @@ def layout_of(source: PatchedSource) -> Layout:
             own = tensors.get(name)
             if own is None or name in place or (own.dtype, own.shape) != (info.dtype, info.shape):
                 raise patch.damaged(file_name, f"it has another `{name}` than the contents")
-        shards.append(Shard(file_name=file_name, header=header, offsets=offsets, nbytes=nbytes))
+        shards.append(Shard.of(file_name, header, offsets, nbytes))
         place |= dict.fromkeys(infos, shards[-1])
     if len(place) < len(tensors):
         raise CheckpointError(f"no weight file of `{patch.path}` has `{min(tensors.keys() - place.keys())}`")
-    return Layout(shards=tuple(shards), tensors=tensors, place=place, writes_index=False)
+    return Layout(shards=tuple(shards), place=place, writes_index=False)
+
+
+def _tensors_of(source: PatchedSource) -> dict[str, OutputTensor]:
+    return {
+        name: OutputTensor(name=name, dtype=entry.dtype, shape=entry.shape, origin=None)
+        for name, entry in source.patch.contents.tensors.items()
+    }
 
 
 @final
 class _Applying:
     """The tensors of a patch on their way into a folder."""
 
-    def __init__(self, source: PatchedSource, layout: Layout, sink: FolderSink, progress: Progress) -> None:
-        self._source, self._layout, self._sink, self._progress = source, layout, sink, progress
+    def __init__(self, source: PatchedSource, sink: FolderSink, progress: Progress) -> None:
+        self._source, self._sink, self._progress = source, sink, progress
+        self._tensors = _tensors_of(source)
 
     def run(self, threads: int) -> None:
         """Decode every tensor that is not there yet."""
-        tensors = self._layout.tensors
+        tensors = self._tensors
         missing = [name for name in tensors if not self._is_there(name)]
         total = sum(tensor.nbytes for tensor in tensors.values())
         done = total - sum(tensors[name].nbytes for name in missing)
@@ -134,7 +138,7 @@ class _Applying:
         """Return whether an interrupted run left a tensor that is what it should be."""
         if name not in self._sink.finished:
             return False
-        frames, word = self._source.frames(name), form_of(self._layout.tensors[name].dtype).word
+        frames, word = self._source.frames(name), form_of(self._tensors[name].dtype).word
         for k in range(len(frames)):
             start, stop = (place * word.itemsize for place in frames.span(k))
             if not frames.is_model(k, self._sink.read(name, start, stop - start)):
@@ -148,6 +152,6 @@ class _Applying:
 
     def _write(self, name: str, k: int) -> None:
         start, stop = self._source.frames(name).span(k)
-        with self._sink.room(name, start, stop, form_of(self._layout.tensors[name].dtype).word) as out:
+        with self._sink.room(name, start, stop, form_of(self._tensors[name].dtype).word) as out:
             self._source.decode(name, k, out)
         self._source.release_words(name, start, stop)

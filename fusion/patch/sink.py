@@ -246,9 +246,7 @@ class PatchSink(Sink):
         """Let `add_files` write the other files of the model's folder, then give the patch the output's name."""
         folder = self._writer.room()
         with told(folder):
-            for name, index in self._layout.indices().items():
-                (folder / name).parent.mkdir(exist_ok=True)
-                (folder / name).write_bytes(index)
+            self._layout.write_indices(folder)
             add_files(folder)
         files: dict[str, FileEntry] = {}
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):

@@ -10,7 +10,7 @@ from ..checkpoint import Source, TensorInfo
 from ..checkpoint.foreign import GATHER
 from ..errors import CheckpointError, MismatchError
 from ..methods import Method
-from ..names import config_values, is_constant, is_pooler, selects
+from ..names import OUTPUT_MODULES, config_values, is_constant, is_pooler, module_of, selects
 from .matching import Match, seen_as
 from .options import Side
 from .step import WAYS, Request, Step
@@ -189,14 +189,16 @@ class _Decision:
             origin=origin,
             num_fused=num_fused,
             key=self.match.key,
-            curvatures=tuple(
-                [
-                    None if found is None else seen_as(found, model)
-                    for found, model in zip(infos, self.models, strict=True)
-                ]
-            ),
+            seen=self._seen(infos),
             method=method,
         )
+
+    def _seen(self, infos: Sequence[TensorInfo | None]) -> tuple[str | None, ...] | None:
+        """Return what calibration of each model calls its tensor, where that is another name; else None."""
+        if not any(info is not None and module_of(info.name) in OUTPUT_MODULES for info in infos):
+            return None
+        pairs = zip(infos, self.models, strict=True)
+        return tuple([None if info is None else seen_as(info, model) for info, model in pairs])
 
     @property
     def _home(self) -> int:

@@ -78,7 +78,8 @@ class Step(NamedTuple):
         origin: Which model a copied tensor, or the tail of a grown one, is copied from: 0 the base, k tuned model k.
         num_fused: How many leading elements are fused; less than all of them for a vocabulary that was resized.
         key: The name that the random numbers are drawn for; tied tensors share one.
-        curvatures: What calibration of each model calls it, the base's first; None where a model has no such tensor.
+        seen: What calibration of each model calls it, the base's first, where a model calls it otherwise than its own
+            tensor is called; else None.
         differs: Whether a tuned model's tensor is not the base's, where a copied one was looked at; None without both.
         method: In place of the run's own, where a recipe has a rule for this tensor.
     """
@@ -93,9 +94,16 @@ class Step(NamedTuple):
     origin: int
     num_fused: int
     key: str
-    curvatures: tuple[str | None, ...]
+    seen: tuple[str | None, ...] | None = None
     differs: bool | None = None
     method: Method | None = None
+
+    @property
+    def curvatures(self) -> tuple[str | None, ...]:
+        """What calibration of each model calls it, the base's first; None where a model has no such tensor."""
+        if self.seen is not None:
+            return self.seen
+        return tuple([None if info is None else info.name for info in (self.base, *self.tuned)])
 
     @property
     def num_elements(self) -> int:

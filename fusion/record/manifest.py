@@ -41,7 +41,7 @@ MOST_BYTES = 1 << 30  # of that file, unpacked: two million tensors take less
 FORMAT = 2  # 1 had paths, digests of pieces, and the weight files alone
 FILES = ("inputs", "outputs", "companions", "files")
 UNTOLD = ("folder", "held")  # which are no part of the file
-PIECE = 1 << 24
+PIECE = 1 << 20
 # Made of the manifest later, or put there by the hub and by git.
 SBOM, PROVENANCE, SIGNATURE = "sculpt-sbom.json", "sculpt-provenance.json", "model.sig"
 BESIDE = (SBOM, PROVENANCE, SIGNATURE, ".gitattributes", ".git/*", ".cache/huggingface/*")

@@ -388,6 +388,7 @@ def execute(
             outputs=outputs,
             records=_as_stored(records, tensors, prepared.encodings),
         )
+        del tensors, records  # of very many tensors each takes megabytes, and the manifest has what they say
         check()
         whole: list[Manifest] = []
         sink.commit(lambda folder: whole.append(_add_files(folder, prepared, manifest, compare)))
@@ -459,15 +460,13 @@ def _as_stored(
 ) -> dict[str, TensorRecord]:
     """Return records with what the files hold: of tensors that are encoded dtype and digest of their codes.
 
-    The records are taken out of what is given, so that of very many there is one at a time, not two.
+    The very dict that is given has them then: of very many there is one of each at a time, not two.
     """
-    found = {}
-    for name in list(records):
-        record = records.pop(name)
+    for name, record in records.items():
         stored = coded[name].stored[0] if name in coded else None
         dtype = stored.dtype if stored is not None else record.dtype
-        found[name] = replace(record, dtype=dtype, digest=digests[stored.name if stored is not None else name])
-    return found
+        records[name] = replace(record, dtype=dtype, digest=digests[stored.name if stored is not None else name])
+    return records
 
 
 def resume_facts(prepared: Prepared, provenance: Mapping[str, Any] | None) -> dict[str, Any]:

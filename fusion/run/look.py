@@ -31,7 +31,6 @@ def pair_plan(base: Source, tuned: Source, pairs: Iterable[tuple[TensorInfo, Ten
             origin=0,
             num_fused=info.num_elements,
             key=info.name,
-            curvatures=(info.name, other.name),
         )
         for info, other in pairs
     )

@@ -21,7 +21,7 @@ TINY = 1 << 15  # units smaller than this are more Python than arithmetic: threa
 Unit = list[TensorTask]
 
 
-def units(steps: Sequence[Step], context: Context) -> Iterator[Unit]:
+def units(steps: Iterable[Step], context: Context) -> Iterator[Unit]:
     """Return the tensors that share a reduction together."""
     for group in together(steps, context.plan.method):
         yield [TensorTask(step, context) for step in group]
@@ -130,7 +130,6 @@ def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[
     total = sum(step.bytes_read for step in steps)
     records = _resumed(steps, context)
     done = sum(step.bytes_read for step in steps if step.name in records)
-    by_name = {step.name: step for step in steps}
     threads = context.backend.threads
     # Threads only compute; what came of it is taken from here by this thread alone, so that no state needs a lock.
     finished: SimpleQueue[tuple[Any, int, Future[Any]]] = SimpleQueue()
@@ -139,12 +138,12 @@ def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[
 
     def note(ready: Results) -> None:
         nonlocal done
-        for name, found in ready:
+        for step, found in ready:
             if isinstance(found, TensorRecord):
-                context.sink.finish(name, {"record": found.as_json()})
-            records[name] = found
-            done += by_name[name].bytes_read
-            progress(done, total, name)
+                context.sink.finish(step.name, {"record": found.as_json()})
+            records[step.name] = found
+            done += step.bytes_read
+            progress(done, total, step.name)
 
     with ThreadPoolExecutor(threads) as pool:
 
@@ -168,7 +167,8 @@ def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[
             else:
                 note(_run_whole(batch))
 
-        waiting = _batches(units([step for step in steps if step.name not in records], context))
+        started = frozenset(records)
+        waiting = _batches(units((step for step in steps if step.name not in started), context))
         batch = next(waiting, None)
         try:
             while True:

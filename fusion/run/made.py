@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..checkpoint.output.guard import ADAPTER_RECORD, SWEEP_RECORD
+from ..checkpoint.output.guard import ADAPTER_RECORD, SWEEP_RECORD, record_beside
 from ..errors import CheckpointError, MethodError
 from ..patch.contents import FILE
 from ..patch.file import PatchFile, is_patch
@@ -16,6 +16,7 @@ from ..record.adapter import read_adapter_record
 from ..record.manifest import MANIFEST, Manifest, sides_of
 
 CARD, TENSOR = "README.md", "tensor "  # a tensor of a patch, beside names of files
+WEIGHTS = "weights of one file"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +24,13 @@ class Made:
     """An output of sculpt.
 
     Attributes:
-        place: The folder, or the file of a patch.
+        place: The folder, or the file of a patch or of weights.
         command: The command line that made it, or None where none did.
         why_no_command: What did, in a sentence.
         manifest: Of a checkpoint, or of the one that a patch holds; None where there is none.
         inputs: What it was made of, by role, as a fingerprint.
-        files: What it consists of, by name, as a digest.
+        files: What it consists of, by name, as a digest; of a single file of weights under `WEIGHTS`.
+        is_patch: Whether it is a patch.
     """
 
     place: Path
@@ -37,6 +39,7 @@ class Made:
     manifest: Manifest | None
     inputs: Mapping[str, str]
     files: Mapping[str, str]
+    is_patch: bool = False
 
     def recipe_source(self) -> Manifest:
         """Return the manifest that a recipe can be made of.
@@ -56,7 +59,7 @@ class Made:
         Raises:
             MethodError: It is a patch by `pack`, it was merged by a recipe file, or statistics came out of memory.
         """
-        if self.place.is_file():
+        if self.is_patch:
             raise MethodError(
                 f"`{self.place}` has no command: {self.why_no_command}", hint="pack the same two models again"
             )
@@ -74,8 +77,10 @@ class Made:
 
     def told_size(self) -> str:
         """Return what was compared, for a sentence."""
-        if self.place.is_file():
+        if self.is_patch:
             return f"{len([name for name in self.files if name.startswith(TENSOR)])} tensors"
+        if WEIGHTS in self.files and self.manifest is not None:
+            return f"{len(self.manifest.tensors)} tensors"
         return f"{len(self.files)} files"
 
     def first_difference(self, other: Made) -> str | None:
@@ -89,26 +94,42 @@ class Made:
 
 
 def made_at(path: Path) -> Made:
-    """Return what lies at a path: an output's folder, its manifest, or a patch.
+    """Return what lies at a path: an output's folder, its manifest, a patch, or a single file of weights.
 
     Raises:
         CheckpointError: It is no output of sculpt, or damaged.
     """
     if path.is_file() and is_patch(path):
         return _patch(path)
+    if path.is_file() and (file := _single_file(path)) is not None:
+        return _of_manifest(Manifest.read(file), file.resolve())
     folder = (path.parent if path.is_file() else path).resolve()
     if (folder / SWEEP_RECORD).is_file():
         folder = folder / "fused"
     if (folder / ADAPTER_RECORD).is_file():
         return _adapter(folder)
-    manifest = Manifest.read(folder)
+    return _of_manifest(Manifest.read(folder), folder)
+
+
+def _single_file(path: Path) -> Path | None:
+    """Return the file of weights that lies at a path, or whose manifest does; None of anything else."""
+    file = path.with_name(path.name.removesuffix(f".{MANIFEST}") + ".safetensors") if _is_beside(path) else path
+    return file if record_beside(file).is_file() else None
+
+
+def _is_beside(path: Path) -> bool:
+    return path.name.endswith(f".{MANIFEST}")
+
+
+def _of_manifest(manifest: Manifest, place: Path) -> Made:
+    files = {record.name: record.digest for record in (*manifest.outputs, *manifest.companions)}
     return Made(
-        place=folder,
+        place=place,
         command=manifest.command,
         why_no_command="it was made from Python",
         manifest=manifest,
         inputs=_inputs(manifest),
-        files={record.name: record.digest for record in (*manifest.outputs, *manifest.companions)},
+        files={WEIGHTS: manifest.outputs[0].digest} if place.is_file() else files,
     )
 
 
@@ -147,6 +168,7 @@ def _patch(path: Path) -> Made:
         command=None if is_packed or manifest is None else manifest.command,
         why_no_command="`sculpt pack` made it of two models" if is_packed else "it was made from Python",
         manifest=manifest,
+        is_patch=True,
         inputs={} if manifest is None else _inputs(manifest),
         files={
             **{name: entry.digest for name, entry in contents.files.items() if name != MANIFEST},

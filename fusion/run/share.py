@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ..launch import Launch
 from ..methods import Method
@@ -10,28 +10,27 @@ from ..names import block_of
 from ..plan.step import Step
 
 
-def together(steps: Sequence[Step], method: Method) -> list[list[Step]]:
-    """Return the steps whose tensors share a reduction: each alone, or by the scope of its method.
+def together(steps: Iterable[Step], method: Method) -> Iterator[list[Step]]:
+    """Yield the steps whose tensors share a reduction: each alone, then by the scope of its method.
 
     Args:
         method: Of steps that have none of their own.
     """
-    alone: list[list[Step]] = []
     shared: dict[tuple[Method, str], list[Step]] = {}
     for step in steps:
         own = step.method or method
         if own.scope == "tensor" or step.action != "fuse":
-            alone.append([step])
+            yield [step]
         else:
             shared.setdefault((own, block_of(step.name) if own.scope == "block" else ""), []).append(step)
-    return [*alone, *shared.values()]
+    yield from shared.values()
 
 
 def share_of(steps: Sequence[Step], method: Method, launch: Launch) -> list[Step]:
     """Return the steps of this process; every process asks with the same steps."""
     if launch.count == 1:
         return list(steps)
-    groups = together(steps, method)
+    groups = list(together(steps, method))
     sizes = [sum(step.bytes_read + step.nbytes for step in group) for group in groups]
     total, before, own = max(1, sum(sizes)), 0, []
     for group, size in zip(groups, sizes, strict=True):

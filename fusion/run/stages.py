@@ -11,12 +11,13 @@ import xxhash
 from ..arithmetic.passes import Finding, Map, Pass
 from ..arithmetic.sums import exact_total
 from ..errors import MethodError
+from ..plan.step import Step
 from ..record.records import TensorRecord
 from .span import Span
 from .task import Prepare, TensorTask, Wanted
 
 Work = list[tuple[TensorTask, Span]]
-Results = list[tuple[str, Any]]  # output name, and a `TensorRecord`, or what was found where nothing is written
+Results = list[tuple[Step, Any]]  # a step, and a `TensorRecord`, or what was found where nothing is written
 Stages = Generator[tuple[Wanted, Work], list[Any], Results]
 
 NOWHERE = Span(start=0, stop=0)
@@ -45,7 +46,7 @@ def stages(unit: Sequence[TensorTask]) -> Stages:
                 fused[0].refuse_nonfinite()
             for task in unit:
                 task.release()
-            return [(task.step.name, wanted.value) for task in fused]
+            return [(task.step, wanted.value) for task in fused]
         work = [(task, span) for task in fused for span in task.fused_spans]
         results = yield wanted, work
         rows: dict[str, list[np.ndarray]] = {task.step.name: [] for task in fused}
@@ -67,7 +68,7 @@ def stages(unit: Sequence[TensorTask]) -> Stages:
             digests[task.step.name].update(digest)
     for task in unit:
         task.release()
-    return [(task.step.name, _record(task, totals, figures, digests)) for task in unit]
+    return [(task.step, _record(task, totals, figures, digests)) for task in unit]
 
 
 def _record(

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import sculpt
+import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import save_file
 from sculpt.cli.app import app
 from sculpt.fusion.errors import CheckpointError, MethodError
 from typer.testing import CliRunner
@@ -152,3 +154,16 @@ def test_what_cannot_be_made_again_is_refused_in_a_sentence(here: Path) -> None:
             run("rerun", made, "-o", "again")
     with pytest.raises(MethodError, match="has no recipe"):
         run("recipe", "adapter")
+
+
+def test_a_file_of_weights_is_made_again_under_any_name(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for side in ("base", "sft"):
+        save_file({"w.weight": torch.full((4, 4), 1.0 if side == "base" else 2.0)}, here / f"{side}.safetensors")
+    make(monkeypatch, "dare", "base.safetensors", "sft.safetensors", "-o", "first.safetensors")
+    for made in ("first.safetensors", "first.sculpt-manifest.json"):
+        run("rerun", made, "-o", "again.safetensors", "--overwrite")
+        assert (here / "again.safetensors").read_bytes() == (here / "first.safetensors").read_bytes()
+    save_file({"w.weight": torch.full((4, 4), 3.0)}, here / "sft.safetensors")
+    done = CliRunner().invoke(app, ["rerun", "first.safetensors", "-o", "other.safetensors"])
+    assert done.exit_code == 3
+    assert "not the same: it was made of other models" in done.output

@@ -96,7 +96,7 @@ class FolderSink(Sink):
         return self
 
     def _open(self) -> None:
-        first = {"fingerprint": self._fingerprint, "of": len(self._layout.tensors), "unit": "tensors"}
+        first = {"fingerprint": self._fingerprint, "of": len(self._layout.place), "unit": "tensors"}
         self._journal = SharedJournal(self._processes, self._folder, first)
         self._payload.mkdir(exist_ok=True)
         self.finished = {entry["name"]: entry for entry in self._journal.entries}
@@ -231,8 +231,12 @@ class FolderSink(Sink):
                 found[name] = file.digest(), file.part_digests()
             except OSError as error:
                 raise os_error(error, file.file) from error
-        tensors = {name: digest for _, parts in found.values() for name, digest in parts.items()}
-        return {name: own for name, (own, _) in found.items()}, tensors
+        files: dict[str, str] = {}
+        tensors: dict[str, str] = {}
+        while found:  # of very many tensors, no digest is held twice
+            name, (files[name], parts) = found.popitem()
+            tensors |= parts
+        return {name: files[name] for name in sorted(files)}, tensors
 
     def _digests_together(self) -> dict[str, tuple[str, Mapping[str, str]]]:
         """Put the pieces of all processes where they belong, then have each hash its share of the files."""
@@ -265,8 +269,7 @@ class FolderSink(Sink):
         """Have the first process write the other files beside the weights, which are whole, then name the folder."""
 
         def fill(folder: Path) -> None:
-            for name, index in self._layout.indices().items():
-                (self._payload / name).write_bytes(index)
+            self._layout.write_indices(self._payload)
             self._drain()
             for file in self._files.values():
                 file.flush()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -40,14 +42,27 @@ class Shard:
 
     Attributes:
         file_name: Within the output, with the folder that it lies in, if any.
+        packed: The header, compressed: of very many tensors it would take as much memory as they do.
         index: The name of the index that lists it; None of a file that is alone in its folder.
     """
 
     file_name: str
-    header: bytes
+    packed: bytes
     offsets: Mapping[str, int]
     nbytes: int
     index: str | None = None
+
+    @classmethod
+    def of(
+        cls, file_name: str, header: bytes, offsets: Mapping[str, int], nbytes: int, index: str | None = None
+    ) -> Shard:
+        """Return the file of a header."""
+        return cls(file_name=file_name, packed=zlib.compress(header, 1), offsets=offsets, nbytes=nbytes, index=index)
+
+    @property
+    def header(self) -> bytes:
+        """The file's first bytes, up to the first tensor."""
+        return zlib.decompress(self.packed)
 
     def inside(self, name: str) -> str:
         """Return what a tensor is called in the file."""
@@ -59,35 +74,38 @@ class Layout:
     """All output files.
 
     Attributes:
+        place: The file of each tensor.
         writes_index: Whether the index of several shards is made here, not brought along.
     """
 
     shards: tuple[Shard, ...]
-    tensors: Mapping[str, OutputTensor]
     place: Mapping[str, Shard]
     writes_index: bool = True
 
-    def indices(self) -> dict[str, bytes]:
-        """Return the content of the index of each folder with several weight files, by its name; unless it is brought.
+    def write_indices(self, folder: Path) -> None:
+        """Write the index of each folder with several weight files; unless it is brought.
 
         A folder within the output has an index of its own, with names as its files have them.
         """
-        found: dict[str, bytes] = {}
         for index in dict.fromkeys(shard.index for shard in self.shards if shard.index and self.writes_index):
             shards = [shard for shard in self.shards if shard.index == index]
-            total = sum(self.tensors[name].nbytes for shard in shards for name in shard.offsets)
-            found[index] = _index({"total_size": total}, shards)
-        return found
+            total = sum(shard.nbytes - min(shard.offsets.values(), default=shard.nbytes) for shard in shards)
+            (folder / index).parent.mkdir(exist_ok=True)
+            with (folder / index).open("w", encoding="utf-8") as stream:
+                stream.writelines(_index({"total_size": total}, shards, self.place))
 
 
-def _index(metadata: Mapping[str, int], shards: Sequence[Shard]) -> bytes:
-    """Return what `json.dumps` makes of an index with an indent of 2, in a fraction of the time and the memory."""
+def _index(metadata: Mapping[str, int], shards: Sequence[Shard], place: Mapping[str, Shard]) -> Iterator[str]:
+    """Yield what `json.dumps` makes of an index with an indent of 2, in a fraction of the time and the memory."""
     head, _, tail = json.dumps({"metadata": metadata, "weight_map": {}}, indent=2).rpartition("{}")
     encode = json.JSONEncoder().encode
-    files = {shard.file_name: encode(shard.file_name.rpartition("/")[2]) for shard in shards}
-    own = sorted((shard.inside(name), shard.file_name) for shard in shards for name in shard.offsets)
-    lines = ",\n".join([f"    {encode(name)}: {files[file]}" for name, file in own])
-    return f"{head}{{\n{lines}\n  }}{tail}\n".encode()
+    told = {shard.file_name: encode(shard.file_name.rpartition("/")[2]) for shard in shards}
+    before = f"{head}{{\n"
+    for name in sorted(name for shard in shards for name in shard.offsets):  # with the same folder in front, if any
+        shard = place[name]
+        yield f"{before}    {encode(shard.inside(name))}: {told[shard.file_name]}"
+        before = ",\n"
+    yield f"\n  }}{tail}\n"
 
 
 def parse_size(text: str) -> int:
@@ -127,7 +145,7 @@ def _shard(
         raise MethodError(f"the header of `{file_name}` would take {len(text)} bytes of the 100 MB that it may have")
     header = len(text).to_bytes(8, "little") + text
     offsets = {name: len(header) + start for name, start in starts.items()}
-    return Shard(file_name=file_name, header=header, offsets=offsets, nbytes=len(header) + position, index=index)
+    return Shard.of(file_name, header, offsets, len(header) + position, index)
 
 
 def _inside(file_name: str, name: str) -> str:
@@ -184,8 +202,7 @@ def make_layout(
             for folder, own in _by_folder(tensors, base).items()
             for shard in _shards_of(folder, own, base, max_shard_bytes, kept)
         ]
-    place = {name: shard for shard in shards for name in shard.offsets}
-    return Layout(shards=tuple(shards), tensors={tensor.name: tensor for tensor in tensors}, place=place)
+    return Layout(shards=tuple(shards), place={name: shard for shard in shards for name in shard.offsets})
 
 
 def _by_folder(tensors: Sequence[OutputTensor], base: Source) -> dict[str, list[OutputTensor]]:

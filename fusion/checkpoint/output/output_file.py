@@ -11,6 +11,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Mapping
+from itertools import chain, islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, final
@@ -206,9 +207,10 @@ class OutputFile:
         return self._hashed.finish(self._descriptor)
 
     def part_digests(self) -> Mapping[str, str]:
-        """Return `xxh3-128:hex` of the bytes of each part, once `digest` was asked for."""
+        """Give `xxh3-128:hex` of the bytes of each part, once, after `digest` was asked for."""
         assert self._hashed is not None
-        return self._hashed.parts
+        found, self._hashed.parts = self._hashed.parts, {}
+        return found
 
     def close(self) -> None:
         """Close; what waits in memory is lost."""
@@ -258,7 +260,7 @@ class _InOrder:
         self._new_digest = new_digest
         self._lock = threading.Lock()
         self._nbytes = nbytes
-        self._ends = [*zip(parts, [*list(parts.values())[1:], nbytes], strict=False)]
+        self._parts = parts
         self._first = min(parts.values(), default=nbytes)  # what comes before is the header
         self._start()
         self._held: dict[int, np.ndarray] = {}
@@ -271,6 +273,9 @@ class _InOrder:
         self._part: Any = xxhash.xxh3_128()
         self._next = 0
         self.parts: dict[str, str] = {}
+        # Name and end of each part, one after the other: a file has very many.
+        self._ends = zip(self._parts, chain(islice(self._parts.values(), 1, None), [self._nbytes]), strict=False)
+        self._end = next(self._ends, None)
 
     def take(self, position: int, data: np.ndarray) -> None:
         """Hash bytes, or hold a copy until it is their turn; what would be too much to hold is read back at the end."""
@@ -295,8 +300,8 @@ class _InOrder:
         self._digest.update(data)
         start, self._next = self._next, self._next + len(data)
         done = max(start, self._first)
-        while len(self.parts) < len(self._ends):
-            name, end = self._ends[len(self.parts)]
+        while self._end is not None:
+            name, end = self._end
             stop = min(end, self._next)
             if done < stop:
                 self._part.update(data[done - start : stop - start])
@@ -305,6 +310,7 @@ class _InOrder:
                 return
             self.parts[name] = f"xxh3-128:{self._part.hexdigest()}"
             self._part = xxhash.xxh3_128()
+            self._end = next(self._ends, None)
 
     def _drop(self, first: int = 0) -> None:
         for position in [position for position in self._held if position >= first]:
