@@ -280,9 +280,9 @@ def _refuse_no_patch(plan: Plan, *, is_coded: bool) -> None:
         )
     if plan.base.decoded:
         raise MethodError(
-            f"`{plan.base.ref}` is quantised, and a patch of a fuse needs plain weights",
-            hint="without `emit` of `patch`, the model is written",
-            options=["emit"],
+            f"`{plan.base.ref}` is quantised, and a patch of a fuse is over plain weights",
+            hint="write the model (`output_format` of `same` keeps FP8 and MXFP4), and `sculpt pack` it over its base",
+            options=["emit", "output_format"],
         )
     if is_coded:
         raise MethodError(

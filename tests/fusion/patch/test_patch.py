@@ -435,6 +435,9 @@ def test_codes_are_packed_as_they_are_and_not_scaled(tmp_path: Path) -> None:
     assert all(tensor.changed == 0 for tensor in sculpt.diff(model, f"{base}/+{patch}").tensors)
     with pytest.raises(SculptError, match="is quantised: its codes can have no other strength"):
         sculpt.apply_patch(base, patch, output=tmp_path / "half", gamma=0.5)
+    with pytest.raises(SculptError, match="is quantised, and a patch of a fuse is over plain weights") as caught:
+        prepare(base, [model], output=tmp_path / "e.safetensors", method=sculpt.Dare(), settings=Settings(emit="patch"))
+    assert "`sculpt pack` it over its base" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("command", ["verify", "attest", "report"])
