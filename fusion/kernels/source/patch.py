@@ -23,7 +23,7 @@ _TWO_32 = f32(TWO_32)
 
 @inlined
 def _context(bits, shift, mask, top):
-    exponent = u32(u32(bits >> shift) & mask)
+    exponent = u32(u32(bits >> u32(shift & u32(31))) & mask)  # as LLVM knows the shift is short, lanes stay narrow
     return u32(min(u32(top - min(exponent, top)), EXPONENTS - u32(1)))
 
 
