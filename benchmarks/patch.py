@@ -122,7 +122,7 @@ def arms(chosen: argparse.Namespace) -> dict[str, list[str]]:
         found[f"AdaDARE-γ {p}, closed form"] = ["fuse", base, sft, *known, "--sparsity", p]
         found[f"AdaDARE-γ {p}, exact"] = ["fuse", base, sft, *known, "--sparsity", p, "--allocation", "exact"]
     if chosen.two_sided:
-        found["two-sided"] = ["fuse", base, sft, *chosen.two_sided]
+        found["two-sided"] = ["two-sided", base, sft, *chosen.two_sided]
     if chosen.adapter:
         found["LoRA, merged"] = ["task-arithmetic", base, str(chosen.adapter)]
         found["LoRA, DARE 0.9"] = ["dare", base, str(chosen.adapter), "--sparsity", "0.9"]
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("sft", type=Path)
     parser.add_argument("--adapter", type=Path)
     parser.add_argument("--hessian", type=Path)
-    parser.add_argument("--two-sided", nargs=argparse.REMAINDER, help="flags of the two-sided fuse; last on the line")
+    parser.add_argument("--two-sided", nargs=argparse.REMAINDER, help="flags of `sculpt two-sided`; last on the line")
     parser.add_argument("--only", action="append", help="of the models these alone; repeatable")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rivals", type=Path, default=Path(sys.executable), help="Python of the rivals' environment")

@@ -14,6 +14,7 @@ from ..arithmetic.random import SEGMENT, Key, tensor_key
 from ..kernels.tiles import root_at, scratch_block, scratch_words
 from ..native import Kernel, address
 from .forms import WordForm
+from .room import room
 
 NEVER = 255  # the context of an element that is the base's for certain
 
@@ -25,6 +26,7 @@ def _kernel(name: str, letter: str) -> Kernel:
     signatures = {
         "top_exponent": f"{letter} u uu W",
         "contexts": f"{letter} u uuu B",
+        "scaled_contexts": f"{letter} u uuu uu BB B",
         "drawn_contexts": f"{letter} u uuu uuuf B",
         "threshold_contexts": f"{letter}H u uuuu B",
     }
@@ -96,7 +98,7 @@ class Plain(Hint):
     def contexts(self, words: np.ndarray, form: WordForm, frame: Frame, prepared: np.ndarray | None) -> np.ndarray:
         """Return how far each exponent is below `top`, at most 15."""
         del prepared
-        out = np.empty(len(words), np.uint8)
+        out = room("contexts of a frame", len(words), np.uint8)
         kernel = _kernel("contexts", form.letter)
         kernel((), address(words), len(words), form.shift, form.mask, frame.top, address(out))
         return out
@@ -105,6 +107,40 @@ class Plain(Hint):
         """Return the plain one."""
         del count
         return "decode", "u", (frame.is_dense,)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scaled(Hint):
+    """By how much the elements of its row and of its column differ, beside the base's exponent.
+
+    Attributes:
+        columns: Of the tensor: the size of its last axis.
+        rows, of_columns: log2 of |δ| in quarters of octaves, of each row that the frame has part of, and of each
+            column; uint8, contiguous.
+    """
+
+    columns: int
+    rows: np.ndarray
+    of_columns: np.ndarray
+
+    draws: ClassVar[bool] = False
+    num_contexts: ClassVar[int] = NEVER
+
+    def contexts(self, words: np.ndarray, form: WordForm, frame: Frame, prepared: np.ndarray | None) -> np.ndarray:
+        """Return by how many steps elements are likely to differ, in half octaves."""
+        del prepared
+        out = room("contexts of a frame", len(words), np.uint8)
+        place = frame.start, self.columns, address(self.rows), address(self.of_columns)
+        kernel = _kernel("scaled_contexts", form.letter)
+        kernel((), address(words), len(words), form.shift, form.mask, frame.top, *place, address(out))
+        return out
+
+    def decoder(self, frame: Frame, count: int) -> tuple[str, str, tuple[float, ...]]:
+        """Return the one for rows and columns."""
+        del count
+        found = frame.start, self.columns, address(self.rows), address(self.of_columns)
+        return "decode_scaled", "u uu BB", (frame.is_dense, *found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +167,7 @@ class DrawnHint(Hint):
     def contexts(self, words: np.ndarray, form: WordForm, frame: Frame, prepared: np.ndarray | None) -> np.ndarray:
         """Return how far exponents are below `top`, and `NEVER` where nothing was drawn."""
         del prepared
-        out, key = np.empty(len(words), np.uint8), self.seed.key(frame.start)
+        out, key = room("contexts of a frame", len(words), np.uint8), self.seed.key(frame.start)
         place = frame.start, key.low, key.high, self.keep
         kernel = _kernel("drawn_contexts", form.letter)
         kernel((), address(words), len(words), form.shift, form.mask, frame.top, *place, address(out))
@@ -157,7 +193,7 @@ class Threshold(Hint):
 
     def prepare(self, start: int, count: int) -> np.ndarray:
         """Return the bucket of each element's bound: quarters of octaves."""
-        out, key = np.empty(count, np.uint16), self.seed.key(start)
+        out, key = room("buckets of a frame", count, np.uint16), self.seed.key(start)
         of_root = root_at(self.root, start, count)
         _THRESHOLDS((), count, *of_root, start, key.low, key.high, self.c, scratch_block(), address(out))
         return out
@@ -170,7 +206,7 @@ class Threshold(Hint):
     def contexts(self, words: np.ndarray, form: WordForm, frame: Frame, prepared: np.ndarray | None) -> np.ndarray:
         """Return buckets below `high`, at most 14, with exponents; `NEVER` above `high`."""
         assert prepared is not None
-        out = np.empty(len(words), np.uint8)
+        out = room("contexts of a frame", len(words), np.uint8)
         kernel = _kernel("threshold_contexts", form.letter)
         place = form.shift, form.mask, frame.top, frame.high
         kernel((), address(words), address(prepared), len(words), *place, address(out))

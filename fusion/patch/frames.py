@@ -15,15 +15,16 @@ from ..checkpoint.bytes_of import as_bytes
 from ..errors import CheckpointError
 from .coder import encode
 from .contexts import Hint, Plain
-from .decoder import DamagedFrameError, decode
+from .decoder import decode
 from .forms import FRAME, form_of, num_words
 from .recipe import SeededRecipe
 from .room import room
+from .scales import read, scaled_hint, written
 
 ENTRY = struct.Struct("<I16s16s")  # bytes of code, digests of the base's and of the model's words
 # What a frame holds: the model's words, or those that its recipe makes the model's of, or the model's where the
-# recipe tells which of them differ.
-MODEL, TUNED, HINTED = 0, 1, 2
+# recipe tells which of them differ, or the model's where rows and columns tell by how much.
+MODEL, TUNED, HINTED, SCALED = 0, 1, 2, 3
 PLAIN = Plain()
 T = TypeVar("T")
 
@@ -59,6 +60,8 @@ def coded(
     start: int,
     recipe: SeededRecipe | None = None,
     tuned: np.ndarray | None = None,
+    *,
+    columns: int = 0,
 ) -> CodedFrame:
     """Return a frame of words.
 
@@ -67,6 +70,7 @@ def coded(
         start: The first word's place in the tensor.
         recipe: Tells which elements of the model can differ from the base.
         tuned: What the recipe makes the model of: the fine-tune's words, the base's where nothing is kept.
+        columns: The size of the tensor's last axis, in words; 0 if it has none.
     """
     of_base, of_model = digest_of(base), digest_of(model)
     if of_base == of_model and (tuned is None or digest_of(tuned) == of_base):
@@ -76,8 +80,15 @@ def coded(
     def made(kind: int, words: np.ndarray, hint: Hint) -> CodedFrame:
         return CodedFrame(code=bytes([kind]) + encode(base, words, form, hint, start), base=of_base, model=of_model)
 
+    def without_recipe() -> CodedFrame:
+        hint = scaled_hint(base, model, dtype, start, columns)
+        if hint is None:
+            return made(MODEL, model, PLAIN)
+        code = bytes([SCALED]) + written(hint) + encode(base, model, form, hint, start)
+        return CodedFrame(code=code, base=of_base, model=of_model)
+
     if recipe is None:
-        return made(MODEL, model, PLAIN)
+        return without_recipe()
     made_of = room("made", len(model), model.dtype)
     if tuned is not None:
         recipe.rescale(base, tuned, dtype, start, None, made_of)
@@ -85,7 +96,7 @@ def coded(
             return made(TUNED, tuned, recipe.hint)
     hinted = made(HINTED, model, recipe.hint)
     decode(np.frombuffer(hinted.code, np.uint8)[1:], base, form, recipe.hint, start, made_of)
-    return hinted if digest_of(made_of) == of_model else made(MODEL, model, PLAIN)
+    return hinted if digest_of(made_of) == of_model else without_recipe()
 
 
 def joined(frames: Sequence[CodedFrame]) -> list[bytes]:
@@ -169,13 +180,18 @@ class Frames:
             return out
         at, form, start = self._starts[k], form_of(self.dtype), self.span(k)[0]
         kind, code = self._data[at], self._data[at + 1 : at + nbytes]
-        if kind > HINTED or (kind != MODEL and (recipe is None or start + len(base) > recipe.num_elements)):
+        if kind > SCALED or (kind in (TUNED, HINTED) and (recipe is None or start + len(base) > recipe.num_elements)):
             raise self._damaged(f"a frame is of the unknown kind {kind}")
         words = np.empty_like(base) if out is None else out
         coded = room("tuned", len(base), base.dtype) if kind == TUNED else words
         try:
-            decode(code, base, form, recipe.hint if recipe is not None and kind != MODEL else PLAIN, start, coded)
-        except DamagedFrameError as error:
+            hint: Hint = PLAIN
+            if kind == SCALED:
+                hint, code = read(code, start, len(base))
+            elif kind != MODEL and recipe is not None:
+                hint = recipe.hint
+            decode(code, base, form, hint, start, coded)
+        except CheckpointError as error:
             raise self._damaged(error.message) from error
         if kind == TUNED:
             assert recipe is not None

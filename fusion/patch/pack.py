@@ -143,7 +143,8 @@ class _Packing:
 
     def _coded(self, name: str, start: int, stop: int) -> CodedFrame:
         info, reference = self._theirs.tensors[name], self._references[name]
-        found = coded(reference.words(start, stop), words_of(self._theirs, info, start, stop), info.dtype, start)
+        words, columns = words_of(self._theirs, info, start, stop), info.shape[-1] if info.shape else 0
+        found = coded(reference.words(start, stop), words, info.dtype, start, columns=columns)
         reference.release(start, stop)
         Reference(source=self._theirs, info=info, dtype=info.dtype).release(start, stop)
         return found

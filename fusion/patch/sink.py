@@ -166,7 +166,9 @@ class PatchSink(Sink):
         reference, start = self._references[name], k * FRAME
         stop = start + len(frame.model)
         dtype, tuned = self._steps[name].dtype, frame.tuned if frame.recipe else None
-        found = coded(reference.words(start, stop), frame.model, dtype, start, frame.recipe, tuned)
+        columns = self._steps[name].shape[-1] if self._steps[name].shape else 0
+        words = reference.words(start, stop)
+        found = coded(words, frame.model, dtype, start, frame.recipe, tuned, columns=columns)
         reference.release(start, stop)
         with self._lock:
             self._coded[name, k] = found

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ...arithmetic.tile import TWO_32
 from .blocks import NOWHERE, SIZE, last_kept, root_block, word
 from .compiler import inlined
-from .elements import bits_of, f32, f64, i32, u32, u64
+from .elements import bits_of, decoded, f32, f64, i32, u32, u64
 
 DIRECT = u32(32)  # smaller numbers are a token each; a larger one's token has its octave and two bits more
 PROBABILITY_BITS = u64(12)
@@ -44,6 +44,27 @@ def block_of_drawn(base, at, size, shift, mask, top, first, key_high, last, out)
 
 
 @inlined
+def block_of_scaled(base, at, size, shift, mask, top, start, columns, rows, of_columns, out):
+    """Put contexts into `out`: by how many steps an element is likely to differ, in half octaves.
+
+    Args:
+        start: Of the frame in the tensor; `rows` has a byte for each row from that one on.
+    """
+    row, column = (start + at) // columns, (start + at) % columns
+    row -= start // columns
+    i = u64(0)
+    while i < size:
+        length, of_row = min(columns - column, size - i), u32(rows[row])
+        for k in range(length):
+            likely = u32(u32(of_row + u32(of_columns[column + k])) >> u32(1))
+            found = u32(u32(_context(u32(base[at + i + k]), shift, mask, top) << u32(1)) + likely)
+            out[i + k] = min(found, NEVER - u32(1))
+        i += length
+        row += u64(1)
+        column = u64(0)
+
+
+@inlined
 def bucket_block(size, first, key_high, c, root, out, at):
     """Put the bucket of `τ = word/(c·sqrt(H))` into `out`: an element is kept where |δ|·2³² is larger than τ."""
     for i in range(size):
@@ -72,6 +93,11 @@ def top_exponent(base, count, shift, mask, out):
 def contexts(base, count, shift, mask, top, out):
     """Put the context of each element into `out`."""
     block_of_contexts(base, u64(0), count, u32(shift), u32(mask), u32(top), out)
+
+
+def scaled_contexts(base, count, shift, mask, top, start, columns, rows, of_columns, out):
+    """Put the context of each element into `out`, of those whose row and column tell by how much they differ."""
+    block_of_scaled(base, u64(0), count, u32(shift), u32(mask), u32(top), start, columns, rows, of_columns, out)
 
 
 def drawn_contexts(base, count, shift, mask, top, start, key_low, key_high, keep, out):
@@ -145,6 +171,38 @@ def tokens(base, target, count, sign, float_sign, contexts, highest, numbers, ou
         z = z if contexts[i] <= highest else u32(0)
         numbers[i] = z
         out[i] = _token(z)
+
+
+def sum_sizes(base, target, count, first, columns, sizes, of_rows, of_columns):
+    """Put the mean of |δ| of each row into `of_rows`, and add up that of each column in `of_columns`.
+
+    Args:
+        first: The column of the first element.
+        sizes: Room for a row.
+    """
+    at, row = u64(0), u64(0)
+    while at < count:
+        length = min(columns - first, count - at)
+        for k in range(length):
+            size = abs(decoded(target[at + k]) - decoded(base[at + k]))
+            size = size if size < f32(1e30) else f32(0)  # infinite, or none
+            sizes[k] = size
+            of_columns[first + k] += size
+        a, b, c, d = f32(0), f32(0), f32(0), f32(0)
+        k = u64(0)
+        while k + u64(4) <= length:
+            a += sizes[k]
+            b += sizes[k + u64(1)]
+            c += sizes[k + u64(2)]
+            d += sizes[k + u64(3)]
+            k += u64(4)
+        while k < length:
+            a += sizes[k]
+            k += u64(1)
+        of_rows[row] = ((a + b) + (c + d)) / f32(i32(length))
+        at += length
+        row += u64(1)
+        first = u64(0)
 
 
 def count_tokens(contexts, tokens, count, rows, alphabet, counts):

@@ -17,6 +17,7 @@ from .patch import (
     TOTAL,
     block_of_contexts,
     block_of_drawn,
+    block_of_scaled,
     block_of_thresholds,
     bucket_block,
     moved,
@@ -220,6 +221,21 @@ def decode(
             sizes,
             out,
         )
+
+
+def decode_scaled(
+    base, count, shift, mask, top, is_dense, start, columns, rows, of_columns, slots, words, states, bits,
+    sign, float_sign, contexts, coded, positions, large, numbers, sizes, out,
+):  # fmt: skip
+    """Do as `decode` does, where the row and the column tell by how much an element is likely to differ."""
+    shift, mask, top, is_dense = u32(shift), u32(mask), u32(top), is_dense != u64(0)
+    coder = slots, words, states, bits, u32(sign), u32(float_sign)
+    for at in range(u64(0), count, SIZE):
+        size = min(SIZE, count - at)
+        block_of_scaled(base, at, size, shift, mask, top, start, columns, rows, of_columns, contexts)
+        number = size if is_dense else _coded(contexts, size, slots, positions, coded)
+        own = contexts if is_dense else coded
+        _decode_block(base, at, size, number, is_dense, coder, own, positions, large, numbers, sizes, out)
 
 
 def decode_drawn(

@@ -74,6 +74,12 @@ def tensor(name: str, said: dict[str, Any], own: Any, base: Any) -> bytes:
 
 def frame(code: bytes, base: np.ndarray, start: int, said: dict[str, Any], own: Any, width: int) -> np.ndarray:
     kind, recipe = code[0], said["recipe"]
+    rows, of_columns = b"", b""
+    if kind == 3:
+        (width_of_row,) = struct.unpack_from("<I", code, 1)
+        first, last = start // width_of_row, (start + len(base) - 1) // width_of_row
+        rows, code = code[5 : 6 + last - first], code[6 + last - first :]
+        of_columns, code = code[:width_of_row], b"\3" + code[width_of_row:]
     top, high, num_tables, runs = struct.unpack_from("<HHBB", code, 1)
     at, table_of = 7, []
     for _ in range(runs + 1):
@@ -96,7 +102,11 @@ def frame(code: bytes, base: np.ndarray, start: int, said: dict[str, Any], own: 
     at += 40
     words = list(np.frombuffer(code[at : at + 2 * num_words], "<u2"))
     bits = int.from_bytes(code[at + 2 * num_words :], "little")
-    known = contexts(base, start, said, top, high, draw(recipe, said, own, base, start) if kind else None)
+    known = contexts(base, start, said, top, high, draw(recipe, said, own, base, start) if kind in (1, 2) else None)
+    if kind == 3:
+        places = [divmod(start + i, len(of_columns)) for i in range(len(base))]
+        likely = [(rows[row - places[0][0]] + of_columns[column]) // 2 for row, column in places]
+        known = [min(2 * e + more, 254) for e, more in zip(known, likely, strict=True)]
     target, j, used, taken = base.copy(), 0, 0, 0
     for i, context in enumerate(known):
         if context == 255 or table_of[context] == 255:

@@ -23,9 +23,10 @@ from sculpt.fusion.patch.contexts import Plain
 from sculpt.fusion.patch.decoder import decode
 from sculpt.fusion.patch.file import PatchFile
 from sculpt.fusion.patch.forms import form_of
-from sculpt.fusion.patch.frames import OtherBaseError
+from sculpt.fusion.patch.frames import SCALED, OtherBaseError, coded
 from sculpt.fusion.patch.look import check_alone, check_with_base, figures
 from sculpt.fusion.patch.pack import pack
+from sculpt.fusion.patch.scales import read
 from sculpt.fusion.ref import with_patches
 from sculpt.fusion.run.fuse import execute, prepare
 from sculpt.fusion.run.settings import Settings
@@ -107,6 +108,45 @@ def test_a_model_may_differ_from_its_base_in_any_way(make_checkpoint: Make, tmp_
     assert oracle.read(patch, base_entries(base)) == bits(model)
     how = {figure.name: figure.how for figure in figures(PatchFile(patch))}
     assert (how["new"], how["grown"], how["scalar"], how["empty"]) == ("whole", "differences", "none", "none")
+
+
+@pytest.mark.parametrize("kind", [ml_dtypes.bfloat16, np.float16, np.float32])
+def test_rows_and_columns_that_differ_by_more_have_contexts(kind: Any, make_checkpoint: Make, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    values = (rng.standard_normal((160, 128)) * 0.05).astype(kind)
+    sizes = np.exp2(rng.integers(-14, -6, (160, 1))) * np.exp2(rng.integers(-2, 2, 128))
+    tuned = (values.astype(np.float32) + sizes * rng.standard_normal(values.shape)).astype(kind)
+    tuned[3, 4], tuned[5] = np.nan, np.inf
+    base, model = make_checkpoint("base", {"w": values}), make_checkpoint("model", {"w": tuned})
+    sculpt.pack(base, model, output=tmp_path / "p.safetensors")
+    assert PatchFile(tmp_path / "p.safetensors").entry("tensor/w")[36] == SCALED
+    assert oracle.read(tmp_path / "p.safetensors", base_entries(base)) == bits(model)
+    sculpt.apply_patch(base, tmp_path / "p.safetensors", output=tmp_path / "out")
+    assert_same_folder(model, tmp_path / "out")
+    words = [each.reshape(-1).view(f"u{values.itemsize}") for each in (values, tuned)]
+    dtype = {2: "BF16" if kind is ml_dtypes.bfloat16 else "F16", 4: "F32"}[values.itemsize]
+    scaled, plain = (len(coded(*words, dtype, 0, columns=columns).code) for columns in (128, 0))
+    assert scaled < 0.97 * plain
+
+
+def test_a_frame_that_begins_within_a_row_has_the_contexts_of_its_own() -> None:
+    rng = np.random.default_rng(1)
+    base = rng.standard_normal(20_000).astype(np.float32)
+    size = np.exp2(rng.integers(-14, -6, 201)).repeat(100)[50:20_050]
+    model = base + (size * rng.standard_normal(20_000)).astype(np.float32)
+    words = base.view(np.uint32), model.view(np.uint32)
+    frame = coded(*words, "F32", 50, columns=100)
+    assert frame.code[0] == SCALED
+    hint, rest = read(np.frombuffer(frame.code, np.uint8)[1:], 50, 20_000)
+    out = np.empty_like(words[0])
+    decode(rest, words[0], form_of("F32"), hint, 50, out)
+    assert out.tobytes() == model.tobytes()
+    assert len(hint.rows) == 201
+    for cut in (0, 3, 4, 204, 304):
+        with pytest.raises(SculptError, match="its rows and columns are cut off"):
+            read(np.frombuffer(frame.code, np.uint8)[1 : 1 + cut], 50, 20_000)
+    with pytest.raises(SculptError, match="its rows and columns are cut off"):
+        read(np.zeros(500, np.uint8), 50, 20_000)
 
 
 def test_a_tensor_of_several_frames_is_read_from_any_element(make_checkpoint: Make, tmp_path: Path) -> None:
