@@ -111,7 +111,7 @@ class Plain(Hint):
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scaled(Hint):
+class SizedHint(Hint):
     """By how much the elements of its row and of its column differ, beside the base's exponent.
 
     Attributes:

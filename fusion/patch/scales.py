@@ -14,7 +14,7 @@ import numpy as np
 from ..dtypes import DTYPES
 from ..errors import CheckpointError
 from ..native import Kernel, address
-from .contexts import Scaled
+from .contexts import SizedHint
 from .forms import form_of
 from .room import room
 
@@ -33,7 +33,7 @@ def rows_of(start: int, count: int, columns: int) -> int:
     return (start + count - 1) // columns - start // columns + 1
 
 
-def scaled_hint(base: np.ndarray, target: np.ndarray, dtype: str, start: int, columns: int) -> Scaled | None:
+def scaled_hint(base: np.ndarray, target: np.ndarray, dtype: str, start: int, columns: int) -> SizedHint | None:
     """Return what is to be said of rows and columns; None where it would take more than it saves.
 
     Args:
@@ -51,14 +51,14 @@ def scaled_hint(base: np.ndarray, target: np.ndarray, dtype: str, start: int, co
     return _measured(base, target, dtype, start, columns) if spread > SPREAD else None
 
 
-def _measured(base: np.ndarray, target: np.ndarray, dtype: str, start: int, columns: int) -> Scaled:
+def _measured(base: np.ndarray, target: np.ndarray, dtype: str, start: int, columns: int) -> SizedHint:
     kind, count = DTYPES[dtype].numpy, len(base)
     assert kind is not None  # of floats alone
     of_rows, of_columns = np.zeros(rows_of(start, count, columns), np.float32), np.zeros(columns, np.float32)
     sizes = room("sizes of a row", columns, np.float32)
     found = (address(array) for array in (sizes, of_rows, of_columns))
     _SUM_SIZES([base.view(kind), target.view(kind)], count, start % columns, columns, *found)
-    return Scaled(columns=columns, rows=_levels(of_rows, ROW_LEVELS), of_columns=_levels(of_columns, COLUMN_LEVELS))
+    return SizedHint(columns=columns, rows=_levels(of_rows, ROW_LEVELS), of_columns=_levels(of_columns, COLUMN_LEVELS))
 
 
 def _levels(means: np.ndarray, most: int) -> np.ndarray:
@@ -68,12 +68,12 @@ def _levels(means: np.ndarray, most: int) -> np.ndarray:
     return np.clip(found, 0, most).astype(np.uint8)
 
 
-def written(hint: Scaled) -> bytes:
+def written(hint: SizedHint) -> bytes:
     """Return what is in front of a frame's tables."""
     return COLUMNS.pack(hint.columns) + hint.rows.tobytes() + hint.of_columns.tobytes()
 
 
-def read(code: np.ndarray, start: int, count: int) -> tuple[Scaled, np.ndarray]:
+def read(code: np.ndarray, start: int, count: int) -> tuple[SizedHint, np.ndarray]:
     """Return what a frame says of its rows and columns, and the bytes behind it.
 
     Raises:
@@ -84,4 +84,4 @@ def read(code: np.ndarray, start: int, count: int) -> tuple[Scaled, np.ndarray]:
         raise CheckpointError("its rows and columns are cut off")
     first = COLUMNS.size + rows_of(start, count, columns)
     rows, of_columns = code[COLUMNS.size : first], code[first : first + columns]
-    return Scaled(columns=columns, rows=rows, of_columns=of_columns), code[first + columns :]
+    return SizedHint(columns=columns, rows=rows, of_columns=of_columns), code[first + columns :]
