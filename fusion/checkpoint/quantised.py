@@ -29,6 +29,8 @@ KNOWN = {  # by the scales' last part, where the configuration does not say it
     "centroids": "VPTQ",
 }
 SAID = "config.json"
+NAMED = ("weight_packed", "qweight")  # which no plain weight is called
+WORDS = "U32"  # in which MLX packs codes, beside the `biases` of its groups
 
 
 def codes_in(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
@@ -41,7 +43,11 @@ def codes_in(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any] | None
         beside = [f"{stem}.{scale}" for scale in BESIDE]
         behind = [name.removesuffix("._data") + scale for scale in BEHIND]
         blocks = [name.removesuffix("_blocks") + "_scales"] if name.endswith("_blocks") else []
+        if info.stored == WORDS:
+            beside.append(f"{stem}.biases")
         found = next((scale for scale in (*blocks, *behind, *beside) if scale in tensors and scale != name), None)
+        if found is None and name.rpartition(".")[2] in NAMED:
+            found = name
         if found is not None or (said and DTYPES[info.stored].bits <= 8):
             yield name, found or SAID
 
@@ -57,6 +63,8 @@ def refuse_codes(model: Source, names: Collection[str] | None = None) -> None:
             kind = method.get("quant_method") if isinstance(method, Mapping) else None
             known = kind or KNOWN.get(scales.rpartition(".")[2], "quantised")
             told = "by `config.json`" if scales == SAID else f"scaled by `{scales}`"
+            if scales == codes:
+                told = "by their name, and no scales that fit"
             raise CheckpointError(
                 f"`{codes}` in `{model.ref}` holds {known} codes, {told}, which sculpt cannot decode",
                 hint="take the unquantised checkpoint, or save one with the library that wrote this",

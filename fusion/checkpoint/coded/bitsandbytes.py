@@ -37,6 +37,7 @@ def four_bit(parts: StoredParts, state: TensorInfo) -> Coded:
         raise CheckpointError(f"`{name}` in `{parts.own.ref}` lacks its scales or its table of {kind} values")
     if weight.nbytes * 2 != count + count % 2 or prod(scale.shape) != blocks or prod(table.shape) != 16:
         raise parts.misfit(name, scale.name, f"not of blocks of {block} of {list(shape)}")
+    _refuse_misfit(parts, name, said, blocks)
     meant = parts.floats(table.name)
     if kind == "fp4":  # its kernels take the sign from the code, of zero too
         meant = np.where(np.arange(16) < 8, meant, -np.abs(meant))
@@ -70,6 +71,25 @@ def four_bit(parts: StoredParts, state: TensorInfo) -> Coded:
         codes=name,
         beside=tuple(name + end for end in beside),
     )
+
+
+def _refuse_misfit(parts: StoredParts, name: str, said: dict[str, Any], blocks: int) -> None:
+    """Refuse scales that are quantised themselves and lack what they are made of.
+
+    Raises:
+        CheckpointError: They do.
+    """
+    if "nested_blocksize" not in said:
+        return
+    scale, table = (parts.info(f"{name}.{part}") for part in ("nested_absmax", "nested_quant_map"))
+    block, offset = said["nested_blocksize"], said.get("nested_offset")
+    described = isinstance(block, int) and block > 0 and isinstance(offset, (int, float))
+    fits = described and scale is not None and prod(scale.shape) == -(-blocks // block)
+    if not fits or table is None or prod(table.shape) != 256 or parts.own.tensors[f"{name}.absmax"].stored != "U8":
+        raise CheckpointError(
+            f"the scales of `{name}` in `{parts.own.ref}` are quantised, and `nested_absmax` or `nested_quant_map` "
+            "beside them is missing or does not fit"
+        )
 
 
 def _scales(parts: StoredParts, name: str, said: dict[str, Any]) -> Any:

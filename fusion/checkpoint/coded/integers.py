@@ -19,6 +19,7 @@ from . import codes
 from .coded import Coded, Rows, Scaled, StoredParts, by_rows, rows_of_bytes
 
 WORD = 32
+ACTIVATIONS = ("input_activations", "output_activations", "kv_cache_scheme")
 PLANES = Kernel("coded", "planes", "WBI uu")
 TURNED = Kernel("coded", "turned", "WW uuuu")
 AWQ_PLACES = 4 * np.array([0, 4, 1, 5, 2, 6, 3, 7], np.int32)  # the first bit of each of eight columns in a word
@@ -49,6 +50,8 @@ def compressed(parts: StoredParts, packed: TensorInfo) -> Coded | None:
     scale, shape = parts.info(f"{stem}_scale"), parts.info(f"{stem}_shape")
     if scale is None or shape is None or len(packed.shape) != 2:
         return None
+    if prod(shape.shape) < 2:
+        raise parts.misfit(packed.name, shape.name, "expected the two sizes of a matrix")
     rows, columns = (int(size) for size in parts.stored(shape.name).reshape(-1)[-2:])
     groups = scale.shape[-1] if len(scale.shape) == 2 else 1
     per_row = len(scale.shape) == 2 or scale.shape == (rows,)
@@ -58,6 +61,11 @@ def compressed(parts: StoredParts, packed: TensorInfo) -> Coded | None:
     bits = _bits_of(parts, packed, columns)
     dtype, offset, words = _float(parts, scale), 1 << (bits - 1), packed.shape[1]
     zero = parts.info(f"{stem}_zero_point")
+    if zero is None and _said_values(parts.said, "symmetric") == {False}:
+        raise CheckpointError(
+            f"`{packed.name}` in `{parts.own.ref}` lacks its `{stem}_zero_point`: `config.json` says that codes are "
+            "not symmetric"
+        )
     if zero is not None:
         down = rows if zero.stored != "I32" else -(-rows * bits // WORD)
         if prod(zero.shape) != down * groups:
@@ -101,7 +109,7 @@ def compressed(parts: StoredParts, packed: TensorInfo) -> Coded | None:
 def _bits_of(parts: StoredParts, packed: TensorInfo, columns: int) -> int:
     """Return the bits of a code: those of the configuration's that give the packed width."""
     fitting = [bits for bits in range(1, 9) if -(-columns * bits // WORD) == packed.shape[1]]
-    said = {bits for bits in _said_bits(parts.said) if bits in fitting} or set(fitting)
+    said = {bits for bits in _said_values(parts.said, "num_bits") if bits in fitting} or set(fitting)
     if len(said) != 1:
         raise CheckpointError(
             f"`{packed.name}` in `{parts.own.ref}` packs {columns} columns into {packed.shape[1]} words, and "
@@ -110,10 +118,11 @@ def _bits_of(parts: StoredParts, packed: TensorInfo, columns: int) -> int:
     return said.pop()
 
 
-def _said_bits(said: Any) -> set[int]:
+def _said_values(said: Any, key: str) -> set[int]:
+    """Return the numbers that a configuration of codes has under a key, of weights: activations have their own."""
     if isinstance(said, Mapping):
-        own = {value for key, value in said.items() if key == "num_bits" and isinstance(value, int)}
-        return own.union(*(_said_bits(value) for value in said.values()))
+        own = {value for name, value in said.items() if name == key and isinstance(value, int)}
+        return own.union(*(_said_values(value, key) for name, value in said.items() if name not in ACTIVATIONS))
     return set()
 
 
@@ -128,6 +137,11 @@ def gptq(parts: StoredParts, packed: TensorInfo, scale: TensorInfo, zero: Tensor
     fits = outputs == packed.shape[1] and zero.shape == (groups, outputs * bits // WORD)
     if bits not in (2, 3, 4, 8) or not fits or not groups or (numbers is None and inputs % groups):
         raise parts.misfit(packed.name, zero.name, f"not of {bits} bits for {groups} groups of [{outputs}, {inputs}]")
+    if numbers is None and parts.said.get("desc_act"):
+        raise CheckpointError(
+            f"`{packed.name}` in `{parts.own.ref}` lacks its `{stem}.g_idx`: `config.json` says that columns are in "
+            "another order (`desc_act`)"
+        )
     dtype, mask = _float(parts, scale), (1 << bits) - 1
     # The first version of the format stores zeros less one, and what wraps around with it.
     more = 0 if parts.said.get("checkpoint_format") == "gptq_v2" else 1

@@ -107,6 +107,8 @@ def _packed(parts: StoredParts, parameter: str, info: TensorInfo) -> Coded | Non
     whole = parts.info(f"{parameter}_global_scale")
     if info.stored != "U8" or scale is None or scale.stored not in ("U8", "F8_E8M0", "F8_E4M3"):
         return None
+    if (scale.stored == "F8_E4M3") != (whole is not None):  # NVFP4 has a scale of the whole, MXFP4 none
+        return None
     return four_bits.packed_rows(
         parts,
         info,

@@ -123,11 +123,11 @@ def _block(parts: StoredParts, weight: TensorInfo, scale: TensorInfo, size: int,
     """Return how many rows or columns share a scale."""
     if count in (1, size):
         return max(1, size // max(1, count))
-    block = DEFAULT_BLOCK
-    for block in (*_said_blocks(parts.said, axis), DEFAULT_BLOCK):
+    block, said = DEFAULT_BLOCK, [*_said_blocks(parts.said, axis)]
+    for block in (*said, DEFAULT_BLOCK):
         if -(-size // block) == count:
             return block
-    if size % count == 0:
+    if size % count == 0 and not said:
         return size // count
     raise parts.misfit(weight.name, scale.name, f"blocks of {block} do not give {count} scales for {size}")
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from sculpt.fusion.checkpoint import Source, open_checkpoint
 from sculpt.fusion.checkpoint.coded import codes
 from sculpt.fusion.checkpoint.coded.coded import Scaled
+from sculpt.fusion.checkpoint.quantised import refuse_codes
 from sculpt.fusion.checkpoint.torch_file import as_array
 from sculpt.fusion.errors import CheckpointError
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
@@ -153,3 +154,42 @@ def test_zeros_and_groups_that_do_not_fit_are_refused_by_name(tmp_path: Path) ->
     eight = {"w.weight": torch.zeros(4, 2, dtype=torch.int8), "w.weight_scale": torch.rand(4, 1)}
     with pytest.raises(CheckpointError, match=r"`w.weight_zero_point` \[2, 1\] .* does not fit `w.weight`"):
         stored(tmp_path, eight | {"w.weight_zero_point": torch.zeros(2, 1, dtype=torch.int8)}, {})
+
+
+LACKING = [
+    ("bnb-nf4-double", "weight.nested_absmax"),
+    ("bnb-nf4-double", "weight.nested_quant_map"),
+    ("bnb-nf4", "weight.absmax"),
+    ("ct-int4-asymmetric", "weight_zero_point"),
+    ("ct-nvfp4", "weight_global_scale"),
+    ("ct-nvfp4", "weight_scale"),
+    ("gptq-act-order", "g_idx"),
+    ("gptq", "scales"),
+    ("mlx-int4", "scales"),
+    ("modelopt-nvfp4", "weight_scale_2"),
+]
+
+
+@pytest.mark.parametrize(("kind", "part"), LACKING)
+def test_codes_that_lack_a_part_are_refused_by_name(kind: str, part: str, tmp_path: Path) -> None:
+    tensors = load_file(FORMATS / kind / "model.safetensors")
+    del tensors[f"{NAME.removesuffix('.weight')}.{part}"]
+    with pytest.raises(CheckpointError, match=NAME.removesuffix(".weight")):
+        refuse_codes(stored(tmp_path, tensors, json.loads((FORMATS / kind / "config.json").read_text())))
+
+
+CUT = [
+    ("bnb-nf4-double", "weight.nested_quant_map"),
+    ("ct-int4", "weight_shape"),
+    ("ct-fp8-block", "weight_scale"),
+    ("awq", "qzeros"),
+]
+
+
+@pytest.mark.parametrize(("kind", "part"), CUT)
+def test_parts_of_another_size_are_refused_by_name(kind: str, part: str, tmp_path: Path) -> None:
+    tensors = load_file(FORMATS / kind / "model.safetensors")
+    name = f"{NAME.removesuffix('.weight')}.{part}"
+    tensors[name] = tensors[name][:-1].clone()
+    with pytest.raises(CheckpointError, match=NAME.removesuffix(".weight")):
+        stored(tmp_path, tensors, json.loads((FORMATS / kind / "config.json").read_text()))
