@@ -62,6 +62,7 @@ def unpack(
         layout = layout_of(source)
     files = {str(file): identity.as_json() for file, identity in source.identities().items()}
     facts = [source.patch.file.metadata, sorted(files.items())]
+    threads = threads or all_cores()
     sink = FolderSink(
         output,
         layout,
@@ -69,9 +70,10 @@ def unpack(
         made_by="apply",
         new_digest=None,  # each frame is compared with its digest before it is written
         overwrite=overwrite,
+        buffers=max(8, 2 * threads),  # of each thread one that is filled and one that is written
     )
     with reading([source]), sink:
-        _Applying(source, sink, progress).run(threads or all_cores())
+        _Applying(source, sink, progress).run(threads)
         source.refuse_changed()
         sink.commit(source.write_files)
     return Applied(
