@@ -91,6 +91,7 @@ def apply_command(
         sculpt apply base/ math.safetensors code.safetensors --add -o both/
     """
     from ..fusion.checkpoint import find_model
+    from ..fusion.checkpoint.companions import OWN_MARK
     from ..fusion.run.patched import apply_patches
     from .console import print_json, say
     from .fuse import command_line
@@ -111,7 +112,8 @@ def apply_command(
     if json:
         print_json({"output": str(target), "exact": is_exact})
     else:
-        say(f"wrote {target}" + (", as it was packed" if is_exact else "; its manifest says what it is made of"))
+        anew = "; its manifest says what it is made of" if (target / OWN_MARK).is_file() else ", in new weight files"
+        say(f"wrote {target}" + (", as it was packed" if is_exact else anew))
 
 
 @patch_app.command("inspect")

@@ -195,7 +195,7 @@ def files_of(model: Source) -> dict[str, Path]:
         return {}
     found = {name.as_posix(): file for name, file in model.companions().items()}
     beside = [model.folder / name for name in OURS]
-    if model.index is not None:
+    if model.index is not None and ".safetensors" in model.index.suffixes:  # another's names files that nobody makes
         beside.append(model.index)
     found |= {name.as_posix(): file for name, file in own_files(model.folder, beside).items()}
     return found

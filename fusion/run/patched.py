@@ -67,8 +67,7 @@ def apply_patches(
     if len(patches) == 1:
         one = PatchedSource(ref, strength=gamma)
         if one.strength is None and not one.leaves_changes:
-            unpack(ref, output=output, overwrite=overwrite, progress=progress)
-            return True
+            return unpack(ref, output=output, overwrite=overwrite, progress=progress).is_exact
     refuse_output(output, [ref], APPLIED, overwrite=overwrite)
     opened = open_stored(own)
     refs: Sequence[ModelRef] = [with_patches(base, [patch]) for patch in patches] if add else [ref]

@@ -449,6 +449,23 @@ def test_load_gives_the_model_that_transformers_loads_from_its_folder(tmp_path: 
         assert torch.equal(loaded.state_dict()[name], parameter)
 
 
+def test_files_of_torch_come_back_as_safetensors_and_so_it_is_told(make_checkpoint: Make, tmp_path: Path) -> None:
+    import torch
+
+    values = {"a": np.arange(6, dtype=np.float32), "b": np.ones(3, np.float32)}
+    base = make_checkpoint("base", values)
+    model = tmp_path / "model"
+    model.mkdir()
+    for name, array in values.items():
+        torch.save({name: torch.from_numpy(array + 1)}, model / f"pytorch_model-{name}.bin")
+    index = {"weight_map": {name: f"pytorch_model-{name}.bin" for name in values}}
+    (model / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    sculpt.pack(base, model, output=tmp_path / "p.safetensors")
+    assert not sculpt.apply_patch(base, tmp_path / "p.safetensors", output=tmp_path / "out")
+    assert {file.suffix for file in (tmp_path / "out").iterdir()} == {".safetensors"}
+    assert bits(tmp_path / "out") == {name: (array + 1).tobytes() for name, array in values.items()}
+
+
 def test_an_adapter_is_not_packed(make_checkpoint: Make, tmp_path: Path) -> None:
     base = make_checkpoint("base", {"a": np.zeros((2, 2), np.float32)})
     (tmp_path / "adapter").mkdir()
