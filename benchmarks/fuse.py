@@ -3,7 +3,8 @@
     python benchmarks/fuse.py                                  # 1.1 B parameters, bfloat16, five shards
     python benchmarks/fuse.py --sizes 0.15b,1.1b,4b --runs 5
     python benchmarks/fuse.py --mergekit ~/.cache/sculpt/mergekit
-    python benchmarks/fuse.py --sizes 0.15b --curvature        # with what a calibration measures, too
+    python benchmarks/fuse.py --sizes 0.135b --curvature       # with what a calibration measures, too
+    python benchmarks/fuse.py --sizes 1k,50k                   # 1,002 and 49,998 small tensors
 
 Without `--curvature` all is of H = I. With it: a diagonal Hessian from a file; the base protected by full matrices from
 files; and both with models that are measured on the way, 32 samples of 128 tokens each, 16 at a time.
@@ -149,6 +150,12 @@ def mergekit_commands(environment: Path, base: Path, tuned: Path, out: Path, wor
     return found
 
 
+def only(commands: dict[str, list[str]], words: list[str]) -> dict[str, list[str]]:
+    """Return the commands whose name has one of the words, and the floors, which others are compared with."""
+    kept = ["floor", *words]
+    return {name: own for name, own in commands.items() if not words or any(word in name for word in kept)}
+
+
 def measure(commands: dict[str, list[str]], out: Path, runs: int, *, warm: bool) -> dict[str, list[Run]]:
     """Run the commands in turn, `runs` rounds, each into a folder that is new."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -224,6 +231,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("ckpt"), help="where checkpoints are made and kept")
     parser.add_argument("--mergekit", type=Path, help="mergekit's own environment: `make mergekit-venv`")
     parser.add_argument("--mergekit-runs", type=int, default=1)
+    parser.add_argument("--only", nargs="*", default=[], metavar="WORD", help="commands whose name has such a word")
     parser.add_argument("--curvature", action="store_true", help="also with what a calibration measures")
     parser.add_argument("--json", type=Path, help="also write the figures here, for fuse_chart.py")
     arguments = parser.parse_args()
@@ -235,10 +243,10 @@ def main() -> None:
         commands = floor_commands(*pair, out) | sculpt_commands(*pair, out)
         if arguments.curvature:
             commands |= curvature_commands(*pair, out, folder, SIZES[size].vocabulary)
-        found = measure(commands, out, arguments.runs, warm=True)
+        found = measure(only(commands, arguments.only), out, arguments.runs, warm=True)
         if arguments.mergekit:
             others = mergekit_commands(arguments.mergekit, *pair, out, folder)
-            found |= measure(others, out, arguments.mergekit_runs, warm=False)
+            found |= measure(only(others, arguments.only), out, arguments.mergekit_runs, warm=False)
         rows += rows_of(size, found)
     print(f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
     print(markdown(rows))

@@ -34,14 +34,19 @@ class Size:
     heads: int
     kv_heads: int
     vocabulary: int
+    tied: bool = False  # the output head is the embedding
 
 
 SIZES = {
     "tiny": Size(hidden=256, layers=4, intermediate=704, heads=8, kv_heads=2, vocabulary=2000),
+    "0.135b": Size(hidden=576, layers=30, intermediate=1536, heads=9, kv_heads=3, vocabulary=49152, tied=True),
     "0.15b": Size(hidden=768, layers=16, intermediate=2048, heads=12, kv_heads=4, vocabulary=32000),
     "1.1b": Size(hidden=2048, layers=22, intermediate=5632, heads=32, kv_heads=4, vocabulary=32000),
     "2.4b": Size(hidden=3072, layers=22, intermediate=8192, heads=24, kv_heads=8, vocabulary=32000),
     "4b": Size(hidden=3072, layers=37, intermediate=8192, heads=24, kv_heads=8, vocabulary=32000),
+    # Small tensors: 1,002 and 49,998 of them.
+    "1k": Size(hidden=64, layers=111, intermediate=176, heads=4, kv_heads=2, vocabulary=1000),
+    "50k": Size(hidden=64, layers=5555, intermediate=176, heads=4, kv_heads=2, vocabulary=1000),
 }
 
 
@@ -50,7 +55,7 @@ def shapes(size: Size) -> dict[str, tuple[int, ...]]:
     kv = size.hidden // size.heads * size.kv_heads
     found: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (size.vocabulary, size.hidden),
-        "lm_head.weight": (size.vocabulary, size.hidden),
+        **({} if size.tied else {"lm_head.weight": (size.vocabulary, size.hidden)}),
         "model.norm.weight": (size.hidden,),
     }
     for layer in range(size.layers):
@@ -82,7 +87,7 @@ def config(size: Size, dtype: str) -> dict[str, object]:
         "vocab_size": size.vocabulary,
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": size.tied,
         "torch_dtype": dtype,
     }
 

@@ -14,7 +14,7 @@ import numpy as np
 from ..data.rows import Rows, open_rows
 from ..fusion.checkpoint import Source, TensorInfo
 from ..fusion.names import block_of
-from ..fusion.run.calibration import GENERAL, SampleRun
+from ..fusion.run.calibration import BATCH_TOKENS, GENERAL, SampleRun
 
 LIBRARIES_BYTES = 245_000_000  # what torch and transformers add to a process, measured
 RUN_BYTES = 60_000_000  # arenas and arithmetic of a forward, measured
@@ -23,6 +23,7 @@ LIBRARIES_SECONDS = 12.0  # to import them and to build a model
 CHARACTERS = 4  # a token
 LOOKED_AT = 32  # rows
 TRIES = 5
+AT_ONCE = 6  # arrays as wide as the widest inputs that a block has at once: of a gated MLP, and copies that are summed
 USED = 0.8  # of the speed of a large product, that a forward reaches
 WRITING = 2  # how much longer a token takes that is written than one that is read
 COMPARED = 4000  # tokens, of the general set that a fused model and its base are compared on
@@ -36,6 +37,7 @@ class Samples:
     Attributes:
         num_rows: That there are.
         longest: Tokens of the longest sample.
+        together: Tokens of a batch, at most.
         written: Of `num_tokens`, those that the model writes itself.
     """
 
@@ -43,6 +45,7 @@ class Samples:
     num_rows: int
     num_tokens: int
     longest: int
+    together: int = 0
     written: int = 0
 
 
@@ -74,12 +77,26 @@ def samples_of(data: Any, how: SampleRun, source: Source) -> Samples:
         total = how.samples * longest
         writes = str(data) == GENERAL and _can_chat(source)
         return Samples(
-            name=rows.name, num_rows=len(rows), num_tokens=total, longest=longest, written=int(CHATS * total * writes)
+            name=rows.name,
+            num_rows=len(rows),
+            num_tokens=total,
+            longest=longest,
+            together=_together(how, total, longest),
+            written=int(CHATS * total * writes),
         )
     lengths = [min(longest, _characters(rows, number) // CHARACTERS + 1) for number in range(min(len(rows), LOOKED_AT))]
     count = min(how.samples, len(rows))
     mean = sum(lengths) / max(1, len(lengths))
-    return Samples(name=rows.name, num_rows=len(rows), num_tokens=int(count * mean), longest=max(lengths, default=1))
+    total, longest = int(count * mean), max(lengths, default=1)
+    together = _together(how, total, longest)
+    return Samples(name=rows.name, num_rows=len(rows), num_tokens=total, longest=longest, together=together)
+
+
+def _together(how: SampleRun, total: int, longest: int) -> int:
+    by_samples = total if how.batch_size is None else how.batch_size * longest
+    is_free = how.batch_size is None and how.batch_tokens is None
+    by_tokens = BATCH_TOKENS if is_free else how.batch_tokens or total
+    return min(total, by_samples, max(longest, by_tokens))
 
 
 def _characters(rows: Rows, number: int) -> int:
@@ -105,12 +122,14 @@ def forecast(source: Source, samples: Samples, *, full: bool, memory: int | None
     activations = 2 * samples.num_tokens * hidden * FLOAT
     if memory is not None:
         activations = min(activations, memory)
+    widest = max((width for widths in _inputs(source).values() for width in widths), default=0)
+    arithmetic = AT_ONCE * samples.together * widest * FLOAT
     logits = min(samples.longest, samples.num_tokens) * vocabulary * FLOAT
     products = sum(width**2 for widths in _inputs(source).values() for width in widths) if full else 0
     grams = 8 * max((sum(w**2 for w in widths) for widths in _inputs(source).values()), default=0) if full else 0
     work = 2 * num_elements(source) * (samples.num_tokens + WRITING * samples.written) + products * samples.num_tokens
     return Forecast(
-        held=weights + activations + 2 * grams,
+        held=weights + activations + arithmetic + 2 * grams,
         logits=logits,
         seconds=LIBRARIES_SECONDS + work / (USED * speed()),
     )

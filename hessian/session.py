@@ -23,7 +23,6 @@ from ..fusion.checkpoint.pretrained import is_encoder_decoder
 from ..fusion.errors import CurvatureError, DataError, ModelError, Way
 from ..fusion.launch import Launch
 from ..fusion.progress import Progress, silent
-from ..fusion.run.allocator import keep_large_blocks
 from ..fusion.run.calibration import BATCH_TOKENS, GENERAL
 from ..fusion.run.diff import changed_tensors
 from ..live import skeleton
@@ -231,7 +230,6 @@ class Session:
         tapes = self._resume(forward)
         total = len(self.units)
         self.progress(len(forward.passed), total, "calibrate")
-        keep_large_blocks()
         for unit in self._passed_units(forward, tapes, may_return=may_return):
             block = self._block(once=once)
             if journal is not None:
@@ -239,7 +237,6 @@ class Session:
             self.progress(min(len(forward.passed), total), total, unit.name)
             if block:
                 yield block
-                keep_large_blocks()  # whoever took it may have returned them
             if self._is_partial and not forward.comes_back() and self._has_all(forward):
                 break
         block = self._block(everything=True, once=once)

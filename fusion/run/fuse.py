@@ -17,7 +17,7 @@ from ..arithmetic.curvature import Curvatures
 from ..checkpoint import open_checkpoint
 from ..checkpoint.output.encoding import Encoding
 from ..checkpoint.output.encoding_sink import EncodingSink
-from ..checkpoint.output.folder_sink import FolderSink
+from ..checkpoint.output.folder_sink import WRITERS, FolderSink
 from ..checkpoint.output.guard import SINGLE_FILE, refuse_output
 from ..checkpoint.output.layout import Layout, OutputTensor, make_layout
 from ..checkpoint.output.processes import Processes
@@ -428,6 +428,7 @@ def _sink(
         new_digest=new_digest,
         buffers=backend.threads + SPARE_BUFFERS,
         held_bytes=bill.held,
+        writers=max(WRITERS, backend.threads // 2),
         processes=prepared.processes,
     )
 

@@ -9,7 +9,6 @@ from ..arithmetic.curvature import Curvatures
 from ..plan.step import Step
 from ..progress import Progress
 from ..record.records import TensorRecord
-from .allocator import return_large_blocks
 from .loop import run
 from .task import Context
 
@@ -32,7 +31,6 @@ def run_as_measured(
     at_once = all((step.method or context.plan.method).scope == "tensor" for step in waiting.values())
 
     def run_some(steps: list[Step], curvature: Mapping[str, Curvatures]) -> None:
-        return_large_blocks()  # what measuring the block has left
         before = total - sum(step.bytes_read for step in waiting.values())
         found = run(
             steps,

@@ -31,6 +31,9 @@ from .sink import Sink
 from .workspace import JOURNAL, is_interrupt, payload_of, told
 
 FILES = "files"
+# One waits for the disk while the other copies into the page cache. More only take cores from methods where those are
+# few: half as many as there are threads, as writing a tile takes about as long as computing it.
+WRITERS = 2
 SYNC_BYTES = 1 << 28  # of a file are written before the disk is asked to keep up
 
 
@@ -46,6 +49,7 @@ class FolderSink(Sink):
         made_by: The command, for `status`.
         new_digest: Makes the hash object for `digest`; None where nobody will ask for digests.
         buffers: How many tiles may be computed, or computed and not yet on the disk.
+        writers: How many threads write.
         processes: That write this checkpoint together, each its own tensors; all call `digests` and `commit`.
     """
 
@@ -60,6 +64,7 @@ class FolderSink(Sink):
         new_digest: Callable[[], Any] | None = xxhash.xxh3_128,
         buffers: int = 8,
         held_bytes: int = HELD_BYTES,
+        writers: int = WRITERS,
         processes: Processes | None = None,
     ) -> None:
         self.output = output
@@ -73,8 +78,7 @@ class FolderSink(Sink):
         self._synced: dict[str, int] = {}
         self._buffers = Buffers(buffers)
         self._held = Allowance(held_bytes)
-        # One thread waits for the disk while the other copies into the page cache; more only take cores from methods.
-        self._writing = ThreadPoolExecutor(2)
+        self._writing = ThreadPoolExecutor(writers)
         self._failure: OutputError | None = None
         self._lock = threading.Lock()
         self._journal: SharedJournal | None = None
