@@ -80,7 +80,7 @@ def run_and_push(
         if not plans:
             _finish(upload, values.get("output"), published)
             if url is not None:
-                shutil.rmtree(values["output"])
+                _remove(values["output"])
     finally:
         upload.close()
         UPLOAD.reset(tokens[0])
@@ -93,15 +93,25 @@ def _local(place: str, name: str) -> Path:
     return home_of(place, "outgoing") / (name or "output")
 
 
+def _remove(output: Path) -> None:
+    from ..fusion.places.push import files_of
+
+    if output.is_dir():
+        shutil.rmtree(output)
+    else:
+        for file in files_of(output).values():
+            file.unlink()
+
+
 def _finish(upload: Upload, output: Path | None, published: list[Path]) -> None:
     from ..fusion.errors import OutputError
     from .console import say
 
-    folders = [path for path in published if path.is_dir()]
-    folder = output if output is not None and output.is_dir() else next(reversed(folders), None)
-    if folder is None:
-        raise OutputError("no folder was written that could be pushed", hint="`sculpt push FOLDER PLACE` pushes one")
-    say(f"pushed to {upload.finish(folder)}")
+    written = [path for path in published if path.is_dir() or path.suffix == ".safetensors"]
+    made = output if output is not None and output.exists() else next(reversed(written), None)
+    if made is None:
+        raise OutputError("nothing was written that could be pushed", hint="`sculpt push OUTPUT PLACE` pushes it")
+    say(f"pushed to {upload.finish(made)}")
 
 
 def _ask(upload: Upload, *, public: bool, yes: bool) -> None:
@@ -126,7 +136,7 @@ def _ask(upload: Upload, *, public: bool, yes: bool) -> None:
 
 
 def push_command(
-    folder: Annotated[Path, typer.Argument(help="A finished output of sculpt, or any model's folder.")],
+    output: Annotated[Path, typer.Argument(help="A finished output of sculpt, or any model's folder or file.")],
     place: Annotated[str, typer.Argument(help=PLACE)],
     public: Public = False,
     yes: Yes = False,
@@ -142,18 +152,18 @@ def push_command(
         sculpt push fused/ org/model-fused --yes
 
         sculpt push fused/ s3://bucket/model-fused --yes
+
+        sculpt push style.safetensors org/styles --yes --overwrite
     """
-    from ..fusion.errors import OutputError
-    from ..fusion.places.push import upload_to
+    from ..fusion.places.push import refuse_other, upload_to
     from .console import print_json, say
 
-    if not folder.is_dir():
-        raise OutputError(f"`{folder}` is no folder", hint="what is uploaded is an output of sculpt, or a model")
+    refuse_other(output)
     upload = upload_to(place, public=public)
     try:
         upload.check(overwrite=overwrite)
         _ask(upload, public=public, yes=yes)
-        where = upload.finish(folder)
+        where = upload.finish(output)
     finally:
         upload.close()
     print_json({"place": upload.told, "at": where}) if json else say(f"pushed to {where}")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from glob import escape
 from pathlib import Path
 from typing import Any, final
 
@@ -42,6 +43,30 @@ def digest_of(file: Path) -> str:
     return digest.hexdigest()
 
 
+def files_of(output: Path) -> dict[str, Path]:
+    """Return what is uploaded of an output, by its name there: of a single file of weights itself and its manifest."""
+    if output.is_file():
+        return {file.name: file for file in (output, *sorted(output.parent.glob(f"{escape(output.stem)}.sculpt-*")))}
+    return {
+        file.relative_to(output).as_posix(): file
+        for file in sorted(output.rglob("*"))
+        if file.is_file() and not is_private(file.relative_to(output))
+    }
+
+
+def refuse_other(output: Path) -> None:
+    """Refuse what is neither a model's folder nor a file of weights.
+
+    Raises:
+        OutputError: It is not.
+    """
+    if not output.is_dir() and not (output.is_file() and output.suffix == ".safetensors"):
+        raise OutputError(
+            f"`{output}` is no folder and no file of weights",
+            hint="what is uploaded is an output of sculpt, or a model",
+        )
+
+
 class Upload(ABC):
     """An output on its way to another place.
 
@@ -64,12 +89,16 @@ class Upload(ABC):
         """
 
     @abstractmethod
-    def _put(self, name: str, file: Path) -> None:
-        """Upload a file."""
+    def _put(self, name: str, file: Path, digest: str | None = None) -> None:
+        """Upload a file, whose digest may be known."""
 
     @abstractmethod
-    def _finish(self, files: dict[str, Path]) -> str:
-        """Make the whole visible under its name; return where that is."""
+    def _finish(self, files: dict[str, Path], *, replaces: bool) -> str:
+        """Make the whole visible under its name; return where that is.
+
+        Args:
+            replaces: Whether other weights that lie there go.
+        """
 
     def begin(self, name: str, file: Path, later: Path) -> None:
         """Upload a file that is whole while others are still being made.
@@ -80,17 +109,16 @@ class Upload(ABC):
         if name not in self._begun:
             self._begun[name] = self._pool.submit(self._put_and_digest, name, file, later)
 
-    def finish(self, folder: Path) -> str:
+    def finish(self, output: Path) -> str:
         """Upload what is left of an output, and make it visible; return where it is.
+
+        Args:
+            output: Its folder; or a file of weights, which goes with its manifest, and beside other weights.
 
         Raises:
             SculptError: It could not be uploaded; the same command goes on from what is there.
         """
-        files = {
-            file.relative_to(folder).as_posix(): file
-            for file in sorted(folder.rglob("*"))
-            if file.is_file() and not is_private(file.relative_to(folder))
-        }
+        files = files_of(output)
         total = sum(file.stat().st_size for file in files.values())
         with self._telling(), Shown.bars(f"pushing to {self.told}") as report:
             done = 0
@@ -100,7 +128,7 @@ class Upload(ABC):
                     self._put(name, file)
                 done += file.stat().st_size
             report(total, total, "")
-            return self._finish(files)
+            return self._finish(files, replaces=output.is_dir())
 
     def close(self) -> None:
         """Give up what has not begun."""
@@ -120,7 +148,7 @@ class Upload(ABC):
     def _put_and_digest(self, name: str, file: Path, later: Path) -> str:
         try:
             digest = digest_of(file)
-            self._put(name, file)
+            self._put(name, file, digest)
         except Exception:  # libraries tell in ways of their own that a file has gone to where it lies later
             if file == later or file.exists():
                 raise
@@ -182,7 +210,8 @@ class HubUpload(Upload):
             hub.api().create_repo(self._name.repository, private=not self._public, exist_ok=True)
             self._is_made = True
 
-    def _put(self, name: str, file: Path) -> None:
+    def _put(self, name: str, file: Path, digest: str | None = None) -> None:
+        del digest  # the hub's own is another
         from huggingface_hub import CommitOperationAdd
         from huggingface_hub.utils import disable_progress_bars
 
@@ -193,13 +222,13 @@ class HubUpload(Upload):
             retried(lambda: hub.api().preupload_lfs_files(self._name.repository, [added], free_memory=False), name)
         self._added[name] = added
 
-    def _finish(self, files: dict[str, Path]) -> str:
+    def _finish(self, files: dict[str, Path], *, replaces: bool) -> str:
         from huggingface_hub import CommitOperationDelete
 
         stale = [
             CommitOperationDelete(path_in_repo=name)
             for name in self._there
-            if name not in files and "/" not in name and name.endswith((*WEIGHT_SUFFIXES, ".index.json"))
+            if replaces and name not in files and "/" not in name and name.endswith((*WEIGHT_SUFFIXES, ".index.json"))
         ]
         for name, file in files.items():  # a workspace's file has another path by now
             self._added[name].path_or_fileobj = str(file)
@@ -239,9 +268,9 @@ class StoreUpload(Upload):
         known = self._known.get(name)
         return known is not None and known[:2] == [there.nbytes, there.etag]
 
-    def _put(self, name: str, file: Path) -> None:
+    def _put(self, name: str, file: Path, digest: str | None = None) -> None:
         nbytes = file.stat().st_size  # before it may go to where it lies later
-        digest, there = digest_of(file), self._there.get(name)
+        digest, there = digest or digest_of(file), self._there.get(name)
         if there is not None and self._is_known(name, there) and self._known[name][2] == digest:
             return
         place = f"{self._root}/{name}"
@@ -253,11 +282,11 @@ class StoreUpload(Upload):
         self._known[name] = [found.nbytes, found.etag, digest]
         write_whole(self._note, json.dumps(self._known).encode())
 
-    def _finish(self, files: dict[str, Path]) -> str:
+    def _finish(self, files: dict[str, Path], *, replaces: bool) -> str:
         stale = [
             name
             for name in self._there
-            if name not in files and "/" not in name and name.endswith((*WEIGHT_SUFFIXES, ".index.json"))
+            if replaces and name not in files and "/" not in name and name.endswith((*WEIGHT_SUFFIXES, ".index.json"))
         ]
         for name in stale:
             self._store.rm_file(f"{self._root}/{name}")
@@ -292,7 +321,7 @@ def push(folder: Path | str, place: str, *, public: bool = False, overwrite: boo
     """Upload a finished output, and return where it is.
 
     Args:
-        folder: The output.
+        folder: The output; or a file of weights, as kohya's scripts and ComfyUI keep it.
         place: `org/name` on the hub, private unless `public`; or a folder in an object store, `s3://bucket/name`.
         overwrite: Whether a model that lies there may be replaced.
 
@@ -300,12 +329,11 @@ def push(folder: Path | str, place: str, *, public: bool = False, overwrite: boo
         SculptError: It cannot be uploaded; the same call goes on from what is there.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise OutputError(f"`{folder}` is no folder", hint="what is uploaded is an output of sculpt, or a model")
+    refuse_other(folder)
     upload = upload_to(str(place), public=public)
     try:
         upload.check(overwrite=overwrite)
-        nbytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        nbytes = sum(file.stat().st_size for file in files_of(folder).values())
         logger.log(NOTE, "%s: uploading %s to %s", folder, size_told(nbytes), upload.told)
         return upload.finish(folder)
     finally:

@@ -197,7 +197,7 @@ class FolderSink(Sink):
                 file.sync()
             if self._upload is not None and file.written >= file.nbytes and not self._processes.are_several:
                 name = file.file.relative_to(self._payload)
-                self._upload.begin(name.as_posix(), file.file, self.output / name)
+                self._upload.begin(name.as_posix(), file.file, self.output if self._is_file else self.output / name)
         except OSError as error:
             raise os_error(error, file.file) from error
 

@@ -9,8 +9,10 @@ from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sculpt
+from safetensors.numpy import save_file
 from sculpt.cli.app import app
 from sculpt.fusion.errors import OutputError, SculptError
 from sculpt.fusion.places import push as pushing
@@ -255,3 +257,20 @@ def test_python_pushes_what_is_private_stays_here(hub: LocalHub, make_pair: Pair
     assert not {".env", "hf_token.txt"} & set(hub.files("org/model"))
     with pytest.raises(OutputError, match="is no folder"):
         sculpt.push("nowhere", "org/model")
+
+
+def test_a_file_of_weights_goes_with_its_manifest_and_beside_others(hub: LocalHub, s3: Any, here: Path) -> None:
+    for number in (1, 2):
+        weights = {"w.weight": np.full((4, 4), number, np.float32)}
+        save_file(weights, here / f"{number}.safetensors")
+    sides = "1.safetensors", "2.safetensors"
+    run("dare", *sides, "-o", "style.safetensors", "--push", "org/styles", "--yes")
+    run("dare", *sides, "-o", "other.safetensors", "--seed", "1")
+    run("push", "other.safetensors", "org/styles", "--yes", "--overwrite")
+    found = hub.files("org/styles")
+    for name in ("style", "other"):
+        for end in ("safetensors", "sculpt-manifest.json"):
+            assert found[f"{name}.{end}"] == (here / f"{name}.{end}").read_bytes()
+    sculpt.push("style.safetensors", "s3://bucket/styles")
+    run("verify", "style.safetensors")
+    assert refused("push", "style.sculpt-manifest.json", "org/styles", "--yes")[0].endswith("no file of weights")
