@@ -91,7 +91,7 @@ def test_torchrun_calibrates_and_slurm_fuses_with_it(models: Path) -> None:
     assert one.provenance == two.provenance
     for name in one:
         for ours, theirs in zip(one[name].terms, two[name].terms, strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-9, err_msg=name)
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6, err_msg=name)  # other batches, other last bits
     [script] = blocks("bash")
     run(script, models)
     sculpt.fuse(models / "base", models / "sft", hessian=models / "hessian.safetensors", output=models / "alone")
