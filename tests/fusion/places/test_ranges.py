@@ -89,6 +89,33 @@ def test_a_bucket_that_is_streamed_makes_the_same_bytes(
     run("verify", "streamed", "--input", "s3://bucket/base", "--stream")
 
 
+def test_a_model_that_is_streamed_runs_as_one_that_lies_here(s3: Any, here: Path, places: Path) -> None:
+    from sculpt.demo.tiny import byte_tokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    base, tokenizer = here / "base", byte_tokenizer()
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **size)).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    s3.put(str(base), "bucket/base", recursive=True)
+    rows = [{"prompt": "Sky is", "completion": f" {color}"} for color in ("blue", "green", "red")]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("suite.yaml").write_text("target:\n  colors: {scorer: perplexity, file: rows.jsonl}\n")
+    run("calibrate", "s3://bucket/base", "--stream", "--data", "rows.jsonl", "--device", "cpu", "-o", "far.safetensors")
+    run("calibrate", base, "--data", "rows.jsonl", "--device", "cpu", "-o", "near.safetensors")
+    far, near = (sculpt.DiagonalHessian.load(f"{name}.safetensors") for name in ("far", "near"))
+    assert far.keys() == near.keys()
+    for name, found in near.items():
+        for ours, theirs in zip(found.terms, far[name].terms, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    scores = []
+    for model in ("s3://bucket/base", base):
+        told = run("eval", model, "--suite", "suite.yaml", "--device", "cpu", "--json", "--stream")
+        scores.append(json.loads(told[told.index("{") :])["tasks"])
+    assert scores[0] == scores[1]
+    assert no_weights_under(places)
+
+
 def test_a_web_server_that_fails_now_and_then_makes_the_same_bytes(
     web: FileServer, make_pair: Pair, here: Path
 ) -> None:
