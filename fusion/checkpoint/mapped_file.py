@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-from mmap import PAGESIZE
 from pathlib import Path
 from typing import final
 
@@ -74,7 +73,8 @@ class MappedFile:
         self._used += stop - start
         self._first, self._last = min(self._first, start), max(self._last, stop)
         if stop == self.nbytes:  # most often the last: what the system has mapped around the others goes as well
-            drop(self.content(), 0, stop + PAGESIZE)
+            content = self.content()
+            drop(content, 0, content.nbytes)
         elif self._used >= TOGETHER:
             drop(self.content(), self._first, self._last)
             self._used, self._first, self._last = 0, self.nbytes, 0

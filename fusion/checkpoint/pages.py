@@ -21,8 +21,13 @@ def _madvise() -> Any:
 
 
 def drop(content: np.ndarray, start: int, stop: int) -> None:
-    """Let go of the whole pages within `start … stop` of a map; they stay in the page cache."""
-    _advise(content, -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE, "MADV_DONTNEED")
+    """Let go of the whole pages within `start … stop` of a map; they stay in the page cache.
+
+    The page that the map ends in is its own to the end. What lies behind it is somebody's memory, which the system
+    would empty.
+    """
+    last = -(-stop // mmap.PAGESIZE) if stop == content.nbytes else stop // mmap.PAGESIZE
+    _advise(content, -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, last * mmap.PAGESIZE, "MADV_DONTNEED")
 
 
 def want(content: np.ndarray, start: int, stop: int) -> None:
