@@ -5,8 +5,9 @@ TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
 # Modules are compiled when they are first imported: most of what is installed never is.
 INSTALL := install --quiet --no-compile
 OWN := $(wildcard constraints-$(shell uname -s | tr A-Z a-z)-$(shell uname -m).txt)
-# A worker runs beside others: threads of its own would wait for one another.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadgroup
+# A worker runs beside others: threads of its own would wait for one another. It takes whole files, as what a file's
+# tests share is made once a worker.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 MERGEKIT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sculpt/mergekit
 
 .PHONY: demo test docs zoo check torture bench mergekit-venv clean help
@@ -37,7 +38,7 @@ docs: .venv/ready .venv-docs/ready  ## Make the site in build/site; a dead link 
 	touch $@
 
 zoo: .venv/ready  ## Measure every architecture, tiny, against an oracle: about fifteen minutes
-	$(PYTEST) -m "zoo or not zoo" tests/hessian/test_zoo.py
+	$(PYTEST) --dist worksteal -m "zoo or not zoo" tests/hessian/test_zoo.py
 
 check: .venv/ready  ## Lint (the release workflow too), check types and the direction of imports
 	$(BIN)/ruff check

@@ -16,7 +16,6 @@ from sculpt.demo.run import RESULT, run_demo
 from sculpt.demo.setup import Silence
 from sculpt.fusion.errors import DeviceError, OutputError
 
-pytestmark = pytest.mark.xdist_group("demo")  # the story is told once, not once a worker
 SMALL = tiny.TinySize(hidden_size=48, layers=2, heads=2, steps=120, batch_size=16)
 SMALLEST = tiny.TinySize(hidden_size=8, layers=1, heads=1, steps=1, batch_size=2)
 

@@ -87,7 +87,7 @@ class Settled:
 def _params() -> Iterator[Any]:
     for name in zoo_table.ARCHITECTURES:
         kept = () if name in zoo_table.QUICK else (pytest.mark.zoo,)
-        yield pytest.param(name, marks=[pytest.mark.xdist_group(name), *kept])
+        yield pytest.param(name, marks=kept)
 
 
 @pytest.fixture(scope="module", params=_params())

@@ -14,7 +14,6 @@ from sculpt.fusion.run.fuse import execute
 
 from .tiny import run_mergekit, tensors_of, with_paths
 
-pytestmark = pytest.mark.xdist_group("mergekit agreement")  # mergekit runs once, not once a worker
 # Every method that is not random, and of the random ones what is not (density 1).
 RECIPES: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("recipes.yaml").read_text())
 # Elements that may fall on the other side of a cut, of the 65,000 of a model: variances and importances that

@@ -13,7 +13,6 @@ from sculpt.fusion.arithmetic.tile import Tile
 from .test_agreement import merge
 from .tiny import run_mergekit, tensors_of, with_paths
 
-pytestmark = pytest.mark.xdist_group("mergekit differences")  # mergekit runs once, not once a worker
 ONE = [{"model": "a", "parameters": {"weight": 1.0, "density": 0.5}}]
 TWO = [{"model": "a"}, {"model": "b"}]
 RANDOM: dict[str, dict[str, Any]] = {

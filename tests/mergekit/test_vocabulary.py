@@ -12,7 +12,6 @@ import pytest
 from .test_agreement import merge
 from .tiny import CONFIG, llama, moved, run_mergekit, tensors_of, with_paths, write
 
-pytestmark = pytest.mark.xdist_group("mergekit vocabulary")  # mergekit runs once, not once a worker
 COMMON = ["<unk>", "<s>", "</s>", *(f"word{i}" for i in range(20))]
 TOKENS = {
     "base": [*COMMON, "base1", "both1"],

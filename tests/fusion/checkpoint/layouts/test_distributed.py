@@ -19,10 +19,7 @@ from safetensors.torch import load_file, save_file
 from sculpt.fusion.checkpoint import open_checkpoint
 from sculpt.fusion.errors import CheckpointError
 
-pytestmark = [
-    pytest.mark.xdist_group("distributed"),  # the two processes save once, not once a worker
-    pytest.mark.filterwarnings("ignore:torch.distributed is disabled", "ignore:.*assuming the intent"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled", "ignore:.*assuming the intent")
 CONFIG = '{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 40}'
 
 
