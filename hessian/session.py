@@ -23,6 +23,7 @@ from ..fusion.checkpoint.pretrained import is_encoder_decoder
 from ..fusion.errors import CurvatureError, DataError, ModelError, Way
 from ..fusion.launch import Launch
 from ..fusion.progress import Progress, silent
+from ..fusion.run.allocator import return_what_is_free
 from ..fusion.run.calibration import BATCH_TOKENS, GENERAL
 from ..fusion.run.diff import changed_tensors
 from ..live import skeleton
@@ -235,6 +236,7 @@ class Session:
             if journal is not None:
                 journal.write(sorted(forward.passed), forward.tapes(), *self._settled(), self.grams)
             self.progress(min(len(forward.passed), total), total, unit.name)
+            return_what_is_free()  # else holes between matrices add up, unit by unit
             if block:
                 yield block
             if self._is_partial and not forward.comes_back() and self._has_all(forward):

@@ -19,3 +19,11 @@ def return_large_blocks() -> None:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
             mallopt(M_MMAP_THRESHOLD, BLOCK_BYTES)
+
+
+def return_what_is_free() -> None:
+    """Give the pages of freed blocks back to the system now, wherever between others they lie; glibc keeps them."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
