@@ -14,7 +14,7 @@ import numpy as np
 from ..data.rows import Rows, open_rows
 from ..fusion.checkpoint import Source, TensorInfo
 from ..fusion.names import block_of
-from ..fusion.run.calibration import BATCH_TOKENS, GENERAL, SampleRun
+from ..fusion.run.calibration import GENERAL, SampleRun
 
 LIBRARIES_BYTES = 245_000_000  # what torch and transformers add to a process, measured
 RUN_BYTES = 60_000_000  # arenas and arithmetic of a forward, measured
@@ -94,9 +94,7 @@ def samples_of(data: Any, how: SampleRun, source: Source) -> Samples:
 
 def _together(how: SampleRun, total: int, longest: int) -> int:
     by_samples = total if how.batch_size is None else how.batch_size * longest
-    is_free = how.batch_size is None and how.batch_tokens is None
-    by_tokens = BATCH_TOKENS if is_free else how.batch_tokens or total
-    return min(total, by_samples, max(longest, by_tokens))
+    return min(total, by_samples, max(longest, how.most_tokens or total))
 
 
 def _characters(rows: Rows, number: int) -> int:

@@ -24,7 +24,7 @@ from ..fusion.errors import CurvatureError, DataError, ModelError, Way
 from ..fusion.launch import Launch
 from ..fusion.progress import Progress, silent
 from ..fusion.run.allocator import return_what_is_free
-from ..fusion.run.calibration import BATCH_TOKENS, GENERAL
+from ..fusion.run.calibration import GENERAL
 from ..fusion.run.diff import changed_tensors
 from ..live import skeleton
 from ..live.devices import compute_dtype, pick_device
@@ -188,8 +188,7 @@ class Session:
 
     def _batches(self) -> list[Batch]:
         options = self.options
-        is_free = options.batch_size is None and options.batch_tokens is None
-        room = Room(samples=options.batch_size, tokens=BATCH_TOKENS if is_free else options.batch_tokens)
+        room = Room(samples=options.batch_size, tokens=options.most_tokens)
         if not self._counts_all:
             return batches_of_answers(
                 self.own_samples,

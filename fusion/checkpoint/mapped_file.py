@@ -71,10 +71,8 @@ class MappedFile:
         # Of two threads at a time one may be missed: pages then go a little later. A page holds several tensors: those
         # that are still in use come back.
         self._used += stop - start
-        self._first, self._last = min(self._first, start), max(self._last, stop)
-        if stop == self.nbytes:  # most often the last: what the system has mapped around the others goes as well
-            content = self.content()
-            drop(content, 0, content.nbytes)
-        elif self._used >= TOGETHER:
+        is_end = stop == self.nbytes  # most often the last: what the system has mapped around the others goes as well
+        self._first, self._last = 0 if is_end else min(self._first, start), max(self._last, stop)
+        if is_end or self._used >= TOGETHER:
             drop(self.content(), self._first, self._last)
             self._used, self._first, self._last = 0, self.nbytes, 0

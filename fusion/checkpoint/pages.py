@@ -26,7 +26,7 @@ def drop(content: np.ndarray, start: int, stop: int) -> None:
     The page that the map ends in is its own to the end. What lies behind it is somebody's memory, which the system
     would empty.
     """
-    last = -(-stop // mmap.PAGESIZE) if stop == content.nbytes else stop // mmap.PAGESIZE
+    last = -(-content.nbytes // mmap.PAGESIZE) if stop >= content.nbytes else stop // mmap.PAGESIZE
     _advise(content, -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, last * mmap.PAGESIZE, "MADV_DONTNEED")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -179,6 +179,12 @@ def _rank(name: str) -> tuple[int, str]:
     return (3 + LAST.index(name), name) if name in LAST else (1, name)
 
 
+def _stale(there: Iterable[str], files: Collection[str]) -> list[str]:
+    """Return the names of weights that lie there, and of what lists them, which an output that replaces them lacks."""
+    ends = (*WEIGHT_SUFFIXES, ".index.json")
+    return [name for name in there if name not in files and "/" not in name and name.endswith(ends)]
+
+
 @final
 class HubUpload(Upload):
     """To the hub: files apart, then one commit, so that nobody sees the half of it."""
@@ -225,11 +231,7 @@ class HubUpload(Upload):
     def _finish(self, files: dict[str, Path], *, replaces: bool) -> str:
         from huggingface_hub import CommitOperationDelete
 
-        stale = [
-            CommitOperationDelete(path_in_repo=name)
-            for name in self._there
-            if replaces and name not in files and "/" not in name and name.endswith((*WEIGHT_SUFFIXES, ".index.json"))
-        ]
+        stale = [CommitOperationDelete(path_in_repo=name) for name in _stale(self._there, files)] if replaces else []
         for name, file in files.items():  # a workspace's file has another path by now
             self._added[name].path_or_fileobj = str(file)
         operations = [*(self._added[name] for name in files), *stale]
@@ -283,12 +285,7 @@ class StoreUpload(Upload):
         write_whole(self._note, json.dumps(self._known).encode())
 
     def _finish(self, files: dict[str, Path], *, replaces: bool) -> str:
-        stale = [
-            name
-            for name in self._there
-            if replaces and name not in files and "/" not in name and name.endswith((*WEIGHT_SUFFIXES, ".index.json"))
-        ]
-        for name in stale:
+        for name in _stale(self._there, files) if replaces else ():
             self._store.rm_file(f"{self._root}/{name}")
         self._note.unlink(missing_ok=True)
         return self.told

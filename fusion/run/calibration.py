@@ -59,6 +59,11 @@ class SampleRun(RowOptions):
     memory: int | None = None
     trust_remote_code: bool = False
 
+    @property
+    def most_tokens(self) -> int | None:
+        """The largest number of tokens in a batch; None where only samples are limited."""
+        return BATCH_TOKENS if self.batch_size is None and self.batch_tokens is None else self.batch_tokens
+
     def __post_init__(self) -> None:
         for name in ("samples", "max_length", "batch_size", "batch_tokens"):
             value = getattr(self, name)

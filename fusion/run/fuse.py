@@ -27,7 +27,7 @@ from ..checkpoint.source import reading
 from ..checkpoint.special_tokens import TokenIds
 from ..checkpoint.tokens import other_tokens
 from ..device import float64_device, torch_device
-from ..disk_space import free_bytes
+from ..disk_space import free_bytes, taken_bytes
 from ..errors import MethodError, OutputError, Way
 from ..methods import Method
 from ..methods.two_sided import title_under
@@ -293,10 +293,8 @@ def _refuse_no_patch(plan: Plan, *, is_coded: bool) -> None:
 
 
 def _refuse_full_disk(output: Path, needed: int) -> None:
-    partial = beside(output)
-    held = sum(file.stat().st_blocks * 512 for file in partial.rglob("*") if file.is_file()) if partial.exists() else 0
     free = free_bytes(output)
-    if needed > free + held:
+    if needed > free + taken_bytes(beside(output)):
         raise OutputError(f"the output takes {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free")
 
 

@@ -28,7 +28,7 @@ from .power import Before, Loss, cut_power
 
 ALL = bool(os.environ.get("SCULPT_TORTURE"))
 FIRST = int(os.environ.get("SCULPT_TORTURE_FROM", "0"))  # the event at which a run that was stopped goes on
-FEW = {False: 2, True: 1}  # events of a command in the short form, whether it is slow or not
+FEW = {False: 3, True: 1}  # events of a command in the short form, whether it is slow or not
 ERRORS: tuple[Mode, ...] = ("EIO", "ENOSPC")
 LOSSES: tuple[Loss, ...] = ("content", "names", "both")
 COUNTS: Counter[str] = Counter()

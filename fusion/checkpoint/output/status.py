@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...disk_space import taken_bytes
 from .lines import read_lines
 from .owner import is_gone
 from .workspace import (
@@ -61,7 +62,7 @@ def _look_at(folder: Path, output: Path) -> Unfinished:
         made_by=str(read_mark(folder).get("made by", "run")),
         is_running=_is_running(folder),
         done=_done(folder),
-        nbytes=sum(file.lstat().st_blocks * 512 for file in folder.rglob("*") if file.is_file()),
+        nbytes=taken_bytes(folder),
         holds_former=os.path.lexists(folder / REPLACED) and not os.path.lexists(output),
     )
 

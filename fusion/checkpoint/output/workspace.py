@@ -93,10 +93,14 @@ def lock(folder: Path) -> int | None:
 
 
 def is_marked(folder: Path) -> bool:
-    """Return whether a folder is one of ours, or holds nothing that could be lost."""
+    """Return whether a folder is one of ours, or holds nothing that could be lost.
+
+    It is listed before it is asked for the mark: another process may mark it just now, and whatever else lies in it
+    came after the mark.
+    """
     if folder.is_symlink() or not folder.is_dir():
         return False
-    return (folder / MARK).is_file() or {path.name for path in folder.iterdir()} <= {NEW_MARK}
+    return {path.name for path in folder.iterdir()} <= {NEW_MARK} or (folder / MARK).is_file()
 
 
 def workspaces_of(shared: Path) -> list[Path]:

@@ -403,3 +403,20 @@ def test_scratch_folders_of_killed_runs_go_and_those_of_others_stay(
         assert running.folder.is_dir()
         assert len(names_in(tmp_path)) == 3
     assert names_in(tmp_path) == [foreign.name]
+
+
+def test_a_folder_that_another_process_marks_just_now_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the mark comes before the folder is listed or after it."""
+    look = Path.iterdir
+    for comes_first in (True, False):
+        folder = tmp_path / str(comes_first)
+        folder.mkdir()
+        (folder / workspace.NEW_MARK).touch()
+
+        def listed(path: Path, folder: Path = folder, comes_first: bool = comes_first) -> list[Path]:
+            before = [*look(path)]
+            (folder / workspace.NEW_MARK).replace(folder / MARK)
+            return [*look(path)] if comes_first else before
+
+        monkeypatch.setattr(Path, "iterdir", listed)
+        assert workspace.is_marked(folder)
