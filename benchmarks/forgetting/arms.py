@@ -206,11 +206,19 @@ AS_TYPED = {
         Arm(name="as typed, no samples", command="fuse --protect default"),
     )
 }  # with all defaults, the general set and the base's own answers among them
-LARGER = AS_TYPED | {
-    name: replace(TEXT[name], curve=False)
-    for name in (
-        *("fine-tune", "interpolation", "dare 0.9", "ties 0.1", "adadare exact 0.9", "lines", "null space, soft"),
-        *("two-sided full", "two-sided full, no samples", "two-sided full, no samples, λ by itself"),
-        *("two-sided at 1, block:512", "two-sided by gradients"),
-    )
-}  # of a model of four times the size
+REFUSING = {
+    name: Arm(name=name, command=f"fuse --protect default --protect {{refusals-48}}:{weight}")
+    for name, weight in (("as typed, no samples, refusals:1", 1), ("as typed, no samples, refusals:3", 3))
+}  # what the base refuses is a side of its own
+LARGER = (
+    AS_TYPED
+    | REFUSING
+    | {
+        name: replace(TEXT[name], curve=False)
+        for name in (
+            *("fine-tune", "interpolation", "dare 0.9", "ties 0.1", "adadare exact 0.9", "lines", "null space, soft"),
+            *("two-sided full", "two-sided full, no samples", "two-sided full, no samples, λ by itself"),
+            *("two-sided at 1, block:512", "two-sided by gradients"),
+        )
+    }
+)  # of a model of four times the size

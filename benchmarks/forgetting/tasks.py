@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import corpora
 import images
+import refusals
 from arms import IMAGES, LARGER, MERGED, TEXT, Arm
 from language import Language, qwen
 from sculpt.demo.task import Question
 from vision_language import VisionLanguage
 
-Sample = Mapping[str, str]  # a row that `sculpt calibrate` reads
+LANGUAGE, QWEN = Language(), Language(qwen)
+Sample = Mapping[str, Any]  # a row that `sculpt calibrate` reads
 GENERAL: dict[str, Callable[[str], Sequence[str | Question]]] = {
     "prose": lambda split: corpora.general("prose", split),
     "docs": lambda split: corpora.general("docs", split),
     "facts": lambda split: corpora.general("facts", split),
     "names": lambda split: images.names()[split],
+    "refusals": lambda _split: refusals.scored(QWEN.tokenizer),
 }
 
 
@@ -79,7 +83,6 @@ def mixed() -> list[Sample]:
     return [sample for pair in zip(texts("default"), named(), strict=False) for sample in pair]
 
 
-LANGUAGE = Language()
 SCORED = {"validation": ("prose",), "test": ("prose", "docs", "facts")}
 PROTECTS = {name: lambda name=name: texts(name) for name in ("default", "fiction", "software")}
 TASKS = {
@@ -102,12 +105,12 @@ TASKS = {
         arms=TEXT,
     ),
     "tagging-qwen": Task(
-        model=Language(qwen),
+        model=QWEN,
         target=lambda: corpora.target("tagging"),
         batch_size=8,
         learning_rate={"full": 1e-4, "mild": 2e-5, "lora": 5e-4},
-        scored=SCORED,
-        protects=PROTECTS,
+        scored={**SCORED, "test": (*SCORED["test"], "refusals")},
+        protects={**PROTECTS, "refusals": refusals.protecting},
         arms=LARGER,
         only_named=True,
     ),

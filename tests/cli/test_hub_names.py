@@ -9,20 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from sculpt.cli.app import app
 from sculpt.fusion.checkpoint import find_model, open_checkpoint
 from sculpt.fusion.errors import CheckpointError
 from sculpt.fusion.places.settings import Offline
-from typer.testing import CliRunner, Result
 
+from ..commands import invoke
 from ..evaluate.conftest import llama, save
 
 Q = "model.layers.0.self_attn.q_proj"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def cached(hub: Path, repository: str, ref: str) -> Path:
@@ -109,7 +104,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_takes_a_name_on_the_hub(command: str) -> None:
-    result = run(*COMMANDS[command])
+    result = invoke(*COMMANDS[command])
     assert result.exit_code == 0, (result.exception, result.output)
     assert COMMIT not in result.output
 
@@ -128,7 +123,7 @@ def test_every_command_takes_a_name_on_the_hub(command: str) -> None:
     ],
 )
 def test_what_is_written_names_what_was_asked_for(command: Sequence[str], folder: str, here: Path) -> None:
-    assert run(*command).exit_code == 0
+    assert invoke(*command).exit_code == 0
     written = [file for file in (here / folder).iterdir() if file.suffix in (".json", ".md")]
     texts = {file.name: file.read_text() for file in written}
     version = f'"version": "{COMMIT}"'  # of an input, in the manifest alone
@@ -138,7 +133,7 @@ def test_what_is_written_names_what_was_asked_for(command: Sequence[str], folder
         assert "`org/base` and its fine-tune `org/tuned@v1`" in texts["README.md"]
         inputs = json.loads(texts["sculpt-manifest.json"])["inputs"]
         assert [found["name"] for found in inputs] == ["org/base", "org/tuned@v1"]
-        assert run("verify", folder, "--input", "org/base", "--input", "org/tuned@v1").exit_code == 0
+        assert invoke("verify", folder, "--input", "org/base", "--input", "org/tuned@v1").exit_code == 0
     else:
         config = json.loads(texts["adapter_config.json"])
         expected = {"org/base": ("org/base", None), "org/tuned@v1": ("org/tuned", "v1")}[command[1]]
@@ -165,5 +160,5 @@ def test_what_the_cache_does_not_hold_is_refused_by_the_name_that_was_given(aske
 
 def test_an_output_may_not_lie_in_the_cached_model(hub: Path) -> None:
     inside = find_model("org/tuned@v1").path / "fused"
-    result = run("dare", "org/base", "org/tuned@v1", "-o", inside)
+    result = invoke("dare", "org/base", "org/tuned@v1", "-o", inside)
     assert "lies inside the input `org/tuned@v1`" in str(result.exception)

@@ -9,19 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from sculpt.cli.app import app
 from sculpt.fusion.checkpoint import Checkpoint, open_checkpoint
 from sculpt.fusion.errors import SculptError
-from typer.testing import CliRunner, Result
+
+from ..commands import invoke
 
 Pair = Callable[..., tuple[Path, Path]]
-
-
-def sculpt(*arguments: str | Path) -> Result:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, (SculptError, SystemExit)):
-        raise result.exception
-    return result
 
 
 def write_adapter(folder: Path, seed: int, modules: dict[str, tuple[int, int]], rank: int = 3) -> Path:
@@ -56,7 +49,7 @@ def delta(base: Path, tuned: Path, name: str) -> np.ndarray:
 @pytest.mark.parametrize("method", ["task-arithmetic", "linear"])
 def test_adapters_merge_into_the_base(method, inputs, tmp_path):
     base, one, two = inputs
-    result = sculpt(
+    result = invoke(
         "lora-merge", base, one, two, "--method", method, "--weights", "0.5,2", "--dtype", "float32",
         "-o", tmp_path / "out", "--json",
     )  # fmt: skip
@@ -73,7 +66,7 @@ def test_adapters_merge_into_the_base(method, inputs, tmp_path):
 @pytest.mark.parametrize("method", ["dare-linear", "dare-ties"])
 def test_density_is_what_is_kept(method, inputs, tmp_path):
     base, one, two = inputs
-    result = sculpt(
+    result = invoke(
         "lora-merge", base, one, two, "--method", method, "--density", "0.3", "--json", "-o", tmp_path / "out"
     )
     assert result.exit_code == 0, result.output
@@ -82,13 +75,13 @@ def test_density_is_what_is_kept(method, inputs, tmp_path):
 
 def test_as_adapter_is_the_exact_sum_or_the_best_of_a_rank(inputs, tmp_path):
     base, one, two = inputs
-    done = sculpt("lora-merge", base, one, two, "--as-adapter", "--method", "cat", "-o", tmp_path / "cat", "--json")
+    done = invoke("lora-merge", base, one, two, "--as-adapter", "--method", "cat", "-o", tmp_path / "cat", "--json")
     assert json.loads(done.stdout)["error"] == 0
     assert {layer["rank"] for layer in json.loads(done.stdout)["layers"]} == {6, 3}
     name = f"{Q}.weight"
     expected = delta(base, one, name) + delta(base, two, name)
     np.testing.assert_allclose(delta(base, tmp_path / "cat", name), expected, atol=1e-6)
-    shown = sculpt(
+    shown = invoke(
         "lora-merge", base, one, two, "--as-adapter", "--method", "svd", "--rank", "2", "-o", tmp_path / "svd"
     )
     assert shown.exit_code == 0
@@ -116,7 +109,7 @@ def test_refusals_are_one_sentence_and_write_nothing(case, inputs, tmp_path):
     base, one, two = inputs
     options, words = REFUSALS[case]
     before = sorted(tmp_path.iterdir())
-    result = sculpt("lora-merge", base, one, two, *options)
+    result = invoke("lora-merge", base, one, two, *options)
     assert isinstance(result.exception, SculptError)
     assert words in result.exception.message
     assert sorted(tmp_path.iterdir()) == before
@@ -125,7 +118,7 @@ def test_refusals_are_one_sentence_and_write_nothing(case, inputs, tmp_path):
 def test_extract_writes_an_adapter_of_the_fine_tune(make_pair: Pair, tmp_path: Path) -> None:
     base, tuned = make_pair()
     options = ["--exclude", "*embed_tokens*", "--others", "drop"]
-    done = sculpt("lora-extract", base, tuned, "--rank", "4", *options, "--json")
+    done = invoke("lora-extract", base, tuned, "--rank", "4", *options, "--json")
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     assert report["output"] == str(tuned.resolve()) + "-adapter"
@@ -134,18 +127,18 @@ def test_extract_writes_an_adapter_of_the_fine_tune(make_pair: Pair, tmp_path: P
         wanted = delta(base, tuned, name)
         missed = np.linalg.norm(wanted - delta(base, Path(report["output"]), name)) / np.linalg.norm(wanted)
         assert missed == pytest.approx(layer["error"], abs=1e-5)
-    energy = sculpt("lora-extract", base, tuned, "--energy", "0.5", *options, "--json", "-o", tmp_path / "energy")
+    energy = invoke("lora-extract", base, tuned, "--energy", "0.5", *options, "--json", "-o", tmp_path / "energy")
     assert all(layer["error"] ** 2 <= 0.5 for layer in json.loads(energy.stdout)["layers"])
 
 
 def test_a_base_that_no_adapter_could_name_is_refused(make_pair: Pair, tmp_path: Path) -> None:
     """PEFT loads the base by the name that the adapter has of it, and `base+patch` is no folder."""
     base, tuned = make_pair()
-    assert sculpt("pack", base, tuned, "-o", tmp_path / "p.safetensors").exit_code == 0
+    assert invoke("pack", base, tuned, "-o", tmp_path / "p.safetensors").exit_code == 0
     (tmp_path / "d.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     patched = f"{base}+{tmp_path / 'p.safetensors'}"
     for command in (["lora-extract", patched, tuned], ["lora-train", patched, "--data", tmp_path / "d.jsonl"]):
-        refused = sculpt(*command, "-o", tmp_path / "out")
+        refused = invoke(*command, "-o", tmp_path / "out")
         assert isinstance(refused.exception, SculptError)
         told = f"`{patched}` is a patch over its base, and an adapter names one folder as its base"
         assert (refused.exception.message, "`sculpt apply`" in (refused.exception.hint or "")) == (told, True)
@@ -154,7 +147,7 @@ def test_a_base_that_no_adapter_could_name_is_refused(make_pair: Pair, tmp_path:
 
 def test_extract_says_what_an_adapter_cannot_hold(make_pair: Pair) -> None:
     base, tuned = make_pair()
-    result = sculpt("lora-extract", base, tuned)
+    result = invoke("lora-extract", base, tuned)
     assert isinstance(result.exception, SculptError)
     assert "ties to its output" in result.exception.message
 
@@ -194,7 +187,7 @@ def runnable(tmp_path: Path) -> tuple[Path, Path, Path]:
 def test_adaptive_weights_are_those_of_the_output(method, runnable, buffer, tmp_path):
     base, one, two = runnable
     options = ["--weights", "adaptive", "--buffer", buffer, "--steps", "3", "--b-max", "3", "--method", method]
-    result = sculpt(
+    result = invoke(
         "lora-merge", base, one, two, *options, "--learned", tmp_path / "learned.json", "-o", tmp_path / "out",
         "--json",
     )  # fmt: skip
@@ -216,7 +209,7 @@ def test_adaptive_weights_are_those_of_the_output(method, runnable, buffer, tmp_
         np.testing.assert_allclose(delta(base, tmp_path / "out", name).reshape(expected.shape), expected, atol=1e-6)
     typed = ",".join(map(repr, alpha))
     assert f"--weights {typed}" in result.stderr.replace("\n", "")
-    again = sculpt("lora-merge", base, one, two, "--method", method, "--weights", typed, "-o", tmp_path / "again")
+    again = invoke("lora-merge", base, one, two, "--method", method, "--weights", typed, "-o", tmp_path / "again")
     assert again.exit_code == 0, again.output
     before, learned = Checkpoint(tmp_path / "out"), Checkpoint(tmp_path / "again")
     assert all(np.array_equal(before.read(name), learned.read(name)) for name in before.tensors)
@@ -228,7 +221,7 @@ def test_a_fixed_weight_is_the_strength_and_the_election_may_be_weighted(method,
 
     def merged(*options: str) -> np.ndarray:
         out = tmp_path / "-".join(options)
-        result = sculpt("lora-merge", base, one, two, "--method", method, "--dtype", "float32", *options, "-o", out)
+        result = invoke("lora-merge", base, one, two, "--method", method, "--dtype", "float32", *options, "-o", out)
         assert result.exit_code == 0, result.output
         return delta(base, out, f"{Q}.weight")
 
@@ -239,7 +232,7 @@ def test_a_fixed_weight_is_the_strength_and_the_election_may_be_weighted(method,
     np.testing.assert_allclose(merged("--weights", "3", "--election", "weighted"), first, atol=1e-6)
     summed = merged("--weights", "1", "--no-normalize")
     assert np.abs(summed).sum() > 1.01 * np.abs(first).sum()
-    command = sculpt(
+    command = invoke(
         method, base, one, two, "--election", "unweighted", "--weights", "3", "--dtype", "float32", "-o", tmp_path / "c"
     )
     assert command.exit_code == 0, command.output
@@ -275,7 +268,7 @@ def test_a_classifier_of_images_learns_domain_by_domain_over_seeds(tmp_path):
         query = next(n for n in Checkpoint(tmp_path / "vit").tensors if "quer" in n or "q_proj" in n)
         query = query.removesuffix(".weight").removesuffix(".bias")
     one, two = (write_adapter(tmp_path / f"lora{k}", k, {query: (16, 16)}) for k in (1, 2))
-    result = sculpt(
+    result = invoke(
         "lora-merge", tmp_path / "vit", one, two, "--method", "ties", "--weights", "adaptive", "--buffer-from", data,
         "--per-class", "1", "--seeds", "2", "--steps", "2", "--continual", "--test", data,
         "--learned", tmp_path / "l.json", "-o", tmp_path / "out",
@@ -293,7 +286,7 @@ def test_a_classifier_of_images_learns_domain_by_domain_over_seeds(tmp_path):
 def test_continual_scores_every_domain_so_far(runnable, buffer, tmp_path):
     base, one, two = runnable
     options = ["--weights", "adaptive", "--buffer", buffer, "--steps", "2", "--continual", "--as-adapter"]
-    result = sculpt("lora-merge", base, one, two, *options, "--learned", tmp_path / "l.json", "-o", tmp_path / "out")
+    result = invoke("lora-merge", base, one, two, *options, "--learned", tmp_path / "l.json", "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
     experiences = json.loads((tmp_path / "l.json").read_text())["experiences"]
     assert [list(found["scores"]) for found in experiences] == [["code"], ["code", "math"]]
@@ -315,7 +308,7 @@ def test_continual_scores_every_domain_so_far(runnable, buffer, tmp_path):
 )
 def test_learning_options_that_make_no_sense_are_refused(options, words, runnable):
     base, one, two = runnable
-    result = sculpt("lora-merge", base, one, two, *options)
+    result = invoke("lora-merge", base, one, two, *options)
     assert isinstance(result.exception, SculptError)
     assert words in result.exception.message
 
@@ -323,7 +316,7 @@ def test_learning_options_that_make_no_sense_are_refused(options, words, runnabl
 @pytest.mark.parametrize("option", [["--dtype", "float16"], ["--memory", "1GB"], ["--density", "0.5"], ["--dry-run"]])
 def test_options_that_an_adapter_has_no_use_for_are_refused(option, inputs, tmp_path):
     base, one, two = inputs
-    result = sculpt("lora-merge", base, one, two, "--as-adapter", "-o", tmp_path / "out", *option)
+    result = invoke("lora-merge", base, one, two, "--as-adapter", "-o", tmp_path / "out", *option)
     assert isinstance(result.exception, SculptError)
     assert result.exception.message == f"`{option[0]}` is for merging into the base, not into an adapter"
     assert not (tmp_path / "out").exists()
@@ -331,5 +324,5 @@ def test_options_that_an_adapter_has_no_use_for_are_refused(option, inputs, tmp_
 
 def test_a_density_out_of_range_has_its_own_name(inputs, tmp_path):
     base, one, _ = inputs
-    result = sculpt("lora-merge", base, one, "--method", "dare-ties", "--density", "2", "-o", tmp_path / "out")
+    result = invoke("lora-merge", base, one, "--method", "dare-ties", "--density", "2", "-o", tmp_path / "out")
     assert "`density` must lie between 0 and 1, got 2" in str(result.exception)

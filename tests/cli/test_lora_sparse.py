@@ -11,16 +11,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from sculpt.cli.app import app
 from sculpt.fusion.errors import SculptError
-from typer.testing import CliRunner, Result
 
-
-def sculpt(*arguments: str | Path) -> Result:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, (SculptError, SystemExit)):
-        raise result.exception
-    return result
+from ..commands import invoke
 
 
 @pytest.fixture
@@ -44,7 +37,7 @@ def adapter(tmp_path: Path) -> Path:
 
 def test_density_counts_every_product_and_draws_it(adapter: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    result = sculpt("lora-density", adapter, "--json", "--png", tmp_path / "x.png")
+    result = invoke("lora-density", adapter, "--json", "--png", tmp_path / "x.png")
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)
     tensors = load_file(adapter / "adapter_model.safetensors")
@@ -58,12 +51,12 @@ def test_density_counts_every_product_and_draws_it(adapter: Path, tmp_path: Path
         assert layer["density_a"] == pytest.approx(np.count_nonzero(a) / a.size)
         assert layer["expected"] == pytest.approx(1 - (1 - layer["density_a"] * layer["density_b"]) ** 4)
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
-    refused = sculpt("lora-density", adapter, "--png", tmp_path / "x.png")
+    refused = invoke("lora-density", adapter, "--png", tmp_path / "x.png")
     assert str(refused.exception) == f"`{tmp_path / 'x.png'}` exists"
-    assert sculpt("lora-density", adapter, "--png", tmp_path / "x.png", "--overwrite").exit_code == 0
-    refused = sculpt("lora-density", adapter, "--png", adapter / "adapter_model.safetensors", "--overwrite")
+    assert invoke("lora-density", adapter, "--png", tmp_path / "x.png", "--overwrite").exit_code == 0
+    refused = invoke("lora-density", adapter, "--png", adapter / "adapter_model.safetensors", "--overwrite")
     assert "lies inside the input" in str(refused.exception)
-    shown = sculpt("lora-density", adapter)
+    shown = invoke("lora-density", adapter)
     words = " ".join(shown.stdout.split())
     assert "of 4 layers within the bound" in words
 
@@ -77,7 +70,7 @@ def test_density_needs_no_torch(adapter: Path) -> None:
 
 
 def test_prune_keeps_the_largest_of_each_factor(adapter: Path, tmp_path: Path) -> None:
-    result = sculpt("lora-prune", adapter, "-o", tmp_path / "thin", "--density", "0.1", "--json")
+    result = invoke("lora-prune", adapter, "-o", tmp_path / "thin", "--density", "0.1", "--json")
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, tmp_path / "thin"))
@@ -92,8 +85,8 @@ def test_prune_keeps_the_largest_of_each_factor(adapter: Path, tmp_path: Path) -
         squares = [squares[0] + float((magnitude[kept] ** 2).sum()), squares[1] + float((magnitude**2).sum())]
     assert printed["kept_squares"] == pytest.approx(squares[0] / squares[1])
     assert printed["after"] < printed["before"]
-    assert sculpt("lora-prune", adapter, "-o", tmp_path / "thin").exception is not None
-    again = sculpt("lora-prune", adapter, "-o", tmp_path / "thin", "--overwrite", "--density", "1")
+    assert invoke("lora-prune", adapter, "-o", tmp_path / "thin").exception is not None
+    again = invoke("lora-prune", adapter, "-o", tmp_path / "thin", "--overwrite", "--density", "1")
     assert "100.0% of" in " ".join(again.stderr.split())
 
 
@@ -106,13 +99,13 @@ def test_prune_keeps_the_largest_of_each_factor(adapter: Path, tmp_path: Path) -
     ],
 )
 def test_prune_refuses(options: list[str], words: str, adapter: Path, tmp_path: Path) -> None:
-    result = sculpt("lora-prune", adapter, "-o", tmp_path / "thin", *options)
+    result = invoke("lora-prune", adapter, "-o", tmp_path / "thin", *options)
     assert isinstance(result.exception, SculptError)
     assert words in result.exception.message
     assert not (tmp_path / "thin").exists()
 
 
 def test_what_is_no_lora_is_refused(tmp_path: Path) -> None:
-    result = sculpt("lora-density", tmp_path)
+    result = invoke("lora-density", tmp_path)
     assert isinstance(result.exception, SculptError)
     assert "is not an adapter" in result.exception.message

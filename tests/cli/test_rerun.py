@@ -12,19 +12,11 @@ import sculpt
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
-from sculpt.cli.app import app
 from sculpt.fusion.errors import CheckpointError, MethodError
-from typer.testing import CliRunner
+
+from ..commands import invoke, run
 
 Pair = Callable[..., tuple[Path, Path]]
-
-
-def run(*words: str) -> str:
-    done = CliRunner().invoke(app, words)
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +60,7 @@ def test_a_rerun_makes_every_byte_again_wherever_things_lie(here: Path, monkeypa
     assert first == {file.name: file.read_bytes() for file in (here / "again/fused").iterdir()}
     shutil.rmtree(here / "models/sft")
     shutil.copytree(here / "base", here / "models/sft")
-    done = CliRunner().invoke(app, ["rerun", "fused", "-o", "other", "--at", "sft=models/sft"])
+    done = invoke("rerun", "fused", "-o", "other", "--at", "sft=models/sft")
     assert done.exit_code == 3
 
 
@@ -127,7 +119,7 @@ def test_a_patch_and_an_adapter_are_made_again_byte_for_byte(
     (here / "base").rename("first")
     shutil.copytree("sft", "base")  # another model under the name
     shutil.copytree("first", "second")
-    done = CliRunner().invoke(app, ["rerun", str(made), "-o", f"other/{made}", "--at", "sft=second"])
+    done = invoke("rerun", made, "-o", f"other/{made}", "--at", "sft=second")
     assert done.exit_code == 3, done.output
 
 
@@ -164,6 +156,6 @@ def test_a_file_of_weights_is_made_again_under_any_name(here: Path, monkeypatch:
         run("rerun", made, "-o", "again.safetensors", "--overwrite")
         assert (here / "again.safetensors").read_bytes() == (here / "first.safetensors").read_bytes()
     save_file({"w.weight": torch.full((4, 4), 3.0)}, here / "sft.safetensors")
-    done = CliRunner().invoke(app, ["rerun", "first.safetensors", "-o", "other.safetensors"])
+    done = invoke("rerun", "first.safetensors", "-o", "other.safetensors")
     assert done.exit_code == 3
     assert "not the same: it was made of other models" in done.output

@@ -10,22 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from sculpt.cli.app import app
 from sculpt.fusion.checkpoint import open_checkpoint
 from sculpt.fusion.errors import SculptError
 from sculpt.training import AdapterMethod, Schedule, train, train_adapter
-from typer.testing import CliRunner, Result
 
+from ..commands import invoke
 from . import tiny  # noqa: TID251 (the tests' own folder)
 
 FEW = ("--rank", "4", "--warmup-steps", "3", "--max-steps", "6", "--batch-size", "4", "--learning-rate", "0.01")
-
-
-def sculpt(*arguments: str | Path) -> Result:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, (SculptError, SystemExit)):
-        raise result.exception
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +32,7 @@ def data(tmp_path: Path) -> Path:
 
 def test_an_adapter_is_trained_sparse_and_loads_in_peft(base, data, tmp_path):
     out = tmp_path / "out"
-    result = sculpt("lora-train", base, "--data", data, "-o", out, *FEW, "--density", "0.2,0.1", "--json")
+    result = invoke("lora-train", base, "--data", data, "-o", out, *FEW, "--density", "0.2,0.1", "--json")
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)
     assert (printed["steps"], printed["num_modules"], printed["num_samples"]) == (6, 14, 24)
@@ -53,12 +45,12 @@ def test_an_adapter_is_trained_sparse_and_loads_in_peft(base, data, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         PeftModel.from_pretrained(tiny.llama(), out)
-    fused = sculpt("task-arithmetic", base, out, "--config", "lorasculpt", "-o", tmp_path / "fused")
+    fused = invoke("task-arithmetic", base, out, "--config", "lorasculpt", "-o", tmp_path / "fused")
     assert fused.exit_code == 0, fused.output
-    again = sculpt("lora-train", base, "--data", data, "-o", out, *FEW)
+    again = invoke("lora-train", base, "--data", data, "-o", out, *FEW)
     assert isinstance(again.exception, SculptError)
     assert "exists" in again.exception.message
-    shown = sculpt("lora-train", base, "--data", data, "-o", out, *FEW, "--overwrite")
+    shown = invoke("lora-train", base, "--data", data, "-o", out, *FEW, "--overwrite")
     words = " ".join(shown.stderr.split())
     assert "CMR" in words
     assert "14 modules" in words
@@ -67,7 +59,7 @@ def test_an_adapter_is_trained_sparse_and_loads_in_peft(base, data, tmp_path):
 @pytest.mark.parametrize("method", ["lora", "dora", "l2", "orth"])
 def test_what_it_is_compared_with(method, base, data, tmp_path):
     options = [option for option in FEW if option not in ("--warmup-steps", "3")]
-    result = sculpt("lora-train", base, "--data", data, "-o", tmp_path / "out", *options, "--method", method, "--json")
+    result = invoke("lora-train", base, "--data", data, "-o", tmp_path / "out", *options, "--method", method, "--json")
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)
     assert printed["density"] is None
@@ -135,7 +127,7 @@ def test_images_with_text_and_a_connector(tmp_path):
     answer = {"role": "assistant", "content": [{"type": "text", "text": "c"}]}
     rows: list[dict[str, Any]] = [{"image": tiny.picture(k), "messages": [user, answer]} for k in range(6)]
     data = tiny.write_rows(tmp_path / "d.jsonl", *rows)
-    result = sculpt(
+    result = invoke(
         "lora-train", base, "--data", data, "-o", tmp_path / "out", *FEW, "--connector", "*multi_modal_projector*",
         "--gradient-accumulation", "2", "--json",
     )  # fmt: skip
@@ -155,7 +147,7 @@ def test_a_connector_is_trained_whole_at_its_own_rate(dtype, tmp_path):
     data = tiny.write_rows(tmp_path / "d.jsonl", *rows)
     options = ["--connector", "*multi_modal_projector*", "--connector-full", "--connector-learning-rate", "1e-5"]
     out = tmp_path / "out"
-    result = sculpt("lora-train", base, "--data", data, "-o", out, *FEW, *options, "--dtype", dtype, "--json")
+    result = invoke("lora-train", base, "--data", data, "-o", out, *FEW, *options, "--dtype", dtype, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["num_modules"] == 14
     assert "connector" not in json.loads(result.stdout)["log"][-1]
@@ -174,7 +166,7 @@ def test_a_connector_is_trained_whole_at_its_own_rate(dtype, tmp_path):
 def test_adapters_of_every_epoch_are_kept_and_rows_may_be_drawn(base, data, tmp_path):
     out = tmp_path / "out"
     options = [*FEW[:4], "--batch-size", "4", "--epochs", "2", "--samples", "12", "--keep-epochs", "--json"]
-    result = sculpt("lora-train", base, "--data", data, "-o", out, *options)
+    result = invoke("lora-train", base, "--data", data, "-o", out, *options)
     assert result.exit_code == 0, result.output
     assert (json.loads(result.stdout)["num_samples"], json.loads(result.stdout)["steps"]) == (12, 6)
     folders = sorted(path.name for path in tmp_path.glob("out*"))
@@ -214,7 +206,7 @@ REFUSALS = {
 @pytest.mark.parametrize("case", REFUSALS)
 def test_refusals_are_one_sentence_and_leave_no_output(case, base, data, tmp_path):
     options, words = REFUSALS[case]
-    result = sculpt("lora-train", base, "--data", data, "-o", tmp_path / "out", "--max-steps", "6", *options)
+    result = invoke("lora-train", base, "--data", data, "-o", tmp_path / "out", "--max-steps", "6", *options)
     assert isinstance(result.exception, SculptError), result.output
     assert words in result.exception.message
     assert not (tmp_path / "out").exists()

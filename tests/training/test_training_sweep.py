@@ -7,12 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
-from sculpt.cli.app import app
 from sculpt.evaluate.training_sweep import parse_settings, with_setting
 from sculpt.fusion.errors import MethodError
 from sculpt.training import AdapterMethod, Schedule
-from typer.testing import CliRunner
 
+from ..commands import invoke
 from . import tiny  # noqa: TID251 (the tests' own folder)
 
 SETTINGS = AdapterMethod(), Schedule()
@@ -44,7 +43,7 @@ def test_each_value_is_trained_and_scored_once(tmp_path: Path) -> None:
         "--warmup-steps", "2", "--max-steps", "3", "--batch-size", "4", "--learning-rate", "0.01", "--device", "cpu",
         "--vary", "alpha=0.001,1", "--vary", "density=0.1,0.5",
     ]  # fmt: skip
-    done = CliRunner().invoke(app, [*map(str, arguments), "--json"], catch_exceptions=False)
+    done = invoke(*arguments, "--json")
     assert done.exit_code == 0, done.output
     rows = json.loads(done.stdout)["rows"]
     assert [(row["setting"], row["value"]) for row in rows] == [
@@ -57,7 +56,7 @@ def test_each_value_is_trained_and_scored_once(tmp_path: Path) -> None:
     table = list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
     assert list(table[0]) == ["setting", "value", "before", "learned", "Source", "Target", "Avg"]
     times = [(out / name / "adapter_model.safetensors").stat().st_mtime_ns for name in adapters]
-    again = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+    again = invoke(*arguments)
     assert again.exit_code == 0, again.output
     assert [(out / name / "adapter_model.safetensors").stat().st_mtime_ns for name in adapters] == times
     assert (out / "sweep.png").exists()

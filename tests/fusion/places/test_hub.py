@@ -16,7 +16,7 @@ from sculpt.fusion.checkpoint import find_model, open_checkpoint
 from sculpt.fusion.errors import CheckpointError
 from sculpt.fusion.places.choose import needed
 
-from .commands import run
+from ...commands import run
 from .local_hub import LocalHub
 
 Pair = Callable[..., tuple[Path, Path]]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sculpt.cli.app import app
-from typer.testing import CliRunner
+
+from ...commands import invoke
 
 Pair = Callable[..., tuple[Path, Path]]
 # fmt: off
@@ -42,6 +42,6 @@ def test_a_run_on_paths_opens_no_socket(
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    result = CliRunner().invoke(app, LOCAL[command])
+    result = invoke(*LOCAL[command])
     assert touched == []
     assert result.exit_code == (1 if "slip" in command else 0), (result.exception, result.output)

@@ -13,12 +13,10 @@ import numpy as np
 import pytest
 import sculpt
 from safetensors.numpy import save_file
-from sculpt.cli.app import app
 from sculpt.fusion.errors import OutputError, SculptError
 from sculpt.fusion.places import push as pushing
-from typer.testing import CliRunner
 
-from .commands import invoke, run
+from ...commands import invoke, run
 from .local_hub import LocalHub
 
 Pair = Callable[..., tuple[Path, Path]]
@@ -119,8 +117,7 @@ def test_somebody_at_a_terminal_is_asked(
     monkeypatch.setattr(
         "sculpt.cli.push.sys", type("Terminal", (), {"stdin": type("In", (), {"isatty": lambda: True})})
     )
-    words = ["dare", str(base), str(tuned), "-o", "out", "--push", "org/fused", "--public"]
-    result = CliRunner().invoke(app, words, input=answer)
+    result = invoke("dare", base, tuned, "-o", "out", "--push", "org/fused", "--public", answer=answer)
     assert "Upload the output to org/fused, for everybody? [y/N]" in result.output
     assert ("org/fused" in hub.repositories) == Path("out").exists() == is_made
     assert not is_made or not hub.repositories["org/fused"].private

@@ -20,7 +20,7 @@ from sculpt.fusion.places.pointer import Pointer, read_pointer
 from sculpt.fusion.places.ranges import Ranged
 from sculpt.fusion.places.settings import streaming
 
-from .commands import run
+from ...commands import run
 from .file_server import FileServer
 from .local_hub import LocalHub
 

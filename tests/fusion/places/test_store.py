@@ -16,7 +16,7 @@ from sculpt.fusion.errors import CheckpointError, SculptError
 from sculpt.fusion.places import store
 from sculpt.fusion.places.names import url_of
 
-from .commands import run
+from ...commands import run
 from .file_server import FileServer
 
 Pair = Callable[..., tuple[Path, Path]]
