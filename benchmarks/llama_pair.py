@@ -2,8 +2,9 @@
 
     python benchmarks/llama_pair.py --size 1.1b --out ckpt/1.1b
 
-Weights are normal with standard deviation 0.02, norms are 1; the fine-tune adds normal deltas of 5 % of each tensor's
-standard deviation, rounded to the storage dtype, so that some deltas vanish as they do in practice.
+Weights are normal with standard deviation 0.02, norms are 1; the fine-tune adds normal deltas of 5 % (`--delta`) of
+each tensor's standard deviation, rounded to the storage dtype, so that some deltas vanish as they do in practice. With
+1 % a patch of it takes 3.9 bits a weight, where one of a fine-tune of SmolLM2 takes 3.4.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ def config(size: Size, dtype: str) -> dict[str, object]:
     }
 
 
-def _pieces(shape: tuple[int, ...], rng: np.random.Generator, dtype: type) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _pieces(
+    shape: tuple[int, ...], rng: np.random.Generator, dtype: type, delta_std: float
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for start in range(0, prod(shape), PIECE):
         count = min(PIECE, prod(shape) - start)
         if len(shape) == 1:
@@ -100,7 +103,7 @@ def _pieces(shape: tuple[int, ...], rng: np.random.Generator, dtype: type) -> It
         else:
             base = rng.standard_normal(count, np.float32) * np.float32(STD)
         stored = base.astype(dtype)
-        delta = rng.standard_normal(count, np.float32) * np.float32(DELTA * STD)
+        delta = rng.standard_normal(count, np.float32) * np.float32(delta_std * STD)
         yield stored, (stored.astype(np.float32) + delta).astype(dtype)
 
 
@@ -117,7 +120,15 @@ def _groups(found: dict[str, tuple[int, ...]], itemsize: int, shard_bytes: int) 
     return groups
 
 
-def make_pair(out: Path, size: Size, *, dtype: str = "bfloat16", shard_bytes: int = 500_000_000, seed: int = 0) -> int:
+def make_pair(
+    out: Path,
+    size: Size,
+    *,
+    dtype: str = "bfloat16",
+    shard_bytes: int = 500_000_000,
+    seed: int = 0,
+    delta: float = DELTA,
+) -> int:
     """Write `out/base` and `out/sft`; return the number of parameters."""
     code, storage = CODES[dtype]
     itemsize = np.dtype(storage).itemsize
@@ -148,7 +159,7 @@ def make_pair(out: Path, size: Size, *, dtype: str = "bfloat16", shard_bytes: in
             for stream in (base, tuned):
                 stream.write(len(header).to_bytes(8, "little") + header)
             for name in group:
-                for pair in _pieces(found[name], rng, storage):
+                for pair in _pieces(found[name], rng, storage, delta):
                     for stream, piece in zip((base, tuned), pair, strict=True):
                         stream.write(piece.view(np.uint8).data)
     if len(groups) > 1:
@@ -166,9 +177,15 @@ def main() -> None:
     parser.add_argument("--dtype", choices=CODES, default="bfloat16")
     parser.add_argument("--shard-bytes", type=int, default=500_000_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--delta", type=float, default=DELTA)
     options = parser.parse_args()
     count = make_pair(
-        options.out, SIZES[options.size], dtype=options.dtype, shard_bytes=options.shard_bytes, seed=options.seed
+        options.out,
+        SIZES[options.size],
+        dtype=options.dtype,
+        shard_bytes=options.shard_bytes,
+        seed=options.seed,
+        delta=options.delta,
     )
     print(f"{count / 1e9:.3f} B parameters in {options.out}")
 

@@ -22,6 +22,7 @@ PROBABILITY_BITS = 12
 MOST_TABLES = 48
 NUM_STATES = 8
 NONE = 0xFFFFFFFF  # where the entries of a context begin that has no table
+SPARE = 32  # bytes that kernels read beyond a frame's
 LOWEST = 1 << 16  # a coder's state at the end of decoding
 HEAD = struct.Struct("<HH")  # top, high
 SIZES = struct.Struct("<II8I")  # words, bits, states
@@ -73,7 +74,7 @@ def encode(base: np.ndarray, target: np.ndarray, form: WordForm, hint: Hint, sta
     prepared, top = hint.prepare(start, count), top_exponent(base, form)
     high = hint.highest(prepared, base, target)
     contexts = hint.contexts(base, form, Frame(start=start, top=top, high=high), prepared)
-    numbers, tokens = room("numbers", count, form.word), room("tokens", count, np.uint8)
+    numbers, tokens = room("numbers", count, form.word), room("tokens", count + SPARE, np.uint8)
     known, of_tokens, of_numbers = address(contexts), address(tokens), address(numbers)
     words = address(base), address(target)
     _kernel("tokens", letter)(

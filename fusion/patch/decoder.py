@@ -20,6 +20,10 @@ from .room import room
 MOST_BITS = 29  # that follow a token
 NUM_CONTEXTS = 256
 SPARE = 8  # places that kernels write beyond a block's
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(bool)
+# Of each eight bits where the bytes of those that are set are, one after the other, and which of them each is.
+_SQUEEZED = np.where(np.arange(8) < _BITS.sum(1)[:, None], np.argsort(~_BITS, axis=1, kind="stable"), 128)
+ORDERS = np.stack([_SQUEEZED, np.where(_BITS, _BITS.cumsum(1) - 1, 128)]).astype(np.uint8)
 _READ_TABLES = Kernel("patch_decode", "read_tables", "B u B uu W W")
 
 
@@ -29,7 +33,7 @@ class DamagedFrameError(CheckpointError):
 
 @cache
 def _kernel(name: str, letter: str, hint: str) -> Kernel:
-    return Kernel("patch_decode", name, f"{letter} u uuu {hint} W H W W uu BB W W W W {letter}")
+    return Kernel("patch_decode", name, f"{letter} u uuu {hint} W H W W uu BBB W W {letter}")
 
 
 @final
@@ -97,12 +101,12 @@ def decode(data: np.ndarray, base: np.ndarray, form: WordForm, hint: Hint, start
     state, sizes = np.array(states, np.uint32), np.zeros(3, np.uint32)
     frame = Frame(start=start, top=tables.top, high=tables.high, is_dense=tables.is_dense)
     name, signature, hinted = hint.decoder(frame, count)
-    of_contexts = (room(name, BLOCK, np.uint8) for name in ("contexts", "contexts of coded"))
-    of_block = (room(name, BLOCK + SPARE, np.uint32) for name in ("positions", "large", "numbers of a block"))
+    contexts, coded = (room(name, BLOCK + SPARE, np.uint8) for name in ("contexts", "contexts of coded"))
+    places = room("places", BLOCK + SPARE, np.uint32)
     _kernel(name, form.letter, signature)(
         *((), address(base), count, form.shift, form.mask, tables.top, *hinted),
         *(address(tables.slots), address(words), address(state), address(bits), form.sign, form.sign * form.is_float),
-        *map(address, (*of_contexts, *of_block, sizes, out)),
+        *map(address, (ORDERS, contexts, coded, places, sizes, out)),
     )
     if sizes[0] != num_words or sizes[1] != num_bits or (state != LOWEST).any():
         raise DamagedFrameError("its code ends in the wrong place")

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, overload
 
 from .compiler import inlined
@@ -38,6 +40,8 @@ def _built(function: Callable[..., Any]) -> Any:
 
 
 LANES = 32  # bytes that `mask_from` looks at
+# What puts 16 bytes in an order, by the processor: all others do it one by one.
+SHUFFLES = {"x86_64": "llvm.x86.ssse3.pshuf.b.128", "aarch64": "llvm.aarch64.neon.tbl1.v16i8"}
 
 
 @_built
@@ -75,6 +79,41 @@ def num_bits(typing_context: Any, mask: Any):  # noqa: ARG001
         return builder.ctpop(arguments[0])
 
     return types.uint32(types.uint32), generate
+
+
+@_built
+def reorder(typing_context: Any, data: Any, first: Any, orders: Any, order: Any, out: Any, place: Any):  # noqa: ARG001
+    """Put eight of the bytes at `first` in the order of the eight numbers at `order`, 0 for one of 128, at `place`."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        lanes, whole = (ir.VectorType(ir.IntType(8), count) for count in (8, 16))
+        places = [
+            builder.bitcast(builder.gep(pointer, [at]), lanes.as_pointer())
+            for pointer, at in zip(arguments[::2], arguments[1::2], strict=True)
+        ]
+        loaded = [builder.load(pointer) for pointer in places[:2]]
+        for found in loaded:
+            found.align = 1
+        name = SHUFFLES.get(llvm.get_process_triple().partition("-")[0])
+        if name is not None:
+            both = [ir.Constant(ir.VectorType(ir.IntType(32), 16), [*range(8), *range(8)])] * 2
+            wide = [builder.shuffle_vector(found, found, order) for found, order in zip(loaded, both, strict=True)]
+            call = get_or_insert_function(builder.module, ir.FunctionType(whole, [whole, whole]), name)
+            first_half = ir.Constant(ir.VectorType(ir.IntType(32), 8), list(range(8)))
+            result = builder.call(call, wide)
+            result = builder.shuffle_vector(result, result, first_half)
+        else:
+            result = ir.Constant(lanes, [0] * 8)
+            for k in range(8):
+                at, number = builder.extract_element(loaded[1], ir.IntType(32)(k)), ir.IntType(8)
+                byte = builder.extract_element(loaded[0], builder.and_(at, number(7)))
+                byte = builder.select(builder.icmp_unsigned("<", at, number(128)), byte, number(0))
+                result = builder.insert_element(result, byte, ir.IntType(32)(k))
+        builder.store(result, places[2]).align = 1
+        return context.get_dummy_value()
+
+    u8s = types.CPointer(types.uint8)
+    return types.void(u8s, types.uint64, u8s, types.uint64, u8s, types.uint64), generate
 
 
 bits_of = _bit_cast(types.float32, types.uint32, ir.IntType(32))
@@ -118,6 +157,20 @@ def _to_float16(x):
     if magnitude > u32(0x7F800000):
         half = u32(0x7E00)
     return i16(u16(half | sign))
+
+
+def fitted(x: Any, like: Any) -> Any:
+    """Return the lowest bits of a whole number, as many as `like` has."""
+    raise NotImplementedError(f"compiled only, got {x} for {like}")
+
+
+@overload(fitted)
+def _fitted(x, like):  # noqa: ARG001
+    if like == types.uint8:
+        return lambda x, like: u8(x)  # noqa: ARG005
+    if like == types.uint16:
+        return lambda x, like: u16(x)  # noqa: ARG005
+    return lambda x, like: u32(x)  # noqa: ARG005
 
 
 def decoded(x: Any) -> Any:

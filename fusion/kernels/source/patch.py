@@ -8,7 +8,7 @@ from __future__ import annotations
 from ...arithmetic.tile import TWO_32
 from .blocks import NOWHERE, SIZE, last_kept, root_block, word
 from .compiler import inlined
-from .elements import bits_of, decoded, f32, f64, i32, u32, u64
+from .elements import LANES, bits_of, decoded, f32, f64, fitted, i32, lowest_bit, mask_from, u8, u32, u64
 
 DIRECT = u32(32)  # smaller numbers are a token each; a larger one's token has its octave and two bits more
 PROBABILITY_BITS = u64(12)
@@ -134,40 +134,43 @@ def _token(z):
 @inlined
 def _negative(x, sign, float_sign):
     """Return all bits where a float is negative, else none."""
-    return u32(u32(0) - u32(u32(x & u32(sign & float_sign)) != u32(0)))
+    return fitted(u64(0) - u64(fitted(x & sign & float_sign, sign) != u64(0)), sign)
 
 
 @inlined
 def _ordered(x, sign, negative):
     """Return bits as a number that grows with the float; of such a number the bits."""
-    return u32(x ^ u32(u32(sign - u32(1)) & negative))
+    return fitted(x ^ fitted(fitted(sign - u64(1), sign) & negative, sign), sign)
 
 
 @inlined
 def _difference(base, target, sign, float_sign):
-    """Return by how many steps the target is further from zero than the base, zigzag, modulo the width."""
+    """Return by how many steps the target is further from zero than the base, zigzag, modulo the width.
+
+    Everything is done in the width of `sign`, so that as many lanes as there can be work at a time.
+    """
     own, other = _negative(base, sign, float_sign), _negative(target, sign, float_sign)
-    difference = u32(_ordered(target, sign, other) - _ordered(base, sign, own))
-    difference = u32(u32(difference ^ own) - own)
-    below = u32(u32(0) - u32(u32(difference & sign) != u32(0)))
-    return u32(u32(u32(difference << u32(1)) ^ below) & u32(u32(sign << u32(1)) - u32(1)))
+    difference = fitted(_ordered(target, sign, other) - _ordered(base, sign, own), sign)
+    difference = fitted(fitted(difference ^ own, sign) - own, sign)
+    below = _negative(difference, sign, sign)
+    return fitted(fitted(difference << u64(1), sign) ^ below, sign)
 
 
 @inlined
 def moved(base, number, sign, float_sign):
     """Return the target of a base and their difference."""
-    own = _negative(base, sign, float_sign)
-    difference = u32(u32(number >> u32(1)) ^ u32(u32(0) - u32(number & u32(1))))
-    difference = u32(u32(difference ^ own) - own)
-    moved = u32(u32(_ordered(base, sign, own) + difference) & u32(u32(sign << u32(1)) - u32(1)))
+    own, number = _negative(base, sign, float_sign), fitted(number, sign)
+    difference = fitted(fitted(number >> u64(1), sign) ^ fitted(u64(0) - u64(number & u64(1)), sign), sign)
+    difference = fitted(fitted(difference ^ own, sign) - own, sign)
+    moved = fitted(_ordered(base, sign, own) + difference, sign)
     return _ordered(moved, sign, _negative(moved, sign, float_sign))
 
 
 def tokens(base, target, count, sign, float_sign, contexts, highest, numbers, out):
     """Put each difference into `numbers` and its token into `out`; 0 where the context says that there is none."""
-    sign, float_sign = u32(sign), u32(float_sign)
+    sign, float_sign = fitted(sign, numbers[0]), fitted(float_sign, numbers[0])
     for i in range(u64(0), count):
-        z = _difference(u32(base[i]), u32(target[i]), sign, float_sign)
+        z = u32(_difference(base[i], target[i], sign, float_sign))
         z = z if contexts[i] <= highest else u32(0)
         numbers[i] = z
         out[i] = _token(z)
@@ -352,10 +355,14 @@ def _append(token, number, bits, place, room, filled):
 def append_bits(tokens, numbers, count, bits, sizes):
     """Put the bits that follow tokens into `bits`, and how many into `sizes`."""
     room, filled, place = u64(0), u64(0), u64(0)
-    for i in range(u64(0), count):
-        token = u32(tokens[i])
-        if token >= DIRECT:
-            place, room, filled = _append(token, u64(numbers[i]), bits, place, room, filled)
+    for i in range(u64(0), count, u64(LANES)):
+        mask = mask_from(tokens, i, u8(DIRECT))
+        if count - i < u64(LANES):
+            mask = u32(mask & u32((u64(1) << (count - i)) - u64(1)))
+        while mask != u32(0):
+            j = i + u64(lowest_bit(mask))
+            place, room, filled = _append(u32(tokens[j]), u64(numbers[j]), bits, place, room, filled)
+            mask = u32(mask & u32(mask - u32(1)))
     bits[place] = u32(room)
     sizes[1] = u32(place * u64(32) + filled)
 
@@ -372,7 +379,7 @@ def _put(state, context, token, offsets, entries, inverses, words, at):
     state >>= full << u64(4)
     # A division by the frequency f: state < f·2²⁰, so that neither the product overflows nor the quotient is off.
     whole = (state * inverse) >> u64(44)
-    return (whole << PROBABILITY_BITS) + (state - whole * frequency) + start, at
+    return state + whole * (TOTAL - frequency) + start, at
 
 
 def encode(contexts, tokens, count, offsets, entries, inverses, words, room, states, sizes):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .blocks import NOWHERE, SIZE, last_kept, root_block
 from .compiler import inlined
-from .elements import LANES, decoded, encoded, f32, lowest_bit, mask_from, num_bits, u8, u32, u64
+from .elements import LANES, decoded, encoded, f32, fitted, lowest_bit, mask_from, num_bits, reorder, u8, u32, u64
 from .patch import (
     DIRECT,
     LOWEST,
@@ -106,24 +106,22 @@ def _tokens(contexts, count, slots, words, states, turn, at):
 
 
 @inlined
-def _places(data, size, least, flipped, out):
-    """Put into `out` where bytes are `least` or more, or less if `flipped` is all bits; return how many there are.
+def _places(data, size, least, out):
+    """Put into `out` where bytes are `least` or more; return how many there are.
 
     Eight places are written at a time, the last of them perhaps idle: whether there is one more is guessed badly.
     """
     number = u64(0)
     for i in range(u64(0), size, u64(LANES)):
-        mask = u32(mask_from(data, i, u8(least)) ^ flipped)
+        mask = mask_from(data, i, u8(least))
         if size - i < u64(LANES):
             mask = u32(mask & u32((u64(1) << (size - i)) - u64(1)))
         end, at = number + u64(num_bits(mask)), number
-        while True:
+        while at < end:
             for k in range(u64(8)):
                 out[at + k] = u32(u32(i) + lowest_bit(mask))
                 mask = u32(mask & u32(mask - u32(1)))
             at += u64(8)
-            if at >= end:
-                break
         number = end
     return number
 
@@ -139,128 +137,148 @@ def _number(token, bits, at):
 
 
 @inlined
-def _coded(contexts, count, slots, positions, out):
-    """Put into `positions` which elements are coded, and their contexts into `out`; return how many there are."""
+def _squeeze(contexts, size, orders, out):
+    """Put all contexts but `NEVER` side by side into `out`; return how many there are."""
     number = u64(0)
-    for i in range(count):
-        positions[number] = u32(i)
-        number += u64(slots[u64(contexts[i])] != NONE)
-    for j in range(number):
-        out[j] = contexts[u64(positions[j])]
+    for i in range(u64(0), size, u64(LANES)):
+        mask = u32(~mask_from(contexts, i, u8(NEVER)))
+        for k in range(u64(0), u64(LANES), u64(8)):
+            order = u64(mask & u32(255))
+            reorder(contexts, i + k, orders, order << u64(3), out, number)
+            number += u64(num_bits(u32(order)))
+            mask = u32(mask >> u32(8))
     return number
 
 
 @inlined
-def _coded_of_few(contexts, count, slots, positions, out):
-    """Do as `_coded` does where most contexts are `NEVER`."""
+def _drop(contexts, count, slots, has_table):
+    """Leave contexts that have a table side by side; say of each whether it has, and return how many have."""
     number = u64(0)
-    for j in range(_places(contexts, count, NEVER, u32(0xFFFFFFFF), positions)):
-        position = positions[j]
-        context = contexts[u64(position)]
-        positions[number], out[number] = position, context
-        number += u64(slots[u64(context)] != NONE)
+    for j in range(count):
+        context = contexts[j]
+        has_table[j] = u32(slots[u64(context)] != NONE)
+        contexts[number] = context
+        number += u64(has_table[j])
     return number
 
 
 @inlined
-def _decode_block(base, at, size, number, is_dense, coder, coded, positions, large, numbers, sizes, out):
+def _take_back(tokens, number, count, has_table):
+    """Put tokens where the contexts were that `_drop` has left, and 0 in place of the others."""
+    j = count
+    while j:
+        j -= u64(1)
+        number -= u64(has_table[j])
+        tokens[j] = tokens[number] if has_table[j] != u32(0) else u8(0)
+
+
+@inlined
+def _spread(tokens, size, orders, contexts):
+    """Put tokens in place of the contexts that they belong to, and 0 in place of `NEVER`."""
+    number = u64(0)
+    for i in range(u64(0), size, u64(LANES)):
+        mask = u32(~mask_from(contexts, i, u8(NEVER)))
+        for k in range(u64(0), u64(LANES), u64(8)):
+            order = u64(mask & u32(255))
+            reorder(tokens, number, orders, (u64(256) | order) << u64(3), contexts, i + k)
+            number += u64(num_bits(u32(order)))
+            mask = u32(mask >> u32(8))
+
+
+@inlined
+def _tokens_of_few(size, coder, orders, contexts, coded, places, sizes):
+    """Put the tokens of elements that are coded in place of a block's contexts, and 0 elsewhere."""
+    slots, words, states, _, _, _ = coder
+    for i in range(size, (size + u64(LANES - 1)) & u64(0x10000 - LANES)):
+        contexts[i] = NEVER  # is no element
+    count, missing = _squeeze(contexts, size, orders, coded), u64(0)
+    for j in range(count):
+        missing += u64(slots[u64(coded[j])] == NONE)
+    number = count if missing == u64(0) else _drop(coded, count, slots, places)
+    sizes[0] = u32(_tokens(coded, number, slots, words, states, u64(sizes[2]), u64(sizes[0])))
+    if missing != u64(0):
+        _take_back(coded, number, count, places)
+    _spread(coded, size, orders, contexts)
+    return number
+
+
+@inlined
+def _decode_block(base, at, size, is_dense, coder, orders, contexts, coded, places, sizes, out):
     """Put a block's words into `out`.
 
     Args:
-        number: How many elements are coded; `is_dense` says that it is all of them.
+        is_dense: Whether all elements are coded.
         coder: Where each context's slots begin, `NONE` where it has no table, and the slots; code words, states and
             bits; the highest bit of a word, and that of a float.
-        coded: Contexts of the elements that are coded.
-        positions: Their places in the block.
+        orders: Of each eight bits, where eight bytes go for those that are set to lie side by side; then the way back.
+        contexts: Of the block's elements; they become their tokens.
+        coded, places: Room.
         sizes: Code words and bits that were read before, and how many elements; become those after.
     """
     slots, words, states, bits, sign, float_sign = coder
-    place = _tokens(coded, number, slots, words, states, u64(sizes[2]), u64(sizes[0]))
-    taken, num_large = u64(sizes[1]), _places(coded, number, DIRECT, u32(0), large)
+    number = size
     if is_dense:
-        for i in range(size):
-            numbers[i] = u32(coded[i])
-        for k in range(num_large):
-            j = u64(large[k])
-            numbers[j], taken = _number(u32(coded[j]), bits, taken)
+        sizes[0] = u32(_tokens(contexts, size, slots, words, states, u64(sizes[2]), u64(sizes[0])))
     else:
-        for i in range(size):
-            numbers[i] = u32(0)
-        for j in range(number):
-            numbers[u64(positions[j])] = u32(coded[j])
-        for k in range(num_large):
-            j = u64(large[k])
-            numbers[u64(positions[j])], taken = _number(u32(coded[j]), bits, taken)
+        number = _tokens_of_few(size, coder, orders, contexts, coded, places, sizes)
     for i in range(size):
-        out[at + i] = moved(u32(base[at + i]), u32(numbers[i]), sign, float_sign)
-    sizes[0], sizes[1], sizes[2] = u32(place), u32(taken), u32(u64(sizes[2]) + number)
+        out[at + i] = moved(base[at + i], contexts[i], sign, float_sign)
+    taken = u64(sizes[1])
+    for k in range(_places(contexts, size, DIRECT, places)):
+        i = u64(places[k])
+        difference, taken = _number(u32(contexts[i]), bits, taken)
+        out[at + i] = moved(base[at + i], difference, sign, float_sign)
+    sizes[1], sizes[2] = u32(taken), u32(u64(sizes[2]) + number)
 
 
 def decode(
     base, count, shift, mask, top, is_dense, slots, words, states, bits, sign, float_sign,
-    contexts, coded, positions, large, numbers, sizes, out,
+    orders, contexts, coded, places, sizes, out,
 ):  # fmt: skip
     """Put the words that are coded, given the base's exponents, into `out`; what is read into `sizes`."""
     shift, mask, top, is_dense = u32(shift), u32(mask), u32(top), is_dense != u64(0)
-    coder = slots, words, states, bits, u32(sign), u32(float_sign)
+    coder = slots, words, states, bits, fitted(sign, out[0]), fitted(float_sign, out[0])
     for at in range(u64(0), count, SIZE):
         size = min(SIZE, count - at)
         block_of_contexts(base, at, size, shift, mask, top, contexts)
-        number = size if is_dense else _coded(contexts, size, slots, positions, coded)
-        _decode_block(
-            base,
-            at,
-            size,
-            number,
-            is_dense,
-            coder,
-            contexts if is_dense else coded,
-            positions,
-            large,
-            numbers,
-            sizes,
-            out,
-        )
+        _decode_block(base, at, size, is_dense, coder, orders, contexts, coded, places, sizes, out)
 
 
 def decode_scaled(
     base, count, shift, mask, top, is_dense, start, columns, rows, of_columns, slots, words, states, bits,
-    sign, float_sign, contexts, coded, positions, large, numbers, sizes, out,
+    sign, float_sign, orders, contexts, coded, places, sizes, out,
 ):  # fmt: skip
     """Do as `decode` does, where the row and the column tell by how much an element is likely to differ."""
     shift, mask, top, is_dense = u32(shift), u32(mask), u32(top), is_dense != u64(0)
-    coder = slots, words, states, bits, u32(sign), u32(float_sign)
+    coder = slots, words, states, bits, fitted(sign, out[0]), fitted(float_sign, out[0])
     for at in range(u64(0), count, SIZE):
         size = min(SIZE, count - at)
         block_of_scaled(base, at, size, shift, mask, top, start, columns, rows, of_columns, contexts)
-        number = size if is_dense else _coded(contexts, size, slots, positions, coded)
-        own = contexts if is_dense else coded
-        _decode_block(base, at, size, number, is_dense, coder, own, positions, large, numbers, sizes, out)
+        _decode_block(base, at, size, is_dense, coder, orders, contexts, coded, places, sizes, out)
 
 
 def decode_drawn(
     base, count, shift, mask, top, start, key_low, key_high, keep, slots, words, states, bits,
-    sign, float_sign, contexts, coded, positions, large, numbers, sizes, out,
+    sign, float_sign, orders, contexts, coded, places, sizes, out,
 ):  # fmt: skip
     """Do as `decode` does, of elements that are drawn with probability `keep`."""
     shift, mask, top = u32(shift), u32(mask), u32(top)
-    coder = slots, words, states, bits, u32(sign), u32(float_sign)
+    coder = slots, words, states, bits, fitted(sign, out[0]), fitted(float_sign, out[0])
     last = last_kept(f32(keep))
     for at in range(u64(0), count, SIZE):
         size = min(SIZE, count - at)
         first = u32(u32(start + at) + u32(key_low))
         block_of_drawn(base, at, size, shift, mask, top, first, u32(key_high), last, contexts)
-        number = _coded_of_few(contexts, size, slots, positions, coded)
-        _decode_block(base, at, size, number, False, coder, coded, positions, large, numbers, sizes, out)
+        _decode_block(base, at, size, False, coder, orders, contexts, coded, places, sizes, out)
 
 
 def decode_thresholds(
     base, count, shift, mask, top, high, values, repeat, inner, start, key_low, key_high, c, root, buckets,
-    slots, words, states, bits, sign, float_sign, contexts, coded, positions, large, numbers, sizes, out,
+    slots, words, states, bits, sign, float_sign, orders, contexts, coded, places, sizes, out,
 ):  # fmt: skip
     """Do as `decode` does, of elements whose `τ = word/(c·sqrt(H))` is in a bucket up to `high`."""
     shift, mask, top, key_low, key_high, c = u32(shift), u32(mask), u32(top), u32(key_low), u32(key_high), f32(c)
-    coder = slots, words, states, bits, u32(sign), u32(float_sign)
+    coder = slots, words, states, bits, fitted(sign, out[0]), fitted(float_sign, out[0])
     held = NOWHERE, NOWHERE
     for at in range(u64(0), count, SIZE):
         size = min(SIZE, count - at)
@@ -268,8 +286,7 @@ def decode_thresholds(
         first = u32(u32(start + at) + key_low)
         bucket_block(size, first, key_high, c, root, buckets, u64(0))
         block_of_thresholds(base, at, buckets, u64(0), size, shift, mask, top, u32(high), contexts)
-        number = _coded(contexts, size, slots, positions, coded)
-        _decode_block(base, at, size, number, False, coder, coded, positions, large, numbers, sizes, out)
+        _decode_block(base, at, size, False, coder, orders, contexts, coded, places, sizes, out)
 
 
 def rescale(base, tuned, out, count, factor):

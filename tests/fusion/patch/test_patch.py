@@ -19,7 +19,7 @@ from sculpt.fusion.arithmetic.curvature import Curvature
 from sculpt.fusion.checkpoint import Checkpoint, open_checkpoint
 from sculpt.fusion.errors import SculptError
 from sculpt.fusion.patch.coder import encode
-from sculpt.fusion.patch.contexts import Plain
+from sculpt.fusion.patch.contexts import DrawnHint, Plain, Seed
 from sculpt.fusion.patch.decoder import decode
 from sculpt.fusion.patch.file import PatchFile
 from sculpt.fusion.patch.forms import form_of
@@ -186,6 +186,25 @@ def test_any_words_come_back(letter: str) -> None:
             found = np.empty_like(base)
             decode(np.frombuffer(code, np.uint8), base, form, Plain(), 0, found)
             np.testing.assert_array_equal(found, target)
+
+
+@pytest.mark.parametrize("count", [4095, 4097, 20_011])
+@pytest.mark.parametrize("letter", ["BF16", "F32"])
+def test_what_was_drawn_and_has_no_table_is_the_bases(letter: str, count: int) -> None:
+    form, rng = form_of(letter), np.random.default_rng(1)
+    is_small = rng.random(count) < 0.5
+    exponents = np.where(is_small, 100, 120).astype(np.uint64) << np.uint64(form.shift)
+    base = (exponents + rng.integers(0, 1 << form.shift, count, np.uint64)).astype(form.word)
+    hint = DrawnHint(seed=Seed(seed=5, name="x"), keep=0.3)
+    drawn = oracle.uniform({"seed": 5, "name": "x", "stream": 0}, 0, count)
+    steps = rng.integers(1, 200, count).astype(form.word)  # most with bits after their tokens
+    target = np.where((np.array(drawn, np.float32) < np.float32(0.3 * 2**32)) & ~is_small, base + steps, base)
+    code = encode(base, target, form, hint, 0)
+    tables = np.repeat(*np.frombuffer(code, np.uint8)[6 : 8 + 2 * code[5]].reshape(-1, 2).T + np.array([[0], [1]]))
+    assert tables[:16].tolist() == [0] + [255] * 15  # of the smaller exponent nothing differs
+    found = np.empty_like(base)
+    decode(np.frombuffer(code, np.uint8), base, form, hint, 0, found)
+    np.testing.assert_array_equal(found, target)
 
 
 METHODS = {
