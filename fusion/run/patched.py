@@ -10,7 +10,7 @@ from ..checkpoint import Asked
 from ..checkpoint.open import open_whole
 from ..checkpoint.output.guard import refuse_output
 from ..errors import CheckpointError, MethodError
-from ..methods import TaskArithmetic
+from ..methods import Passthrough, TaskArithmetic
 from ..patch.apply import APPLIED, unpack
 from ..patch.reference import open_stored
 from ..patch.source import PatchedSource
@@ -69,13 +69,17 @@ def apply_patches(
         if one.strength is None and not one.leaves_changes:
             return unpack(ref, output=output, overwrite=overwrite, progress=progress).is_exact
     refuse_output(output, [ref], APPLIED, overwrite=overwrite)
-    opened = open_stored(own)
-    refs: Sequence[ModelRef] = [with_patches(base, [patch]) for patch in patches] if add else [ref]
-    _refuse_codes(refs)
-    tuned = [PatchedSource(each, opened if each.base == own else None, strength=gamma) for each in refs]
-    method = TaskArithmetic().for_models(len(tuned))
-    settings = Settings(policies=TAKEN, recipe=None if gamma is None else {"gamma": gamma})
-    plan = make_plan([opened, *tuned], lambda _: method, settings.request())
+    if gamma is None and not add:  # each tensor is one patch's, whatever its dtype
+        settings, method = Settings(), Passthrough()
+        plan = make_plan([PatchedSource(ref)], lambda _: method, settings.request())
+    else:
+        opened = open_stored(own)
+        refs: Sequence[ModelRef] = [with_patches(base, [patch]) for patch in patches] if add else [ref]
+        _refuse_codes(refs)
+        tuned = [PatchedSource(each, opened if each.base == own else None, strength=gamma) for each in refs]
+        settings = Settings(policies=TAKEN, recipe=None if gamma is None else {"gamma": gamma})
+        method = TaskArithmetic().for_models(len(tuned))
+        plan = make_plan([opened, *tuned], lambda _: method, settings.request())
     prepared = prepare_plan(plan, output=output, settings=settings)
     execute(prepared, command=command, overwrite=overwrite, progress=progress)
     return False

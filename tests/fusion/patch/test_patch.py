@@ -14,7 +14,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import sculpt
+import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
 from sculpt.fusion.arithmetic.curvature import Curvature
 from sculpt.fusion.checkpoint import Checkpoint, open_checkpoint
 from sculpt.fusion.errors import SculptError
@@ -348,6 +350,21 @@ def test_patches_of_one_base_stack_where_they_change_other_tensors(make_checkpoi
     assert bits(tmp_path / "sum") == bits(tmp_path / "ta")
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64])
+def test_patches_of_other_tensors_stack_in_dtypes_that_nothing_adds_up(dtype: torch.dtype, tmp_path: Path) -> None:
+    a, b, c = (torch.randn(40, 8, generator=torch.Generator().manual_seed(k)).to(dtype) for k in range(3))
+    for name, tensors in {"base": (a, b), "first": (c, b), "second": (a, c), "both": (c, c.clone())}.items():
+        (tmp_path / name).mkdir()
+        save_torch(dict(zip("ab", tensors, strict=True)), tmp_path / name / "model.safetensors")
+    files = [tmp_path / f"{name}.safetensors" for name in ("first", "second")]
+    for file in files:
+        sculpt.pack(tmp_path / "base", file.with_suffix(""), output=file)
+    sculpt.apply_patch(tmp_path / "base", *files, output=tmp_path / "made")
+    assert bits(tmp_path / "made") == bits(tmp_path / "both")
+    with pytest.raises(SculptError, match="which sculpt cannot fuse"):
+        sculpt.apply_patch(tmp_path / "base", *files, output=tmp_path / "sum", add=True)
+
+
 def test_a_patch_of_a_patched_model_follows_it(make_checkpoint: Make, tmp_path: Path) -> None:
     one = np.linspace(-1, 1, 64, dtype=np.float32).reshape(8, 8)
     base = make_checkpoint("base", {"a": one})
@@ -448,7 +465,6 @@ def test_commands_take_a_patched_base_as_they_take_its_folder(make_pair: Pair, t
 
 
 def test_load_gives_the_model_that_transformers_loads_from_its_folder(tmp_path: Path) -> None:
-    import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -469,8 +485,6 @@ def test_load_gives_the_model_that_transformers_loads_from_its_folder(tmp_path: 
 
 
 def test_files_of_torch_come_back_as_safetensors_and_so_it_is_told(make_checkpoint: Make, tmp_path: Path) -> None:
-    import torch
-
     values = {"a": np.arange(6, dtype=np.float32), "b": np.ones(3, np.float32)}
     base = make_checkpoint("base", values)
     model = tmp_path / "model"
