@@ -25,6 +25,7 @@ from .forms import FRAME, form_of, num_words
 from .frames import in_order
 from .source import PatchedSource
 
+BUFFERS = 32  # frames: as many are decoded while the disk syncs, which it does every 256 MB
 # What is made of a packed fine-tune is its very files, none of which tells that sculpt wrote it.
 APPLIED = replace(CHECKPOINT, hint="a folder without a manifest may be your own: remove it first if it can go")
 
@@ -70,7 +71,7 @@ def unpack(
         made_by="apply",
         new_digest=None,  # each frame is compared with its digest before it is written
         overwrite=overwrite,
-        buffers=max(8, 2 * threads),  # of each thread one that is filled and one that is written
+        buffers=max(BUFFERS, 2 * threads),
     )
     with reading([source]), sink:
         _Applying(source, sink, progress).run(threads)

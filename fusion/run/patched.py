@@ -10,19 +10,11 @@ from ..checkpoint import Asked
 from ..checkpoint.open import open_whole
 from ..checkpoint.output.guard import refuse_output
 from ..errors import CheckpointError, MethodError
-from ..methods import Passthrough, TaskArithmetic
 from ..patch.apply import APPLIED, unpack
 from ..patch.reference import open_stored
 from ..patch.source import PatchedSource
-from ..plan.options import Policies
-from ..plan.plan import make_plan
 from ..progress import Progress, silent
 from ..ref import ModelRef, find_model, with_patches
-from .fuse import execute, prepare_plan
-from .settings import Settings
-
-# A patch is what it is: whatever its model has in another way than the base is taken.
-TAKEN = Policies(on_missing="drop", on_extra="take-tuned", on_mismatch="take-tuned", on_nonfinite="keep")
 
 
 def refuse_strength(strength: float | None, patches: Sequence[Asked]) -> None:
@@ -69,6 +61,13 @@ def apply_patches(
         if one.strength is None and not one.leaves_changes:
             return unpack(ref, output=output, overwrite=overwrite, progress=progress).is_exact
     refuse_output(output, [ref], APPLIED, overwrite=overwrite)
+    # Only here, as importing what a fuse is made of takes as long as applying a patch to 30 MB.
+    from ..methods import Passthrough, TaskArithmetic
+    from ..plan.options import Policies
+    from ..plan.plan import make_plan
+    from .fuse import execute, prepare_plan
+    from .settings import Settings
+
     if gamma is None and not add:  # each tensor is one patch's, whatever its dtype
         settings, method = Settings(), Passthrough()
         plan = make_plan([PatchedSource(ref)], lambda _: method, settings.request())
@@ -77,7 +76,9 @@ def apply_patches(
         refs: Sequence[ModelRef] = [with_patches(base, [patch]) for patch in patches] if add else [ref]
         _refuse_codes(refs)
         tuned = [PatchedSource(each, opened if each.base == own else None, strength=gamma) for each in refs]
-        settings = Settings(policies=TAKEN, recipe=None if gamma is None else {"gamma": gamma})
+        # Whatever a patch's model has in another way than the base is taken.
+        taken = Policies(on_missing="drop", on_extra="take-tuned", on_mismatch="take-tuned", on_nonfinite="keep")
+        settings = Settings(policies=taken, recipe=None if gamma is None else {"gamma": gamma})
         method = TaskArithmetic().for_models(len(tuned))
         plan = make_plan([opened, *tuned], lambda _: method, settings.request())
     prepared = prepare_plan(plan, output=output, settings=settings)
