@@ -40,8 +40,8 @@ def _built(function: Callable[..., Any]) -> Any:
 
 
 LANES = 32  # bytes that `mask_from` looks at
-# What puts 16 bytes in an order, by the processor: all others do it one by one.
-SHUFFLES = {"x86_64": "llvm.x86.ssse3.pshuf.b.128", "aarch64": "llvm.aarch64.neon.tbl1.v16i8"}
+# What puts 16 bytes in an order, by what a processor has; without either it is done byte by byte.
+SHUFFLES = {"ssse3": "llvm.x86.ssse3.pshuf.b.128", "neon": "llvm.aarch64.neon.tbl1.v16i8"}
 
 
 @_built
@@ -85,6 +85,8 @@ def num_bits(typing_context: Any, mask: Any):  # noqa: ARG001
 def reorder(typing_context: Any, data: Any, first: Any, orders: Any, order: Any, out: Any, place: Any):  # noqa: ARG001
     """Put eight of the bytes at `first` in the order of the eight numbers at `order`, 0 for one of 128, at `place`."""
 
+    features = llvm.get_host_cpu_features()
+
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         lanes, whole = (ir.VectorType(ir.IntType(8), count) for count in (8, 16))
         places = [
@@ -94,7 +96,7 @@ def reorder(typing_context: Any, data: Any, first: Any, orders: Any, order: Any,
         loaded = [builder.load(pointer) for pointer in places[:2]]
         for found in loaded:
             found.align = 1
-        name = SHUFFLES.get(llvm.get_process_triple().partition("-")[0])
+        name = next((name for feature, name in SHUFFLES.items() if features.get(feature)), None)
         if name is not None:
             both = [ir.Constant(ir.VectorType(ir.IntType(32), 16), [*range(8), *range(8)])] * 2
             wide = [builder.shuffle_vector(found, found, order) for found, order in zip(loaded, both, strict=True)]

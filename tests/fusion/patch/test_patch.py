@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import filecmp
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -207,6 +210,41 @@ def test_what_was_drawn_and_has_no_table_is_the_bases(letter: str, count: int) -
     found = np.empty_like(base)
     decode(np.frombuffer(code, np.uint8), base, form, hint, 0, found)
     np.testing.assert_array_equal(found, target)
+
+
+WITHOUT_SHUFFLES = """
+import sys
+from pathlib import Path
+import numpy as np
+from sculpt.fusion.kernels.source import elements
+from sculpt.fusion.patch.contexts import DrawnHint, Seed
+from sculpt.fusion.patch.decoder import decode
+from sculpt.fusion.patch.forms import form_of
+elements.SHUFFLES.clear()
+folder = Path(sys.argv[1])
+base = np.fromfile(folder / "base", np.uint16)
+found, hint = np.empty_like(base), DrawnHint(seed=Seed(seed=5, name="x"), keep=0.3)
+decode(np.fromfile(folder / "code", np.uint8), base, form_of("BF16"), hint, 0, found)
+found.tofile(folder / "found")
+"""
+
+
+def test_a_processor_that_puts_no_bytes_in_order_decodes_the_same(tmp_path: Path) -> None:
+    """Kernels are compiled for it in a process, and a cache, of its own."""
+    form, rng, hint = form_of("BF16"), np.random.default_rng(2), DrawnHint(seed=Seed(seed=5, name="x"), keep=0.3)
+    base = rng.integers(0, 65536, 5000, np.uint16)
+    drawn = np.array(oracle.uniform({"seed": 5, "name": "x", "stream": 0}, 0, base.size), np.float32)
+    target = np.where(drawn < np.float32(0.3 * 2**32), base ^ 1, base).astype(np.uint16)
+    (tmp_path / "code").write_bytes(encode(base, target, form, hint, 0))
+    base.tofile(tmp_path / "base")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_SHUFFLES, tmp_path],
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.fromfile(tmp_path / "found", np.uint16), target)
 
 
 METHODS = {
