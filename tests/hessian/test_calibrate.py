@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from sculpt.hessian import calibrate
 
-from . import zoo  # noqa: TID251 (the tests' own folder)
+from . import zoo
 
 
 def test_token_counts_are_the_rows_of_the_data(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from sculpt.hessian import CalibrationOptions, DiagonalHessian, calibrate
 from sculpt.hessian.session import Session
 from sculpt.hessian.store.report import starved_experts
 
-from . import zoo  # noqa: TID251 (the tests' own folder)
+from . import zoo
 
 APART, STACKED = "qwen3-moe", "gpt-oss"  # how their checkpoints hold experts
 NUM_EXPERTS = 16

@@ -14,7 +14,7 @@ from sculpt.hessian import CalibrationOptions, DiagonalHessian, Provenance, cali
 from sculpt.hessian.session import Session
 from sculpt.hessian.store.report import report
 
-from . import zoo  # noqa: TID251 (the tests' own folder)
+from . import zoo
 
 
 def provenance(**given: object) -> Provenance:

@@ -16,7 +16,7 @@ from sculpt.fusion.errors import CurvatureError, DataError, ModelError, OutputEr
 from sculpt.hessian import CalibrationOptions, DiagonalHessian, calibrate
 from sculpt.hessian.session import Session
 
-from . import zoo  # noqa: TID251 (the tests' own folder)
+from . import zoo
 
 
 def same(first: DiagonalHessian, second: DiagonalHessian) -> bool:

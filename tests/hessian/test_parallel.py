@@ -11,7 +11,7 @@ import sculpt
 from safetensors.numpy import load_file, save_file
 from sculpt.hessian import DiagonalHessian, calibrate
 
-from . import zoo  # noqa: TID251 (the tests' own folder)
+from . import zoo
 
 Together = Callable[..., list[tuple[int, str]]]
 

@@ -24,7 +24,7 @@ from sculpt.fusion.errors import CurvatureError, MethodError, SculptError
 from sculpt.fusion.run.calibration import Calibration
 from typer.testing import CliRunner
 
-from . import zoo  # noqa: TID251 (the tests' own folder)
+from . import zoo
 
 Read = Callable[[Path], dict[str, np.ndarray]]
 

@@ -20,7 +20,7 @@ from sculpt.fusion.errors import CurvatureError, DataError, MethodError, SculptE
 from sculpt.fusion.run.calibration import Calibration, GeneralSide
 from typer.testing import CliRunner, Result
 
-from . import zoo  # noqa: TID251 (the tests' own folder)
+from . import zoo
 
 Read = Callable[[Path], dict[str, np.ndarray]]
 Q = "model.layers.0.self_attn.q_proj.weight"

@@ -10,7 +10,7 @@ import pytest
 from sculpt.fusion.errors import OutputError
 from sculpt.hessian import calibrate
 
-from . import zoo  # noqa: TID251 (the tests' own folder)
+from . import zoo
 
 
 class Killed(BaseException):

@@ -13,7 +13,7 @@ from sculpt.fusion.run.settings import Settings
 from sculpt.hessian import calibrate
 from sculpt.hessian.options import CalibrationOptions
 
-from . import zoo  # noqa: TID251
+from . import zoo
 
 Device = Callable[..., AbstractContextManager[str]]
 

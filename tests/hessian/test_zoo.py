@@ -20,7 +20,7 @@ from sculpt.fusion.arithmetic.row_layout import row_layout
 from sculpt.hessian import CalibrationOptions, DiagonalHessian, calibrate
 from sculpt.hessian.session import Session
 
-from . import oracle, zoo, zoo_table  # noqa: TID251 (the tests' own folder)
+from . import oracle, zoo, zoo_table
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

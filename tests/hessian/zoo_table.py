@@ -6,7 +6,7 @@ all.
 
 from __future__ import annotations
 
-from .zoo import ALL, Animal, pictures, tokens  # noqa: TID251 (the tests' own folder)
+from .zoo import ALL, Animal, pictures, tokens
 
 # What every test of calibration may use, by name.
 NAMED = ALL

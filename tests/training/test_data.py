@@ -14,8 +14,8 @@ from sculpt.fusion.errors import DataError
 from sculpt.fusion.rows import RowOptions
 from sculpt.training.data import TrainingSet, collate_labelled
 
-from . import tiny  # noqa: TID251 (the tests' own folder)
-from .tiny import ids  # noqa: TID251
+from . import tiny
+from .tiny import ids
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from sculpt.fusion.errors import MethodError, ModelError
 from sculpt.fusion.lora.density import count_of_product, density_bound, expected_density
 from sculpt.training import ConflictTerm, Masking, Sculptor
 
-from . import tiny  # noqa: TID251 (the tests' own folder)
+from . import tiny
 
 
 def factors(model):

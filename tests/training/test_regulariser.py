@@ -13,7 +13,7 @@ from sculpt.training.layers import adapted_layers
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import tiny  # noqa: TID251 (the tests' own folder)
+from . import tiny
 
 
 def naive(weight: Tensor, a: Tensor, b: Tensor, omega: float = 1.0, form: str = "frobenius") -> Tensor:

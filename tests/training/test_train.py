@@ -15,7 +15,7 @@ from sculpt.fusion.errors import SculptError
 from sculpt.training import AdapterMethod, Schedule, train, train_adapter
 
 from ..commands import invoke
-from . import tiny  # noqa: TID251 (the tests' own folder)
+from . import tiny
 
 FEW = ("--rank", "4", "--warmup-steps", "3", "--max-steps", "6", "--batch-size", "4", "--learning-rate", "0.01")
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from sculpt.fusion.errors import MethodError, ModelError
 from sculpt.training import ConflictTerm, LoRASculptCallback, add_term
 
-from . import tiny  # noqa: TID251 (the tests' own folder)
+from . import tiny
 
 
 class Rows(torch.utils.data.Dataset[Any]):

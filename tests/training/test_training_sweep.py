@@ -12,7 +12,7 @@ from sculpt.fusion.errors import MethodError
 from sculpt.training import AdapterMethod, Schedule
 
 from ..commands import invoke
-from . import tiny  # noqa: TID251 (the tests' own folder)
+from . import tiny
 
 SETTINGS = AdapterMethod(), Schedule()
 
