@@ -5,7 +5,6 @@ import logging
 import sys
 
 import yaml
-
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
