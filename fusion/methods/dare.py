@@ -51,7 +51,7 @@ class Dare(Summed, Dropped):
 
     def reduce(self, num_elements: int) -> Reduction:
         """Return the chain's map, or where its factors are one number an element, the map that rounds only once."""
-        chain = self.chain
+        chain = self.made
         keeps, coefficients = chain.selection.fractions, chain.merging.coefficients(self.scale)
         if self.identity != "base" and min(keeps) == 1:  # nothing is dropped: task arithmetic
             return scaling(coefficients)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from ..arithmetic.group import Group, Region
@@ -43,25 +43,30 @@ class Chained(Method):
             one_of(option, getattr(self, option), choices)
         for option in [option for option in RANGES if hasattr(self, option)]:
             each(option, getattr(self, option), RANGES[option])
-        _ = self.chain  # which refuses what its transforms cannot do
+        _ = self.made  # which refuses what its transforms cannot do
 
     @property
     @abstractmethod
     def chain(self) -> Chain:
         """The method, of these options."""
 
+    @cached_property
+    def made(self) -> Chain:
+        """The chain, made once: of a model with very many tensors each asks for it several times."""
+        return self.chain
+
     @property
     def identity(self) -> Literal["base", "tuned"] | None:
         """The base where nothing is added; the tuned model where it is alone, whole and added once."""
-        return self.chain.identity
+        return self.made.identity
 
     def region(self, group: Group) -> Region:  # noqa: ARG002
         """Return what must be seen whole to select."""
-        return self.chain.selection.region  # merging and scaling take each element alone
+        return self.made.selection.region  # merging and scaling take each element alone
 
     def reduce(self, num_elements: int) -> Reduction:
         """Yield the passes of the chain; return its map."""
-        return self.chain.reduce(num_elements)
+        return self.made.reduce(num_elements)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ class Saliency(Scoped, Chained):
 
     def reduce(self, num_elements: int) -> Reduction:
         """Return the chain's map; the smallest score that is kept is a figure of it."""
-        found = yield from self.chain.reduce(num_elements)
+        found = yield from self.made.reduce(num_elements)
         if self.identity == "base" or self.density == 1:
             return found
         [(least, _)] = found.arguments[0].ranges

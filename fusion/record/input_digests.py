@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any, final
 
@@ -44,6 +45,9 @@ class _File:
         with self._lock:
             if stop <= self._next:
                 return
+        # Bringing pages into memory takes longer than hashing: each thread does it for its own part.
+        self.content[start:stop:PAGESIZE].max(initial=0)
+        with self._lock:
             self._seen[start] = stop
             if self._busy:
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from queue import SimpleQueue
 from typing import Any, final
 
@@ -18,12 +19,12 @@ from .task import Context, TensorTask
 
 BATCH = 1 << 18  # units smaller than this run whole in one task, several to a task
 TINY = 1 << 15  # units smaller than this are more Python than arithmetic: threads would fight for the interpreter
+THREADS_A_FILE = 4  # one hashes, as much as three others compute
 Unit = list[TensorTask]
 
 
-def units(steps: Iterable[Step], context: Context) -> Iterator[Unit]:
-    """Return the tensors that share a reduction together."""
-    for group in together(steps, context.plan.method):
+def _units(groups: Iterable[Sequence[Step]], context: Context) -> Iterator[Unit]:
+    for group in groups:
         yield [TensorTask(step, context) for step in group]
 
 
@@ -58,6 +59,39 @@ def _batches(all_units: Iterable[Unit]) -> Iterator[list[Unit]]:
             tiny = size < TINY
     if batch:
         yield batch
+
+
+def _side_by_side(files: Sequence[Iterable[list[Unit]]], at_once: int) -> Iterator[list[Unit]]:
+    """Take batches from several files in turn, about as many bytes of each; when one ends the next begins."""
+    waiting = iter(files)
+    rounds = max(1, -(-len(files) // at_once))
+    # What was taken of a file so far, and what is left; as many in each round, lest the last be alone.
+    under_way = [[0, iter(file)] for file in islice(waiting, -(-len(files) // rounds))]
+    while under_way:
+        file = min(under_way, key=lambda each: each[0])
+        batch = next(file[1], None)
+        if batch is not None:
+            file[0] += sum(map(_size, batch))
+            yield batch
+        elif (following := next(waiting, None)) is not None:
+            file[1] = iter(following)
+        else:
+            under_way.remove(file)
+
+
+def _in_turn(steps: Iterable[Step], context: Context) -> Iterator[list[Unit]]:
+    """Return what is run one after the other: in the order of the files, of which many threads go through several.
+
+    A file is hashed in its order, by one thread at a time, which many threads together are ahead of.
+    """
+    groups = together(steps, context.plan.method)
+    plan, at_once = context.plan, max(1, context.backend.threads // THREADS_A_FILE)
+    if at_once == 1 or not all(source.mapped() for source in (plan.base, *plan.tuned)):
+        return _batches(_units(groups, context))  # from elsewhere blocks come, and are kept, in the order of a file
+    files: dict[str, list[Sequence[Step]]] = {}
+    for group in groups:
+        files.setdefault(context.sink.file_of(group[0].name), []).append(group)
+    return _side_by_side([_batches(_units(own, context)) for own in files.values()], at_once)
 
 
 def _run_whole(batch: list[Unit]) -> Results:
@@ -168,7 +202,7 @@ def run(steps: Sequence[Step], context: Context, *, progress: Progress) -> dict[
                 note(_run_whole(batch))
 
         started = frozenset(records)
-        waiting = _batches(units((step for step in steps if step.name not in started), context))
+        waiting = _in_turn((step for step in steps if step.name not in started), context)
         batch = next(waiting, None)
         try:
             while True:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -69,7 +70,7 @@ class Chain:
     def __or__(self, end: Scale) -> Chain:
         return replace(self, strength=end.strength)
 
-    @property
+    @cached_property
     def identity(self) -> Literal["base", "tuned"] | None:
         """Which input is left as it is: the base where nothing is added, a first model that is alone and whole."""
         fractions, merging = self.selection.fractions, self.merging

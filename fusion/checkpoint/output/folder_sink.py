@@ -78,6 +78,7 @@ class FolderSink(Sink):
         self._synced: dict[str, int] = {}
         self._buffers = Buffers(buffers)
         self._held = Allowance(held_bytes)
+        self._writers = writers
         self._writing = ThreadPoolExecutor(writers)
         self._failure: OutputError | None = None
         self._lock = threading.Lock()
@@ -207,6 +208,10 @@ class FolderSink(Sink):
         if self._failure is not None:
             raise self._failure
 
+    def file_of(self, name: str) -> str:
+        """Return the shard that a tensor goes to."""
+        return self._layout.place[name].file_name
+
     def read(self, name: str, first_byte: int, nbytes: int) -> bytes:
         """Return bytes of a tensor that lie in the output, to check what an interrupted run left."""
         shard = self._layout.place[name]
@@ -230,11 +235,9 @@ class FolderSink(Sink):
         if self._processes.are_several:
             with told(self._payload):
                 found = self._digests_together()
-        for name, file in [] if found else self._files.items():
-            try:
-                found[name] = file.digest(), file.part_digests()
-            except OSError as error:
-                raise os_error(error, file.file) from error
+        if not found:
+            with ThreadPoolExecutor(self._writers) as pool:  # of a file that did not come in order much is left to hash
+                found = dict(zip(self._files, pool.map(_digests, self._files.values()), strict=True))
         files: dict[str, str] = {}
         tensors: dict[str, str] = {}
         while found:  # of very many tensors, no digest is held twice
@@ -285,3 +288,10 @@ class FolderSink(Sink):
 
         kind = SINGLE_FILE if self._is_file else CHECKPOINT
         self._processes.publish(fill, kind.may_replace if self._overwrite else None)
+
+
+def _digests(file: OutputFile) -> tuple[str, Mapping[str, str]]:
+    try:
+        return file.digest(), file.part_digests()
+    except OSError as error:
+        raise os_error(error, file.file) from error

@@ -39,6 +39,11 @@ class Sink(ABC):
         """Note that a tensor is whole; `finished` gives `entry` back to a run that resumes."""
         del name, entry
 
+    def file_of(self, name: str) -> str:
+        """Return the file that a tensor goes to: what goes to one file had best come in the file's order."""
+        del name
+        return ""
+
     def read(self, name: str, first_byte: int, nbytes: int) -> bytes:
         """Return bytes of a tensor in `finished`, to check what an interrupted run left; none where nothing is."""
         del name, first_byte, nbytes
