@@ -202,6 +202,10 @@ def _single(example: Example) -> Batch:
     return Batch(inputs=example.inputs, masks=(), num_samples=1, what=example.what)
 
 
+# Tokens of padding that a batch may have: another batch takes about as long as these.
+MOST_PADDING = 128
+
+
 @dataclass(frozen=True, kw_only=True)
 class Room:
     """What a batch has room for.
@@ -224,9 +228,21 @@ class Room:
         """Yield samples, the longest first, by the batch."""
         start = 0
         while start < len(samples):
-            stop = start + self._count(samples[start], len(samples))
+            most = self._count(samples[start], len(samples))
+            stop = start + self._alike(samples[start : start + most])
             yield samples[start:stop]
             start = stop
+
+    def _alike(self, samples: Sequence[Example]) -> int:
+        """Return how many of the samples, the longest first, are to share a batch."""
+        if self.tokens is None or not samples[0].is_text:
+            return len(samples)
+        longest, padding = samples[0].length, 0
+        for count, sample in enumerate(samples):
+            padding += longest - sample.length
+            if padding > MOST_PADDING:
+                return count
+        return len(samples)
 
     def _count(self, longest: Example, most: int) -> int:
         if self.tokens is None:

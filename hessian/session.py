@@ -235,7 +235,8 @@ class Session:
             if journal is not None:
                 journal.write(sorted(forward.passed), forward.tapes(), *self._settled(), self.grams)
             self.progress(min(len(forward.passed), total), total, unit.name)
-            return_what_is_free()  # else holes between matrices add up, unit by unit
+            if self.options.full:
+                return_what_is_free()  # else holes between matrices add up, unit by unit
             if block:
                 yield block
             if self._is_partial and not forward.comes_back() and self._has_all(forward):

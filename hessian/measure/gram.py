@@ -20,8 +20,15 @@ STRIP = 256  # rows of the result that are computed at once: up to the diagonal,
 
 
 def own_rows(rows: Tensor, weights: Tensor | None) -> Tensor:
-    """Return a copy of an (n, d) matrix, float32 or float64, whose products count each row by its weight."""
-    copy = rows.to(torch.promote_types(rows.dtype, torch.float32), copy=True)
+    """Return a copy of an (n, d) matrix, float32 or float64, whose products count each row by its weight.
+
+    Rows that count for nothing, such as padding, are left out, unless an accelerator would have to be waited for.
+    """
+    given = rows
+    if weights is not None and weights.device.type == "cpu":
+        counted = weights.nonzero().squeeze(1)
+        rows, weights = rows[counted], weights[counted]
+    copy = rows.to(torch.promote_types(rows.dtype, torch.float32), copy=rows is given)
     return copy if weights is None else copy.mul_(weights.to(copy).sqrt().unsqueeze(1))
 
 

@@ -105,6 +105,7 @@ def test_sums_of_squares_are_float64_whatever_the_dtype(dtype: torch.dtype, monk
     total = GramSum(7, LastProduct())
     for piece, own in zip(x.split(90), weights.split(90), strict=True):
         total.add(own_rows(piece, own))
+        assert len(own_rows(piece, own)) == (own != 0).sum()  # padding is not multiplied
     wanted = (x.double() * weights.unsqueeze(1)).T @ x.double()
     np.testing.assert_allclose(total.total(), wanted, rtol=1e-6, atol=1e-6 * float(wanted.diagonal().mean()))
 

@@ -293,6 +293,16 @@ def test_samples_with_images_run_alone_as_tokens_do_not_say_how_large_they_are()
     assert [len(part) for part in Room(samples=2, tokens=2048).filled([one] * 3)] == [2, 1]
 
 
+def test_samples_of_very_different_lengths_do_not_share_a_batch() -> None:
+    def sample(length: int) -> Example:
+        tokens = torch.ones(1, length, dtype=torch.int64)
+        return Example(what="a text", inputs={"input_ids": tokens}, tokens=tokens, answers=torch.zeros_like(tokens))
+
+    samples = [sample(length) for length in (400, 390, 380, 100, 99, 98)]
+    assert [len(part) for part in Room(tokens=2048).filled(samples)] == [3, 3]
+    assert [len(part) for part in Room(samples=6).filled(samples)] == [6]  # as they were asked for
+
+
 @pytest.mark.parametrize("option", ["samples", "max_length", "batch_size", "batch_tokens"])
 def test_counts_below_one_are_refused(option: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"`{option}` must be at least 1, got 0"):
