@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ KIND, LAYERS, ROWS, WIDTH, TOKENS = "self_attn.q_proj", 2, 70, 30, 400
 RNG = np.random.default_rng(0)
 BASE = RNG.standard_normal((LAYERS, ROWS, WIDTH)).astype(np.float32)
 TUNED = [BASE + np.float32(size) * RNG.standard_normal(BASE.shape).astype(np.float32) for size in (0.2, 0.3)]
-GENERAL, *INPUTS = (
-    RNG.standard_normal((LAYERS, TOKENS, WIDTH)) @ RNG.standard_normal((LAYERS, WIDTH, WIDTH)) for _ in range(3)
+GENERAL, CHATS, *INPUTS = (
+    RNG.standard_normal((LAYERS, TOKENS, WIDTH)) @ RNG.standard_normal((LAYERS, WIDTH, WIDTH)) for _ in range(4)
 )
 SQUARES = [RNG.random(BASE.shape).astype(np.float32) for _ in range(3)]  # E[g²] of both and of the base
 DATA, DELTA, IDENTITY = "data", "delta", "identity"
@@ -28,8 +29,8 @@ DATA, DELTA, IDENTITY = "data", "delta", "identity"
 
 def known(count: int) -> Known:
     def measure(what: str, k: int) -> Any:
-        if what in ("target", "general"):
-            x = torch.tensor(INPUTS[k] if what == "target" else GENERAL)
+        if what in ("target", "general", "chats"):
+            x = torch.tensor({"target": INPUTS[k], "general": GENERAL, "chats": CHATS}[what])
             return {KIND: (x.mT @ x / TOKENS).float()}
         if what == "magnitudes":
             return {KIND: torch.tensor(np.abs(GENERAL).mean(1)).float()}
@@ -47,11 +48,14 @@ def means(values: np.ndarray) -> Curvature:
     return Curvature(terms=(values,), num_tokens=1)
 
 
-def by_sculpt(method: Any, count: int, layer: int, form: str | None = None, weight: float = 1.0) -> np.ndarray:
+def by_sculpt(
+    method: Any, count: int, layer: int, form: str | None = None, weight: float = 1.0, chats: float = 0.0
+) -> np.ndarray:
     target: Any = "auto" if form in (None, DATA) else form
     protection = None if form is None else sculpt.Protection(weight=weight, target=target)
     own: Any = [moments(x[layer]) if form in (None, DATA) else None for x in INPUTS[:count]]
-    general: Any = None if form is None else moments(GENERAL[layer])
+    both = np.concatenate([GENERAL[layer], chats**0.5 * CHATS[layer]])  # a side's weight is that of its squares
+    general: Any = None if form is None else replace(moments(both), num_tokens=TOKENS)
     if isinstance(method, Cgm | sculpt.Fisher):
         own, general = [means(one[layer]) for one in SQUARES[:count]], means(SQUARES[2][layer])
     if isinstance(method, Aim):
@@ -77,6 +81,8 @@ ALONE = {
     "aim": (Aim(omega=0.4), 0.4, None),
     "two-sided": (PLAIN, 0.3, DATA),
     "two-sided, no samples": (PLAIN, 0.1, DELTA),
+    "two-sided, chats:3": (PLAIN, 0.3, DATA),
+    "two-sided, no samples, chats:3": (PLAIN, 0.1, DELTA),
     "null space, soft": (PLAIN, 0.03, IDENTITY),
 }
 TOGETHER = {
@@ -101,7 +107,7 @@ def test_an_arm_on_stacks_gives_what_its_method_gives_of_each_layer(count: int, 
     arm = (SINGLE if count == 1 else MERGED)[name]
     found = BASE + arm.run(known(count), strength)[KIND].numpy()
     for layer in range(LAYERS):
-        wanted = by_sculpt(method, count, layer, form, strength)
+        wanted = by_sculpt(method, count, layer, form, strength, 3 if name.endswith(":3") else 0)
         np.testing.assert_allclose(found[layer], wanted, rtol=0, atol=2e-5)
 
 
@@ -110,8 +116,8 @@ def test_the_campaign_scores_a_cell_and_skips_what_is_done(tmp_path: Path, monke
     arguments = ["--model", "model", "--data", "campaign.json.gz", "--work", "work", "--scores", "scores.jsonl"]
     arguments += ["--seconds", "60", "--device", "cpu", "--steps", "2", "--only", "tagging plain mild 0"]
     monkeypatch.chdir(tmp_path)
-    arms = ("fine-tune", "two-sided, no samples", "two-sided by gradients", "cgm soft", "aim")
-    monkeypatch.setattr(campaign, "GROUPS", (arms,) * 4)
+    arms = ("fine-tune", "two-sided, no samples, chats:3", "two-sided by gradients", "cgm soft", "aim")
+    monkeypatch.setattr(campaign, "GROUPS", (arms,) * 5)
     monkeypatch.setattr(campaign, "SEEDS", (0,))
     for folder in ("tuned", "chosen", "claims", "done", "logs"):
         Path("work", folder).mkdir(parents=True)

@@ -48,6 +48,7 @@ GROUPS = (
     ("ties 0.1", "lines", "null space, soft", "dare 0.9"),
     ("cgm soft", "cgm hard", "two-sided by gradients"),
     ("two-sided by answers", "adadare exact 0.9", "aim", "dg-hard"),
+    ("two-sided, chats:3", "two-sided, no samples, chats:1", "two-sided, no samples, chats:3"),
 )
 MERGED_GROUPS = (
     ("two-sided", "two-sided, no samples", "regmean", "task arithmetic"),
@@ -120,6 +121,8 @@ def jobs() -> list[Job]:
         for seed in SEEDS[1:]:
             scored(seed, number)
             merges(seed, number)
+    for seed in SEEDS:
+        scored(seed, 4)
     return found
 
 
@@ -140,7 +143,8 @@ class Worker:
         self._load = lambda: transformers.AutoModelForCausalLM.from_pretrained(
             args.model, dtype=torch.float32, attn_implementation="sdpa"
         ).to(self.device)
-        self.model = self._load().to(torch.bfloat16).eval()  # what is scored
+        # What is scored; without a GPU in float32, as the products of bfloat16 may be slow there.
+        self.model = self._load().to(torch.float32 if self.device.type == "cpu" else torch.bfloat16).eval()
         self.model.requires_grad_(False)
         self.layout = Layout.of(self.model)
         self.base = self.layout.stacked(dict(self.model.named_parameters()), self.device)
@@ -206,10 +210,11 @@ class Worker:
         measured: dict[Any, Any] = {}
 
         def measure(what: str, k: int) -> Any:
-            if what in ("general", "general fisher", "magnitudes"):
+            if what in ("general", "chats", "general fisher", "magnitudes"):
                 if what not in self.general:
+                    rows = [row for row in self.data["general"] if what != "chats" or row["kind"] == "chats"]
                     self.general[what] = self.measured(
-                        what, {}, [([*row["ids"]], [0] * len(row["ids"])) for row in self.data["general"]]
+                        what, {}, [([*row["ids"]], [0] * len(row["ids"])) for row in rows]
                     )
                 return self.general[what]
             if (what, k) not in measured:

@@ -35,8 +35,8 @@ class Known:
     """What is known of a base and its fine-tunes; measured when an arm asks.
 
     Attributes:
-        measure: Measures `target`, `answers`, `gradients`, `fisher` of fine-tune k, or `general`, `general fisher`,
-            `magnitudes` of the base.
+        measure: Measures `target`, `answers`, `gradients`, `fisher` of fine-tune k, or `general`, `chats` (what of the
+            general set the base answered), `general fisher`, `magnitudes` of the base.
         memory: Of the arm that runs: what does not depend on its strength.
     """
 
@@ -206,10 +206,19 @@ def curvature(known: Known, form: str, k: int, kind: str, layers: slice, general
     return known.measure("target" if form == "gradients" else form, k)[inputs][layers].double()
 
 
-def two_sided(known: Known, weight: float, form: str) -> Stacks:
+def protected(known: Known, chats: float) -> Stacks:
+    """Return G: of the general set, and of its chats once more as a side with a weight."""
+    general = known.measure("general", 0)
+    if not chats:
+        return general
+    answered = known.measure("chats", 0)
+    return known.once(("G", chats), lambda: {kind: one + chats * answered[kind] for kind, one in general.items()})
+
+
+def two_sided(known: Known, weight: float, form: str, chats: float = 0.0) -> Stacks:
     """Return `(Σ_k δ_k·A_k)·(Σ_k A_k + λ·G)⁻¹`; of several A_k has G's trace."""
     several, found = len(known.deltas) > 1, {}
-    general = known.measure("general", 0)
+    general = protected(known, chats)
     tied: dict[str, list[str]] = {}
     for kind in matrices(known.base):
         tied.setdefault(kind if form == "delta" else inputs_of_kind(kind), []).append(kind)
@@ -234,7 +243,7 @@ def two_sided(known: Known, weight: float, form: str) -> Stacks:
         found |= dict(zip(kinds, rows, strict=True))
     for kind, stack in known.base.items():
         if stack.ndim == 2:
-            found[kind] = vectors(known, kind, weight, form)
+            found[kind] = vectors(known, kind, weight, form, general)
     return found
 
 
@@ -243,14 +252,14 @@ def ridged(moment: Tensor) -> Tensor:
     return moment + RIDGE * size[:, None, None] * torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device)
 
 
-def vectors(known: Known, kind: str, weight: float, form: str) -> Tensor:
+def vectors(known: Known, kind: str, weight: float, form: str, general: Stacks) -> Tensor:
     """Return what stays of the deltas of norms, by the diagonals of their normalised inputs; of biases a mean."""
     deltas = [delta[kind] for delta in known.deltas]
     after = next((inputs for name, inputs in AFTER.items() if kind.endswith(name)), None)
     if after is None or form in ("delta", "identity"):
         return sum(deltas) / (len(deltas) + weight)  # pyright: ignore[reportReturnType]
     scale = known.base[kind].square().clamp(min=1e-12)
-    g = mean_ridged(known.measure("general", 0)[after].diagonal(dim1=-2, dim2=-1) / scale)
+    g = mean_ridged(general[after].diagonal(dim1=-2, dim2=-1) / scale)
     sides = []
     for k in range(len(deltas)):
         a = known.measure("target" if form == "gradients" else form, k)[after].diagonal(dim1=-2, dim2=-1)
@@ -335,8 +344,8 @@ class Arm:
     start: float
 
 
-def weighted(form: str) -> Callable[[Known, float], Stacks]:
-    return lambda known, weight: two_sided(known, weight, form)
+def weighted(form: str, chats: float = 0.0) -> Callable[[Known, float], Stacks]:
+    return lambda known, weight: two_sided(known, weight, form, chats)
 
 
 SINGLE: Mapping[str, Arm] = {
@@ -344,6 +353,9 @@ SINGLE: Mapping[str, Arm] = {
     "interpolation": Arm(lambda known, s: scaled(known.deltas[0], s), GAMMAS[:-1], 0.6),
     "two-sided": Arm(weighted("target"), LAMBDAS, 1.0),
     "two-sided, no samples": Arm(weighted("delta"), SMALL, 0.1),
+    "two-sided, chats:3": Arm(weighted("target", 3.0), SMALL, 0.3),
+    "two-sided, no samples, chats:1": Arm(weighted("delta", 1.0), SMALL, 0.1),
+    "two-sided, no samples, chats:3": Arm(weighted("delta", 3.0), SMALL, 0.1),
     "two-sided by answers": Arm(weighted("answers"), SMALL, 0.1),
     "two-sided by gradients": Arm(weighted("gradients"), LAMBDAS, 1.0),
     "null space, soft": Arm(weighted("identity"), SMALL, 0.03),

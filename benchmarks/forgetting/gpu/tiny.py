@@ -51,7 +51,7 @@ def write(folder: Path) -> None:
         "tasks": tasks,
         "abilities": {name: {"validation": one, "test": one} for name, one in texts.items()},
         "asked": {split: [row(4 + k, 0)[0] for k in range(3)] for split in ("validation", "test")},
-        "general": [{"kind": "novels", "ids": ids} for ids, _ in rows(40, 8, 8)],
+        "general": [{"kind": ("novels", "chats")[k % 2], "ids": ids} for k, (ids, _) in enumerate(rows(40, 8, 8))],
     }
     with gzip.open(folder / "campaign.json.gz", "wt") as stream:
         json.dump(found, stream)
