@@ -49,7 +49,9 @@ def calibrate_command(
         Path | None,
         typer.Option("--output", "-o", help="File to write. Default: TUNED-hessian.safetensors."),
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the last finished block of a run that was killed.")] = True,
+    resume: Annotated[
+        bool, typer.Option(help="Go on with a run that was killed, a few seconds before its end.")
+    ] = True,
     report: Annotated[bool, typer.Option("--report", help="Show the spread of each layer's diagonal.")] = False,
     overwrite: Overwrite = False,
     json: AsJson = False,

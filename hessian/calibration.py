@@ -37,8 +37,8 @@ def calibrate(
     its share of the samples; all return the same statistics and the first writes them.
 
     Args:
-        output: File to write; statistics of finished blocks are kept beside it until it is whole, so that a run that
-            was killed goes on from there (`resume`).
+        output: File to write; statistics of finished blocks are kept beside it, every few seconds, until it is whole,
+            so that a run that was killed goes on from there (`resume`).
         chosen: Fields of `CalibrationOptions`, over those of `options`: `data`, `samples`, `device`, `full` …
 
     Raises:

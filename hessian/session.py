@@ -232,7 +232,7 @@ class Session:
         self.progress(len(forward.passed), total, "calibrate")
         for unit in self._passed_units(forward, tapes, may_return=may_return):
             block = self._block(once=once)
-            if journal is not None:
+            if journal is not None and forward.is_kept:
                 journal.write(sorted(forward.passed), forward.tapes(), *self._settled(), self.grams)
             self.progress(min(len(forward.passed), total), total, unit.name)
             if self.options.full:

@@ -9,8 +9,9 @@ has moved something.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,11 @@ def storage_key(value: Tensor | torch.UntypedStorage) -> int:
     return (value.untyped_storage() if isinstance(value, Tensor) else value)._cdata
 
 
+def storage_keys(tensors: Iterable[Tensor]) -> list[int]:
+    """Return what identifies each tensor's storage."""
+    return [tensor.untyped_storage()._cdata for tensor in tensors]
+
+
 def storage_of(reference: StorageWeakRef) -> torch.UntypedStorage:
     """Return the storage, which must be alive."""
     return torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
@@ -60,10 +66,11 @@ def changes_of(tensor: Tensor) -> int:
     return tensor._version
 
 
-def aliases_of(operator: Any) -> list[bool]:
+@cache
+def aliases_of(operator: Any) -> tuple[bool, ...]:
     """Return, for each output that shares memory with an input, whether the operator writes there."""
     returned = (output.alias_info for output in operator._schema.returns)
-    return [alias.is_write for alias in returned if alias is not None]
+    return tuple(alias.is_write for alias in returned if alias is not None)
 
 
 def set_tensor(model: nn.Module, name: str, value: Tensor) -> None:

@@ -56,6 +56,7 @@ class Forward:
 
     Attributes:
         passed: Indices of units that all batches have passed.
+        is_kept: What batches hold is in the journal, so that a state can be written.
         before: Called with each unit before batches pass it.
     """
 
@@ -79,6 +80,7 @@ class Forward:
         self.dtype = dtype
         self.journal = journal
         self.passed: set[int] = set()
+        self.is_kept = False
         self.before: Callable[[Unit], None] = lambda _: None
         self._runs: list[_Run] = []
         self._loaded: Unit | None = None
@@ -163,18 +165,25 @@ class Forward:
 
     def _pass(self, unit: Unit, waiting: Sequence[_Run]) -> Iterator[_Run]:
         """Load a unit, let every batch that waits for it go on, let go of it; yield those that end."""
+        self.is_kept = self.journal is not None and self.journal.is_due()
         self.weights.load(unit.parameters)
         self._loaded = unit
         self.before(unit)
         following = self.units[unit.index + 1] if unit.index + 1 < len(self.units) else unit
         if following.index not in self.passed and following is not unit:
             self.weights.ask(following.parameters)
+        gone_on: set[int] = set()
         while ready := [run for run in waiting if run.waits_for is unit and not run.done]:
             for run in ready:
+                gone_on.add(run.index)
                 yield from self._go_on(run)
         self._loaded = None
         self.weights.finish(unit)
         self.passed.add(unit.index)
+        for run in self._runs if self.is_kept else ():
+            if run.index not in gone_on and not run.done:
+                self.activations.resume(run.index)  # it may have been spilled since it was parked
+                self._park(run)
 
     def _wrap_modules(self) -> None:
         for unit in self.units:
@@ -253,9 +262,13 @@ class Forward:
             self._end(run)
             yield run
         else:
-            if self.journal is not None and run.tape is not None:
-                self.journal.keep(run.index, run.tape)  # before it may be spilled
-            self.activations.park(run.index)
+            self._park(run)
+
+    def _park(self, run: _Run) -> None:
+        """Count what a waiting batch holds, which may be spilled; where a state is due, keep it first."""
+        if self.is_kept and self.journal is not None and run.tape is not None:
+            self.journal.keep(run.index, run.tape)
+        self.activations.park(run.index)
 
     def _end(self, run: _Run) -> None:
         run.coroutine = None

@@ -1,4 +1,6 @@
-"""The folder in which an unfinished calibration keeps what it needs to go on from its last finished unit.
+"""The folder in which an unfinished calibration keeps what it needs to go on from a finished unit.
+
+Where units take long it is the last; others are passed without a state, so that writing takes little of the time.
 
 Files are written first, then `state.json` replaces the one before: a kill at any time, or a power cut, leaves the last
 whole state. The state has a digest of every file, and one of its own.
@@ -9,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +28,7 @@ from ..store.gram_store import GramStore, LostError
 from .tape import Event, Handle, Tape
 
 GRAMS = "grams.bin"
+EVERY_SECONDS = 5.0  # a kill loses little more than that; a state takes some syncs of the disk
 
 
 class Journal:
@@ -46,6 +50,11 @@ class Journal:
         self._uses: dict[str, int] = {}  # parameter -> uses that the file counts
         self._digests: dict[str, str] = {}  # of every file that a state may name
         self._new: list[str] = []  # files that are not on the disk for certain
+        self._written = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Return whether a state is to be written after the unit that comes."""
+        return time.monotonic() - self._written >= EVERY_SECONDS
 
     def open(self) -> bool:
         """Return whether there is a state of this very run to go on from; what is left of another is removed."""
@@ -117,6 +126,7 @@ class Journal:
         }
         with told(self.folder):
             self._replace_state(state, grams)
+        self._written = time.monotonic()
 
     def _replace_state(self, state: dict[str, Any], grams: GramStore | None) -> None:
         used = {state["open"], *state["statistics"].values()} - {None}

@@ -8,18 +8,20 @@ no tracing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from ...live.privates import DispatchMode, StorageWeakRef, changes_of, storage_key
+from ...live.privates import DispatchMode, StorageWeakRef, changes_of, storage_key, storage_keys
 from .gram import LastProduct, own_rows
 from .moments import column_squares
 from .placement import Placement, compose, locate
 from .row_weights import RowWeights
 from .statistics import ParameterStatistics
+
+PLAIN = {int, float, bool, str, type(None)}  # what most arguments are that are no tensors
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,17 @@ class Stop(BaseException):
     """Ends a forward whose remaining operations are of no use; models do not catch it."""
 
 
-def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """Return the tensors among values, however nested."""
+    found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, Mapping):
-            yield from _tensors(tuple(value.values()))
+            found.append(value)
         elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+            found += _tensors(value)
+        elif type(value) not in PLAIN and isinstance(value, Mapping):
+            found += _tensors(value.values())
+    return found
 
 
 def _is_repeated(tensor: Tensor, times: int) -> bool:
@@ -190,19 +195,24 @@ class Recorder(DispatchMode):
     def note_samples(self, tensors: Any) -> None:
         """Take tensors, however nested, for such as belong to the samples of a batch."""
         for tensor in _tensors((tensors,)):
-            self._of_samples[storage_key(tensor)] = StorageWeakRef(tensor.untyped_storage())
+            key = storage_key(tensor)
+            if key not in self._of_samples:  # no other storage has the key of one that is held weakly
+                self._of_samples[key] = StorageWeakRef(tensor.untyped_storage())
 
     def follow(self, given: Any, made: Any) -> None:
         """Take what was made of something that belongs to the samples of a batch for such itself."""
-        if self.rows.num_samples > 1 and any(storage_key(tensor) in self._of_samples for tensor in _tensors((given,))):
+        if self.rows.num_samples > 1 and self._belongs(storage_keys(_tensors((given,)))):
             self.note_samples(made)
+
+    def _belongs(self, keys: Iterable[int]) -> bool:
+        return not self._of_samples.keys().isdisjoint(keys)
 
     def is_shared(self, *operands: Tensor) -> bool:
         """Return whether nothing here belongs to one sample of a batch, nor stands there once a sample.
 
         It was then computed once for all of them, as a table of positions is.
         """
-        if self.rows.num_samples == 1 or any(storage_key(operand) in self._of_samples for operand in operands):
+        if self.rows.num_samples == 1 or self._belongs(storage_keys(operands)):
             return False
         inputs = [operand for operand in operands if self.use_of(operand) is None]
         return not any(_is_repeated(operand, self.rows.num_samples) for operand in inputs)
@@ -238,27 +248,34 @@ class Recorder(DispatchMode):
             if key in self.absent and not self.absent[key].expired() and self.demand is not None:
                 return self.demand(key)
             return value
-        if isinstance(value, (list, tuple)) and any(True for _ in _tensors(value)):
+        if isinstance(value, (list, tuple)) and _tensors(value):
             return type(value)(self._with_loaded(item) for item in value)
         return value
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = self.around(func, args, lambda: self._run(func, args, kwargs))
-        self.follow((args, kwargs), out)
-        for tensor in _tensors(out if isinstance(out, (list, tuple)) else (out,)):
+        keys = storage_keys(_tensors(args))
+        out = self.around(func, args, lambda: self._run(func, args, kwargs, keys))
+        if self.rows.num_samples > 1 and (
+            self._belongs(keys) or self._belongs(storage_keys(_tensors(kwargs.values())))
+        ):
+            self.note_samples(out)
+        for tensor in (out,) if isinstance(out, Tensor) else _tensors((out,)):
             self.made(tensor)
         return out
 
-    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run an operation with its weights loaded and its tensors in memory, and record it."""
-        keys = [storage_key(tensor) for tensor in _tensors(args)]
-        if self.absent and any(key in self.absent for key in keys):
+    def _run(self, func: Any, args: Any, kwargs: Any, keys: Sequence[int]) -> Any:
+        """Run an operation with its weights loaded and its tensors in memory, and record it.
+
+        Args:
+            keys: Of the storages of the tensors among `args`.
+        """
+        if self.absent and not self.absent.keys().isdisjoint(keys):
             args = tuple(self._with_loaded(arg) for arg in args)
-            keys = [storage_key(tensor) for tensor in _tensors(args)]
+            keys = storage_keys(_tensors(args))
         self.restore(keys)
-        # Nearly every operation of a forward ends here: this line is what a recorder costs.
-        if self.paused or not any(key in self._watched for key in keys):
+        # Nearly every operation of a forward ends here: what comes until here is what a recorder costs.
+        if self.paused or self._watched.keys().isdisjoint(keys):
             return func(*args, **kwargs)
         rule = self._table.rules.get(func)
         if rule is not None:

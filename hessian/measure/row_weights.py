@@ -30,6 +30,8 @@ class RowWeights:
         """Return the weights of the rows of a (count, d) matrix, or None where each counts once."""
         for mask in self.masks:
             batch, length = mask.shape
+            if count == batch * length:
+                return mask.reshape(-1)
             if count % (batch * length) == 0:
                 return mask.reshape(-1).repeat_interleave(count // (batch * length))
             if shared and count == length:

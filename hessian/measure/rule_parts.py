@@ -14,17 +14,22 @@ if TYPE_CHECKING:
     from .recorder import Recorder
 
 
-def counts_of(value: float, ndim: int, device: torch.device) -> Tensor:
+def counts_of(value: float | Tensor, ndim: int, device: torch.device) -> Tensor:
     """Return a count as a tensor that broadcasts to `ndim` axes."""
+    if isinstance(value, Tensor):
+        return value.to(device).reshape((1,) * ndim)
     return torch.full((1,) * ndim, value, dtype=torch.float64, device=float64_device(device))
 
 
-def total_of(weights: Tensor | None, count: int) -> float:
-    """Return how many rows count, of `count` rows with these weights."""
-    return float(count) if weights is None else float(wide(weights).sum())
+def total_of(weights: Tensor | None, count: int) -> float | Tensor:
+    """Return how many rows count, of `count` rows with these weights; a tensor, lest an accelerator is waited for."""
+    if weights is None:
+        return float(count)
+    total = wide(weights).sum()
+    return float(total) if total.device.type == "cpu" else total
 
 
-def record_bias(recorder: Recorder, bias: Tensor | None, count: float) -> None:
+def record_bias(recorder: Recorder, bias: Tensor | None, count: float | Tensor) -> None:
     """Record a bias: its input is 1, once a row."""
     use = recorder.use_of(bias)
     if bias is None or use is None:

@@ -85,7 +85,7 @@ class ParameterStatistics:
         key = (placement.shape, term_shape)
         if key not in into:
             into[key] = torch.zeros(term_shape, dtype=torch.float64, device=spread.device)
-        into[key][index] += spread.to(into[key].device)
+        into[key][index].add_(spread.to(into[key].device))  # `+=` would also copy the part onto itself
 
     def add_gram(self, rows: Tensor, *, index: tuple[int, ...] = (), stack: tuple[int, ...] = ()) -> None:
         """Add rows to Σ x·xᵀ of a weight, or of one of the matrices that it is a stack of.

@@ -1,4 +1,4 @@
-"""A calibration that is killed goes on from its last finished block."""
+"""A calibration that is killed goes on from the last block after which it wrote a state."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sculpt.fusion.errors import OutputError
 from sculpt.hessian import calibrate
+from sculpt.hessian.forward import journal
 
 from . import zoo
 
@@ -25,6 +26,11 @@ def kill_after(units: int) -> object:
             raise Killed
 
     return progress
+
+
+@pytest.fixture(autouse=True)
+def _state_after_each_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "EVERY_SECONDS", 0.0)
 
 
 ANIMALS = ["llama-tied", "gemma", "t5", "mixtral", "mamba", "llava", "whisper", "instruct-blip"]
@@ -62,6 +68,45 @@ def test_a_killed_run_of_batches_gives_the_same_bytes(name: str, tmp_path: Path)
             calibrate(folder, **told, output=target, progress=kill_after(units))
     calibrate(folder, **told, output=target)
     assert target.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(("name", "memory"), [("t5", None), ("mixtral", 1), ("whisper", 1)])
+def test_a_run_that_wrote_a_state_after_every_third_unit_gives_the_same_bytes(
+    name: str, memory: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As units are that take a third of the time between two states: batches that wait meanwhile are kept too."""
+    asked: list[bool] = []
+
+    def is_due(_: journal.Journal) -> bool:
+        asked.append(len(asked) % 3 == 1)
+        return asked[-1]
+
+    monkeypatch.setattr(journal.Journal, "is_due", is_due)
+    folder, data = zoo.settle(zoo.ALL[name], tmp_path)
+    whole, target = tmp_path / "whole.safetensors", tmp_path / "out.safetensors"
+    told = {"data": data, "full": ["*"], "memory": memory}
+    seen: list[int] = []
+    calibrate(folder, **told, output=whole, progress=lambda _, total, __: seen.append(total))
+    for units in range(2, seen[-1] - 1, 2):
+        asked.clear()
+        with pytest.raises(Killed):
+            calibrate(folder, **told, output=target, progress=kill_after(units))
+        asked.clear()
+    resumed: list[int] = []
+    calibrate(folder, **told, output=target, progress=lambda done, *_: resumed.append(done))
+    assert 0 < resumed[0] < seen[-1]
+    assert target.read_bytes() == whole.read_bytes()
+
+
+def test_units_that_take_no_time_are_passed_without_a_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "EVERY_SECONDS", 3600.0)
+    folder, data = zoo.settle(zoo.TEXT["llama"], tmp_path)
+    target = tmp_path / "out.safetensors"
+    with pytest.raises(Killed):
+        calibrate(folder, data=data, output=target, progress=kill_after(3))
+    assert not target.exists()
+    assert not [*tmp_path.glob("*.partial/*.bin"), *tmp_path.glob("*.partial/state.json")]
+    calibrate(folder, data=data, output=target)
 
 
 def test_what_an_earlier_run_left_is_not_taken_for_that_of_a_run_that_was_told_not_to_resume(tmp_path: Path) -> None:

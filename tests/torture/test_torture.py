@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import sculpt
 from sculpt.fusion.errors import SculptError
+from sculpt.hessian.forward import journal
 
 from .cases import CASES, Case, told, two_models
 from .faults import Mode, Outcome, files_in, run
@@ -37,7 +38,9 @@ BENCHES: dict[str, Bench] = {}
 
 @pytest.fixture(scope="module", autouse=True)
 def _counts() -> Iterator[None]:
-    yield
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(journal, "EVERY_SECONDS", 0.0)  # else a calibration that takes no time keeps nothing
+        yield
     BENCHES.clear()
     if ALL:
         print("\n" + json.dumps(dict(sorted(COUNTS.items())), indent=1))

@@ -143,8 +143,7 @@ class Worker:
         self._load = lambda: transformers.AutoModelForCausalLM.from_pretrained(
             args.model, dtype=torch.float32, attn_implementation="sdpa"
         ).to(self.device)
-        # What is scored; without a GPU in float32, as the products of bfloat16 may be slow there.
-        self.model = self._load().to(torch.float32 if self.device.type == "cpu" else torch.bfloat16).eval()
+        self.model = self._load().to(dtype_on(self.device)).eval()  # what is scored
         self.model.requires_grad_(False)
         self.layout = Layout.of(self.model)
         self.base = self.layout.stacked(dict(self.model.named_parameters()), self.device)
@@ -342,6 +341,11 @@ class Worker:
                 time.sleep(0.2)
 
 
+def dtype_on(device: torch.device) -> torch.dtype:
+    """Return what models run in: on a processor float32, as its products of bfloat16 may be slow."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
 def answer(args: argparse.Namespace) -> None:
     """Have the base answer the questions that tell how far a model is from it, greedily; once a work folder."""
     import transformers
@@ -351,7 +355,8 @@ def answer(args: argparse.Namespace) -> None:
         return
     with gzip.open(args.data) as stream:
         asked = json.load(stream)["asked"]
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16).to(args.device)
+    dtype = dtype_on(torch.device(args.device))
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype).to(args.device)
     found = {}
     for split, prompts in asked.items():
         length = max(map(len, prompts))
