@@ -156,9 +156,9 @@ def test_writing_in_place_is_counted_and_reading_is_not() -> None:
 
 def test_operators_say_which_outputs_alias_an_input() -> None:
     aten = torch.ops.aten
-    assert privates.aliases_of(aten.add.Tensor) == []
-    assert privates.aliases_of(aten.view.default) == [False]
-    assert privates.aliases_of(aten.add_.Tensor) == [True]
+    assert privates.aliases_of(aten.add.Tensor) == ()
+    assert privates.aliases_of(aten.view.default) == (False,)
+    assert privates.aliases_of(aten.add_.Tensor) == (True,)
 
 
 def test_parameters_and_buffers_are_put_in_place_of_others() -> None:
