@@ -10,6 +10,7 @@ Davari & Belilovsky, Model Breadcrumbs, ECCV 2024 (arXiv:2312.06795), over each 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from ..arithmetic.per_model import PerModel
@@ -30,7 +31,7 @@ class Breadcrumbs(Summed, Banded):
     title: ClassVar[str] = "Model Breadcrumbs"
     source: ClassVar[str] = "arXiv:2312.06795"
 
-    @property
+    @cached_property
     def chain(self) -> Chain:
         """Keep a band, add up, scale."""
         summed = total(self.weights, normalize=self.normalize)

@@ -7,6 +7,7 @@ the agreeing models in place of averaging them: `normalize` off.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from ..arithmetic.per_model import PerModel
@@ -27,7 +28,7 @@ class BreadcrumbsTies(Elected, Banded):
     title: ClassVar[str] = "Breadcrumbs-TIES"
     source: ClassVar[str] = "arXiv:2312.06795, arXiv:2306.01708"
 
-    @property
+    @cached_property
     def chain(self) -> Chain:
         """Keep a band, elect, scale."""
         elected = elect(self.weights, self.election, normalize=self.normalize)

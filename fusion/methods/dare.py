@@ -10,6 +10,7 @@ its own. mergekit calls this `dare_linear` and rescales to the L1 norm that the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from array_api_compat import array_namespace
@@ -43,7 +44,7 @@ class Dare(Summed, Dropped):
     title: ClassVar[str] = "DARE"
     source: ClassVar[str] = "arXiv:2311.03099"
 
-    @property
+    @cached_property
     def chain(self) -> Chain:
         """Drop, add up, scale."""
         summed = total(self.weights, normalize=self.normalize)
@@ -51,7 +52,7 @@ class Dare(Summed, Dropped):
 
     def reduce(self, num_elements: int) -> Reduction:
         """Return the chain's map, or where its factors are one number an element, the map that rounds only once."""
-        chain = self.made
+        chain = self.chain
         keeps, coefficients = chain.selection.fractions, chain.merging.coefficients(self.scale)
         if self.identity != "base" and min(keeps) == 1:  # nothing is dropped: task arithmetic
             return scaling(coefficients)

@@ -11,6 +11,7 @@ Yu et al. (arXiv:2311.03099) on Yadav et al. (arXiv:2306.01708). mergekit's `dar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from ..transforms.bernoulli import bernoulli
@@ -28,7 +29,7 @@ class DareTies(Elected, Dropped):
     title: ClassVar[str] = "DARE-TIES"
     source: ClassVar[str] = "arXiv:2311.03099, arXiv:2306.01708"
 
-    @property
+    @cached_property
     def chain(self) -> Chain:
         """Drop, elect, scale."""
         elected = elect(self.weights, self.election, normalize=self.normalize)

@@ -11,6 +11,7 @@ norm of before in place of `1/q` (`rescale: l1`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from ..transforms.chain import Chain
@@ -28,7 +29,7 @@ class Della(Elected, Pruned):
     title: ClassVar[str] = "DELLA"
     source: ClassVar[str] = "arXiv:2406.11617"
 
-    @property
+    @cached_property
     def chain(self) -> Chain:
         """Prune, elect, scale."""
         elected = elect(self.weights, self.election, normalize=self.normalize)

@@ -8,6 +8,7 @@ Deep et al., DELLA-Merging, 2024 (arXiv:2406.11617); mergekit's `della_linear`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from ..transforms.chain import Chain
@@ -25,7 +26,7 @@ class DellaLinear(Summed, Pruned):
     title: ClassVar[str] = "DELLA-linear"
     source: ClassVar[str] = "arXiv:2406.11617"
 
-    @property
+    @cached_property
     def chain(self) -> Chain:
         """Prune, add up, scale."""
         summed = total(self.weights, normalize=self.normalize)

@@ -8,6 +8,7 @@ The ablation of DARE and TIES that their papers compare with; of equal magnitude
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from ..arithmetic.per_model import PerModel
@@ -33,7 +34,7 @@ class Magnitude(Scoped, Summed, Trimmed):
     title: ClassVar[str] = "magnitude trim"
     source: ClassVar[str] = "arXiv:2306.01708, arXiv:2311.03099"
 
-    @property
+    @cached_property
     def chain(self) -> Chain:
         """Trim, add up, scale."""
         summed = total(self.weights, normalize=self.normalize)

@@ -43,30 +43,25 @@ class Chained(Method):
             one_of(option, getattr(self, option), choices)
         for option in [option for option in RANGES if hasattr(self, option)]:
             each(option, getattr(self, option), RANGES[option])
-        _ = self.made  # which refuses what its transforms cannot do
-
-    @property
-    @abstractmethod
-    def chain(self) -> Chain:
-        """The method, of these options."""
+        _ = self.chain  # which refuses what its transforms cannot do
 
     @cached_property
-    def made(self) -> Chain:
-        """The chain, made once: of a model with very many tensors each asks for it several times."""
-        return self.chain
+    @abstractmethod
+    def chain(self) -> Chain:
+        """The method, of these options; made once, as each tensor asks for it several times."""
 
     @property
     def identity(self) -> Literal["base", "tuned"] | None:
         """The base where nothing is added; the tuned model where it is alone, whole and added once."""
-        return self.made.identity
+        return self.chain.identity
 
     def region(self, group: Group) -> Region:  # noqa: ARG002
         """Return what must be seen whole to select."""
-        return self.made.selection.region  # merging and scaling take each element alone
+        return self.chain.selection.region  # merging and scaling take each element alone
 
     def reduce(self, num_elements: int) -> Reduction:
         """Yield the passes of the chain; return its map."""
-        return self.made.reduce(num_elements)
+        return self.chain.reduce(num_elements)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ lowest index are kept.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 from ..arithmetic.passes import Reduction
@@ -37,14 +38,14 @@ class Saliency(Scoped, Chained):
     source: ClassVar[str] = "sculpt"
     uses_curvature: ClassVar[bool] = True
 
-    @property
+    @cached_property
     def chain(self) -> Chain:
         """Trim by score, scale."""
         return trim(self.density, scores=saliencies) | total(1.0) | scale(self.scale)
 
     def reduce(self, num_elements: int) -> Reduction:
         """Return the chain's map; the smallest score that is kept is a figure of it."""
-        found = yield from self.made.reduce(num_elements)
+        found = yield from self.chain.reduce(num_elements)
         if self.identity == "base" or self.density == 1:
             return found
         [(least, _)] = found.arguments[0].ranges

@@ -12,6 +12,7 @@ and the mean is over their number.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from ..transforms.chain import Chain
@@ -29,7 +30,7 @@ class Ties(Scoped, Elected, Trimmed):
     title: ClassVar[str] = "TIES"
     source: ClassVar[str] = "arXiv:2306.01708"
 
-    @property
+    @cached_property
     def chain(self) -> Chain:
         """Trim, elect, scale."""
         return trim(self.density) | elect(self.weights, self.election, normalize=self.normalize) | scale(self.scale)
