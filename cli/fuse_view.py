@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..fusion.arithmetic.two_sided import LOW_RANK
 from ..fusion.methods.named import options_told
 from ..fusion.names import block_of, kind_of, natural_key
-from ..fusion.run.protector import INTERPOLATION, TARGET_ALONE
+from ..fusion.run.protector import BY_DESIGN, INTERPOLATION, TARGET_ALONE
 from .console import count, gigabytes, out, say, table, warn
 
 if TYPE_CHECKING:
@@ -124,18 +124,19 @@ def show_uncovered(manifest: Manifest, found: Statistics) -> None:
     for reason, group in by_reason.items():
         others = f" and {len(group) - 1} others" if len(group) > 1 else ""
         say(f"note: {instead} for `{group[0]}`{others}: {reason}")
-    # A norm is interpolated by design where the delta stands in for samples.
     between = [
         record
         for record in manifest.fused
-        if record.measured and len(record.shape) > 1 and INTERPOLATION in (record.protected or "")
+        if record.measured
+        and len(record.shape) > 1
+        and INTERPOLATION in (record.protected or "").replace(BY_DESIGN, "")
     ]
     if between:
         named = [f"`{record.name}`{_of_experts(record.protected or '')}" for record in between]
         shown = ", ".join(named[:MAX_NAMED]) + (f" and {len(named) - MAX_NAMED} more" if named[MAX_NAMED:] else "")
         say(
             f"note: no sample of either side reached {shown}: {instead} there. "
-            "More samples, of more kinds, would show what these experts do"
+            "More samples, of more kinds, may reach it"
         )
     alone = [record.name for record in manifest.fused if record.protected == TARGET_ALONE]
     if alone:

@@ -105,7 +105,7 @@ CALIBRATION = FlagGroup(
     options={
         "hessian": Annotated[list[Path] | None, typer.Option(metavar="FILE")],
         "data": Annotated[list[Path] | None, typer.Option(metavar="PATH")],
-        "protect": Annotated[list[str] | None, typer.Option(metavar="PATH[:WEIGHT]|default")],
+        "protect": Annotated[list[str] | None, typer.Option(metavar="PATH[:WEIGHT]|default|default/KIND[:WEIGHT]")],
         "protect_kinds": KINDS,
         "memory": SIZE,
     },

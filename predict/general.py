@@ -15,7 +15,7 @@ from ..data.row import Row
 from ..data.rows import Rows, chosen, open_rows
 from ..fusion.checkpoint import Source
 from ..fusion.checkpoint.output.processes import Processes
-from ..fusion.errors import DataError, Way
+from ..fusion.errors import DataError
 from ..fusion.run.calibration import GENERAL
 from ..live.devices import compute_dtype, pick_device, stored_dtype
 from ..live.model import LiveModel, fits, load_model
@@ -103,7 +103,7 @@ def _asked_of(encoder: Encoder, names: Sequence[str], *, chats: bool) -> list[st
         if kind in names and reason is not None:
             raise DataError(
                 f"`{kind}` of the general set do not suit `{type(encoder.model).__name__}`, {reason}",
-                ways=[Way(option="kinds", effect="names others")],
+                hint="kinds of text suit it",
             )
         if chats and reason is None and (kind in names or not names):
             found.append(kind)

@@ -78,8 +78,18 @@ def _calibration(manifest: Manifest) -> dict[str, Any]:
         found["data"] = names if len(names) > 1 else names[0]
         found |= {key: targets[0][at] for key, at in (("samples", "num_samples"), ("max_length", "max_length"))}
     if sides:
-        of = [SHIPPED if side.get("data") == GENERAL else side.get("data") for side in sides]
+        of = [_name_of(side, alone=len(sides) == 1) for side in sides]
         weights = [side.get("weight", 1.0) for side in sides]
         several = [name if weight == 1 else f"{name}:{weight:g}" for name, weight in zip(of, weights, strict=True)]
         found["protect"] = several if len(several) > 1 else several[0]
+        if of == [SHIPPED] and len(kinds := sides[0].get("kinds") or ()) == 1:
+            found["protect_kinds"] = [kinds[0][0]]
     return found
+
+
+def _name_of(side: Mapping[str, Any], *, alone: bool) -> Any:
+    """Return what a general side is given as: the set that ships, or one kind of it beside others, else the data."""
+    if side.get("data") != GENERAL:
+        return side.get("data")
+    kinds = side.get("kinds") or ()
+    return f"{SHIPPED}/{kinds[0][0]}" if len(kinds) == 1 and not alone else SHIPPED

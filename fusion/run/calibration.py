@@ -16,8 +16,10 @@ from ..rows import RowOptions
 PathLike = Path | str
 Given = PathLike | Mapping[str, Curvature]  # a file of statistics, or statistics in memory
 SHIPPED = "default"  # the name of what ships to protect a base on
+OF_SHIPPED = f"{SHIPPED}/"  # what the name of one kind of it begins with
 GENERAL = "general"  # the name of the same as data: text of many kinds
 WEIGHTED = re.compile(r"(.+):([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", re.DOTALL)
+KIND_SHARE = 8  # a kind of the general set that is a side of its own has an eighth of the set's tokens, as `chats` have
 STATISTICS = ".safetensors"  # what a file of statistics ends with; any other is data
 BATCH_TOKENS = 2048  # 135 M on a CPU: as fast as twice as many, an eighth faster than half as many
 FROM_DELTA = "delta"  # in place of a model's samples or statistics: its delta stands in for them
@@ -78,7 +80,8 @@ class GeneralSide:
     """One of the sides that a base is protected on: `G = Σ w·G_k`, each G_k a mean over its own tokens.
 
     Attributes:
-        source: Data, `default` for the general set that ships, or the base's statistics.
+        source: Data, `default` for the general set that ships, `default/KIND` for a kind of it alone, such as
+            `default/chats`, or the base's statistics.
         weight: w, above 0.
     """
 
@@ -106,13 +109,25 @@ class GeneralSide:
         return isinstance(self.source, str) and self.source == SHIPPED
 
     @property
+    def kind(self) -> str | None:
+        """The kind of the general set that it is alone; None of any other side."""
+        source = self.source
+        if self.is_statistics or not isinstance(source, str) or not source.startswith(OF_SHIPPED):
+            return None
+        return None if Path(source).exists() else source.removeprefix(OF_SHIPPED)
+
+    @property
     def is_statistics(self) -> bool:
         """Whether nothing has to be measured."""
         return not isinstance(self.source, (Path, str)) or Path(self.source).suffix == STATISTICS
 
     def __str__(self) -> str:
-        named = isinstance(self.source, (Path, str))
-        source = "the general set that ships" if self.is_shipped else self.source if named else "statistics in memory"
+        if self.is_shipped:
+            source = "the general set that ships"
+        elif self.kind is not None:
+            source = f"`{self.kind}` of the general set"
+        else:
+            source = f"{self.source}" if isinstance(self.source, (Path, str)) else "statistics in memory"
         return f"{source}" if self.weight == 1 else f"{source} (weight {self.weight:g})"
 
 
@@ -129,8 +144,8 @@ class Calibration(SampleRun):
         enabled: Use statistics. Without them H = I: all inputs count alike.
         of_other_model: Accept statistics that were measured on another model.
         protect: General samples on which the base should stay as it is: data, `default` for the general set that
-            ships, or the base's statistics from `sculpt calibrate BASE --full '*'`. Give several to add them up, with
-            weights if you like: `text.jsonl:1`, `images.jsonl:3`.
+            ships, `default/chats` for a kind of it, or the base's statistics from `sculpt calibrate BASE --full '*'`.
+            Give several to add them up, with weights if you like: `text.jsonl:1`, `default/chats:3`.
         protect_samples: Number of general samples from each data set. The general set has as many tokens as this
             number of samples at full length, the same number for each kind.
         protect_kinds: Kinds of the general set, such as `novels,csv`. Default: all.
@@ -179,7 +194,8 @@ class Calibration(SampleRun):
 
     def files(self) -> list[Path]:
         """Return every path that it names: of data, and of statistics."""
-        general = None if self.protect is None else [side.source for side in self.sides if not side.is_shipped]
+        own = [side.source for side in self.sides if not side.is_shipped and side.kind is None]
+        general = None if self.protect is None else own
         return [
             Path(path)
             for given in (self.hessian, self.data, general)
@@ -215,20 +231,19 @@ class Calibration(SampleRun):
             samples=self.protect_samples,
             count="all",
         )
-        return [
-            replace(unset, hessian=side.source)
-            if side.is_statistics
-            else replace(
-                unset,
-                data=GENERAL,
-                protect=SHIPPED,
-                protect_kinds=self.protect_kinds,
-                protect_chats=self.protect_chats,
-            )
-            if side.is_shipped
-            else replace(unset, data=side.source)
-            for side in self.sides
-        ]
+        shipped = replace(unset, data=GENERAL, protect=SHIPPED, protect_chats=self.protect_chats)
+        found: list[Calibration] = []
+        for side in self.sides:
+            if side.is_statistics:
+                found.append(replace(unset, hessian=side.source))
+            elif side.is_shipped:
+                found.append(replace(shipped, protect_kinds=self.protect_kinds))
+            elif side.kind is not None:
+                samples = max(1, self.protect_samples // KIND_SHARE)
+                found.append(replace(shipped, protect_kinds=(side.kind,), samples=samples))
+            else:
+                found.append(replace(unset, data=side.source))
+        return found
 
     def of_tuned(self, num_models: int) -> list[Calibration]:
         """Return the same for each tuned model.

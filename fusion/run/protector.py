@@ -25,6 +25,7 @@ from .mixer import HELD, Mixed, Mixer
 
 TARGET_ALONE, GENERAL_ALONE = "target alone", "general alone"  # forms of tensors that only one side reached
 INTERPOLATION = "interpolation"  # of what neither did
+BY_DESIGN = "interpolation by design"  # of what a delta tells nothing of: embeddings, norms, biases
 
 T = TypeVar("T")
 
@@ -69,9 +70,9 @@ class Protector:
         source = self._source(group, k)
         if source != "data":
             if not (general and general.num_tokens):
-                return INTERPOLATION if len(group.shape) < 2 else TARGET_ALONE  # biases have no statistics at all
+                return BY_DESIGN if len(group.shape) < 2 else TARGET_ALONE  # biases have no statistics at all
             matrices = self.protection.needs_gram and general.gram is not None
-            return source if matrices or source not in ("delta", LOW_RANK) else INTERPOLATION
+            return source if matrices or source not in ("delta", LOW_RANK) else BY_DESIGN
         if not reached((target, general), group.shape).any():
             return INTERPOLATION
         if not (general and general.num_tokens):
@@ -89,7 +90,7 @@ class Protector:
     def _described(self, group: Group, k: int) -> str:
         """Return the form, and of which experts of a stack it is none as no data reached them."""
         form, known = self.form(group, k), reached((group.tuned[k], group.base), group.shape)
-        if form == INTERPOLATION or known.all() or not known.any():
+        if form in (INTERPOLATION, BY_DESIGN) or known.all() or not known.any():
             return form
         return f"{form} but {INTERPOLATION} of {' '.join(map(str, np.flatnonzero(~known)))}"
 

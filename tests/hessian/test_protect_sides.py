@@ -290,8 +290,32 @@ def test_the_general_set_is_measured_once_for_many_fine_tunes(reading: Path) -> 
     assert first == second
 
 
+def test_a_kind_of_the_general_set_is_a_side_by_its_name(reading: Path) -> None:
+    measured = run(
+        "calibrate", "base", "--data", "general", "--kinds", "csv", "--full", "*", "--samples", "1",
+        "-o", "csv.safetensors",
+    )  # fmt: skip
+    assert measured.exit_code == 0, measured.exception
+    options = ["fuse", "base", "sft", "--data", "train.jsonl", "--protect", "own.jsonl", "--protect-samples", "8"]
+    made = {}
+    for side in ("csv.safetensors:2", "default/csv:2"):
+        done = run(*options, "--protect", side, "-o", "out", "--overwrite", "--json")
+        assert done.exit_code == 0, done.exception
+        assert [one["weight"] for one in json.loads(done.stdout)["curvature"]["general"]] == [1.0, 2.0]
+        made[side] = (reading / "out/model.safetensors").read_bytes()
+    assert "protecting the base on own.jsonl and `csv` of the general set (weight 2)" in done.stderr
+    assert made["csv.safetensors:2"] == made["default/csv:2"]
+    without = run("fuse", "base", "sft", "--protect", "default/csv", "--protect-samples", "8", "-o", "without")
+    assert without.exit_code == 0, without.exception
+    assert "no sample of either side" not in without.stderr  # embeddings are interpolated by design
+    (reading / "default").mkdir()
+    (reading / "default/csv").write_text((reading / "own.jsonl").read_text())  # what is there is meant
+    assert GeneralSide.of("default/csv:2").kind is None
+
+
 def test_an_unknown_kind_is_refused_with_the_list(reading: Path) -> None:
     for command in (
+        ["fuse", "base", "sft", "--data", "train.jsonl", "--protect", "default/poems"],
         ["fuse", "base", "sft", "--data", "train.jsonl", "--protect", "default", "--protect-kinds", "csv,poems"],
         ["calibrate", "base", "--data", "general", "--kinds", "poems"],
     ):

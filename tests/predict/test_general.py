@@ -186,13 +186,17 @@ def test_a_fuse_says_how_many_answers_protect_its_base(base: Path, tmp_path: Pat
     transformers.AutoTokenizer.from_pretrained(base).save_pretrained(tuned)
 
     def fused(name: str, **given: Any) -> dict[str, Any]:
-        calibration = sculpt.Calibration(protect="default", protect_samples=16, max_length=64, device="cpu", **given)
+        given = {"protect": "default", "protect_samples": 16, "max_length": 64, "device": "cpu", **given}
+        calibration = sculpt.Calibration(**given)
         sculpt.fuse(
             base, tuned, output=tmp_path / name, calibration=calibration, protection=sculpt.Protection(),
             method=sculpt.AdaDare(gamma=1, sparsity=0),
         )  # fmt: skip
         return json.loads((tmp_path / name / "sculpt-manifest.json").read_text())["curvature"]["general"]
 
+    whole, again = fused("again", protect=["default", "default/chats:3"])
+    assert again["kinds"] == [kind for kind in whole["kinds"] if kind[0] == "chats"]  # as many tokens: the same chats
+    assert again["kind_samples"] == [kind for kind in whole["kind_samples"] if kind[0] == "chats"]
     chats = fused("with", protect_kinds=["csv", "chats"])
     without = fused("without", protect_kinds=["csv"], protect_chats=False)
     assert chats["kinds"] == [["chats", 819], ["csv", 204]]
