@@ -136,7 +136,7 @@ def show_uncovered(manifest: Manifest, found: Statistics) -> None:
         shown = ", ".join(named[:MAX_NAMED]) + (f" and {len(named) - MAX_NAMED} more" if named[MAX_NAMED:] else "")
         say(
             f"note: no sample of either side reached {shown}: {instead} there. "
-            "More samples, of more kinds, may reach it"
+            "More samples, of more kinds, may do so"
         )
     alone = [record.name for record in manifest.fused if record.protected == TARGET_ALONE]
     if alone:
