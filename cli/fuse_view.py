@@ -134,10 +134,7 @@ def show_uncovered(manifest: Manifest, found: Statistics) -> None:
     if between:
         named = [f"`{record.name}`{_of_experts(record.protected or '')}" for record in between]
         shown = ", ".join(named[:MAX_NAMED]) + (f" and {len(named) - MAX_NAMED} more" if named[MAX_NAMED:] else "")
-        say(
-            f"note: no sample of either side reached {shown}: {instead} there. "
-            "More samples, of more kinds, may do so"
-        )
+        say(f"note: no sample of either side reached {shown}: {instead} there. More samples, of more kinds, may do so")
     alone = [record.name for record in manifest.fused if record.protected == TARGET_ALONE]
     if alone:
         others = f" or {len(alone) - 1} others" if len(alone) > 1 else ""
