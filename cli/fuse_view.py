@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..fusion.arithmetic.two_sided import LOW_RANK
 from ..fusion.methods.named import options_told
 from ..fusion.names import block_of, kind_of, natural_key
-from ..fusion.run.protector import BY_DESIGN, INTERPOLATION, TARGET_ALONE
+from ..fusion.run.protector import INTERPOLATION, TARGET_ALONE
 from .console import count, gigabytes, out, say, table, warn
 
 if TYPE_CHECKING:
@@ -124,12 +124,11 @@ def show_uncovered(manifest: Manifest, found: Statistics) -> None:
     for reason, group in by_reason.items():
         others = f" and {len(group) - 1} others" if len(group) > 1 else ""
         say(f"note: {instead} for `{group[0]}`{others}: {reason}")
+    # Biases have no statistics of their own.
     between = [
         record
         for record in manifest.fused
-        if record.measured
-        and len(record.shape) > 1
-        and INTERPOLATION in (record.protected or "").replace(BY_DESIGN, "")
+        if record.measured and len(record.shape) > 1 and INTERPOLATION in (record.protected or "")
     ]
     if between:
         named = [f"`{record.name}`{_of_experts(record.protected or '')}" for record in between]

@@ -25,7 +25,7 @@ from .mixer import HELD, Mixed, Mixer
 
 TARGET_ALONE, GENERAL_ALONE = "target alone", "general alone"  # forms of tensors that only one side reached
 INTERPOLATION = "interpolation"  # of what neither did
-BY_DESIGN = "interpolation by design"  # of what a delta tells nothing of: embeddings, norms, biases
+BY_DESIGN = "interpolated by design"  # of what a delta tells nothing of: embeddings, norms, biases
 
 T = TypeVar("T")
 

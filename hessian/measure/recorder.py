@@ -201,7 +201,10 @@ class Recorder(DispatchMode):
 
     def follow(self, given: Any, made: Any) -> None:
         """Take what was made of something that belongs to the samples of a batch for such itself."""
-        if self.rows.num_samples > 1 and self._belongs(storage_keys(_tensors((given,)))):
+        self._follow(storage_keys(_tensors((given,))), made)
+
+    def _follow(self, keys: Iterable[int], made: Any) -> None:
+        if self.rows.num_samples > 1 and self._belongs(keys):
             self.note_samples(made)
 
     def _belongs(self, keys: Iterable[int]) -> bool:
@@ -256,10 +259,7 @@ class Recorder(DispatchMode):
         kwargs = kwargs or {}
         keys = storage_keys(_tensors(args))
         out = self.around(func, args, lambda: self._run(func, args, kwargs, keys))
-        if self.rows.num_samples > 1 and (
-            self._belongs(keys) or self._belongs(storage_keys(_tensors(kwargs.values())))
-        ):
-            self.note_samples(out)
+        self._follow([*keys, *storage_keys(_tensors(kwargs.values()))], out)
         for tensor in (out,) if isinstance(out, Tensor) else _tensors((out,)):
             self.made(tensor)
         return out

@@ -22,11 +22,8 @@ def counts_of(value: float | Tensor, ndim: int, device: torch.device) -> Tensor:
 
 
 def total_of(weights: Tensor | None, count: int) -> float | Tensor:
-    """Return how many rows count, of `count` rows with these weights; a tensor, lest an accelerator is waited for."""
-    if weights is None:
-        return float(count)
-    total = wide(weights).sum()
-    return float(total) if total.device.type == "cpu" else total
+    """Return how many rows count, of `count` rows with these weights; of those a tensor: nothing waits for a device."""
+    return float(count) if weights is None else wide(weights).sum()
 
 
 def record_bias(recorder: Recorder, bias: Tensor | None, count: float | Tensor) -> None:

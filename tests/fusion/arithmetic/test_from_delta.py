@@ -144,13 +144,13 @@ def test_one_dimensional_tensors_and_embeddings_are_interpolated_and_what_text_n
     base, (tuned,) = models(1, (6,))
     (found,), form = protected(base, [tuned], None, [UNMEASURED], protection)
     np.testing.assert_allclose(found, base + (tuned - base) / 1.25, atol=1e-6)
-    assert form == "interpolation by design"
+    assert form == "interpolated by design"
 
     base, (tuned,) = models(1, (6, 4))
     counts = Curvature(terms=(np.array([[3.0], [0], [1], [0], [0], [2]]),), num_tokens=6)
     (found,), form = protected(base, [tuned], counts, [UNMEASURED], Protection(weight=0.25, ridge=0))
     np.testing.assert_allclose(found, base + 0.8 * (tuned - base), atol=1e-6)
-    assert form == "interpolation by design"
+    assert form == "interpolated by design"
     (found,), form = protected(base, [tuned], None, [UNMEASURED], protection)
     np.testing.assert_array_equal(found, tuned)
     assert form == "target alone"
