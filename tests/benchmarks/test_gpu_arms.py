@@ -12,7 +12,7 @@ import pytest
 import sculpt
 import torch
 from sculpt.benchmarks.forgetting.gpu import campaign, tiny
-from sculpt.benchmarks.forgetting.gpu.methods import MERGED, SINGLE, Known
+from sculpt.benchmarks.forgetting.gpu.methods import MERGED, SINGLE, Known, curvature
 from sculpt.benchmarks.forgetting.rivals import Ace, Aim, Cgm, DgHard
 from sculpt.fusion.arithmetic.curvature import Curvature
 
@@ -111,13 +111,44 @@ def test_an_arm_on_stacks_gives_what_its_method_gives_of_each_layer(count: int, 
         np.testing.assert_allclose(found[layer], wanted, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_root_of_the_delta_is_that_of_its_singular_values(wide: bool, scaled: bool) -> None:
+    some = known(1)
+    delta = some.deltas[0][KIND][:, :20] if wide else some.deltas[0][KIND]
+    some.deltas[0][KIND] = delta
+    g = some.measure("general", 0)[KIND].double()
+    found = curvature(some, "root, scaled" if scaled else "root", 0, KIND, slice(0, LAYERS), g).numpy()
+    for layer in range(LAYERS):
+        own, size = delta[layer].double().numpy(), np.diagonal(g[layer].numpy())
+        if not scaled:
+            own = own * np.sqrt(size / np.square(own).sum(0))
+        _, values, vectors = np.linalg.svd(own, full_matrices=False)
+        wanted = vectors.T * values @ vectors
+        if scaled:
+            root = np.sqrt(size / np.diagonal(wanted))
+            wanted = root[:, None] * wanted * root
+        np.testing.assert_allclose(found[layer], wanted * size.sum() / np.trace(wanted), rtol=1e-6, atol=1e-6)
+
+
 def test_the_campaign_scores_a_cell_and_skips_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.write(tmp_path)
     arguments = ["--model", "model", "--data", "campaign.json.gz", "--work", "work", "--scores", "scores.jsonl"]
-    arguments += ["--seconds", "60", "--device", "cpu", "--steps", "2", "--only", "tagging plain mild 0"]
+    arguments += [
+        "--seconds",
+        "60",
+        "--device",
+        "cpu",
+        "--steps",
+        "2",
+        "--only",
+        "tagging plain mild 0",
+        "--groups",
+        "0",
+    ]
     monkeypatch.chdir(tmp_path)
-    arms = ("fine-tune", "two-sided, no samples, chats:3", "two-sided by gradients", "cgm soft", "aim")
-    monkeypatch.setattr(campaign, "GROUPS", (arms,) * 5)
+    arms = ("fine-tune", "two-sided, no samples, chats:3", "two-sided, both by gradients", "cgm soft", "aim")
+    monkeypatch.setattr(campaign, "GROUPS", ((arms, ()),))
     monkeypatch.setattr(campaign, "SEEDS", (0,))
     for folder in ("tuned", "chosen", "claims", "done", "logs"):
         Path("work", folder).mkdir(parents=True)

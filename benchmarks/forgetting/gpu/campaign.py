@@ -4,8 +4,8 @@
         --scores scores.jsonl --seconds 420 --processes 8
 
 `prepare.py` writes the data. Jobs stand in the order of what they are worth: a fine-tune's training, then groups of its
-arms; each process takes the first that nobody has taken and whose fine-tune is there. Every score is a line that is
-written at once, so whatever the clock cuts off loses nothing; `table.py` makes tables of the lines.
+arms, `--groups` in its order; each process takes the first that nobody has taken and whose fine-tune is there. Every
+score is a line that is written at once, so whatever the clock cuts off loses nothing; `table.py` makes tables of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 import time
 import traceback
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -42,20 +42,42 @@ SAMPLES = 128  # of a task that are measured
 BACKWARDS = 64  # where each takes a backward
 CHATS = "chats.json"
 ANSWER_TOKENS = 48
+TRIES = 3
 LOST = 10.0  # a harsh fine-tune's perplexity of prose over the base's
-GROUPS = (
-    ("fine-tune", "interpolation", "two-sided", "two-sided, no samples"),
-    ("ties 0.1", "lines", "null space, soft", "dare 0.9"),
-    ("cgm soft", "cgm hard", "two-sided by gradients"),
-    ("two-sided by answers", "adadare exact 0.9", "aim", "dg-hard"),
-    ("two-sided, chats:3", "two-sided, no samples, chats:1", "two-sided, no samples, chats:3"),
+GROUPS = (  # of arms for one fine-tune, and for several
+    (
+        ("fine-tune", "interpolation", "two-sided", "two-sided, no samples"),
+        ("two-sided", "two-sided, no samples", "regmean", "task arithmetic"),
+    ),
+    (
+        ("two-sided by gradients", "two-sided by answers", "null space, soft"),
+        ("two-sided by gradients", "wudi", "actmat"),
+    ),
+    (("ties 0.1", "lines", "dare 0.9"), ("ties 0.1", "lines", "dare-ties 0.9")),
+    (("cgm soft", "cgm hard"), ("fisher by gradients", "model stock", "ace")),
+    (
+        (
+            "two-sided, chats:3",
+            "two-sided, no samples, chats:1",
+            "two-sided, no samples, chats:3",
+            "two-sided by gradients, chats:3",
+        ),
+        ("tsv-m", "iso-c"),
+    ),
+    (("two-sided, no samples, root", "two-sided, no samples, root, scaled"), ("two-sided, no samples, root",)),
+    (("two-sided, G by gradients", "two-sided, no samples, G by gradients", "two-sided, both by gradients"), ()),
+    (("adadare exact 0.9", "aim", "dg-hard"), ()),
 )
-MERGED_GROUPS = (
-    ("two-sided", "two-sided, no samples", "regmean", "task arithmetic"),
-    ("wudi", "actmat", "ties 0.1", "lines"),
-    ("fisher by gradients", "model stock", "dare-ties 0.9", "ace"),
-    ("tsv-m", "iso-c"),
-)
+CELLS = [
+    (task, *how.split())
+    for how in ("plain mild", "plain lora", "chat mild", "plain harsh", "plain muon", "chat harsh")
+    for task in ("tagging", "pronouncing")
+]
+MERGES = [
+    (tasks, kind)
+    for kind in ("mild", "lora")
+    for tasks in (("tagging", "pronouncing"), ("tagging", "pronouncing", "classing"))
+]
 
 
 @dataclass(frozen=True)
@@ -74,55 +96,20 @@ class Job:
         return "+".join(self.tuned) + (f": {', '.join(self.arms)}" if self.arms else "")
 
 
-def jobs() -> list[Job]:
-    """Return what is to be done, what is worth most first."""
-    single = [
-        ("plain", "mild"),
-        ("plain", "lora"),
-        ("chat", "mild"),
-        ("plain", "harsh"),
-        ("plain", "muon"),
-        ("chat", "harsh"),
-    ]
-    cells = [(task, form, kind) for form, kind in single for task in ("tagging", "pronouncing")]
-    merged = [
-        (tasks, kind)
-        for kind in ("mild", "lora")
-        for tasks in (("tagging", "pronouncing"), ("tagging", "pronouncing", "classing"))
-    ]
+def jobs(groups: Sequence[int]) -> list[Job]:
+    """Return what is to be done, what is worth most first: a group of arms on all seeds before the next."""
     found: list[Job] = []
-
-    def trained(seed: int) -> None:
-        names = [f"{task} {form} {kind} {seed}" for task, form, kind in cells]
-        names += [f"classing plain {kind} {seed}" for kind in ("mild", "lora")]
-        found.extend(Job((name,)) for name in names)
-
-    def scored(seed: int, number: int) -> None:
-        found.extend(Job((f"{task} {form} {kind} {seed}",), GROUPS[number]) for task, form, kind in cells)
-
-    def merges(seed: int, number: int) -> None:
-        for tasks, kind in merged:
-            found.append(Job(tuple(f"{task} plain {kind} {seed}" for task in tasks), MERGED_GROUPS[number]))
-
-    trained(0)
-    scored(0, 0)
-    merges(0, 0)
-    for seed in SEEDS[1:]:
-        trained(seed)
-    for number in range(1, 3):
-        scored(0, number)
-        merges(0, number)
-    for seed in SEEDS[1:]:
-        scored(seed, 0)
-        merges(seed, 0)
-    scored(0, 3)
-    merges(0, 3)
-    for number in range(1, 4):
-        for seed in SEEDS[1:]:
-            scored(seed, number)
-            merges(seed, number)
-    for seed in SEEDS:
-        scored(seed, 4)
+    for place, group in enumerate(groups):
+        single, several = GROUPS[group]
+        for seed in SEEDS:
+            if not place:
+                found += [Job((f"{' '.join(cell)} {seed}",)) for cell in CELLS]
+                found += [Job((f"classing plain {kind} {seed}",)) for kind in ("mild", "lora")]
+            found += [Job((f"{' '.join(cell)} {seed}",), single) for cell in CELLS]
+            if several:
+                found += [
+                    Job(tuple(f"{task} plain {kind} {seed}" for task in tasks), several) for tasks, kind in MERGES
+                ]
     return found
 
 
@@ -148,7 +135,7 @@ class Worker:
         self.layout = Layout.of(self.model)
         self.base = self.layout.stacked(dict(self.model.named_parameters()), self.device)
         self.scorers: dict[Any, tuple[Scorer, dict[str, float]]] = {}
-        self.general: dict[str, Any] = {}
+        self.held: dict[Any, Stacks] = {}  # statistics, what was used last at the end
         self.known: tuple[Any, Known] | None = None
 
     def scorer(self, tasks: Sequence[str], split: str) -> tuple[Scorer, dict[str, float]]:
@@ -185,7 +172,14 @@ class Worker:
 
         torch.set_float32_matmul_precision("high")
         model, said = train(
-            self._load, self.data["tasks"][f"{task} {form}"]["train"], task, kind, int(seed), lost, self.args.steps
+            self._load,
+            self.data["tasks"][f"{task} {form}"]["train"],
+            task,
+            kind,
+            int(seed),
+            lost,
+            self.args.steps,
+            self.args.rates,
         )
         torch.set_float32_matmul_precision("highest")
         state = {name: p.detach().to(torch.bfloat16).cpu() for name, p in model.named_parameters()}
@@ -206,26 +200,30 @@ class Worker:
             {kind: stack - self.base[kind] for kind, stack in self.layout.stacked(state, self.device).items()}
             for state in states
         ]
-        measured: dict[Any, Any] = {}
 
         def measure(what: str, k: int) -> Any:
-            if what in ("general", "chats", "general fisher", "magnitudes"):
-                if what not in self.general:
-                    rows = [row for row in self.data["general"] if what != "chats" or row["kind"] == "chats"]
-                    self.general[what] = self.measured(
-                        what, {}, [([*row["ids"]], [0] * len(row["ids"])) for row in rows]
-                    )
-                return self.general[what]
-            if (what, k) not in measured:
-                task, form, *_ = tuned[k].split()
-                rows = self.data["tasks"][f"{task} {form}"]["train"][:SAMPLES]
-                measured[what, k] = (
-                    sum(len(ids) for ids, _ in rows) if what == "tokens" else self.measured(what, deltas[k], rows)
-                )
-            return measured[what, k]
+            if what in ("general", "chats", "general gradients", "general fisher", "magnitudes"):
+                rows = [row for row in self.data["general"] if what != "chats" or row["kind"] == "chats"]
+                own = [([*row["ids"]], [0] * len(row["ids"])) for row in rows]
+                return self.hold(what, lambda: self.measured(what, {}, own))
+            task, form, *_ = tuned[k].split()
+            rows = self.data["tasks"][f"{task} {form}"]["train"][:SAMPLES]
+            if what == "tokens":
+                return sum(len(ids) for ids, _ in rows)
+            return self.hold((what, tuned[k]), lambda: self.measured(what, deltas[k], rows))
 
         self.known = (tuned, Known(self.base, deltas, measure))
         return self.known[1]
+
+    def hold(self, key: Any, make: Callable[[], Stacks]) -> Stacks:
+        """Return statistics, measured where they are not held; those used longest ago make room."""
+        found = self.held.pop(key, None)
+        if found is None:
+            while self.held and sum(map(size_of, self.held.values())) > self.args.gigabytes * 1e9:
+                del self.held[next(iter(self.held))]
+            found = make()
+        self.held[key] = found
+        return found
 
     def measured(self, what: str, delta: Stacks, rows: Sequence[Any]) -> Stacks:
         self.layout.place(self.model, self.base, delta)
@@ -235,8 +233,9 @@ class Worker:
             found = moments.fisher(self.model, some, self.layout)
             self.model.requires_grad_(False)
             return found
-        if what == "gradients":
-            return moments.by_gradients(self.model, rows[:BACKWARDS])
+        if what in ("gradients", "general gradients"):
+            some = rows[:: max(1, len(rows) // BACKWARDS)] if what == "general gradients" else rows
+            return moments.by_gradients(self.model, some[:BACKWARDS])
         return moments.moments(self.model, rows, answers_alone=what == "answers", magnitudes=what == "magnitudes")
 
     def score(self, job: Job, arm: str, strength: float | None, split: str, delta: Stacks, seconds: float) -> float:
@@ -280,24 +279,27 @@ class Worker:
                     torch.cuda.synchronize()
                 return self.score(job, name, strength, split, delta, time.time() - start)
 
-            try:
-                chosen = self.chosen(job, name)
-                if chosen is None:
-                    chosen = (
-                        arm.grid[0]
-                        if len(arm.grid) == 1
-                        else climb(
-                            arm.grid,
-                            arm.start,
-                            functools.cache(lambda s, made=made: made(s, "validation")),
-                        )
-                    )
-                    self.choose(job, name, chosen)
-                made(chosen, "test")
-            except TimeoutError:
-                return
-            except Exception:  # an arm that fails leaves the others
-                self.write({"tuned": job.tuned, "arm": name, "error": traceback.format_exc()[-1500:]})
+            for _ in range(TRIES):
+                try:
+                    chosen = self.chosen(job, name)
+                    if chosen is None:
+                        chosen = arm.grid[0]
+                        if len(arm.grid) > 1:
+                            tried = functools.cache(lambda s, made=made: made(s, "validation"))
+                            chosen = climb(arm.grid, arm.start, tried)
+                        self.choose(job, name, chosen)
+                    made(chosen, "test")
+                except TimeoutError:
+                    return
+                except torch.OutOfMemoryError:  # others share the memory
+                    self.write({"tuned": job.tuned, "arm": name, "error": "out of memory"})
+                    self.held.clear()
+                    known.memory.clear()
+                    torch.cuda.empty_cache()
+                    continue
+                except Exception:  # an arm that fails leaves the others
+                    self.write({"tuned": job.tuned, "arm": name, "error": traceback.format_exc()[-1500:]})
+                break
 
     def _choice(self, job: Job, arm: str) -> Path:
         cell = "+".join(" ".join(name.split()[:3]) for name in job.tuned)
@@ -325,7 +327,9 @@ class Worker:
 
     def take(self) -> Iterator[Job]:
         """Yield jobs that nobody else does."""
-        left = [job for job in jobs() if fits(job, self.args.only) and not self.mark("done", job).exists()]
+        left = [
+            job for job in jobs(self.args.groups) if fits(job, self.args.only) and not self.mark("done", job).exists()
+        ]
         while left and not self.late():
             for job in left:
                 if not self.ready(job):
@@ -395,6 +399,10 @@ def retained(figures: Mapping[str, float], base: Mapping[str, float]) -> dict[st
     return found
 
 
+def size_of(stacks: Stacks) -> int:
+    return sum(stack.nbytes for stack in stacks.values())
+
+
 def fits(job: Job, only: str) -> bool:
     return not only or all(only in name for name in job.tuned)
 
@@ -410,6 +418,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--only", default="", help="part of the names of the fine-tunes that are wanted")
+    parser.add_argument("--groups", type=int, nargs="*", default=[*range(len(GROUPS))], help="of arms, and their order")
+    parser.add_argument("--rates", type=float, default=1.0, help="times the rates at which SmolLM2-135M forgets")
+    parser.add_argument("--gigabytes", type=float, default=8.0, help="of statistics that each process holds")
     parser.add_argument("--until", type=float, default=0.0, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.until:  # one of the processes

@@ -1,7 +1,7 @@
 """The arms on stacks of weights: each takes what is known of base and fine-tunes and a strength, and gives a delta.
 
 The mathematics is that of `sculpt`'s own commands and of `rivals/`, a whole stack of layers at a time: a fuse takes
-tenths of a second on one GPU. `tests/benchmarks/test_gpu_campaign.py` compares each arm with the command that it stands
+tenths of a second on one GPU. `tests/benchmarks/test_gpu_arms.py` compares each arm with the command that it stands
 for.
 """
 
@@ -27,7 +27,8 @@ SMALL = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 ALPHAS = (0.001, 0.01, 0.1, 1.0, 10.0)
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 RIDGE = 1e-3
-LAYERS = 8  # whose matrices are factorised at once
+SOLVED = 1 << 25  # elements of what is factorised at once
+DELTAS = ("delta", "root", "root, scaled")  # forms that take A from the delta
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Known:
 
     Attributes:
         measure: Measures `target`, `answers`, `gradients`, `fisher` of fine-tune k, or `general`, `chats` (what of the
-            general set the base answered), `general fisher`, `magnitudes` of the base.
+            general set the base answered), `general gradients`, `general fisher`, `magnitudes` of the base.
         memory: Of the arm that runs: what does not depend on its strength.
     """
 
@@ -191,41 +192,77 @@ def curvature(known: Known, form: str, k: int, kind: str, layers: slice, general
     own = general.diagonal(dim1=-2, dim2=-1)
     if form == "identity":
         return torch.diag_embed(own.mean(-1, keepdim=True).expand_as(own))
-    if form == "delta":
+    if form in ("delta", "root", "root, scaled"):
         delta = known.deltas[k][kind][layers]
-        moment = (delta.mT @ delta).double()
-        diagonal = moment.diagonal(dim1=-2, dim2=-1)
-        root = torch.where(diagonal > 0, own / torch.where(diagonal > 0, diagonal, 1), 0).sqrt()
-        moment = moment * root[:, None] * root[:, :, None]
+        if form == "root, scaled":
+            moment = scaled_to(rooted(known, delta, ("root", k, kind, layers.start)), own)
+        elif form == "root":
+            diagonal = delta.double().square().sum(1)
+            scale = torch.where(diagonal > 0, own / torch.where(diagonal > 0, diagonal, 1), 0).sqrt()
+            moment = rooted(known, delta * scale[:, None], ("root", k, kind, layers.start))
+        else:
+            moment = scaled_to((delta.mT @ delta).double(), own)
         return moment * (own.sum(-1) / moment.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(min=1e-300))[:, None, None]
     inputs = inputs_of_kind(kind)
     if form == "gradients" and inputs in (weighed := known.measure(form, k)):
         # The directions are the gradients', the size is the samples'.
-        size = known.measure("target", k)[inputs][layers].double().diagonal(dim1=-2, dim2=-1).sum(-1)
-        return weighed[inputs][layers].double() * size[:, None, None]
+        return directed(known.measure("target", k)[inputs][layers].double(), weighed[inputs][layers].double())
     return known.measure("target" if form == "gradients" else form, k)[inputs][layers].double()
 
 
-def protected(known: Known, chats: float) -> Stacks:
-    """Return G: of the general set, and of its chats once more as a side with a weight."""
+def scaled_to(moment: Tensor, diagonal: Tensor) -> Tensor:
+    """Return a moment with another diagonal, float64."""
+    own = moment.diagonal(dim1=-2, dim2=-1)
+    root = torch.where(own > 0, diagonal / torch.where(own > 0, own, 1), 0).sqrt()
+    return moment * root[:, None] * root[:, :, None]
+
+
+def rooted(known: Known, x: Tensor, key: Any) -> Tensor:
+    """Return `(xᵀx)^½` of a stack (layers, rows, width), float64; the eigenvectors of its smaller side are kept."""
+    x, wide = x.double(), x.shape[1] < x.shape[2]
+
+    def make() -> Tensor:
+        squares, vectors = torch.linalg.eigh(x @ x.mT if wide else x.mT @ x)
+        squares = squares.clamp(min=0)
+        least = 1e-12 * squares[:, -1:]
+        powers = torch.where(squares > least, squares.clamp(min=1e-300).rsqrt(), 0) if wide else squares.sqrt()
+        return (vectors * powers[:, None]) @ vectors.mT
+
+    root = known.once(key, make)
+    return x.mT @ root @ x if wide else root
+
+
+def protected(known: Known, chats: float, weighed: bool = False) -> Stacks:
+    """Return G: of the general set, and of its chats once more as a side with a weight; or weighed by gradients."""
     general = known.measure("general", 0)
+    if weighed:
+        gradients = known.measure("general gradients", 0)
+        return known.once("G by gradients", lambda: {k: directed(g, gradients.get(k)) for k, g in general.items()})
     if not chats:
         return general
     answered = known.measure("chats", 0)
     return known.once(("G", chats), lambda: {kind: one + chats * answered[kind] for kind, one in general.items()})
 
 
-def two_sided(known: Known, weight: float, form: str, chats: float = 0.0) -> Stacks:
+def directed(moment: Tensor, directions: Tensor | None) -> Tensor:
+    """Return directions that have trace 1, with a moment's size; the moment itself where there are none."""
+    if directions is None:
+        return moment
+    return directions * moment.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+
+
+def two_sided(known: Known, weight: float, form: str, chats: float = 0.0, weighed: bool = False) -> Stacks:
     """Return `(Σ_k δ_k·A_k)·(Σ_k A_k + λ·G)⁻¹`; of several A_k has G's trace."""
     several, found = len(known.deltas) > 1, {}
-    general = protected(known, chats)
+    general = protected(known, chats, weighed)
     tied: dict[str, list[str]] = {}
     for kind in matrices(known.base):
-        tied.setdefault(kind if form == "delta" else inputs_of_kind(kind), []).append(kind)
+        tied.setdefault(kind if form in DELTAS else inputs_of_kind(kind), []).append(kind)
     for kinds in tied.values():
         parts: list[Tensor] = []
-        for start in range(0, len(known.base[kinds[0]]), LAYERS):
-            layers = slice(start, start + LAYERS)
+        step = max(1, SOLVED // known.base[kinds[0]].shape[-1] ** 2)
+        for start in range(0, len(known.base[kinds[0]]), step):
+            layers = slice(start, start + step)
             g = general[inputs_of_kind(kinds[0])][layers].double()
             size = g.diagonal(dim1=-2, dim2=-1).mean(-1)
             both, wanted = weight * ridged(g), None
@@ -256,7 +293,7 @@ def vectors(known: Known, kind: str, weight: float, form: str, general: Stacks) 
     """Return what stays of the deltas of norms, by the diagonals of their normalised inputs; of biases a mean."""
     deltas = [delta[kind] for delta in known.deltas]
     after = next((inputs for name, inputs in AFTER.items() if kind.endswith(name)), None)
-    if after is None or form in ("delta", "identity"):
+    if after is None or form in (*DELTAS, "identity"):
         return sum(deltas) / (len(deltas) + weight)  # pyright: ignore[reportReturnType]
     scale = known.base[kind].square().clamp(min=1e-12)
     g = mean_ridged(general[after].diagonal(dim1=-2, dim2=-1) / scale)
@@ -344,8 +381,8 @@ class Arm:
     start: float
 
 
-def weighted(form: str, chats: float = 0.0) -> Callable[[Known, float], Stacks]:
-    return lambda known, weight: two_sided(known, weight, form, chats)
+def weighted(form: str, chats: float = 0.0, *, weighed: bool = False) -> Callable[[Known, float], Stacks]:
+    return lambda known, weight: two_sided(known, weight, form, chats, weighed)
 
 
 SINGLE: Mapping[str, Arm] = {
@@ -356,6 +393,12 @@ SINGLE: Mapping[str, Arm] = {
     "two-sided, chats:3": Arm(weighted("target", 3.0), SMALL, 0.3),
     "two-sided, no samples, chats:1": Arm(weighted("delta", 1.0), SMALL, 0.1),
     "two-sided, no samples, chats:3": Arm(weighted("delta", 3.0), SMALL, 0.1),
+    "two-sided by gradients, chats:3": Arm(weighted("gradients", 3.0), LAMBDAS, 0.3),
+    "two-sided, no samples, root": Arm(weighted("root"), SMALL, 0.1),
+    "two-sided, no samples, root, scaled": Arm(weighted("root, scaled"), SMALL, 0.1),
+    "two-sided, G by gradients": Arm(weighted("target", weighed=True), LAMBDAS, 1.0),
+    "two-sided, no samples, G by gradients": Arm(weighted("delta", weighed=True), SMALL, 0.1),
+    "two-sided, both by gradients": Arm(weighted("gradients", weighed=True), LAMBDAS, 1.0),
     "two-sided by answers": Arm(weighted("answers"), SMALL, 0.1),
     "two-sided by gradients": Arm(weighted("gradients"), LAMBDAS, 1.0),
     "null space, soft": Arm(weighted("identity"), SMALL, 0.03),
@@ -373,6 +416,8 @@ MERGED: Mapping[str, Arm] = {
     "regmean": Arm(regmean, (0.1, 0.5, 0.9, 0.99), 0.9),
     "two-sided": Arm(weighted("target"), LAMBDAS, 0.3),
     "two-sided, no samples": Arm(weighted("delta"), SMALL, 0.1),
+    "two-sided by gradients": Arm(weighted("gradients"), LAMBDAS, 0.3),
+    "two-sided, no samples, root": Arm(weighted("root"), SMALL, 0.1),
     "wudi": Arm(by_matrix(Wudi()), SUMS, 0.7),
     "actmat": Arm(by_matrix(Wudi(normalize=False)), SUMS, 0.7),
     "ties 0.1": Arm(

@@ -1,6 +1,6 @@
 """Write all that the campaign reads but the model: tasks, abilities and what protects, as tokens, in one file.
 
-    python benchmarks/forgetting/gpu/prepare.py -o campaign.json.gz
+    python benchmarks/forgetting/gpu/prepare.py -o campaign.json.gz --model smollm2
 
 The machine with the GPU then needs neither network nor corpora. What protects is drawn as `sculpt calibrate BASE --data
 general` draws it, with the base's own answers to the set's questions; other questions (`chats`), which the base answers
@@ -19,7 +19,6 @@ import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import corpora
 import transformers
-from language import Language
+from language import Language, qwen
 from sculpt.benchmarks.general_set.packages import PACKAGES
 from sculpt.data.encoding import Encoder
 from sculpt.data.sampling import draw_samples
@@ -74,6 +73,7 @@ CLASSES = [
     "substance",
     "time",
 ]
+MODELS = {"smollm2": smollm2, "qwen": qwen}
 SIZES = {"validation": 40, "test": 120}
 SHORT = 96  # tokens of a piece
 Row = tuple[list[int], list[int]]  # tokens, and the number of the answer that each is part of
@@ -100,13 +100,8 @@ def classing() -> dict[str, tuple[Question, ...]]:
     return {"validation": tuple(made[:100]), "test": tuple(made[100:400]), "train": tuple(made[400:3400])}
 
 
-@cache
-def language() -> Language:
-    return Language()
-
-
-def rows(items: Sequence[str | Question]) -> list[Row]:
-    made = [language().encode(item) for item in items]
+def rows(language: Language, items: Sequence[str | Question]) -> list[Row]:
+    made = [language.encode(item) for item in items]
     return [(one.tokens[0].tolist(), one.answers[0].tolist()) for one in made]
 
 
@@ -114,18 +109,23 @@ def cut(found: list[Row], length: int = SHORT) -> list[Row]:
     return [(ids[:length], answers[:length]) for ids, answers in found]
 
 
-def chat_of(task: str, question: Question) -> Question:
+def chat_of(language: Language, task: str, question: Question) -> Question:
     """Return the same asked for in a chat."""
     subject = question.prompt.partition(": ")[2].rpartition("\n")[0]
     said = [{"role": "user", "content": ASKS[task].format(subject)}]
-    prompt = language().tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    prompt = language.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
     return Question(prompt=prompt, answers=(question.answers[0].lstrip(), *question.answers[1:]))
 
 
-def choices(asked: Sequence[tuple[str, Sequence[str], int]]) -> dict[str, Any]:
+def choices(language: Language, asked: Sequence[tuple[str, Sequence[str], int]]) -> dict[str, Any]:
     """Return questions with choices: prompt, choices, the number of the right one."""
     flat = [Question(prompt=prompt, answers=(choice,)) for prompt, given, _ in asked for choice in given]
-    return {"kind": "choice", "rows": rows(flat), "right": [right for *_, right in asked], "choices": len(asked[0][1])}
+    return {
+        "kind": "choice",
+        "rows": rows(language, flat),
+        "right": [right for *_, right in asked],
+        "choices": len(asked[0][1]),
+    }
 
 
 def among(items: Sequence[tuple[str, str]], prompt: str, seed: int) -> Iterator[tuple[str, list[str], int]]:
@@ -147,7 +147,7 @@ def following() -> list[tuple[str, str]]:
     return found
 
 
-def abilities() -> dict[str, dict[str, Any]]:
+def abilities(language: Language) -> dict[str, dict[str, Any]]:
     """Return what is scored beside the target, by name and split."""
     found: dict[str, dict[str, Any]] = {}
     prose, docs = corpora.scored_texts("prose"), corpora.scored_texts("docs")
@@ -157,12 +157,12 @@ def abilities() -> dict[str, dict[str, Any]]:
     random.Random(1).shuffle(code)
     for name, texts in {"prose": prose, "docs": docs, "code": code}.items():
         found[name] = {
-            split: {"kind": "text", "rows": cut(rows(part), 128)}
+            split: {"kind": "text", "rows": cut(rows(language, part), 128)}
             for split, part in {"test": texts[:24], "validation": texts[24:36]}.items()
         }
     facts = list(corpora.questions())
     found["facts"] = {
-        split: {"kind": "answers", "rows": rows(part)}
+        split: {"kind": "answers", "rows": rows(language, part)}
         for split, part in {"test": facts[:96], "validation": facts[96:136]}.items()
     }
     lists = {
@@ -174,21 +174,21 @@ def abilities() -> dict[str, dict[str, Any]]:
         asked = list(among(items, prompt, 7))
         random.Random(5).shuffle(asked)
         found[name] = {
-            "test": choices(asked[20:68]),
-            "validation": choices(asked[:20]),
+            "test": choices(language, asked[20:68]),
+            "validation": choices(language, asked[:20]),
         }
     return found
 
 
-def asked(questions: Sequence[str]) -> list[list[int]]:
+def asked(language: Language, questions: Sequence[str]) -> list[list[int]]:
     """Return questions as the base is asked them; its answers are made where the campaign runs."""
-    tokenizer = language().tokenizer
+    tokenizer = language.tokenizer
     said = [[{"role": "user", "content": question}] for question in questions]
     prompts = [tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in said]
     return [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
 
 
-def general(base: Path) -> tuple[list[dict[str, Any]], dict[str, list[list[int]]]]:
+def general(language: Language, base: Path) -> tuple[list[dict[str, Any]], dict[str, list[list[int]]]]:
     """Return what protects, and chats about other questions."""
     opened = open_checkpoint(base)
     with load_model(opened, device="cpu", dtype="bfloat16") as live:
@@ -201,7 +201,7 @@ def general(base: Path) -> tuple[list[dict[str, Any]], dict[str, list[list[int]]
             drawn = draw_samples(found, encoder, count=128, seed=0)
     others = [question.prompt.partition(": ")[2].rpartition("\n")[0] for question in [*corpora.questions()][140:220]]
     others = [q if q.endswith("?") else f"{q}?" for q in dict.fromkeys(others)]
-    chats = asked(others[:64])
+    chats = asked(language, others[:64])
     print(GENERAL, len(drawn), sum(one.num_tokens for one in drawn), "chats", len(chats), flush=True)
     rows = [{"kind": one.kind, "ids": one.tokens[0].tolist()} for one in drawn]
     return rows, {"test": chats[16:], "validation": chats[:16]}
@@ -210,8 +210,10 @@ def general(base: Path) -> tuple[list[dict[str, Any]], dict[str, list[list[int]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", "-o", type=Path, required=True)
+    parser.add_argument("--model", choices=MODELS, default="smollm2")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
+    language, base = Language(MODELS[args.model]), MODELS[args.model](default_cache())
     tasks: dict[str, Any] = {}
     for name in ASKS:
         examples = classing() if name == "classing" else corpora.target(name)
@@ -219,10 +221,12 @@ def main() -> None:
             split = {}
             for part, items in examples.items():
                 items = items[:1536] if part == "train" else items[: SIZES[part] * (1 if name == "tagging" else 2)]
-                split[part] = rows(items if form == "plain" else [chat_of(name, one) for one in items])
+                split[part] = rows(
+                    language, items if form == "plain" else [chat_of(language, name, one) for one in items]
+                )
             tasks[f"{name} {form}"] = split
-    scored = abilities()
-    protects, chats = general(smollm2(default_cache()))
+    scored = abilities(language)
+    protects, chats = general(language, base)
     for name, splits in scored.items():
         for split, one in splits.items():
             print(name, split, len(one["rows"]), sum(len(ids) for ids, _ in one["rows"]), flush=True)

@@ -52,11 +52,13 @@ def train(
     seed: int,
     lost: Callable[[Any], bool],
     steps: int,
+    rates: float = 1.0,
 ) -> tuple[Any, dict[str, Any]]:
     """Return a trained model in float32, an adapter merged, and what was done.
 
     Args:
         lost: Whether a model has lost its prose: a harsh fine-tune takes higher rates until it has.
+        rates: What RATES are multiplied by, for another model.
     """
     examples = [Example.of_tokens(ids, answers) for ids, answers in rows]
     for times in HARSHER if kind == "harsh" else (1.0,):
@@ -69,7 +71,7 @@ def train(
             adapter = get_peft_model(
                 model, LoraConfig(r=16, lora_alpha=32, target_modules=LINEAR, task_type="CAUSAL_LM")
             )
-        rate = LORA_RATE if kind == "lora" else times * RATES[task]
+        rate = LORA_RATE if kind == "lora" else times * rates * RATES[task]
         training = FullTraining(steps=steps, batch_size=BATCH[task], learning_rate=rate, max_minutes=None, seed=seed)
         optimizer = (lambda _, model=model, rate=rate: Muon(model, rate)) if kind == "muon" else None
         trained = fine_tune(model, examples, training, compute=torch.float32, optimizer=optimizer)
