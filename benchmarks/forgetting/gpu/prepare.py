@@ -188,7 +188,7 @@ def asked(language: Language, questions: Sequence[str]) -> list[list[int]]:
     return [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
 
 
-def general(language: Language, base: Path) -> tuple[list[dict[str, Any]], dict[str, list[list[int]]]]:
+def general(language: Language, base: Path, count: int) -> tuple[list[dict[str, Any]], dict[str, list[list[int]]]]:
     """Return what protects, and chats about other questions."""
     opened = open_checkpoint(base)
     with load_model(opened, device="cpu", dtype="bfloat16") as live:
@@ -198,7 +198,7 @@ def general(language: Language, base: Path) -> tuple[list[dict[str, Any]], dict[
             return nullcontext(live)
 
         with general_rows(opened, encoder, dtype="auto", load=load) as found:
-            drawn = draw_samples(found, encoder, count=128, seed=0)
+            drawn = draw_samples(found, encoder, count=count, seed=0)
     others = [question.prompt.partition(": ")[2].rpartition("\n")[0] for question in [*corpora.questions()][140:220]]
     others = [q if q.endswith("?") else f"{q}?" for q in dict.fromkeys(others)]
     chats = asked(language, others[:64])
@@ -211,6 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", "-o", type=Path, required=True)
     parser.add_argument("--model", choices=MODELS, default="smollm2")
+    parser.add_argument("--samples", type=int, default=128, help="of 512 tokens that protect")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     language, base = Language(MODELS[args.model]), MODELS[args.model](default_cache())
@@ -226,7 +227,7 @@ def main() -> None:
                 )
             tasks[f"{name} {form}"] = split
     scored = abilities(language)
-    protects, chats = general(language, base)
+    protects, chats = general(language, base, args.samples)
     for name, splits in scored.items():
         for split, one in splits.items():
             print(name, split, len(one["rows"]), sum(len(ids) for ids, _ in one["rows"]), flush=True)
