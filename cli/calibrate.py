@@ -167,7 +167,7 @@ def _warn_of_starved(hessian: DiagonalHessian) -> None:
         named = ", ".join(f"`{expert.name}` ({expert.num_tokens})" for expert in starved[:MAX_NAMED])
         more = f" and {len(starved) - MAX_NAMED} more" if starved[MAX_NAMED:] else ""
         warn(
-            f"warning: {len(starved)} experts saw less than a tenth of the tokens of an average one, {unreached} of "
+            f"{len(starved)} experts saw less than a tenth of the tokens of an average one, {unreached} of "
             f"them none: {named}{more}. More samples of more kinds reach more experts; `--all-experts` sends every "
             "token to all"
         )

@@ -92,6 +92,7 @@ class _Shown(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= Speech.threshold and record.levelno < logging.ERROR:  # an error has a form of its own
             text = "\n".join(map(shown, self.format(record).split("\n")))
+            text = f"warning: {text}" if record.levelno >= logging.WARNING else text
             console.print(Text(text), soft_wrap=not console.is_terminal)
 
 

@@ -185,7 +185,7 @@ def run_prepared(
             say(f"{prepared.output} was already made by the run that is resumed")
             return
     for warning in prepared.plan.warnings:
-        warn(f"warning: {warning}")
+        warn(warning)
     for note in notes:
         say(note)
     if dry_run:

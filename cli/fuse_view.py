@@ -227,11 +227,12 @@ def show_moved(moved: Mapping[str, Any], *, held_out: bool = True, aside: bool =
     first = kinds[0]
     mean = sum(k["divergence"] for k in kinds) / len(kinds)
     if first["divergence"] > max(FAR, 2 * mean):
+        hold = "protect more such data, or give it more weight"
+        if held_out:
+            hold = f"give it more weight: `--protect default --protect default/{first['kind']}:3`"
         warn(
-            f"warning: `{first['kind']}` moved most, by {first['divergence']:.2f} nats a token where the mean is "
-            f"{mean:.2f}; {first['same']:.0%} of its next tokens are those of the base. Protect more such data, "
-            f"or give "
-            "it more weight, to hold it"
+            f"`{first['kind']}` moved most, by {first['divergence']:.2f} nats a token where the mean is "
+            f"{mean:.2f}; {first['same']:.0%} of its next tokens are those of the base. To hold it, {hold}"
         )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from sculpt import api
-from sculpt.cli import progress, speech
+from sculpt.cli import fuse_view, progress, speech
 
 Pair = Callable[..., tuple[Path, Path]]
 
@@ -114,3 +114,17 @@ def test_a_line_every_half_minute_with_rate_and_time_left(clock: list[float], ca
         "calibrating: 37 of 60 blocks, 14.6 a minute, 1:35 left, a block",
         "calibrating: 10 of 30 blocks, 10 a minute, 2:00 left, another stretch",
     ]
+
+
+def test_a_kind_that_moved_far_is_a_warning_with_the_flags_that_hold_it(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = [
+        {"kind": kind, "divergence": divergence, "same": 0.5, "num_tokens": 128}
+        for kind, divergence in (("chats", 0.9), ("novels", 0.1), ("csv", 0.1))
+    ]
+    fuse_view.show_moved({"kinds": kinds, "without": []}, aside=True)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "warning: `chats` moved most" in said
+    assert said.endswith("To hold it, give it more weight: `--protect default --protect default/chats:3`")
+    fuse_view.show_moved({"kinds": kinds, "without": []}, held_out=False, aside=True)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.endswith("To hold it, protect more such data, or give it more weight")
