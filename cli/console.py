@@ -52,11 +52,6 @@ def warn(text: str) -> None:
     _log(logging.WARNING, text)
 
 
-def detail(text: str) -> None:
-    """Print what `-v` asks for."""
-    _log(logging.DEBUG, text)
-
-
 def _log(level: int, text: str) -> None:
     if speaks():
         log.log(level, "%s", text)

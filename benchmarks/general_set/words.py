@@ -176,6 +176,3 @@ class Hand(random.Random):
     def _job(self) -> str:
         job = self.pick(JOBS)
         return f"{'an' if job[0] in 'aeiou' else 'a'} {job}"
-
-    def paragraph(self, low: int = 3, high: int = 6) -> str:
-        return " ".join(self.sentence() for _ in range(self.number(low, high)))

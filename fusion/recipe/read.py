@@ -12,8 +12,6 @@ from .mergekit import is_mergekit, read_mergekit
 from .recipe import Recipe
 from .schema import read_own
 
-SUFFIXES = (".yaml", ".yml")
-
 
 def read_recipes(file: Path) -> list[Recipe]:
     """Return the recipes of a file, in its order.

@@ -154,7 +154,7 @@ TEXT = {
 }
 
 
-IMAGE, SOUND = 98, 97  # tokens that stand for them
+IMAGE = 98  # the token that stands for one
 VISION = {
     "hidden_size": 32,
     "intermediate_size": 48,

@@ -13,7 +13,6 @@ from . import bitsandbytes, four_bits, integers
 from .coded import Coded, StoredParts
 from .scaled_bytes import BYTES, scaled_bytes
 
-MLX = "mlx"  # what `format` says in the metadata of MLX's files
 SAYS = ("quantization_config", "compression_config", "quantization")  # keys of `config.json`, the last MLX's
 INVERSE, PLAIN = ("_scale_inv",), ("_scale",)
 DEFAULT = "BF16"
