@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -27,6 +28,18 @@ def test_the_package_list_names_every_folder() -> None:
     }
     assert listed == {".".join(("sculpt", *parts)) for parts in inside}
     assert all((ROOT.joinpath(*parts) / "__init__.py").exists() for parts in inside)
+
+
+def test_the_map_of_the_house_names_every_room() -> None:
+    rooms = {package.split(".", 1)[1].replace(".", "/") for package in _packages() if package != "sculpt"}
+    own = {room for room in rooms if room.count("/") == room.startswith("fusion/") and room != "fusion"}
+    named = set(re.findall(r"^\| `([\w/]+)/` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE))
+    assert named == own | OUTSIDE
+
+
+def test_no_room_can_be_imported_from_the_repository_root() -> None:
+    banned = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]["flake8-tidy-imports"]
+    assert set(banned["banned-api"]) == {package.split(".")[1] for package in _packages() if package != "sculpt"}
 
 
 def test_a_class_name_stands_for_one_class() -> None:
