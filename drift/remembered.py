@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
@@ -15,6 +13,7 @@ from torch import Tensor
 from ..data.example import Example
 from ..data.sampling import digest_of
 from ..fusion.cache import default_cache, keep_within, write_whole
+from ..fusion.digests import digest_of_facts
 from .reader import Reader
 
 logger = logging.getLogger(__name__)
@@ -67,8 +66,7 @@ def _file(reader: Reader, groups: Sequence[Sequence[Example]]) -> Path:
         "answers": [[example.num_predicted for example in group] for group in groups],
         "versions": [version(package) for package in ("torch", "transformers")],
     }
-    told = json.dumps(facts, sort_keys=True, default=str).encode()
-    return default_cache() / "read" / f"{hashlib.sha256(told).hexdigest()[:32]}.safetensors"
+    return default_cache() / "read" / f"{digest_of_facts(facts)[:32]}.safetensors"
 
 
 def _read(file: Path) -> list[Tensor] | None:

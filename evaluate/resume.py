@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from ..fusion.checkpoint.output.disk import sync
 from ..fusion.checkpoint.output.processes import Processes
 from ..fusion.checkpoint.output.shared_journal import SharedJournal
 from ..fusion.checkpoint.output.workspace import told
+from ..fusion.digests import digest_of_facts
 from ..fusion.methods import Method
 from .evaluate import SuiteScores, TaskScore
 from .live_fuse import BlockStrengths, Distance
@@ -39,7 +39,7 @@ class KnownPoints:
     """
 
     def __init__(self, processes: Processes, folder: Path, facts: Mapping[str, Any]) -> None:
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+        digest = digest_of_facts(facts)
         self._processes = processes
         self._lines = SharedJournal(processes, folder, {"fingerprint": digest, "unit": "points"})
         entries = self._lines.entries

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 import time
@@ -17,6 +15,7 @@ from ..data.general import digest_of_set
 from ..fusion.cache import default_cache, keep_within
 from ..fusion.checkpoint import Source
 from ..fusion.checkpoint.output.workspace import SUFFIX, is_marked
+from ..fusion.digests import digest_of_facts
 from ..fusion.disk_space import free_bytes
 from ..fusion.errors import CurvatureError, OutputError
 from ..fusion.progress import Progress
@@ -88,8 +87,7 @@ def _file(checkpoint: Source, options: CalibrationOptions) -> Path:
         "set": digest_of_set(),
         "versions": [version(package) for package in PACKAGES],
     }
-    told = json.dumps(facts, sort_keys=True, default=str).encode()
-    return default_cache() / "general" / f"{hashlib.sha256(told).hexdigest()[:32]}{STATISTICS}"
+    return default_cache() / "general" / f"{digest_of_facts(facts)[:32]}{STATISTICS}"
 
 
 def _read(file: Path) -> DiagonalHessian | None:

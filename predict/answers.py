@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -14,6 +12,7 @@ from ..data.sampling import digest_of
 from ..fusion.cache import default_cache
 from ..fusion.checkpoint.output.lines import LineFile, read_lines
 from ..fusion.checkpoint.output.processes import Processes
+from ..fusion.digests import digest_of_facts
 from ..fusion.launch import Launch
 from ..live.model import LiveModel
 from .generation import generate
@@ -50,8 +49,8 @@ class Answers:
         self._processes = processes or Processes(Launch())
         self._live: LiveModel | None = None
         self._stack = ExitStack()
-        facts = json.dumps({**model, "tokens": MAX_TOKENS}, sort_keys=True, default=str).encode()
-        file = default_cache() / "answers" / f"{hashlib.sha256(facts).hexdigest()[:32]}.lines"
+        facts = {**model, "tokens": MAX_TOKENS}
+        file = default_cache() / "answers" / f"{digest_of_facts(facts)[:32]}.lines"
         entries: list[dict[str, Any]] = []
         self._lines: LineFile | None = None
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import xxhash
 
+from ..digests import digest_of_file
 from ..errors import CheckpointError
 from ..places.ranges import ranged
 
@@ -56,13 +57,10 @@ def refuse_changed(before: Mapping[Path, FileIdentity]) -> None:
 
 def digest_of_data(path: Path) -> str:
     """Return a digest of a data file; of a data folder, of its files' names, sizes and times."""
+    if not path.is_dir():
+        return digest_of_file(path)
     digest = xxhash.xxh3_128()
-    if path.is_dir():
-        for file in sorted(file for file in path.rglob("*") if file.is_file()):
-            identity = FileIdentity.of(file)
-            digest.update(f"{file.relative_to(path)} {identity.nbytes} {identity.mtime_ns}\n".encode())
-    else:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        identity = FileIdentity.of(file)
+        digest.update(f"{file.relative_to(path)} {identity.nbytes} {identity.mtime_ns}\n".encode())
     return f"xxh3-128:{digest.hexdigest()}"

@@ -17,9 +17,8 @@ from glob import escape
 from pathlib import Path
 from typing import Any, final
 
-import xxhash
-
 from ..cache import write_whole
+from ..digests import digest_of_file
 from ..errors import NothingThereError, OutputError, SculptError, Way, first_line
 from ..file_kinds import WEIGHT_SUFFIXES, is_private
 from ..progress import NOTE
@@ -31,16 +30,6 @@ from .settings import Shown, home_of
 logger = logging.getLogger(__name__)
 REPLACED = Way(option="overwrite", effect="replaces it")
 LAST = ("config.json", "sculpt-manifest.json")  # of a store: who finds these finds a whole model
-PIECE = 1 << 24
-
-
-def digest_of(file: Path) -> str:
-    """Return a digest of a file's bytes."""
-    digest = xxhash.xxh3_128()
-    with file.open("rb") as stream:
-        while piece := stream.read(PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def files_of(output: Path) -> dict[str, Path]:
@@ -140,14 +129,14 @@ class Upload(ABC):
         if future is None:
             return False
         try:
-            return future.result() == digest_of(file)
+            return future.result() == digest_of_file(file)
         except Exception as error:
             logger.info("%s is uploaded again: %s", name, first_line(error))
             return False
 
     def _put_and_digest(self, name: str, file: Path, later: Path) -> str:
         try:
-            digest = digest_of(file)
+            digest = digest_of_file(file)
             self._put(name, file, digest)
         except Exception:  # libraries tell in ways of their own that a file has gone to where it lies later
             if file == later or file.exists():
@@ -272,7 +261,7 @@ class StoreUpload(Upload):
 
     def _put(self, name: str, file: Path, digest: str | None = None) -> None:
         nbytes = file.stat().st_size  # before it may go to where it lies later
-        digest, there = digest or digest_of(file), self._there.get(name)
+        digest, there = digest or digest_of_file(file), self._there.get(name)
         if there is not None and self._is_known(name, there) and self._known[name][2] == digest:
             return
         place = f"{self._root}/{name}"

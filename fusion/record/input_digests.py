@@ -16,11 +16,12 @@ from typing import Any, final
 import numpy as np
 
 from ..checkpoint import Source
+from ..digests import DIGESTS
 from ..launch import Launch
 from ..places.pointer import read_pointer
 from ..places.ranges import ranged
 from ..plan.step import Step
-from .manifest import DIGESTS, file_digest
+from .manifest import file_digest
 
 
 @final

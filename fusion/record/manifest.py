@@ -5,10 +5,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import mmap
 import platform
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from gzip import GzipFile
@@ -16,15 +15,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import blake3
-import xxhash
-
 from ..checkpoint import Source
 from ..checkpoint.companions import OWN_MARK, OWN_TENSORS
 from ..checkpoint.json_file import checked, read_json
 from ..checkpoint.output.guard import record_beside
 from ..checkpoint.output.scratch import Scratch
 from ..checkpoint.output.workspace import write_file
+from ..digests import DIGESTS, digest_of_file
 from ..errors import CheckpointError
 from ..methods import METHODS
 from ..methods.two_sided import title_under
@@ -41,33 +38,16 @@ MOST_BYTES = 1 << 30  # of that file, unpacked: two million tensors take less
 FORMAT = 2  # 1 had paths, digests of pieces, and the weight files alone
 FILES = ("inputs", "outputs", "companions", "files")
 UNTOLD = ("folder", "held")  # which are no part of the file
-PIECE = 1 << 20
 # Made of the manifest later, or put there by the hub and by git.
 SBOM, PROVENANCE, SIGNATURE = "sculpt-sbom.json", "sculpt-provenance.json", "model.sig"
 BESIDE = (SBOM, PROVENANCE, SIGNATURE, ".gitattributes", ".git/*", ".cache/huggingface/*")
-
-# What `xxh128sum`, `b3sum` and `sha256sum` print of the same file.
-DIGESTS: dict[str, Callable[[], Any]] = {
-    "xxh3-128": xxhash.xxh3_128,
-    "blake3": blake3.blake3,
-    "sha256": hashlib.sha256,
-}
 
 
 def file_digest(file: Path, algorithm: str) -> str:
     """Return `algorithm:hex` of a file's bytes, or of those that it stands for."""
     if (elsewhere := ranged(file)) is not None:
         return f"{algorithm}:{elsewhere.digest(DIGESTS[algorithm])}"
-    digest = DIGESTS[algorithm]()
-    with file.open("rb") as stream:
-        if file.stat().st_size:
-            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                for start in range(0, len(mapped), PIECE):
-                    with memoryview(mapped) as view, view[start : start + PIECE] as piece:
-                        digest.update(piece)
-                    if hasattr(mapped, "madvise"):
-                        mapped.madvise(mmap.MADV_DONTNEED, start, min(PIECE, len(mapped) - start))
-    return f"{algorithm}:{digest.hexdigest()}"
+    return digest_of_file(file, algorithm)
 
 
 def installed_version(distribution: str) -> str | None:

@@ -27,6 +27,7 @@ from ..checkpoint.source import reading
 from ..checkpoint.special_tokens import TokenIds
 from ..checkpoint.tokens import other_tokens
 from ..device import float64_device, torch_device
+from ..digests import DIGESTS, digest_of_facts
 from ..disk_space import free_bytes, taken_bytes
 from ..errors import MethodError, OutputError, Way
 from ..methods import Method
@@ -39,7 +40,7 @@ from ..plan.plan import Plan, idle_models, make_plan, swapped
 from ..progress import Progress, silent
 from ..record.card import model_card
 from ..record.input_digests import InputDigests
-from ..record.manifest import DIGESTS, FileRecord, Manifest, installed_version, make_manifest
+from ..record.manifest import FileRecord, Manifest, installed_version, make_manifest
 from ..record.records import TensorRecord
 from .allocator import return_large_blocks
 from .backend import SPARE_BUFFERS, Backend
@@ -487,8 +488,7 @@ def resume_facts(prepared: Prepared, provenance: Mapping[str, Any] | None) -> di
 
 
 def _fingerprint(prepared: Prepared, provenance: Mapping[str, Any] | None) -> str:
-    facts = resume_facts(prepared, provenance)
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    return digest_of_facts(resume_facts(prepared, provenance))
 
 
 def _add_files(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -11,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, final
 
+from ...digests import digest_of_facts
 from ...launch import launched
 from . import disk
 from .guard import Kind, refuse_output
@@ -58,7 +57,7 @@ class Steps:
         Raises:
             OutputError: Something else has its name, and is not to be replaced.
         """
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+        digest = digest_of_facts(facts)
         noted = self._noted(output)
         if noted is not None and noted["facts"] == digest and self.has_appeared(output):
             return True

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import sculpt
 from safetensors.numpy import save_file
+from sculpt.fusion.digests import digest_of_file
 from sculpt.fusion.errors import OutputError, SculptError
 from sculpt.fusion.places import push as pushing
 
@@ -76,17 +77,17 @@ def test_shards_go_while_others_are_being_made(
 def test_a_shard_that_goes_to_its_place_meanwhile_is_uploaded_from_there(
     hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made, later, digest = tmp_path / "workspace.safetensors", tmp_path / "out" / "model.safetensors", pushing.digest_of
+    made, later = tmp_path / "workspace.safetensors", tmp_path / "out" / "model.safetensors"
     made.write_bytes(b"0" * 3000)
     later.parent.mkdir()
 
     def and_moved(file: Path) -> str:
-        found = digest(file)
+        found = digest_of_file(file)
         if file == made:
             made.rename(later)
         return found
 
-    monkeypatch.setattr(pushing, "digest_of", and_moved)
+    monkeypatch.setattr(pushing, "digest_of_file", and_moved)
     upload = pushing.upload_to("org/fused")
     upload.check(overwrite=False)
     with caplog.at_level(logging.INFO):
