@@ -91,7 +91,7 @@ def apply_command(
         sculpt apply base/ math.safetensors code.safetensors --add -o both/
     """
     from ..fusion.checkpoint import find_model
-    from ..fusion.checkpoint.companions import OWN_MARK
+    from ..fusion.file_kinds import MANIFEST
     from ..fusion.run.patched import apply_patches
     from .console import print_json, say
     from .fuse import command_line
@@ -112,7 +112,7 @@ def apply_command(
     if json:
         print_json({"output": str(target), "exact": is_exact})
     else:
-        anew = "; its manifest says what it is made of" if (target / OWN_MARK).is_file() else ", in new weight files"
+        anew = "; its manifest says what it is made of" if (target / MANIFEST).is_file() else ", in new weight files"
         say(f"wrote {target}" + (", as it was packed" if is_exact else anew))
 
 

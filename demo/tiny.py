@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ..fusion.file_kinds import CONFIG
 from ..training.full import FullTraining, fine_tune
 from .models import new_folder, save_checkpoint
 from .task import DemoTask, Question, encode_prose
@@ -78,7 +79,7 @@ def tiny_llama(
     """
     recipe = repr((asdict(size), seed, str(compute), SPLIT_SEED, documents())).encode()
     folder = cache / "models" / f"tiny-llama-{hashlib.sha256(recipe).hexdigest()[:12]}"
-    if (folder / "config.json").is_file():
+    if (folder / CONFIG).is_file():
         return folder
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

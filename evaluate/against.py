@@ -17,8 +17,9 @@ from ..fusion.checkpoint import open_checkpoint
 from ..fusion.checkpoint.given import Given as Model
 from ..fusion.checkpoint.given import takes_models
 from ..fusion.errors import CheckpointError
+from ..fusion.file_kinds import MANIFEST
 from ..fusion.progress import Progress, silent, watched
-from ..fusion.record.manifest import MANIFEST, Manifest, sides_of
+from ..fusion.record.manifest import Manifest, sides_of
 from ..fusion.rows import OrIgnore, RowOptions
 from ..fusion.run.calibration import GENERAL
 from .scorers import right_choice

@@ -14,9 +14,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ..fusion.checkpoint import open_checkpoint
-from ..fusion.checkpoint.output.guard import ADAPTER_RECORD
 from ..fusion.checkpoint.output.workspace import write_file
 from ..fusion.errors import MethodError, ModelError
+from ..fusion.file_kinds import ADAPTER_RECORD
 from ..fusion.lora.density_chart import PICTURE
 from ..fusion.progress import Progress, silent
 from ..fusion.table import Table, with_deviation

@@ -1,4 +1,4 @@
-"""What a file of a model's folder is to the model, by its name alone: the same on a disk, a hub or a bucket."""
+"""What a file of a model's folder is called, and what it is to the model: the same on a disk, a hub or a bucket."""
 
 from __future__ import annotations
 
@@ -7,6 +7,17 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
+
+# What loaders look for: transformers, PEFT, diffusers.
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+PIPELINE = "model_index.json"  # of diffusers: its models lie in folders of their own
+# What sculpt writes beside weights.
+MANIFEST = "sculpt-manifest.json"  # only a folder that holds it is ever replaced
+TENSORS = "sculpt-tensors.jsonl.gz"  # what the manifest says of each tensor, where there are very many
+ADAPTER_RECORD = "sculpt-adapter.json"  # how an adapter was made
+SBOM, PROVENANCE, SIGNATURE = "sculpt-sbom.json", "sculpt-provenance.json", "model.sig"  # made of the manifest later
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".npy")
 TOKENIZER_STEMS = (

@@ -23,6 +23,7 @@ from ..fusion.checkpoint.output.workspace import told
 from ..fusion.checkpoint.pretrained import read_config
 from ..fusion.checkpoint.quantised import codes_in
 from ..fusion.errors import ModelError, Way, first_line
+from ..fusion.file_kinds import CONFIG
 from ..fusion.names import block_of
 from . import privates
 from .layer_kinds import LayerKinds
@@ -155,7 +156,7 @@ def _built(tensors: Tensors, config: Mapping[str, Any] | None) -> _Built:
         raise _NotCheckableError("the model's own code would have to run")
     with Scratch() as scratch:
         with told(scratch.folder):
-            (scratch.folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+            (scratch.folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
         try:
             loaded = read_config(scratch.folder, config, len(tensors))
         except ModelError as error:

@@ -18,6 +18,7 @@ from ..fusion.checkpoint import Asked, Source, open_checkpoint
 from ..fusion.checkpoint.output.scratch import Scratch
 from ..fusion.checkpoint.pretrained import is_encoder_decoder, load_config, load_pretrained
 from ..fusion.errors import ModelError
+from ..fusion.file_kinds import GENERATION_CONFIG
 from .devices import compute_dtype, pick_device
 from .skeleton import build
 
@@ -159,7 +160,7 @@ def _given(checkpoint: Source, folder: Path) -> dict[str, Any]:
     from transformers import GenerationConfig
 
     found: dict[str, Any] = {"state_dict": {name: read_tensor(checkpoint, name) for name in checkpoint.tensors}}
-    if (folder / "generation_config.json").is_file():
+    if (folder / GENERATION_CONFIG).is_file():
         found["generation_config"] = load_pretrained(GenerationConfig, folder, "generation config")
     return found
 

@@ -18,6 +18,7 @@ from ..fusion.checkpoint.loading_rules import named_class
 from ..fusion.checkpoint.pretrained import load_config, needs_code
 from ..fusion.checkpoint.quantised import refuse_codes
 from ..fusion.errors import ModelError, SculptError, first_line
+from ..fusion.file_kinds import CONFIG
 from . import privates
 from .names import NameMap, map_names
 
@@ -101,7 +102,7 @@ def build(
     """
     folder = checkpoint.folder or checkpoint.path.parent
     content = checkpoint.config if checkpoint.folder else None
-    if content is None and not (folder / "config.json").is_file():
+    if content is None and not (folder / CONFIG).is_file():
         raise ModelError(
             f"`{folder}` holds no `config.json`, so the model cannot be run",
             hint="copy `config.json` and the tokenizer of its base there, if it is a model of transformers",

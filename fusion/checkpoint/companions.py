@@ -9,10 +9,17 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..file_kinds import PROCESSOR_STEMS, TOKENIZER_STEMS, TRAINING_FILES, Kind, is_private, kind_of, why_left
-
-OWN_MARK = "sculpt-manifest.json"  # only a folder that holds it is ever replaced
-OWN_TENSORS = "sculpt-tensors.jsonl.gz"  # what the manifest says of each tensor, where there are very many
+from ..file_kinds import (
+    MANIFEST,
+    PROCESSOR_STEMS,
+    TENSORS,
+    TOKENIZER_STEMS,
+    TRAINING_FILES,
+    Kind,
+    is_private,
+    kind_of,
+    why_left,
+)
 
 
 def lies_inside(file: Path, folder: Path) -> bool:
@@ -52,7 +59,7 @@ def look_beside(folder: Path, read: Collection[Path]) -> list[Companion]:
     found = [
         _companion(file.relative_to(folder), file)
         for file in _walk(folder)
-        if file.resolve() not in weights and file.name not in (OWN_MARK, OWN_TENSORS)
+        if file.resolve() not in weights and file.name not in (MANIFEST, TENSORS)
     ]
     for companion in found:
         if companion.left is None and not lies_inside(companion.file, folder):

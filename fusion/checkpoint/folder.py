@@ -9,6 +9,7 @@ from typing import final
 import numpy as np
 
 from ..errors import CheckpointError
+from ..file_kinds import CONFIG
 from ..ref import Asked, find_model
 from .adapter.config import is_adapter
 from .companions import Companion, look_beside
@@ -21,7 +22,6 @@ from .source import Source, Stored
 from .tensor_file import TensorFile, open_file
 from .wrappers import unwrapped
 
-CONFIG = "config.json"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 MAX_NAME = 200  # characters of a file's name; file systems end at 255 bytes
 

@@ -6,8 +6,9 @@ from importlib import import_module
 
 from ..collector import without_collector
 from ..errors import CheckpointError
+from ..file_kinds import ADAPTER_CONFIG
 from ..ref import Asked, ModelRef, find_model
-from .adapter.config import ADAPTER_CONFIG, AdapterConfig, is_adapter
+from .adapter.config import AdapterConfig, is_adapter
 from .adapter.loose import loose_lora
 from .adapter.source import AdapterSource
 from .coded.source import decoded

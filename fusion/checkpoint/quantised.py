@@ -7,6 +7,7 @@ from typing import Any
 
 from ..dtypes import DTYPES
 from ..errors import CheckpointError
+from ..file_kinds import CONFIG
 from .source import Source
 from .tensor_info import TensorInfo
 
@@ -28,7 +29,6 @@ KNOWN = {  # by the scales' last part, where the configuration does not say it
     "codebooks": "AQLM",
     "centroids": "VPTQ",
 }
-SAID = "config.json"
 NAMED = ("weight_packed", "qweight")  # which no plain weight is called
 WORDS = "U32"  # in which MLX packs codes, beside the `biases` of its groups
 
@@ -49,7 +49,7 @@ def codes_in(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any] | None
         if found is None and name.rpartition(".")[2] in NAMED:
             found = name
         if found is not None or (said and DTYPES[info.stored].bits <= 8):
-            yield name, found or SAID
+            yield name, found or CONFIG
 
 
 def refuse_codes(model: Source, names: Collection[str] | None = None) -> None:
@@ -62,7 +62,7 @@ def refuse_codes(model: Source, names: Collection[str] | None = None) -> None:
             method = (model.config or {}).get("quantization_config")
             kind = method.get("quant_method") if isinstance(method, Mapping) else None
             known = kind or KNOWN.get(scales.rpartition(".")[2], "quantised")
-            told = "by `config.json`" if scales == SAID else f"scaled by `{scales}`"
+            told = f"by `{CONFIG}`" if scales == CONFIG else f"scaled by `{scales}`"
             if scales == codes:
                 told = "by their name, and no scales that fit"
             raise CheckpointError(

@@ -16,6 +16,7 @@ import numpy as np
 import xxhash
 
 from ..errors import CheckpointError, cannot_read
+from ..file_kinds import CONFIG
 from ..ref import ModelRef
 from .bytes_of import as_bytes
 from .companions import Companion
@@ -159,7 +160,7 @@ class Source(ABC):
     @cached_property
     def config(self) -> dict[str, Any] | None:
         """The model's `config.json`, or None where there is none."""
-        file = self.folder / "config.json" if self.folder else None
+        file = self.folder / CONFIG if self.folder else None
         if file is None or not file.is_file():
             return None
         content = read_json(file)

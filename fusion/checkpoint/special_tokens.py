@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..file_kinds import TOKENIZER, TOKENIZER_CONFIG
 from .json_file import read_json
 from .source import Source
 
@@ -86,7 +87,7 @@ def _ends(config: Mapping[str, Any]) -> Iterator[int]:
 def special_tokens(folder: Path) -> dict[str, str]:
     """Return the texts of a tokenizer's special tokens, as its files have them, by name."""
     found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+    for name in ("special_tokens_map.json", TOKENIZER_CONFIG):
         content = read_json(folder / name) if (folder / name).is_file() else {}
         for key in NAMES:
             token = content.get(key) if isinstance(content, dict) else None
@@ -98,7 +99,7 @@ def special_tokens(folder: Path) -> dict[str, str]:
 
 def token_id(folder: Path, text: str) -> int | None:
     """Return the id of a token, as a tokenizer's files have it; None where they do not say."""
-    for name in ("tokenizer_config.json", "tokenizer.json", "added_tokens.json", "vocab.json"):
+    for name in (TOKENIZER_CONFIG, TOKENIZER, "added_tokens.json", "vocab.json"):
         content = read_json(folder / name) if (folder / name).is_file() else None
         if not isinstance(content, dict):
             continue

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..file_kinds import TOKENIZER
 from .json_file import read_json
 from .source import Source
-
-TOKENIZER = Path("tokenizer.json")
 
 
 def tokens_of(content: Any) -> dict[int, str]:
@@ -28,7 +27,7 @@ def tokens_of(content: Any) -> dict[int, str]:
 
 def other_tokens(models: Sequence[Source]) -> Iterator[str]:
     """Yield a note on each model whose vocabulary has other tokens in rows that the first one's has too."""
-    files = [(model, model.companions().get(TOKENIZER)) for model in models]
+    files = [(model, model.companions().get(Path(TOKENIZER))) for model in models]
     known = [(model, file) for model, file in files if file is not None]
     for model, file in known[1:]:
         first, own = known[0][1], file

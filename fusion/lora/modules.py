@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import Source
-from ..checkpoint.adapter.config import ADAPTER_CONFIG
 from ..checkpoint.adapter.patch import Patch, Product
 from ..checkpoint.adapter.source import AdapterSource
 from ..checkpoint.adapter.targets import without_prefix
 from ..checkpoint.json_file import read_json
 from ..checkpoint.open import open_adapter
 from ..errors import CheckpointError
+from ..file_kinds import ADAPTER_CONFIG
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

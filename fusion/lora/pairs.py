@@ -9,12 +9,13 @@ from typing import final
 import numpy as np
 
 from ..checkpoint import Asked, find_model
-from ..checkpoint.adapter.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, is_adapter
+from ..checkpoint.adapter.config import ADAPTER_WEIGHTS, AdapterConfig, is_adapter
 from ..checkpoint.adapter.targets import FACTOR, without_prefix
 from ..checkpoint.companions import further_weights
 from ..checkpoint.identity import identities, refuse_changed
 from ..checkpoint.tensor_file import open_file
 from ..errors import CheckpointError
+from ..file_kinds import ADAPTER_CONFIG
 
 A_KINDS, B_KINDS = ("lora_A", "lora_embedding_A"), ("lora_B", "lora_embedding_B")
 

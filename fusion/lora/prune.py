@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint.adapter.config import ADAPTER_CONFIG
 from ..checkpoint.json_file import read_json
 from ..checkpoint.output.guard import ADAPTER, refuse_output
 from ..errors import MethodError
+from ..file_kinds import ADAPTER_CONFIG
 from ..methods.checks import fraction
 from ..methods.tailor import largest
 from .density import adapter_density

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 import numpy as np
 from safetensors.numpy import save
 
-from ..checkpoint.adapter.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from ..checkpoint.output.guard import ADAPTER, ADAPTER_RECORD
+from ..checkpoint.adapter.config import ADAPTER_WEIGHTS
+from ..checkpoint.output.guard import ADAPTER
 from ..checkpoint.output.workspace import Workspace, told
 from ..errors import CheckpointError
+from ..file_kinds import ADAPTER_CONFIG, ADAPTER_RECORD
 from ..record.adapter import adapter_record
 from ..record.card import adapter_card
 from ..ref import ModelRef

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import final
 
 from ..checkpoint import Asked, Source, find_model
-from ..checkpoint.companions import OWN_MARK, OWN_TENSORS, own_files
+from ..checkpoint.companions import own_files
 from ..checkpoint.output.guard import refuse_output
 from ..checkpoint.safetensors_file import SafetensorsFile
 from ..checkpoint.source import reading
 from ..device import all_cores
 from ..errors import cannot_read
+from ..file_kinds import MANIFEST, PROVENANCE, SBOM, SIGNATURE, TENSORS
 from ..names import align, is_constant
 from ..progress import Progress, silent
 from .contents import Contents, FileEntry, TensorEntry
@@ -27,7 +28,7 @@ from .source import PatchedSource
 from .writer import PATCH, PatchWriter
 
 # What an output of sculpt's holds beside what a model is shipped with.
-OURS = (OWN_MARK, OWN_TENSORS, "README.md", "sculpt-sbom.json", "sculpt-provenance.json", "model.sig")
+OURS = (MANIFEST, TENSORS, "README.md", SBOM, PROVENANCE, SIGNATURE)
 
 
 @dataclass(frozen=True, kw_only=True)

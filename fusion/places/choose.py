@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from ..errors import CheckpointError
-from ..file_kinds import is_private, kind_of, why_left
+from ..file_kinds import ADAPTER_CONFIG, PIPELINE, is_private, kind_of, why_left
 
 # In the order in which transformers looks for them; what is first is read.
 WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 DIFFUSERS = tuple(re.sub("^(pytorch_)?model", "diffusion_pytorch_model", name) for name in WHOLE)
-PIPELINE = "model_index.json"  # of diffusers: its models lie in folders of their own
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
-ADAPTER_CONFIG = "adapter_config.json"
 DISTRIBUTED = ".metadata"  # says what lies where in a distributed checkpoint of torch
 
 

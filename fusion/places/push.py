@@ -20,7 +20,7 @@ from typing import Any, final
 from ..cache import write_whole
 from ..digests import digest_of_file
 from ..errors import NothingThereError, OutputError, SculptError, Way, first_line
-from ..file_kinds import WEIGHT_SUFFIXES, is_private
+from ..file_kinds import CONFIG, MANIFEST, WEIGHT_SUFFIXES, is_private
 from ..progress import NOTE
 from . import hub, store
 from .names import HubName, Url, hub_name, size_told, url_of
@@ -29,7 +29,7 @@ from .settings import Shown, home_of
 
 logger = logging.getLogger(__name__)
 REPLACED = Way(option="overwrite", effect="replaces it")
-LAST = ("config.json", "sculpt-manifest.json")  # of a store: who finds these finds a whole model
+LAST = (CONFIG, MANIFEST)  # of a store: who finds these finds a whole model
 
 
 def files_of(output: Path) -> dict[str, Path]:

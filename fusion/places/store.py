@@ -18,8 +18,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 from ..cache import default_cache
 from ..errors import CheckpointError, NothingThereError, SculptError, first_line
+from ..file_kinds import ADAPTER_CONFIG, CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from ..progress import NOTE, Progress
-from .choose import ADAPTER, ADAPTER_CONFIG, WHOLE, needed, split
+from .choose import ADAPTER, WHOLE, needed, split
 from .names import Url, size_told
 from .pointer import Pointer, make_shell
 from .retry import retried, status_of
@@ -44,7 +45,7 @@ KEYS = {
 }
 # What a folder behind a web server may hold: it cannot be listed.
 BESIDE = (
-    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
+    *(CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, "tokenizer.model"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model"),
     *("chat_template.jinja", "chat_template.json", "preprocessor_config.json", "processor_config.json", "README.md"),
 )

@@ -14,10 +14,8 @@ from ..checkpoint.companions import Companion
 from ..checkpoint.foreign import POINTER_BYTES, refuse_foreign_file
 from ..checkpoint.json_file import read_json
 from ..errors import os_error
-from ..file_kinds import kind_of
+from ..file_kinds import ADAPTER_CONFIG, CONFIG, TOKENIZER_CONFIG, kind_of
 from .plan import Plan
-
-TOKENIZER_CONFIG = Path("tokenizer_config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +126,7 @@ def _why(found: Companion, *, taken: bool, there: bool) -> str:
 def _notes(found: Companion, model: Source, *, taken: bool, there: bool) -> list[str]:
     """Return what is said of a file that may be part of the model."""
     if found.left is not None:
-        whole = found.name == Path("adapter_config.json")
+        whole = found.name == Path(ADAPTER_CONFIG)
         return [f"`{model.ref}` holds a whole model and an adapter: the whole model was read"] if whole else []
     if found.kind != "weights":
         return []
@@ -146,13 +144,13 @@ def _lacking(model: Source, files: Mapping[Path, Path]) -> dict[Path, Path]:
         wanted.add("tokenizer")
     if "template" not in kinds and not _says_template(files):
         wanted.add("template")
-    if "auto_map" in _json(files.get(Path("config.json"))):
+    if "auto_map" in _json(files.get(Path(CONFIG))):
         wanted.add("code")
     return {found.name: found.file for found in offered if found.kind in wanted}
 
 
 def _says_template(files: Mapping[Path, Path]) -> bool:
-    return bool(_json(files.get(TOKENIZER_CONFIG)).get("chat_template"))
+    return bool(_json(files.get(Path(TOKENIZER_CONFIG))).get("chat_template"))
 
 
 def _json(file: Path | None) -> dict[str, object]:

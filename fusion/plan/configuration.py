@@ -12,11 +12,11 @@ from ..checkpoint.json_file import read_json
 from ..checkpoint.quantised import codes_in
 from ..checkpoint.special_tokens import TokenIds, own_tokens, unsaid_end
 from ..dtypes import DTYPES
+from ..file_kinds import CONFIG, GENERATION_CONFIG
 from ..names import config_values, is_vocabulary
 from .plan import Plan
 
 Reshape = Callable[[Mapping[str, Any]], dict[str, Any]]
-CONFIG, GENERATION = "config.json", "generation_config.json"
 DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
@@ -53,7 +53,7 @@ def configuration(
         tokens: What the ids of special tokens become, where the output's tokenizer is not the chosen side's.
     """
     source, notes = plan.config_from, []
-    copied = {name: _content(source, name) for name in (CONFIG, GENERATION)}
+    copied = {name: _content(source, name) for name in (CONFIG, GENERATION_CONFIG)}
     tokens = tokens or own_tokens(source)
     files: dict[str, dict[str, Any]] = {}
     if source.config is not None:
@@ -66,9 +66,9 @@ def configuration(
             del config["quantization_config"]
             notes.append(f"`quantization_config` of `{source.ref}` is left out: the weights are not quantised")
         files[CONFIG] = config if tokens is None else tokens.moved_in(config)
-    generation = copied[GENERATION]
+    generation = copied[GENERATION_CONFIG]
     if generation is not None:
-        files[GENERATION] = generation if tokens is None else tokens.moved_in(generation)
+        files[GENERATION_CONFIG] = generation if tokens is None else tokens.moved_in(generation)
     unsaid = unsaid_end(source, files.values()) if tokens is None else None
     notes += [unsaid] if unsaid is not None else []
     rewritten = frozenset(name for name, content in files.items() if content != copied[name])

@@ -10,9 +10,9 @@ from pathlib import Path
 from ..checkpoint import Source
 from ..checkpoint.json_file import read_json
 from ..errors import MethodError, did_you_mean
+from ..file_kinds import TOKENIZER_CONFIG
 
 TEMPLATE_FILE = "chat_template.jinja"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 
 # The formats that mergekit has a name for, as their makers describe them.
 FORMATS = {

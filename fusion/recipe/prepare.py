@@ -13,6 +13,7 @@ from ..checkpoint.open import needs_base
 from ..checkpoint.output.guard import refuse_output
 from ..checkpoint.tokens import other_tokens
 from ..errors import MethodError
+from ..file_kinds import TOKENIZER_CONFIG
 from ..methods import Method
 from ..names import with_vocabulary
 from ..plan.configuration import Reshape
@@ -21,7 +22,7 @@ from ..plan.matching import Match, laid_alike
 from ..plan.plan import Plan, idle_models, make_plan
 from ..run.fuse import Prepared, prepare_plan
 from ..run.settings import Settings
-from .chat_template import TOKENIZER_CONFIG, find_template, write_template
+from .chat_template import find_template, write_template
 from .layer_rules import config_of_layers
 from .recipe import ModelEntry, ModelName, Recipe, Vocabulary
 from .slices import match_slices

@@ -14,10 +14,9 @@ from ..checkpoint.output.scratch import Scratch
 from ..checkpoint.pretrained import load_pretrained
 from ..checkpoint.special_tokens import NAMES, TokenIds
 from ..errors import MethodError
-from ..file_kinds import TOKENIZER_STEMS
+from ..file_kinds import TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_STEMS
 from .vocabulary import Tokens, vocabulary_rows
 
-TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 Finish = Callable[[Path], None]
 
 
@@ -45,7 +44,7 @@ class OutputTokens:
 def tokenizer_folder(model: Source) -> Path | None:
     """Return where a model's tokenizer lies: an adapter may have one of its own, with the tokens that it added."""
     files = model.companions()
-    found = next((files[name] for name in map(Path, TOKENIZER_FILES) if name in files), None)
+    found = next((files[name] for name in map(Path, (TOKENIZER_CONFIG, TOKENIZER)) if name in files), None)
     return model.folder if found is None else found.parent
 
 

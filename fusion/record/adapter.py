@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.json_file import read_json
-from ..checkpoint.output.guard import ADAPTER_RECORD
 from ..errors import CheckpointError
+from ..file_kinds import ADAPTER_RECORD
 from .manifest import FileRecord, digest_of, files_of
 
 ALGORITHM = "xxh3-128"

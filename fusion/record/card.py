@@ -7,12 +7,13 @@ from typing import Any
 
 import yaml
 
+from ..file_kinds import MANIFEST
 from ..methods import METHODS
 from ..methods.named import options_told
 from ..methods.two_sided import title_under
 from ..plan.plan import Plan
 from .about import HUB_NAME, About, about
-from .manifest import MANIFEST, Manifest
+from .manifest import Manifest
 from .recipe import recipe_text
 
 CITATION = """@software{sculpt,

@@ -16,13 +16,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..checkpoint import Source
-from ..checkpoint.companions import OWN_MARK, OWN_TENSORS
 from ..checkpoint.json_file import checked, read_json
 from ..checkpoint.output.guard import record_beside
 from ..checkpoint.output.scratch import Scratch
 from ..checkpoint.output.workspace import write_file
 from ..digests import DIGESTS, digest_of_file
 from ..errors import CheckpointError
+from ..file_kinds import MANIFEST, PROVENANCE, SBOM, SIGNATURE, TENSORS
 from ..methods import METHODS
 from ..methods.two_sided import title_under
 from ..places.pointer import nbytes_of
@@ -32,14 +32,12 @@ from ..plan.plan import Plan
 from ..table import Table
 from .records import TensorRecord
 
-MANIFEST, TENSORS = OWN_MARK, OWN_TENSORS
 MANY = 20_000  # tensors; what is said of more stands in a file of its own, compressed
 MOST_BYTES = 1 << 30  # of that file, unpacked: two million tensors take less
 FORMAT = 2  # 1 had paths, digests of pieces, and the weight files alone
 FILES = ("inputs", "outputs", "companions", "files")
 UNTOLD = ("folder", "held")  # which are no part of the file
 # Made of the manifest later, or put there by the hub and by git.
-SBOM, PROVENANCE, SIGNATURE = "sculpt-sbom.json", "sculpt-provenance.json", "model.sig"
 BESIDE = (SBOM, PROVENANCE, SIGNATURE, ".gitattributes", ".git/*", ".cache/huggingface/*")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from ..checkpoint.output.disk import sync
 from ..checkpoint.output.workspace import ATTEST, Workspace, told
 from ..errors import CheckpointError, MethodError, first_line
-from .manifest import SIGNATURE
+from ..file_kinds import SIGNATURE
 from .statements import statements
 from .verify import verify_files
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .manifest import MANIFEST, PROVENANCE, SBOM, TENSORS, CheckpointRecord, Manifest, file_digest
+from ..file_kinds import MANIFEST, PROVENANCE, SBOM, TENSORS
+from .manifest import CheckpointRecord, Manifest, file_digest
 
 HOME = "https://pypi.org/project/checkpoint-sculpt/"
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from ..checkpoint import open_checkpoint
 from ..checkpoint.open import needs_base
-from ..checkpoint.output.guard import ADAPTER_RECORD
 from ..errors import CheckpointError
+from ..file_kinds import ADAPTER_RECORD, PROVENANCE, SBOM
 from ..places.pointer import nbytes_of
 from ..ref import find_model
 from .adapter import ALGORITHM, read_adapter_record
-from .manifest import PROVENANCE, SBOM, FileRecord, Manifest, file_digest, files_of, name_within
+from .manifest import FileRecord, Manifest, file_digest, files_of, name_within
 from .statements import statements
 
 

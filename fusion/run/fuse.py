@@ -30,11 +30,12 @@ from ..device import float64_device, torch_device
 from ..digests import DIGESTS, digest_of_facts
 from ..disk_space import free_bytes, taken_bytes
 from ..errors import MethodError, OutputError, Way
+from ..file_kinds import CONFIG
 from ..methods import Method
 from ..methods.two_sided import title_under
 from ..patch.sink import FEW_FRAMES, FRAME_BYTES, PatchSink
 from ..plan.companions import Companions, account
-from ..plan.configuration import CONFIG, Configuration, Reshape, configuration
+from ..plan.configuration import Configuration, Reshape, configuration
 from ..plan.encoding import encodings
 from ..plan.plan import Plan, idle_models, make_plan, swapped
 from ..progress import Progress, silent

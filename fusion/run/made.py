@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..checkpoint.output.guard import ADAPTER_RECORD, SWEEP_RECORD, record_beside
+from ..checkpoint.output.guard import SWEEP_RECORD, record_beside
 from ..errors import CheckpointError, MethodError
+from ..file_kinds import ADAPTER_RECORD, MANIFEST
 from ..patch.contents import FILE
 from ..patch.file import PatchFile, is_patch
 from ..record.adapter import read_adapter_record
-from ..record.manifest import MANIFEST, Manifest, sides_of
+from ..record.manifest import Manifest, sides_of
 
 CARD, TENSOR = "README.md", "tensor "  # a tensor of a patch, beside names of files
 WEIGHTS = "weights of one file"

@@ -40,6 +40,7 @@ from sculpt.fusion.checkpoint.gguf.file import GgufFile
 from sculpt.fusion.checkpoint.safetensors_file import SafetensorsFile
 from sculpt.fusion.dtypes import DTYPES
 from sculpt.fusion.errors import SculptError
+from sculpt.fusion.file_kinds import MANIFEST
 from sculpt.fusion.methods import METHODS, Method
 from sculpt.fusion.patch.apply import unpack
 from sculpt.fusion.patch.pack import pack
@@ -47,7 +48,7 @@ from sculpt.fusion.patch.source import PatchedSource
 from sculpt.fusion.plan.options import Policies
 from sculpt.fusion.recipe.prepare import prepare_recipe
 from sculpt.fusion.recipe.read import read_recipes
-from sculpt.fusion.record.manifest import MANIFEST, Manifest, digest_of
+from sculpt.fusion.record.manifest import Manifest, digest_of
 from sculpt.fusion.record.records import TensorRecord
 from sculpt.fusion.record.verify import verify
 from sculpt.fusion.ref import with_patches

@@ -11,9 +11,9 @@ from typing import Any
 import regex
 
 from ...errors import CheckpointError
+from ...file_kinds import ADAPTER_CONFIG
 from ..json_file import read_json
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 # Kinds of LoRA whose merge is not W + s·B·A (or DoRA's), by the entry of the configuration that turns them on.

@@ -19,6 +19,7 @@ import numpy as np
 import xxhash
 
 from ...errors import CheckpointError
+from ...file_kinds import ADAPTER_CONFIG
 from ...names import OUTPUT_MODULES, config_values, is_vocabulary, tied_source, with_vocabulary
 from ...ref import ModelRef
 from ..bytes_of import as_bytes
@@ -28,7 +29,7 @@ from ..identity import FileIdentity, identities
 from ..source import Source, Stored
 from ..tensor_file import TensorFile, open_file
 from ..tensor_info import TensorInfo
-from .config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, is_adapter
+from .config import ADAPTER_WEIGHTS, AdapterConfig, is_adapter
 from .loose import loose_lora, read_loose
 from .low_rank import LowRank
 from .patch import Patch

@@ -11,6 +11,7 @@ from typing import Any, final
 
 import numpy as np
 
+from ...file_kinds import CONFIG
 from ..companions import Companion
 from ..json_file import read_json
 from ..quantised import codes_in
@@ -117,7 +118,7 @@ def decoded(own: Source) -> Source:
 
 def _config(own: Source) -> Mapping[str, Any] | None:
     """Return a checkpoint's configuration, that beside a file, with what GPTQ and AWQ used to say in another file."""
-    file = own.path.parent / "config.json"
+    file = own.path.parent / CONFIG
     config = own.config if own.folder is not None or not file.is_file() else read_json(file)
     folder = own.folder or own.path.parent
     if isinstance(config, Mapping) and "quantization_config" not in config:

@@ -18,6 +18,7 @@ from typing import Any, final
 
 from ...cache import default_cache
 from ...errors import CheckpointError, SculptError, first_line
+from ...file_kinds import CONFIG, GENERATION_CONFIG
 from ..companions import Companion, look_beside
 from ..json_file import read_json
 from ..output.scratch import Scratch
@@ -29,7 +30,7 @@ from .layout import GgufLayout
 from .rope import scaled
 
 EDITION = "1"  # of what is kept: another one makes it again
-CONFIG, LAYOUTS, MODEL = "config.json", "layouts.json", "model"
+LAYOUTS, MODEL = "layouts.json", "model"
 SPECIAL = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 # What a file says and transformers does not take from it for every architecture.
 SIZES = {
@@ -92,7 +93,7 @@ def _own(folder: Path | None, files: Sequence[GgufFile]) -> dict[str, Companion]
     config = read_json(told[CONFIG].file) if CONFIG in told else None
     if not isinstance(config, dict) or not config.get("architectures"):
         told.pop(CONFIG, None)  # of others' uploads it says no more than `model_type`
-        told.pop("generation_config.json", None)
+        told.pop(GENERATION_CONFIG, None)
     kinds = {"tokenizer", "template", "processor"}
     return {name: entry for name, entry in told.items() if entry.kind in kinds or name.endswith("config.json")}
 

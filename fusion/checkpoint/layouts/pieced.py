@@ -11,9 +11,9 @@ import numpy as np
 
 from ...dtypes import DType
 from ...errors import CheckpointError
+from ...file_kinds import CONFIG
 from ...ref import ModelRef
 from ..companions import Companion, look_beside
-from ..folder import CONFIG
 from ..identity import FileIdentity, identities
 from ..mapped_file import MappedFile
 from ..source import Source, Stored

@@ -14,6 +14,7 @@ from typing import final
 import numpy as np
 
 from ...errors import CheckpointError
+from ...file_kinds import PIPELINE
 from ...ref import ModelRef
 from ..companions import Companion, look_beside
 from ..folder import Checkpoint, holds_weights
@@ -21,12 +22,10 @@ from ..identity import FileIdentity, identities
 from ..json_file import read_json
 from ..source import Source, Stored
 
-LISTED = "model_index.json"
-
 
 def is_pipeline(folder: Path) -> bool:
     """Return whether a folder holds a pipeline."""
-    return (folder / LISTED).is_file()
+    return (folder / PIPELINE).is_file()
 
 
 @final
@@ -39,9 +38,9 @@ class Pipeline(Source):
 
     def __init__(self, ref: ModelRef) -> None:
         self.ref, self.folder = ref, ref.path
-        listed = read_json(ref.path / LISTED)
+        listed = read_json(ref.path / PIPELINE)
         if not isinstance(listed, dict):
-            raise CheckpointError(f"`{ref.path / LISTED}` is not a JSON object")
+            raise CheckpointError(f"`{ref.path / PIPELINE}` is not a JSON object")
         self._components = {
             name: Checkpoint(ModelRef(asked=f"{ref}/{name}", path=ref.path / name))
             for name, value in sorted(listed.items())
@@ -53,7 +52,7 @@ class Pipeline(Source):
         self.file_names = {name: model.file_names[""] for name, model in self._components.items()}
         self.said = tuple(said for model in self._components.values() for said in model.said)
         self.wrappers = {key: count for model in self._components.values() for key, count in model.wrappers.items()}
-        self._identities = identities([ref.path / LISTED])
+        self._identities = identities([ref.path / PIPELINE])
         self.tensors = {
             f"{component}/{name}": info._replace(name=f"{component}/{name}")
             for component, model in self._components.items()

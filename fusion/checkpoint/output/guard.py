@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import CheckpointError, OutputError, Way
+from ...file_kinds import ADAPTER_RECORD, MANIFEST
 from ...ref import Asked, find_model
-from ..companions import OWN_MARK
 from .scratch import clear_scratch
 from .workspace import beside, refuse_foreign, repair
 
@@ -59,12 +59,11 @@ def file_kind(name: str, *beginnings: bytes) -> Kind:
 
 def record_beside(file: Path) -> Path:
     """Return where the manifest of a single file of weights lies: beside it."""
-    return file.with_name(f"{file.stem}.{OWN_MARK}")
+    return file.with_name(f"{file.stem}.{MANIFEST}")
 
 
-ADAPTER_RECORD = "sculpt-adapter.json"  # how an adapter was made
 SWEEP_RECORD = "sweep.json"
-CHECKPOINT = folder_kind("checkpoint", OWN_MARK)
+CHECKPOINT = folder_kind("checkpoint", MANIFEST)
 SINGLE_FILE = Kind(name="checkpoint", is_folder=False, is_ours=lambda file: record_beside(file).is_file())
 ADAPTER = folder_kind("adapter", ADAPTER_RECORD)
 SWEEP = folder_kind("sweep", SWEEP_RECORD)

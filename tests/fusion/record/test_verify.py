@@ -16,8 +16,9 @@ import xxhash
 from safetensors import safe_open
 from sculpt.fusion.checkpoint.safetensors_file import read_header
 from sculpt.fusion.errors import CheckpointError
+from sculpt.fusion.file_kinds import MANIFEST, TENSORS
 from sculpt.fusion.methods import METHODS
-from sculpt.fusion.record.manifest import MANIFEST, TENSORS, Manifest
+from sculpt.fusion.record.manifest import Manifest
 from sculpt.fusion.record.signing import attest
 from sculpt.fusion.record.verify import verify
 from sculpt.fusion.run.fuse import execute, prepare
