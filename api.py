@@ -22,7 +22,8 @@ from .fusion.progress import Progress, silent, watched
 from .fusion.record.manifest import Manifest
 from .fusion.run.bounds import Bounds, measure_bounds
 from .fusion.run.calibration import Calibration, GeneralSide, Given, PathLike
-from .fusion.run.fuse import Prepared, execute, prepare
+from .fusion.run.fuse import execute
+from .fusion.run.prepared import Prepared, prepare
 from .fusion.run.settings import Settings
 from .measuring import statistics, with_found
 

@@ -138,14 +138,15 @@ def look(place: Path, *, fuse: bool) -> None:
     from sculpt.fusion.checkpoint import open_checkpoint
     from sculpt.fusion.methods.dare import Dare
     from sculpt.fusion.plan.plan import make_plan
-    from sculpt.fusion.run import fuse as run
+    from sculpt.fusion.run.fuse import execute
+    from sculpt.fusion.run.prepared import prepare
 
     began = process_time()
     if fuse:
-        prepared = run.prepare(place / "base", [place / "tuned"], output=place / "out", method=Dare(sparsity=0.5))
+        prepared = prepare(place / "base", [place / "tuned"], output=place / "out", method=Dare(sparsity=0.5))
         tell("prepare", began)
         began = process_time()
-        run.execute(prepared)
+        execute(prepared)
         tell("run", began)
         files = sorted((place / "out").glob("sculpt-manifest*"))
         for file in files:

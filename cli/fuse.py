@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ..fusion.checkpoint.output.steps import Steps
     from ..fusion.plan.options import Policies, Selection
     from ..fusion.run.calibration import Calibration
-    from ..fusion.run.fuse import Prepared
+    from ..fusion.run.prepared import Prepared
     from ..fusion.run.settings import Settings
 
 SILENT = (
@@ -166,7 +166,8 @@ def run_prepared(
     """Calibrate where the method wants it, fuse, and show what was done; or show the plan."""
     from ..api import check_output
     from ..fusion.checkpoint.identity import digest_of_data
-    from ..fusion.run.fuse import execute, resume_facts
+    from ..fusion.run.fuse import execute
+    from ..fusion.run.prepared import resume_facts
     from ..measuring import statistics, with_found
     from . import fuse_view
     from .console import print_json, quiet_environment, say, warn

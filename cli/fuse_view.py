@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..fusion.record.manifest import Manifest
     from ..fusion.record.records import TensorRecord
     from ..fusion.run.calibration import Calibration
-    from ..fusion.run.fuse import Prepared
+    from ..fusion.run.prepared import Prepared
     from ..measuring import Statistics
 
 MAX_ROWS = 60

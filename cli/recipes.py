@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..fusion.methods import Method
     from ..fusion.recipe.over import Over
     from ..fusion.run.calibration import Calibration
-    from ..fusion.run.fuse import Prepared
+    from ..fusion.run.prepared import Prepared
     from ..fusion.run.settings import Settings
 
 

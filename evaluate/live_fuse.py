@@ -26,8 +26,9 @@ from ..fusion.plan.plan import Plan, make_plan
 from ..fusion.progress import Progress, silent
 from ..fusion.record.manifest import Manifest
 from ..fusion.run.backend import Backend
-from ..fusion.run.fuse import Prepared, execute, prepare_plan
+from ..fusion.run.fuse import execute
 from ..fusion.run.in_memory import FusedTensors, RememberingBackend, fuse_in_memory
+from ..fusion.run.prepared import Prepared, prepare_plan
 from ..live.model import LiveModel, load_model
 from ..live.names import Assembly
 from ..live.skeleton import build

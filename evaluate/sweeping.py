@@ -25,7 +25,7 @@ from ..fusion.methods import AdaDare, TwoSided
 from ..fusion.progress import Bars, bars
 from ..fusion.record.manifest import sides_of
 from ..fusion.run.calibration import Calibration
-from ..fusion.run.fuse import Prepared, resume_facts
+from ..fusion.run.prepared import Prepared, resume_facts
 from ..fusion.run.settings import Settings
 from ..measuring import comparison, statistics, with_found
 from .charts import draw

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..fusion.run.calibration import Calibration
-from ..fusion.run.fuse import Needs, Prepared
+from ..fusion.run.prepared import Needs, Prepared
 from .measured import is_kept_before
 from .models import to_measure
 

@@ -12,7 +12,7 @@ from ..fusion.arithmetic.curvature import UNMEASURED, Curvature, Curvatures
 from ..fusion.arithmetic.general_sides import weighted_sum
 from ..fusion.arithmetic.two_sided import counted_together
 from ..fusion.errors import MethodError
-from ..fusion.run.fuse import Prepared
+from ..fusion.run.prepared import Prepared
 from .measured import Measured
 from .models import MeasuredModel
 

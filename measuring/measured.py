@@ -15,7 +15,7 @@ from ..fusion.errors import CurvatureError
 from ..fusion.progress import Progress
 from ..fusion.record.manifest import file_digest
 from ..fusion.run.calibration import GENERAL, Calibration, SampleRun
-from ..fusion.run.fuse import Prepared
+from ..fusion.run.prepared import Prepared
 from .models import MeasuredModel
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from ..fusion.checkpoint.output.guard import refuse_inputs
 from ..fusion.errors import MethodError, Way
 from ..fusion.run.calibration import FROM_DELTA, GENERAL, Calibration
 from ..fusion.run.diff import changed_outputs
-from ..fusion.run.fuse import Prepared
+from ..fusion.run.prepared import Prepared
 
 if TYPE_CHECKING:
     from ..fusion.arithmetic.two_sided import Protection

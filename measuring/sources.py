@@ -13,7 +13,7 @@ from ..fusion.checkpoint.identity import identities, refuse_changed
 from ..fusion.errors import MethodError
 from ..fusion.progress import Progress, silent
 from ..fusion.run.calibration import FROM_DELTA, STATISTICS, Calibration
-from ..fusion.run.fuse import Prepared
+from ..fusion.run.prepared import Prepared
 from .joined import by_output
 from .measured import Measured, measured
 from .models import MeasuredModel, models_to_measure, names_seen, to_measure

@@ -20,7 +20,7 @@ from ..plan.configuration import Reshape
 from ..plan.layers import fraction_through, stack_of, stacks
 from ..plan.matching import Match, laid_alike
 from ..plan.plan import Plan, idle_models, make_plan
-from ..run.fuse import Prepared, prepare_plan
+from ..run.prepared import Prepared, prepare_plan
 from ..run.settings import Settings
 from .chat_template import find_template, write_template
 from .layer_rules import config_of_layers

@@ -21,8 +21,8 @@ from ..plan.plan import Plan
 from ..progress import Progress, silent
 from ..record.records import TensorRecord
 from .backend import Backend
-from .fuse import output_tensors
 from .loop import run
+from .prepared import output_tensors
 from .protector import Protector
 from .task import Context
 

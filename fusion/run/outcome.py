@@ -9,7 +9,7 @@ from ..checkpoint import Source, TensorInfo
 from ..names import block_of
 from ..plan.plan import Plan
 from ..plan.step import Step
-from .fuse import Prepared
+from .prepared import Prepared
 
 # Keys of a configuration that have no say in which weights a model has and what it does with them.
 IDLE_KEYS = frozenset({"dtype", "torch_dtype", "transformers_version", "_name_or_path", "_commit_hash", "use_cache"})

@@ -65,7 +65,8 @@ def apply_patches(
     from ..methods import Passthrough, TaskArithmetic
     from ..plan.options import Policies
     from ..plan.plan import make_plan
-    from .fuse import execute, prepare_plan
+    from .fuse import execute
+    from .prepared import prepare_plan
     from .settings import Settings
 
     if gamma is None and not add:  # each tensor is one patch's, whatever its dtype

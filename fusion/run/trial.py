@@ -10,7 +10,7 @@ import numpy as np
 from ..arithmetic.group import Group
 from ..errors import SculptError
 from .apply import apply
-from .fuse import Prepared
+from .prepared import Prepared
 from .settings import Settings
 
 TRIED = 1 << 20  # elements; of a matrix 512 by 512

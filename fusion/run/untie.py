@@ -12,7 +12,8 @@ from ..methods import Passthrough
 from ..plan.plan import make_plan
 from ..progress import Progress, silent
 from ..record.manifest import Manifest
-from .fuse import execute, prepare_plan
+from .fuse import execute
+from .prepared import prepare_plan
 from .settings import Settings
 
 

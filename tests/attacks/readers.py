@@ -52,7 +52,8 @@ from sculpt.fusion.record.manifest import Manifest, digest_of
 from sculpt.fusion.record.records import TensorRecord
 from sculpt.fusion.record.verify import verify
 from sculpt.fusion.ref import with_patches
-from sculpt.fusion.run.fuse import execute, prepare
+from sculpt.fusion.run.fuse import execute
+from sculpt.fusion.run.prepared import prepare
 from sculpt.fusion.run.settings import Settings
 from sculpt.hessian import DiagonalHessian, Provenance
 from sculpt.live.skeleton import build

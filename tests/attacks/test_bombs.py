@@ -15,7 +15,8 @@ from sculpt.fusion.patch.contents import most_held
 from sculpt.fusion.patch.pack import pack
 from sculpt.fusion.patch.source import PatchedSource
 from sculpt.fusion.ref import with_patches
-from sculpt.fusion.run.fuse import execute, prepare
+from sculpt.fusion.run.fuse import execute
+from sculpt.fusion.run.prepared import prepare
 from sculpt.fusion.run.settings import Settings
 
 from . import readers

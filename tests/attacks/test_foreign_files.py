@@ -15,8 +15,9 @@ from sculpt.fusion.checkpoint.companions import look_beside
 from sculpt.fusion.errors import CheckpointError, DataError
 from sculpt.fusion.methods import Dare
 from sculpt.fusion.patch.pack import pack
-from sculpt.fusion.run.fuse import execute, prepare
+from sculpt.fusion.run.fuse import execute
 from sculpt.fusion.run.patched import apply_patches
+from sculpt.fusion.run.prepared import prepare
 
 MakePair = Callable[..., tuple[Path, Path]]
 KEPT = ("config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "modeling_own.py", "LICENSE")

@@ -15,8 +15,8 @@ from sculpt.fusion.errors import ModelError
 from sculpt.fusion.methods import TaskArithmetic
 from sculpt.fusion.recipe.prepare import prepare_recipe
 from sculpt.fusion.recipe.read import read_recipe
-from sculpt.fusion.run.fuse import Prepared
 from sculpt.fusion.run.outcome import is_as_an_input
+from sculpt.fusion.run.prepared import Prepared
 from sculpt.fusion.run.settings import Settings
 from sculpt.live.load_check import check_loads
 

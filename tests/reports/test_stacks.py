@@ -14,7 +14,8 @@ from sculpt.api import check_output
 from sculpt.fusion.errors import MethodError, ModelError
 from sculpt.fusion.recipe.prepare import prepare_recipe
 from sculpt.fusion.recipe.read import read_recipe
-from sculpt.fusion.run.fuse import Prepared, execute
+from sculpt.fusion.run.fuse import execute
+from sculpt.fusion.run.prepared import Prepared
 
 SMALL = {
     "vocab_size": 32,

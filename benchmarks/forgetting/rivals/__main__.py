@@ -8,7 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from sculpt.fusion.arithmetic.curvature import Curvature
-from sculpt.fusion.run.fuse import execute, prepare
+from sculpt.fusion.run.fuse import execute
+from sculpt.fusion.run.prepared import prepare
 
 from . import RIVALS
 from .measure import load

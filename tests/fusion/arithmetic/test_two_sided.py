@@ -19,7 +19,8 @@ from sculpt.fusion.errors import CurvatureError, MethodError
 from sculpt.fusion.methods import AdaDare, Dare, TaskArithmetic
 from sculpt.fusion.record.manifest import Manifest
 from sculpt.fusion.run.backend import KernelBackend, NumpyBackend, TorchBackend
-from sculpt.fusion.run.fuse import execute, prepare
+from sculpt.fusion.run.fuse import execute
+from sculpt.fusion.run.prepared import prepare
 from sculpt.fusion.run.protector import Protector
 from sculpt.fusion.run.settings import Settings
 

@@ -19,7 +19,8 @@ from sculpt.fusion.checkpoint.gguf.rope import llama3
 from sculpt.fusion.checkpoint.torch_file import as_array
 from sculpt.fusion.errors import CheckpointError
 from sculpt.fusion.methods.task_arithmetic import TaskArithmetic
-from sculpt.fusion.run.fuse import execute, prepare
+from sculpt.fusion.run.fuse import execute
+from sculpt.fusion.run.prepared import prepare
 from transformers import AutoTokenizer, LlamaForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

@@ -33,7 +33,8 @@ from sculpt.fusion.patch.look import check_alone, check_with_base, figures
 from sculpt.fusion.patch.pack import pack
 from sculpt.fusion.patch.scales import read
 from sculpt.fusion.ref import with_patches
-from sculpt.fusion.run.fuse import execute, prepare
+from sculpt.fusion.run.fuse import execute
+from sculpt.fusion.run.prepared import prepare
 from sculpt.fusion.run.settings import Settings
 
 from . import oracle

@@ -20,7 +20,8 @@ from sculpt.fusion.methods import Ties
 from sculpt.fusion.recipe.prepare import prepare_recipe
 from sculpt.fusion.recipe.read import read_recipe
 from sculpt.fusion.record.manifest import file_digest
-from sculpt.fusion.run.fuse import Prepared, execute
+from sculpt.fusion.run.fuse import execute
+from sculpt.fusion.run.prepared import Prepared
 from sculpt.fusion.run.settings import Settings
 
 Make = Callable[..., Path]

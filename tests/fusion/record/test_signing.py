@@ -15,7 +15,8 @@ from sculpt.fusion.errors import CheckpointError, MethodError
 from sculpt.fusion.methods import METHODS
 from sculpt.fusion.record.signing import attest, verify_signature
 from sculpt.fusion.record.verify import verify
-from sculpt.fusion.run.fuse import execute, prepare
+from sculpt.fusion.run.fuse import execute
+from sculpt.fusion.run.prepared import prepare
 
 
 @pytest.fixture

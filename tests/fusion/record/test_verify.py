@@ -21,7 +21,8 @@ from sculpt.fusion.methods import METHODS
 from sculpt.fusion.record.manifest import Manifest
 from sculpt.fusion.record.signing import attest
 from sculpt.fusion.record.verify import verify
-from sculpt.fusion.run.fuse import execute, prepare
+from sculpt.fusion.run.fuse import execute
+from sculpt.fusion.run.prepared import prepare
 
 MakePair = Callable[..., tuple[Path, Path]]
 

@@ -15,7 +15,8 @@ import numpy as np
 import sculpt
 from sculpt.fusion.arithmetic.curvature import Curvature
 from sculpt.fusion.methods import METHODS
-from sculpt.fusion.run.fuse import Prepared, execute, prepare
+from sculpt.fusion.run.fuse import execute
+from sculpt.fusion.run.prepared import Prepared, prepare
 
 BUDGET = 600_000_000
 

@@ -28,7 +28,8 @@ from sculpt.fusion.run.backend import (
     _device_kernels,
     pick_backend,
 )
-from sculpt.fusion.run.fuse import execute, prepare
+from sculpt.fusion.run.fuse import execute
+from sculpt.fusion.run.prepared import prepare
 from sculpt.fusion.run.settings import Settings
 from sculpt.fusion.transforms.scale import add_scaled
 

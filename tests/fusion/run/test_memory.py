@@ -14,7 +14,7 @@ import sculpt
 from safetensors.numpy import save_file
 from sculpt.fusion.errors import MemoryBudgetError
 from sculpt.fusion.methods import METHODS, Method
-from sculpt.fusion.run.fuse import prepare
+from sculpt.fusion.run.prepared import prepare
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 SHAPE = (1500, 1500)

@@ -152,7 +152,7 @@ def test_a_file_size_limit_of_the_system_is_one_sentence(make_pair: Pair, tmp_pa
 def test_too_little_disk_is_refused_before_anything_is_written(
     make_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sculpt.fusion.run.fuse.free_bytes", lambda _output: 1000)
+    monkeypatch.setattr("sculpt.fusion.run.prepared.free_bytes", lambda _output: 1000)
     with pytest.raises(OutputError, match="GB free"):
         fuse(make_pair(), tmp_path / "out")
 

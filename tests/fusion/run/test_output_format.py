@@ -16,7 +16,8 @@ from sculpt.fusion.arithmetic.curvature import Curvature
 from sculpt.fusion.arithmetic.inverse_factor import inverse_factor
 from sculpt.fusion.checkpoint.coded.encode import fp4, fp8, fp8_rows, mxfp4_rows
 from sculpt.fusion.errors import MethodError
-from sculpt.fusion.run.fuse import execute, prepare
+from sculpt.fusion.run.fuse import execute
+from sculpt.fusion.run.prepared import prepare
 from transformers.integrations.finegrained_fp8 import Fp8Quantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 

@@ -21,7 +21,8 @@ from sculpt.fusion.errors import LostProcessError, NonFiniteError, OutputError
 from sculpt.fusion.launch import Launch, launched
 from sculpt.fusion.methods import METHODS
 from sculpt.fusion.record.manifest import Manifest
-from sculpt.fusion.run.fuse import execute, prepare
+from sculpt.fusion.run.fuse import execute
+from sculpt.fusion.run.prepared import prepare
 
 METHOD = sculpt.AdaDare(allocation="exact", scope="block")
 SETTINGS = sculpt.Settings(threads=2, max_shard_bytes=3_000_000)
