@@ -13,7 +13,7 @@ from ..fusion.checkpoint import ModelRef, Source
 from ..fusion.checkpoint.output.processes import Processes
 from ..fusion.errors import CurvatureError
 from ..fusion.progress import Progress
-from ..fusion.record.manifest import file_digest
+from ..fusion.record.files import file_digest
 from ..fusion.run.calibration import GENERAL, Calibration, SampleRun
 from ..fusion.run.prepared import Prepared
 from .models import MeasuredModel

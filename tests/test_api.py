@@ -11,7 +11,7 @@ import pytest
 import sculpt
 import torch
 from sculpt.fusion.errors import CurvatureError, MethodError
-from sculpt.fusion.record.manifest import file_digest
+from sculpt.fusion.record.files import file_digest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 Read = Callable[[Path], dict[str, np.ndarray]]

@@ -10,7 +10,8 @@ from typing import Any
 from ..checkpoint.json_file import read_json
 from ..errors import CheckpointError
 from ..file_kinds import ADAPTER_RECORD
-from .manifest import FileRecord, digest_of, files_of
+from .files import FileRecord, files_of
+from .manifest import digest_of
 
 ALGORITHM = "xxh3-128"
 

@@ -21,7 +21,7 @@ from ..launch import Launch
 from ..places.pointer import read_pointer
 from ..places.ranges import ranged
 from ..plan.step import Step
-from .manifest import file_digest
+from .files import file_digest
 
 
 @final

@@ -9,10 +9,9 @@ import platform
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from fnmatch import fnmatchcase
 from gzip import GzipFile
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Source
@@ -20,16 +19,15 @@ from ..checkpoint.json_file import checked, read_json
 from ..checkpoint.output.guard import record_beside
 from ..checkpoint.output.scratch import Scratch
 from ..checkpoint.output.workspace import write_file
-from ..digests import DIGESTS, digest_of_file
 from ..errors import CheckpointError
-from ..file_kinds import MANIFEST, PROVENANCE, SBOM, SIGNATURE, TENSORS
+from ..file_kinds import MANIFEST, TENSORS
 from ..methods import METHODS
 from ..methods.two_sided import title_under
 from ..places.pointer import nbytes_of
-from ..places.ranges import ranged
 from ..plan.companions import InputFile
 from ..plan.plan import Plan
 from ..table import Table
+from .files import FileRecord, files_of
 from .records import TensorRecord
 
 MANY = 20_000  # tensors; what is said of more stands in a file of its own, compressed
@@ -37,15 +35,6 @@ MOST_BYTES = 1 << 30  # of that file, unpacked: two million tensors take less
 FORMAT = 2  # 1 had paths, digests of pieces, and the weight files alone
 FILES = ("inputs", "outputs", "companions", "files")
 UNTOLD = ("folder", "held")  # which are no part of the file
-# Made of the manifest later, or put there by the hub and by git.
-BESIDE = (SBOM, PROVENANCE, SIGNATURE, ".gitattributes", ".git/*", ".cache/huggingface/*")
-
-
-def file_digest(file: Path, algorithm: str) -> str:
-    """Return `algorithm:hex` of a file's bytes, or of those that it stands for."""
-    if (elsewhere := ranged(file)) is not None:
-        return f"{algorithm}:{elsewhere.digest(DIGESTS[algorithm])}"
-    return digest_of_file(file, algorithm)
 
 
 def installed_version(distribution: str) -> str | None:
@@ -54,45 +43,6 @@ def installed_version(distribution: str) -> str | None:
         return version(distribution)
     except PackageNotFoundError:
         return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileRecord:
-    """One file: its name within its checkpoint, with `/` between folders, size and digest."""
-
-    name: str
-    nbytes: int
-    digest: str
-
-    def __post_init__(self) -> None:
-        # A manifest comes along with what it is about: it must not have another file of this machine read.
-        place = PurePosixPath(self.name)
-        is_long = any(len(part.encode("utf-8", "surrogatepass")) > 255 for part in place.parts)
-        if place.is_absolute() or not place.parts or ".." in place.parts or is_long or "\0" in self.name:
-            raise ValueError(f"`{self.name}` is not the name of a file in the folder")
-        if self.digest.partition(":")[0] not in DIGESTS:
-            raise ValueError(f"`{self.digest}` is not a digest")
-        if self.nbytes < 0:
-            raise ValueError(f"`{self.name}` cannot have {self.nbytes} bytes")
-
-    @classmethod
-    def of(cls, file: Path, folder: Path, algorithm: str) -> FileRecord:
-        """Describe a file of a folder."""
-        return cls(
-            name=file.relative_to(folder).as_posix(),
-            nbytes=file.stat().st_size,
-            digest=file_digest(file, algorithm),
-        )
-
-
-def files_of(folder: Path) -> list[Path]:
-    """Return what a manifest accounts for: every file of an output but the manifest and what was made of it later."""
-    found = (file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir())
-    return sorted(file for file in found if not _is_beside(file.relative_to(folder)))
-
-
-def _is_beside(name: Path) -> bool:
-    return any(fnmatchcase(name.as_posix(), pattern) for pattern in (MANIFEST, TENSORS, *BESIDE))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..file_kinds import MANIFEST, PROVENANCE, SBOM, TENSORS
-from .manifest import CheckpointRecord, Manifest, file_digest
+from .files import file_digest
+from .manifest import CheckpointRecord, Manifest
 
 HOME = "https://pypi.org/project/checkpoint-sculpt/"
 

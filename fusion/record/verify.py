@@ -13,7 +13,8 @@ from ..file_kinds import ADAPTER_RECORD, PROVENANCE, SBOM
 from ..places.pointer import nbytes_of
 from ..ref import find_model
 from .adapter import ALGORITHM, read_adapter_record
-from .manifest import FileRecord, Manifest, file_digest, files_of, name_within
+from .files import FileRecord, file_digest, files_of
+from .manifest import Manifest, name_within
 from .statements import statements
 
 

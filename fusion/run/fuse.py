@@ -23,8 +23,9 @@ from ..errors import MethodError
 from ..patch.sink import PatchSink
 from ..progress import Progress, silent
 from ..record.card import model_card
+from ..record.files import FileRecord
 from ..record.input_digests import InputDigests
-from ..record.manifest import FileRecord, Manifest, make_manifest
+from ..record.manifest import Manifest, make_manifest
 from ..record.records import TensorRecord
 from .allocator import return_large_blocks
 from .backend import SPARE_BUFFERS, Backend

@@ -19,7 +19,7 @@ from sculpt.fusion.errors import CheckpointError, MethodError, MismatchError, Sc
 from sculpt.fusion.methods import Ties
 from sculpt.fusion.recipe.prepare import prepare_recipe
 from sculpt.fusion.recipe.read import read_recipe
-from sculpt.fusion.record.manifest import file_digest
+from sculpt.fusion.record.files import file_digest
 from sculpt.fusion.run.fuse import execute
 from sculpt.fusion.run.prepared import Prepared
 from sculpt.fusion.run.settings import Settings
