@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from ..fusion.errors import DataError, first_line
+from ..fusion.errors import DataError, first_line, installs
 from .row import MAX_ROW_BYTES
 
 DOCUMENT_BREAK = "%%"
@@ -253,7 +253,7 @@ def _pyarrow() -> Any:
     except ImportError as error:
         raise DataError(
             "reading Parquet and `datasets` folders needs pyarrow",
-            hint="`pip install 'checkpoint-sculpt[parquet]'`",
+            hint=installs("parquet"),
         ) from error
     return pyarrow
 

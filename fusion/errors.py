@@ -195,11 +195,14 @@ EXTRAS = {  # what is installed for a package that is not there
 }
 
 
+def installs(extra: str) -> str:
+    """Return the hint that names what installs an extra."""
+    return f"`pip install 'checkpoint-sculpt[{extra}]'`"
+
+
 def missing_extra(error: ImportError) -> SculptError | None:
     """Return what is told of a package that is not installed, where it is one of an extra's."""
     package = (error.name or "").partition(".")[0]
     if not isinstance(error, ModuleNotFoundError) or package not in EXTRAS:
         return None
-    return SculptError(
-        f"this needs `{package}`, which is not installed", hint=f"`pip install 'checkpoint-sculpt[{EXTRAS[package]}]'`"
-    )
+    return SculptError(f"this needs `{package}`, which is not installed", hint=installs(EXTRAS[package]))

@@ -83,6 +83,18 @@ def test_importing_sculpt_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_every_extra_that_a_sentence_names_is_there_and_the_readme_has_all() -> None:
+    from sculpt.fusion.errors import EXTRAS
+
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    files = (file for package in _packages() for file in ROOT.joinpath(*package.split(".")[1:]).glob("*.py"))
+    named = {extra for file in files for extra in re.findall(r"""installs\(["']([\w-]+)""", file.read_text())}
+    assert named
+    assert named | {*EXTRAS.values()} <= extras
+    listed = (ROOT / "README.md").read_text().partition("More extras:")[2].partition("\n\n")[0]
+    assert {*re.findall(r"`([\w-]+)`", listed), "calibrate", "dev"} == extras
+
+
 def test_what_is_installed_from_hashes_needs_nothing_else() -> None:
     from importlib.metadata import PackageNotFoundError, requires
 

@@ -23,7 +23,7 @@ from ..fusion.checkpoint.identity import digest_of_data
 from ..fusion.checkpoint.open import open_whole
 from ..fusion.checkpoint.output.guard import ADAPTER, refuse_output
 from ..fusion.checkpoint.output.workspace import CHECKPOINTS, Workspace
-from ..fusion.errors import ModelError
+from ..fusion.errors import ModelError, installs
 from ..fusion.lora.write import entries_of_base, publish_adapter, write_adapter
 from ..fusion.progress import Progress, silent, watched
 from ..live.devices import compute_dtype, pick_device
@@ -206,7 +206,7 @@ def require_peft() -> None:
     from importlib.util import find_spec
 
     if find_spec("peft") is None:
-        raise ModelError("training an adapter needs PEFT", hint="`pip install 'checkpoint-sculpt[train]'`")
+        raise ModelError("training an adapter needs PEFT", hint=installs("train"))
 
 
 def term_of(method: AdapterMethod) -> Term | None:

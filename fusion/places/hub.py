@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, final
 
-from ..errors import CheckpointError, SculptError
+from ..errors import CheckpointError, SculptError, installs
 from ..progress import NOTE, Progress
 from .choose import WHOLE, needed, split
 from .hub_errors import told
@@ -190,7 +190,7 @@ def asking(name: HubName, asked: str) -> Iterator[None]:
     if not is_installed():
         raise CheckpointError(
             f"`{asked}` does not exist",
-            hint="if it is a name on the hub, `pip install 'checkpoint-sculpt[hub]'` installs what finds it there",
+            hint=f"if it is a name on the hub, {installs('hub')} installs what finds it there",
         )
     if is_offline():
         raise CheckpointError(

@@ -17,7 +17,7 @@ from typing import Any, final
 from urllib.parse import urlsplit, urlunsplit
 
 from ..cache import default_cache
-from ..errors import CheckpointError, NothingThereError, SculptError, first_line
+from ..errors import CheckpointError, NothingThereError, SculptError, first_line, installs
 from ..file_kinds import ADAPTER_CONFIG, CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from ..progress import NOTE, Progress
 from .choose import ADAPTER, WHOLE, needed, split
@@ -77,7 +77,7 @@ def stores(url: Url) -> Any:
         missing = "fsspec" if error.name == "fsspec" else package
         raise SculptError(
             f"`{url}` needs `{missing}`, which is not installed",
-            hint=f"`pip install 'checkpoint-sculpt[{extra}]'`",
+            hint=installs(extra),
         ) from error
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..checkpoint.output.disk import sync
 from ..checkpoint.output.workspace import ATTEST, Workspace, told
-from ..errors import CheckpointError, MethodError, first_line
+from ..errors import CheckpointError, MethodError, first_line, installs
 from ..file_kinds import SIGNATURE
 from .statements import statements
 from .verify import verify_files
@@ -94,5 +94,5 @@ def _signing() -> Any:
     try:
         import model_signing
     except ImportError as error:
-        raise MethodError("signatures need model-signing", hint="`pip install 'checkpoint-sculpt[sign]'`") from error
+        raise MethodError("signatures need model-signing", hint=installs("sign")) from error
     return model_signing

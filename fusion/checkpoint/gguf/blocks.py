@@ -12,7 +12,7 @@ from typing import final
 import ml_dtypes
 import numpy as np
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, installs
 from ...native import Kernel, address
 
 PIECE = 1 << 16  # elements that are decoded at once where no kernel does it
@@ -104,4 +104,4 @@ def _library(kind: BlockType):
 
 def needs_gguf(message: str) -> CheckpointError:
     """Return the refusal of what takes a package that is not installed."""
-    return CheckpointError(message, hint="pip install 'checkpoint-sculpt[gguf]'")
+    return CheckpointError(message, hint=installs("gguf"))
