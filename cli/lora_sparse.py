@@ -34,7 +34,8 @@ def density_command(
     from ..evaluate.charts import terminal_chart
     from ..fusion.checkpoint.output.guard import refuse_output
     from ..fusion.lora.density import PROBABILITY, adapter_density
-    from ..fusion.lora.density_chart import PICTURE, draw_density, series_of
+    from ..fusion.lora.density_chart import draw_density, series_of
+    from ..fusion.picture import PICTURE
     from .console import answers, out, print_json, say, show_chart, table
     from .progress import progress_bar
 

@@ -52,7 +52,7 @@ def sweep_command(
     from ..evaluate.training_sweep import draw, parse_settings, sweep_training, table_of
     from ..fusion.checkpoint.output.guard import refuse_inputs, refuse_output
     from ..fusion.errors import ModelError
-    from ..fusion.lora.density_chart import PICTURE
+    from ..fusion.picture import PICTURE
     from ..fusion.table import refuse_tables
 
     read = read_suite(suite)

@@ -61,8 +61,8 @@ def kind_of(output: Path) -> str | None:
     from ..evaluate.report import PAGE
     from ..evaluate.starter import SUITE, TEXTS
     from ..fusion.checkpoint.output.guard import ADAPTER, CHECKPOINT, SWEEP
-    from ..fusion.lora.density_chart import PICTURE
     from ..fusion.patch.writer import PATCH
+    from ..fusion.picture import PICTURE
     from ..fusion.table import TABLE
     from ..hessian.store.file_format import STATISTICS
 

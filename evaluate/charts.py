@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..fusion.errors import ModelError
+from ..fusion.picture import draw_into, new_figure
 from .points import Spot, Sweep
 
 
@@ -133,12 +134,6 @@ def draw(sweep: Sweep, files: Sequence[Path | IO[bytes]]) -> None:
     Raises:
         ModelError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ModelError(
-            "charts as files need matplotlib", hint="`pip install 'checkpoint-sculpt[plots]'`; the CSV has the figures"
-        ) from error
     measures = shown_measures(sweep)
     rows: list[tuple[str, dict[str, dict[str, list[Mark]]]]] = []
     strengths = {name: by_strength(sweep, name) for name in measures}
@@ -150,7 +145,7 @@ def draw(sweep: Sweep, files: Sequence[Path | IO[bytes]]) -> None:
     rows = rows or [(STRENGTH, strengths)]  # one point alone
     legend = max(len(series) for _, panels in rows for series in panels.values()) + 4
     height = 3.2 * len(rows) + 0.2 * -(-legend // len(measures))
-    figure: Any = Figure(figsize=(4.2 * len(measures), height), layout="constrained")
+    figure = new_figure(4.2 * len(measures), height, hint="the CSV has the figures")
     handles: dict[str, Any] = {}
     for row, (x, panels) in enumerate(rows):
         for column, (measure, series) in enumerate(panels.items()):
@@ -163,8 +158,7 @@ def draw(sweep: Sweep, files: Sequence[Path | IO[bytes]]) -> None:
                 handles.setdefault(label, handle)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(measures), fontsize="small")
     for file in files:
-        is_svg = isinstance(file, Path) and file.suffix == ".svg"
-        figure.savefig(file, dpi=150, metadata={"Date": None} if is_svg else None)
+        draw_into(figure, file)
 
 
 def _lines(axes: Any, series: Series, x: str) -> None:

@@ -8,16 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from ..fusion.checkpoint import open_checkpoint
-from ..fusion.checkpoint.output.workspace import write_file
-from ..fusion.errors import MethodError, ModelError
+from ..fusion.errors import MethodError
 from ..fusion.file_kinds import ADAPTER_RECORD
-from ..fusion.lora.density_chart import PICTURE
+from ..fusion.picture import new_figure, write_picture
 from ..fusion.progress import Progress, silent
 from ..fusion.table import Table, with_deviation
 from ..live.model import load_model
@@ -151,12 +149,8 @@ def draw(trials: Sequence[Trial], files: Sequence[Path]) -> None:
     Raises:
         ModelError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ModelError("charts as files need matplotlib", hint="`pip install 'checkpoint-sculpt[plots]'`") from error
     settings = list(dict.fromkeys(trial.setting for trial in trials))
-    figure: Any = Figure(figsize=(4.2 * len(settings), 3.4), layout="constrained")
+    figure = new_figure(4.2 * len(settings), 3.4)
     for place, name in enumerate(settings):
         axes = figure.add_subplot(1, len(settings), place + 1)
         own = sorted((trial for trial in trials if trial.setting == name), key=lambda trial: trial.value)
@@ -171,5 +165,4 @@ def draw(trials: Sequence[Trial], files: Sequence[Path]) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     for file in files:
-        options = {"dpi": 150, "metadata": {"Date": None} if file.suffix == ".svg" else None}
-        write_file(file, partial(figure.savefig, **options), made_by="lora-sweep", may_replace=PICTURE.may_replace)
+        write_picture(figure, file, made_by="lora-sweep", overwrite=True)

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
-from ..checkpoint.output.guard import file_kind
-from ..checkpoint.output.workspace import write_file
-from ..errors import ModelError
+from ..picture import new_figure, write_picture
 from .density import AdapterDensity, LayerDensity
-
-PICTURE = file_kind("picture", b"\x89PNG", b"<?xml", b"%PDF")
 
 
 def place_of(name: str) -> tuple[int, str]:
@@ -47,17 +42,12 @@ def draw_density(density: AdapterDensity, file: Path, *, overwrite: bool = False
         ModelError: matplotlib is not installed.
         OutputError: The file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise ModelError(
-            "a picture as a file needs matplotlib", hint="`pip install 'checkpoint-sculpt[plots]'`"
-        ) from error
     kinds = by_kind(density)
     columns = min(4, len(kinds))
     rows = -(-len(kinds) // columns)
-    figure: Any = Figure(figsize=(3.2 * columns + 0.6, 2.6 * rows + 0.8), layout="constrained")
+    figure = new_figure(3.2 * columns + 0.6, 2.6 * rows + 0.8)
+    from matplotlib.ticker import MaxNLocator
+
     for place, (kind, line) in enumerate(kinds.items()):
         axes = figure.add_subplot(rows, columns, place + 1)
         blocks = [block for block, _ in line]
@@ -81,12 +71,4 @@ def draw_density(density: AdapterDensity, file: Path, *, overwrite: bool = False
         if place == 0:
             figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
     figure.supylabel("non-zeros in %", fontsize="medium")
-    try:
-        write_file(
-            file,
-            lambda path: figure.savefig(path, dpi=150),
-            made_by="lora-density",
-            may_replace=PICTURE.may_replace if overwrite else None,
-        )
-    except ValueError as error:
-        raise ModelError(f"`{file}` cannot be drawn: {error}") from error
+    write_picture(figure, file, made_by="lora-density", overwrite=overwrite)
