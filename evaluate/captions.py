@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from ..data.encoding import Encoder
 from ..data.row import Row
 from ..fusion.errors import ModelError, installs
-from ..live.model import LiveModel
-from ..predict.generation import generate
+from .job import Job, Scored
 from .suite import Caption
 
 Cider = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
@@ -40,28 +38,20 @@ def _words(text: str) -> str:
     return " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower()))
 
 
-def write_captions(
-    task: Caption,
-    model: LiveModel,
-    rows: Sequence[Row],
-    encoder: Encoder,
-    *,
-    batch_size: int,
-    advance: Callable[[int], None],
-) -> list[str]:
+def write_captions(task: Caption, job: Job, rows: Sequence[Row]) -> list[str]:
     """Return a caption for each row: of its `image`, led by its `prompt` where it has one, or of its `prompt` alone."""
     # Pictures are read one by one, as all of them together may not fit.
     groups = [[row] for row in rows] if rows and rows[0].media else [rows]
     return [
         text
         for group in groups
-        for text in generate(
-            model,
-            [encoder.prompt(row, room=task.max_new_tokens) for row in group],
-            max_new_tokens=task.max_new_tokens,
-            stop=task.stop,
-            penalties=task.penalties,
-            batch_size=batch_size,
-            advance=advance,
-        )
+        for text in job.written(task, [job.encoder.prompt(row, room=task.max_new_tokens) for row in group])
     ]
+
+
+def caption(task: Caption, job: Job) -> Scored:
+    """Write a caption to `prompt`, or to `image`, and compare it with `references`."""
+    rows = list(job.rows)
+    references = [row.texts("references") for row in rows]
+    score = cider()  # refused before the long part starts where its library is missing
+    return Scored(score=100 * score(write_captions(task, job, rows), references), num_rows=len(rows))

@@ -158,8 +158,8 @@ def score_suite(
 ) -> SuiteScores:
     """Return the scores of a live model; all files are opened before the first is scored."""
     from .harness import score_by_harness
-    from .scorers import SCORERS, Job
-    from .vqa import vqa
+    from .job import Job
+    from .scorers import SCORERS
 
     size = batch_size or suite.content.batch_size
     tasks = list(suite.tasks())
@@ -197,7 +197,7 @@ def score_suite(
                 max_length=length,
                 advance=_counter(lambda rows, at=number, what=name: progress(at, len(tasks), f"{what}: {rows}")),
             )
-            scored = {**SCORERS, "vqa": vqa}[task.scorer](task, job)
+            scored = SCORERS[task.scorer](task, job)
         found.append(
             TaskScore(
                 name=name,

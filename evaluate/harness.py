@@ -7,7 +7,7 @@ from typing import Any
 
 from ..fusion.errors import DataError, ModelError, first_line, installs
 from ..live.model import LiveModel
-from .scorers import Scored
+from .job import Scored
 from .suite import Harness
 
 

@@ -4,64 +4,17 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
-from ..data.encoding import Encoder
 from ..data.example import Example
 from ..data.row import Row
-from ..data.rows import Rows
 from ..fusion.errors import DataError, ModelError
 from ..live.model import LiveModel
-from ..predict.generation import generate
-from ..predict.likelihood import Likelihood, likelihoods
-from .suite import Caption, Classification, ExactMatch, MultipleChoice, Perplexity
-
-Advance = Callable[[int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """What a scorer found.
-
-    Attributes:
-        score: In [0, 100], more is better.
-        figures: What else it measured.
-        num_rows: Rows of the file that it scored.
-        outcomes: Of each row, whether its answer is right; empty where answers are not right or wrong.
-        luck: The mean of 1/(k − 1) over rows of k choices: how many answers are lucky for one that is wrong.
-    """
-
-    score: float
-    num_rows: int
-    figures: Mapping[str, float] = field(default_factory=dict)
-    outcomes: tuple[bool, ...] = ()
-    luck: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What every scorer is given."""
-
-    model: LiveModel
-    rows: Rows
-    encoder: Encoder
-    batch_size: int
-    max_length: int
-    advance: Advance = lambda _rows: None
-
-    def completed(self, row: Row, completion: str) -> list[Example]:
-        """Return the examples of a prompt with what should follow it."""
-        found = self.encoder.labelled(row.completed(completion)) if completion else []
-        if not any(example.num_predicted for example in found):
-            raise DataError(f"a completion of {row.what} is empty")
-        return found
-
-    def likelihoods(self, examples: Sequence[Example]) -> list[Likelihood]:
-        """Return how likely the model finds what is to be predicted."""
-        device = self.model.device
-        return likelihoods(self.model.model, examples, device=device, batch_size=self.batch_size, advance=self.advance)
+from .captions import caption
+from .job import Job, Scored
+from .suite import Classification, ExactMatch, MultipleChoice, Perplexity
+from .vqa import vqa
 
 
 def perplexity(task: Perplexity, job: Job) -> Scored:
@@ -96,15 +49,7 @@ def exact_match(task: ExactMatch, job: Job) -> Scored:
     for row in job.rows:
         answers.append(row.texts("answer"))
         prompts.append(job.encoder.prompt(row, room=task.max_new_tokens))
-    written = generate(
-        job.model,
-        prompts,
-        max_new_tokens=task.max_new_tokens,
-        stop=task.stop,
-        penalties=task.penalties,
-        batch_size=job.batch_size,
-        advance=job.advance,
-    )
+    written = job.written(task, prompts)
 
     def form(text: str) -> str:
         text = text.casefold() if task.ignore_case else text
@@ -179,17 +124,6 @@ def classification(_task: Classification, job: Job) -> Scored:
     )
 
 
-def caption(task: Caption, job: Job) -> Scored:
-    """Write a caption to `prompt`, or to `image`, and compare it with `references`."""
-    from .captions import cider, write_captions
-
-    rows = list(job.rows)
-    references = [row.texts("references") for row in rows]
-    score = cider()  # refused before the long part starts where its library is missing
-    written = write_captions(task, job.model, rows, job.encoder, batch_size=job.batch_size, advance=job.advance)
-    return Scored(score=100 * score(written, references), num_rows=len(rows))
-
-
 def _refuse_headless(model: LiveModel) -> None:
     if model.has_classes or model.model.get_output_embeddings() is None:
         raise ModelError(f"`{type(model.model).__name__}` gives no probability to text", hint="use another scorer")
@@ -205,4 +139,5 @@ SCORERS: dict[str, Callable[..., Scored]] = {
     "multiple-choice": multiple_choice,
     "classification": classification,
     "caption": caption,
+    "vqa": vqa,
 }

@@ -68,34 +68,38 @@ class Perplexity(OnFile):
         return self
 
 
-class ExactMatch(OnFile):
-    """The percentage of prompts that the model answers with the very text; generated greedily.
+class WritingTask(OnFile):
+    """A task in which the model writes, greedily.
 
     Attributes:
+        max_new_tokens: Longest answer.
         stop: An answer ends where one of these begins; blank space before an answer does not end it.
         penalties: Decode with what the model's generation_config.json asks for besides sampling, such as a
             `repetition_penalty`; models that are compared may then differ in it.
+    """
+
+    max_new_tokens: PositiveInt = 32
+    stop: list[str] = ["\n"]
+    penalties: bool = False
+
+
+class ExactMatch(WritingTask):
+    """The percentage of prompts that the model answers with the very text.
+
+    Attributes:
         ignore_case, ignore_punctuation: What does not count as a difference; outer white space never does.
     """
 
     scorer: Literal["exact-match"]
-    max_new_tokens: PositiveInt = 32
-    stop: list[str] = ["\n"]
-    penalties: bool = False
     ignore_case: bool = False
     ignore_punctuation: bool = False
 
 
-class Vqa(OnFile):
-    """VQA accuracy: an answer counts min(people who gave it / 3, 1); generated greedily.
-
-    Attributes:
-        stop: An answer ends where one of these begins.
-    """
+class Vqa(WritingTask):
+    """VQA accuracy: an answer counts min(people who gave it / 3, 1)."""
 
     scorer: Literal["vqa"]
     max_new_tokens: PositiveInt = 16
-    stop: list[str] = ["\n"]
 
 
 class MultipleChoice(OnFile):
@@ -117,13 +121,10 @@ class Classification(OnFile):
     scorer: Literal["classification"]
 
 
-class Caption(OnFile):
+class Caption(WritingTask):
     """CIDEr of generated captions, against several references each, times 100 as captioning papers give it."""
 
     scorer: Literal["caption"]
-    max_new_tokens: PositiveInt = 32
-    stop: list[str] = ["\n"]
-    penalties: bool = False
 
 
 class Harness(_Schema):

@@ -14,8 +14,7 @@ from typing import Any
 
 from ..data.row import Row
 from ..fusion.errors import DataError
-from ..predict.generation import generate
-from .scorers import Job, Scored
+from .job import Job, Scored
 from .suite import Vqa
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -63,14 +62,7 @@ def vqa(task: Vqa, job: Job) -> Scored:
     for row in job.rows:
         people.append(people_of(row))
         prompts.append(job.encoder.prompt(row, room=task.max_new_tokens))
-    written = generate(
-        job.model,
-        prompts,
-        max_new_tokens=task.max_new_tokens,
-        stop=task.stop,
-        batch_size=job.batch_size,
-        advance=job.advance,
-    )
+    written = job.written(task, prompts)
     scores = [vqa_accuracy(text, own) for text, own in zip(written, people, strict=True)]
     return Scored(
         score=100 * fsum(scores) / len(scores), num_rows=len(scores), outcomes=tuple(score >= RIGHT for score in scores)

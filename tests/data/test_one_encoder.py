@@ -20,6 +20,7 @@ from sculpt.data.tokens import tokenize
 from sculpt.demo.task import Question, encode_question
 from sculpt.evaluate.captions import write_captions
 from sculpt.evaluate.evaluate import score_suite
+from sculpt.evaluate.job import Job
 from sculpt.evaluate.suite import Caption, read_suite
 from sculpt.hessian import CalibrationOptions
 from sculpt.hessian.session import Session
@@ -317,8 +318,8 @@ def test_what_is_to_be_answered_is_what_an_answer_follows(
     assert score(made, file, "exact-match, max_new_tokens: 1, stop: []")[0] == [ids(before)]
     task = Caption(scorer="caption", file=file, max_new_tokens=1, stop=[])
     with seen_by(made.model) as seen:
-        encoder = made.encoder(for_scores=True)
-        write_captions(task, live(made), [*open_rows(file)], encoder, batch_size=1, advance=lambda _rows: None)
+        rows, encoder = open_rows(file), made.encoder(for_scores=True)
+        write_captions(task, Job(model=live(made), rows=rows, encoder=encoder, batch_size=1, max_length=0), [*rows])
     assert seen == [ids(before)]
 
 

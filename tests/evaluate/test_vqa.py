@@ -7,11 +7,18 @@ from pathlib import Path
 
 import pytest
 from sculpt.evaluate.evaluate import evaluate
+from sculpt.evaluate.suite import Caption, ExactMatch, Vqa
 from sculpt.evaluate.vqa import plain_answer, vqa_accuracy
 from sculpt.fusion.errors import DataError
 from sculpt.live.model import load_model
 
 from .conftest import Pair
+
+
+def test_every_task_in_which_a_model_writes_is_told_how_in_the_same_words() -> None:
+    tasks = (ExactMatch, Vqa, Caption)
+    assert all({"max_new_tokens", "stop", "penalties"} <= {*task.model_fields} for task in tasks)
+    assert [task.model_fields["max_new_tokens"].default for task in tasks] == [32, 16, 32]
 
 
 @pytest.mark.parametrize(
