@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..evaluate.options import Scoring
+from ..evaluate.options import CHOICES, WEIGHTS, Scoring
 from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.calibration import Calibration
@@ -79,8 +79,8 @@ class CompareOptions:
     methods: str | None = None
     seeds: int = 1
     choose_on: Path | None = None
-    gamma: str = "0.1:1.0:0.1"
-    protect_weights: str = "0.1,0.3,1,3,10"
+    gamma: str = CHOICES
+    protect_weights: str = WEIGHTS
     pick: str = "h-score"
 
 

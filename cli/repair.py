@@ -87,18 +87,15 @@ def repair(
     settings: Settings,
 ) -> None:
     """Protect the base, at the best λ of a suite if there is one; report."""
-    from ..fusion.errors import MethodError
+    from ..evaluate.repair import places_of, refuse_without_suite, repair
     from .console import out, quiet_libraries
 
-    if choice.suite is None and choice.pick is not None:
-        raise MethodError("`--pick` has no effect without `--suite`, whose scores it uses")
-    if choice.suite is None and "," in (choice.protect_weight or ""):
-        raise MethodError("several λ are tried on a suite", hint="`--suite` names one; `sculpt suite init` writes one")
+    if choice.suite is None:
+        refuse_without_suite(choice.pick, choice.protect_weight)
     calibration = calibration.protecting()
     refuse_missing([base, tuned], [*filter(None, (choice.suite,)), *calibration.files()])
     given = given_flags(ctx)
     quiet_libraries()
-    from ..evaluate.repair import places_of, repair
     from ..fusion.checkpoint.output.steps import steps_of
     from ..fusion.launch import launched
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..evaluate.options import Scoring
+from ..evaluate.options import STRENGTHS, WEIGHTS, Scoring
 from ..fusion.arithmetic.two_sided import Protection
 from ..fusion.plan.options import Policies, Selection
 from ..fusion.run.calibration import Calibration
@@ -54,7 +54,6 @@ bits that `sculpt fuse` would write. You can sweep several methods side by side.
 
     sculpt sweep base/ sft/ --suite suite.yaml --data train.jsonl --protect default --pick h-score
 """
-DEFAULT_GRID = "0.3:1.0:0.1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +75,7 @@ class GridOptions:
             help="Strengths: start:stop:step, a list, or `auto` for a search by golden section.",
             rich_help_panel="What is tried",
         ),
-    ] = DEFAULT_GRID
+    ] = STRENGTHS
     sparsity: str | None = None
     method: Annotated[
         list[str] | None,
@@ -95,7 +94,7 @@ class GridOptions:
             help="With --protect, the weights λ to sweep: a list, or `auto`. γ is then that of --gamma, or 1.",
             rich_help_panel="Protection",
         ),
-    ] = "0.1,0.3,1,3,10"
+    ] = WEIGHTS
 
 
 UNSET = {"strengths": None, "sparsities": (), "per_block": False, "seeds": 1, "model": None}  # where nobody says

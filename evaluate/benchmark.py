@@ -21,7 +21,7 @@ from ..measuring import statistics, with_found
 from .choice import Pick
 from .comparison import PAPERS, Best, Contender, Entry, compare, table_of
 from .live_fuse import LiveFuse, held_curvature
-from .options import Scoring
+from .options import CHOICES, WEIGHTS, Scoring
 from .strengths import parse_grid
 from .suite import Suite, read_suite
 
@@ -66,8 +66,8 @@ def benchmark(
     methods: Sequence[str] = (),
     seeds: int = 1,
     choose_on: Path | str | Suite | None = None,
-    strengths: str = "0.1:1.0:0.1",
-    weights: str = "0.1,0.3,1,3,10",
+    strengths: str = CHOICES,
+    weights: str = WEIGHTS,
     pick: str = "h-score",
     calibration: Calibration | None = None,
     protection: Protection | None = None,

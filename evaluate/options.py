@@ -7,6 +7,9 @@ from typing import Any
 
 from ..fusion.errors import DataError
 
+# Strengths (γ or scale) that a sweep tries, those among which a benchmark chooses, and weights λ of a protection.
+STRENGTHS, CHOICES, WEIGHTS = "0.3:1.0:0.1", "0.1:1.0:0.1", "0.1,0.3,1,3,10"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:

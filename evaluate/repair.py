@@ -105,10 +105,7 @@ def repair(
     refuse_output(page, inputs, PAGE, overwrite=may_exist)
     swept = None
     if suite is None:
-        if pick is not None:
-            raise MethodError("`pick` has no effect without `suite`, whose scores it uses", options=["pick"])
-        if "," in (weights or ""):
-            raise MethodError("several λ need a suite to choose by, and there is none", options=["suite"])
+        refuse_without_suite(pick, weights)
         if weights is not None:
             protection = replace(protection or Protection(), weight=_number(weights))
         settings = replace(settings, device=scoring.device)
@@ -128,13 +125,12 @@ def repair(
     else:
         if sweep is None:
             from .sweeping import sweep
-        has_samples = calibration.data is not None or calibration.hessian is not None
         swept = sweep(
             base,
             tuned,
             suite,
             methods=[TwoSided.name],
-            weights=weights or (WITH_DATA if has_samples else WITHOUT),
+            weights=weights or (WITH_DATA if calibration.has_samples else WITHOUT),
             pick=pick or "h-score",
             output=made.with_name(f"{made.name}-sweep"),
             model=made,
@@ -152,6 +148,22 @@ def repair(
         scores = [] if swept is None or swept.output is None else [swept.output / SWEEP_RECORD]
         report(made, output=page, scores=scores, overwrite=overwrite)
     return Repaired(model=made, page=page, sweep=swept)
+
+
+def refuse_without_suite(pick: str | None, weights: str | None) -> None:
+    """Refuse what a suite is needed for, where there is none.
+
+    Raises:
+        MethodError: Something is to be picked by its scores, or there is more than one λ.
+    """
+    if pick is not None:
+        raise MethodError("`pick` has no effect without `suite`, whose scores it uses", options=["pick", "suite"])
+    if "," in (weights or ""):
+        raise MethodError(
+            "several λ are tried on a suite, and there is none",
+            hint="`suite` names one; `sculpt suite init` writes one",
+            options=["suite"],
+        )
 
 
 def _number(text: str) -> float:

@@ -31,7 +31,7 @@ from ..measuring import comparison, statistics, with_found
 from .charts import draw
 from .choice import Pick
 from .live_fuse import LiveFuse, held_curvature
-from .options import Scoring
+from .options import STRENGTHS, WEIGHTS, Scoring
 from .points import Sweep
 from .resume import Held, KnownPoints, files_of
 from .strengths import Family, parse_grid
@@ -40,8 +40,6 @@ from .sweep import Grid, run_sweep
 
 logger = logging.getLogger(__name__)
 
-STRENGTHS = "0.3:1.0:0.1"
-WEIGHTS = "0.1,0.3,1,3,10"
 PICKS = ("h-score", "target", "pretrained")  # what is best where nobody says: the first that the suite measures
 AUTO = "auto"
 Numbers = str | Sequence[float]  # a grid as it is typed, or its numbers
