@@ -29,7 +29,7 @@ from ..fusion.run.backend import Backend
 from ..fusion.run.fuse import execute
 from ..fusion.run.in_memory import FusedTensors, RememberingBackend, fuse_in_memory
 from ..fusion.run.prepared import Prepared, prepare_plan
-from ..live.model import LiveModel, load_model
+from ..live.model import LiveModel, as_torch, load_model
 from ..live.names import Assembly
 from ..live.skeleton import build
 from ..measuring import Statistics
@@ -208,10 +208,3 @@ def with_block_strengths(plan: Plan, method: Method, blocks: BlockStrengths) -> 
         for step in plan.steps
     )
     return replace(plan, steps=steps)
-
-
-def as_torch(array: np.ndarray) -> torch.Tensor:
-    """Return an array as a tensor over the same memory."""
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)

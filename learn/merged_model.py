@@ -6,18 +6,16 @@ soon as it is there, `∂L/∂α_k = Σ_t ⟨∂L/∂W_t, P_k(t)⟩`, and let go
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..fusion.checkpoint import Source
 from ..fusion.checkpoint.adapter.module_names import ModelNames, ParameterPart
 from ..fusion.errors import ModelError
-from ..live.model import load_model
+from ..live.model import as_torch, load_model
 from .live_parts import LiveParts, live_parts
 from .parts import LinearMerge
 
@@ -104,7 +102,7 @@ class MergedModel:
         """Return the base's tensor: as its file is mapped, or a copy on a device to which that is a long way."""
         found = self._before.get(name)
         if found is None:
-            found = _as_torch(self.base.read(name))
+            found = as_torch(self.base.read(name))
             if self._device.type != "cpu":
                 found = self._before[name] = found.to(self._device)
         return found
@@ -128,15 +126,6 @@ class MergedModel:
             parameter.grad = None
 
         return meet
-
-
-def _as_torch(array: np.ndarray) -> Tensor:
-    """Return an array as a tensor over the same memory, which is only read."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        if array.dtype.name == "bfloat16":
-            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(array)
 
 
 def _places(base: Source, parameters: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ParameterPart]]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -174,6 +175,15 @@ def read_tensor(checkpoint: Source, name: str) -> torch.Tensor:
         flat[:] = checkpoint.read(name).view(np.uint8)
         checkpoint.release(name)
     return tensor
+
+
+def as_torch(array: np.ndarray) -> torch.Tensor:
+    """Return an array as a tensor over the same memory, which may be only read."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        if array.dtype.name == "bfloat16":
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
 
 
 def fits(checkpoint: Source, kind: torch.dtype, device: torch.device) -> bool:
