@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ...fusion.checkpoint.output.checked import DamagedError, digest_of, read_checked, write_checked
-from ...fusion.checkpoint.output.disk import sync, sync_all
+from ...fusion.checkpoint.output.disk import replace_whole, sync_all
 from ...fusion.checkpoint.output.lines import line_of, read_lines
 from ...fusion.checkpoint.output.workspace import MARK, PROCESSES, STATE, Workspace, told
 from ..measure.statistics import ParameterStatistics
@@ -136,11 +135,8 @@ class Journal:
         self._new = []
         if grams is not None:
             grams.sync()
-        beside = self.folder / f"{STATE}.tmp"
-        beside.write_bytes(line_of({**state, "digests": self._digests}))
-        sync(beside)
-        os.replace(beside, self.folder / STATE)
-        sync(self.folder)
+        line = line_of({**state, "digests": self._digests})
+        replace_whole(self.folder / STATE, line, beside=self.folder / f"{STATE}.tmp")
         for file in self.folder.iterdir():
             if file.name not in used | {STATE, GRAMS, MARK, PROCESSES}:
                 file.unlink()

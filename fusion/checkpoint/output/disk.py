@@ -84,6 +84,18 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def replace_whole(file: Path, content: bytes, *, beside: Path) -> None:
+    """Give a file another content: after a kill, or a power cut, it has this one or the one before.
+
+    Args:
+        beside: Where it is written first, in the same folder.
+    """
+    beside.write_bytes(content)
+    sync(beside)
+    beside.replace(file)
+    sync(file.parent)
+
+
 def sync_all(paths: Iterable[Path]) -> None:
     """Bring several files to the disk together."""
     with ThreadPoolExecutor(SYNCING_THREADS) as pool:

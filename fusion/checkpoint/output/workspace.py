@@ -210,12 +210,10 @@ class Workspace:
     def _mark(self) -> None:
         if self._made_by is None:
             return
-        new = self.folder / NEW_MARK
         content = {"output": self.output.name, "made by": self._made_by, **this_process()}
-        new.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        disk.sync(new)
-        new.replace(self.folder / MARK)
-        disk.sync(self.folder)  # lest a power cut leaves journals in a folder that is nobody's
+        text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+        # On the disk, lest a power cut leaves journals in a folder that is nobody's.
+        disk.replace_whole(self.folder / MARK, text.encode(), beside=self.folder / NEW_MARK)
 
     def _repair(self) -> None:
         """Put right what a run left that was killed while it gave the output its name."""
