@@ -46,7 +46,7 @@ def split(names: Iterable[str], read: Callable[[str], bytes]) -> tuple[list[str]
         return _of_pipeline(names, read)
     first = next((name for name in (*WHOLE, *DIFFUSERS) if name in there), None)
     if first is not None:
-        weights = {first} | (_indexed(first, read(first)) & there if first.endswith(".json") else set())
+        weights = {first} | (indexed(first, read(first)) & there if first.endswith(".json") else set())
         if first == "model.safetensors" and WHOLE[1] in there:
             weights.add(WHOLE[1])  # which of the two is stale is told where they are opened
     elif ADAPTER_CONFIG in there:
@@ -103,7 +103,12 @@ def _belongs(name: str) -> bool:
     return name == "README.md" or why_left(path, is_folder=False) is None
 
 
-def _indexed(index: str, content: bytes) -> set[str]:
+def indexed(index: str, content: bytes) -> set[str]:
+    """Return the names of the files that an index lists.
+
+    Raises:
+        CheckpointError: It lists none.
+    """
     try:
         found = json.loads(content)
         shards: Mapping[str, str] = found["weight_map"]

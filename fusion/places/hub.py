@@ -17,7 +17,7 @@ from typing import Any, final
 
 from ..errors import CheckpointError, SculptError, installs
 from ..progress import NOTE, Progress
-from .choose import WHOLE, needed, split
+from .choose import WHOLE, indexed, needed, split
 from .hub_errors import told
 from .names import HubName, size_told
 from .pointer import Pointer, make_shell
@@ -308,11 +308,8 @@ def _is_whole(found: Path) -> bool:
     weights: Sequence[str] = [name for name in WHOLE if name in names]
     if weights and weights[0].endswith(".json"):
         try:
-            from json import loads
-
-            shards = set(loads((found / weights[0]).read_bytes())["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return indexed(weights[0], (found / weights[0]).read_bytes()) <= set(names)
+        except (OSError, CheckpointError):
             return True  # it is told where it is opened
-        return shards <= set(names)
     beside = (".json", ".txt", ".model", ".md", ".py", ".jinja")
     return bool(weights) or any(not name.endswith(beside) for name in names)

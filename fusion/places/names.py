@@ -69,6 +69,10 @@ def size_told(nbytes: int) -> str:
     return f"{nbytes / 1e3:.0f} kB"
 
 
+# A URL in a sentence: its scheme, who asks, the place, and what is asked of it.
+IN_TEXT = re.compile(r"([a-z]+://)(?:[^\s/'\"`<>()]*@)?([^\s?#'\"`<>()]*)(?:[?#][^\s'\"`<>()]*)?")
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Url:
@@ -85,11 +89,23 @@ class Url:
     @property
     def told(self) -> str:
         """The place without what nobody is to see: passwords, and keys in a query."""
-        parts = urlsplit(self.text)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        return told_place(self.text)
 
     def __str__(self) -> str:
         return self.told
+
+
+def told_place(place: str) -> str:
+    """Return what a store calls a place, without what nobody is to see: passwords, and keys in a query."""
+    if "://" not in place:
+        return place
+    parts = urlsplit(place)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def without_secrets(text: str) -> str:
+    """Return what a library says, its URLs without what nobody is to see."""
+    return IN_TEXT.sub(r"\1\2", text)
 
 
 def url_of(asked: str) -> Url | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ..errors import SculptError
+from .names import told_place, without_secrets
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -51,7 +52,7 @@ def retried(ask: Callable[[], T], what: str) -> T:
         except Exception as error:
             if tries == TRIES or not is_lost(error):
                 raise
-            wait = FIRST_WAIT * 2 ** (tries - 1)
-            logger.info("%s: %s; asked again in %g s", what, str(error) or type(error).__name__, wait)
+            wait, said = FIRST_WAIT * 2 ** (tries - 1), str(error) or type(error).__name__
+            logger.info("%s: %s; asked again in %g s", told_place(what), without_secrets(said), wait)
             time.sleep(wait)
     raise AssertionError("a try returns or raises")

@@ -20,8 +20,8 @@ from ..cache import default_cache
 from ..errors import CheckpointError, NothingThereError, SculptError, first_line, installs
 from ..file_kinds import ADAPTER_CONFIG, CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from ..progress import NOTE, Progress
-from .choose import ADAPTER, WHOLE, needed, split
-from .names import Url, size_told
+from .choose import ADAPTER, WHOLE, indexed, needed, split
+from .names import Url, size_told, told_place, without_secrets
 from .pointer import Pointer, make_shell
 from .retry import retried, status_of
 from .settings import Shown, home_of, refuse_full_disk
@@ -105,16 +105,16 @@ def asking(url: Url) -> Iterator[None]:
 
 def _told(error: Exception, url: Url) -> CheckpointError:
     status, kind = status_of(error), type(error).__name__
+    said = without_secrets(first_line(error)) or kind
     keys = KEYS.get({"abfs": "az", "abfss": "az"}.get(url.scheme, url.scheme))
     if status in (401, 403) or isinstance(error, PermissionError) or "Credential" in kind:
-        return CheckpointError(f"`{url}` may not be read: {first_line(error)}", hint=keys)
+        return CheckpointError(f"`{url}` may not be read: {said}", hint=keys)
     if status is not None and status >= 429:
         return CheckpointError(
             f"the server of `{url}` fails, by status {status}", hint="try again later; what was fetched stays"
         )
     if isinstance(error, FileNotFoundError) or status == 404:
         return NothingThereError(f"`{url}` does not exist")
-    said = first_line(error) or kind
     return CheckpointError(f"cannot fetch `{url}`: {said}", hint="is there a network? what was fetched stays")
 
 
@@ -147,7 +147,7 @@ def stored_of(place: str, info: Mapping[str, Any]) -> Stored:
     marks = ("ETag", "etag", "md5Hash", "Last-Modified", "LastModified", "last_modified", "mtime", "updated")
     mark = next((str(info[key]) for key in marks if info.get(key)), "")
     if info.get("size") is None:
-        raise CheckpointError(f"the server does not say how large `{place}` is")
+        raise CheckpointError(f"the server does not say how large `{told_place(place)}` is")
     return Stored(place=place, nbytes=int(info["size"]), etag=mark.strip('"'))
 
 
@@ -177,8 +177,8 @@ def _probed(store: Any, url: Url) -> dict[str, Stored]:
         found = {name: own for name, own in looked if own is not None}
     index = next((name for name in WHOLE if name in found), "")
     if index.endswith(".json"):
-        shards = json.loads(content(store, found[index]))["weight_map"].values()
-        others = sorted({name for name in shards if PurePosixPath(name).name == name})
+        shards = indexed(told_place(place_of(index)), content(store, found[index]))
+        others = sorted(name for name in shards if PurePosixPath(name).name == name)
         found |= {name: own for name in others if (own := look(place_of(name))) is not None}
     has_weights = index or any(name in found for name in ADAPTER)
     return found if has_weights else {}
@@ -291,7 +291,8 @@ def refuse_changed(url: Url, before: Mapping[str, Stored]) -> None:
     for stored in before.values():
         if stored_of(stored.place, retried(lambda stored=stored: store.info(stored.place), stored.place)) != stored:
             raise CheckpointError(
-                f"`{stored.place}` changed while it was read", hint="run the command again once nothing writes to it"
+                f"`{told_place(stored.place)}` changed while it was read",
+                hint="run the command again once nothing writes to it",
             )
 
 

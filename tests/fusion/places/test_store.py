@@ -14,7 +14,7 @@ from sculpt.fusion import ref
 from sculpt.fusion.checkpoint import find_model, open_checkpoint
 from sculpt.fusion.errors import CheckpointError, SculptError
 from sculpt.fusion.places import store
-from sculpt.fusion.places.names import url_of
+from sculpt.fusion.places.names import url_of, without_secrets
 
 from ...commands import run
 from .file_server import FileServer
@@ -94,6 +94,16 @@ def test_a_folder_behind_a_web_server_is_found_by_its_index(web: FileServer, mak
     assert refused(f"{web.url}/nothing")[0] == f"`{web.url}/nothing` does not exist"
 
 
+@pytest.mark.parametrize("index", ["{}", "[]", "<html>", '{"weight_map": ["model.safetensors"]}'])
+def test_an_index_behind_a_web_server_that_is_none_is_told_by_its_url(
+    index: str, web: FileServer, make_pair: Pair
+) -> None:
+    base, _ = make_pair()
+    (base / "model.safetensors.index.json").write_text(index)
+    told = f"`{web.url}/base/model.safetensors.index.json` has no `weight_map`"
+    assert refused(f"{web.url}/base")[0] == told
+
+
 def test_errors_and_cut_lines_of_a_server_are_asked_again(web: FileServer, make_pair: Pair) -> None:
     base, _ = make_pair(shards=1)
     web.faults = {"GET .*model.safetensors": [500, 503, -1, 429]}
@@ -161,6 +171,31 @@ def test_a_password_in_a_url_is_used_and_shown_nowhere(
     assert "may not be read" in refused(f"{web.url}/base/other.safetensors")[0]
 
 
+def test_a_password_in_a_url_is_not_told_where_something_goes_wrong(
+    web: FileServer, make_pair: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    base, _ = make_pair(shards=1)
+    sharded, _ = make_pair(name="sharded-")
+    web.user = "me:hush"
+    place, file = web.url.replace("//", "//me:hush@"), base / "model.safetensors"
+    (sharded / "model.safetensors.index.json").write_text("{}")
+    web.faults = {"GET .*model.safetensors": [500, 503]}
+    read = store.read_range
+
+    def changed(*words: Any) -> bytes:
+        found = read(*words)
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+        return found
+
+    with caplog.at_level("DEBUG", "sculpt"):
+        told = [*refused(f"{place}/sharded-base"), *refused(f"{web.url.replace('//', '//me:hush2@')}/base?key=hush")]
+        monkeypatch.setattr(store, "read_range", changed)
+        told += refused(f"{place}/base/model.safetensors")
+    assert "asked again" in caplog.text
+    assert "changed while it was read" in "".join(map(str, told))
+    assert "hush" not in caplog.text + "".join(map(str, told))
+
+
 def test_a_url_of_this_disk_is_a_path(make_pair: Pair, places: Path) -> None:
     base, _ = make_pair()
     found = find_model(base.as_uri())
@@ -178,3 +213,15 @@ def test_nothing_is_fetched_for_a_url_that_is_only_looked_at(web: FileServer) ->
     with pytest.raises(CheckpointError):
         find_model(f"{web.url}/base", fetch=False)
     assert web.requests == []
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("500, url='http://me:hush@host/a?key=hush#x'", "500, url='http://host/a'"),
+        ("401 (https://me:hush@host/a b)", "401 (https://host/a b)"),
+        ("http://[::1", "http://[::1"),
+    ],
+)
+def test_what_a_library_says_of_a_url_is_told_without_its_secrets(said: str, told: str) -> None:
+    assert without_secrets(said) == told
