@@ -39,7 +39,7 @@ from ..plan.plan import Plan, idle_models, make_plan, swapped
 from ..progress import Progress, silent
 from ..record.card import model_card
 from ..record.input_digests import InputDigests
-from ..record.manifest import DIGESTS, FileRecord, Manifest, installed_version, make_manifest
+from ..record.manifest import ASKED, DIGESTS, FileRecord, Manifest, installed_version, make_manifest
 from ..record.records import TensorRecord
 from .allocator import return_large_blocks
 from .backend import SPARE_BUFFERS, Backend
@@ -480,7 +480,8 @@ def resume_facts(prepared: Prepared, provenance: Mapping[str, Any] | None) -> di
         "own": {step.name: [step.method.name, step.method.options()] for step in plan.steps if step.method},
         "settings": prepared.recorded(),
         "tiles": prepared.settings.tile_elements,
-        "curvature": provenance,
+        # What was asked for only counts by what came of it: a run may go on with smaller batches.
+        "curvature": provenance and {key: value for key, value in provenance.items() if key != ASKED},
         "configuration": prepared.configuration.files,
         "shards": {shard.file_name: hashlib.sha256(shard.header).hexdigest() for shard in prepared.layout.shards},
     }
