@@ -219,15 +219,18 @@ def fuse(
     Raises:
         SculptError: One sentence about what is wrong; nothing is left under the output's name.
     """
+    settings = settings or Settings()
     if isinstance(calibration, bool):
-        calibration = Calibration(hessian=hessian, data=data, enabled=calibration)
-        if protect is not None:
-            calibration = replace(calibration, protect=protect)
+        own = {"seed": settings.seed, "device": settings.device}  # as of a command
+        calibration = Calibration(hessian=hessian, data=data, protect=protect, enabled=calibration, **own)
     elif hessian is not None or data is not None or protect is not None:
         raise MethodError("give `hessian`, `data` and `protect` either in `calibration` or as arguments, not both")
     method = method_named(method) if isinstance(method, str) else method
-    if protect is not None or protection is not None or (method is not None and method.protects):
-        settings = replace(settings or Settings(), protection=protection or Protection())
+    if protection is not None and settings.protection is not None:
+        raise MethodError("give `protection` either in `settings` or as an argument, not both")
+    protection = protection or settings.protection
+    if calibration.protect is not None or protection is not None or (method is not None and method.protects):
+        settings = replace(settings, protection=protection or Protection())
         method = method or PROTECTED
     many = list(tuned) if isinstance(tuned, (list, tuple)) else [tuned]
     held = None

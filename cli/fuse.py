@@ -202,12 +202,7 @@ def run_prepared(
         return
     measures = (prepared.method.uses_curvature or protects) and calibration.enabled and calibration.hessian is None
     if measures:
-        data = calibration.data if isinstance(calibration.data, (list, tuple)) else [calibration.data]
-        named = ", ".join(str(path) for path in data if path is not None)
-        if protects and not named:
-            say("no samples of the task were named (--data): the fine-tuning deltas stand in for them")
-        else:
-            say(f"calibrating on {named or 'the text that ships with sculpt (--data names your own)'}")
+        say(_of_the_task(calibration, prepared.settings.protection))
     if protects:
         say(f"protecting the base on {' and '.join(map(str, calibration.sides))}")
         measures = measures or not all(side.is_statistics for side in calibration.sides)
@@ -234,6 +229,28 @@ def run_prepared(
         print_json({"output": str(prepared.output), **manifest.as_json()})
     else:
         fuse_view.show_result(prepared, manifest)
+
+
+INSTEAD_OF_SAMPLES = {  # by where the target's curvature comes from; without samples `data` is refused
+    "data": "",
+    "identity": ": all inputs of a layer count alike",
+    "general": ": the diagonal of the general side stands in for them",
+}
+BY_DELTAS = ": the fine-tuning deltas stand in for them"
+
+
+def _of_the_task(calibration: Calibration, protection: Protection | None) -> str:
+    """Return what tells the inputs of the task, in a sentence."""
+    from ..fusion.run.calibration import FROM_DELTA
+
+    data = calibration.data if isinstance(calibration.data, (list, tuple)) else [calibration.data]
+    named = [str(path) for path in data if path is not None and str(path) != FROM_DELTA]
+    if named:
+        others = ", and for the other models the deltas stand in for samples" if len(named) < len(data) else ""
+        return f"calibrating on {', '.join(named)}{others}"
+    if protection is None:
+        return "calibrating on the text that ships with sculpt (--data names your own)"
+    return f"no samples of the task were named (--data){INSTEAD_OF_SAMPLES.get(protection.target, BY_DELTAS)}"
 
 
 def _show_plan(prepared: Prepared, calibration: Calibration, *, json: bool) -> None:

@@ -116,7 +116,8 @@ def show_uncovered(manifest: Manifest, found: Statistics) -> None:
     """Say which fused tensors calibration has no statistics for: they were fused with H = I, or interpolated."""
     if found.provenance is None:
         return
-    reasons, names = found.why_missing(), [record.name for record in manifest.fused if not record.measured]
+    reasons = found.why_missing()
+    names = [record.name for record in manifest.fused if not record.measured and record.protected != TARGET_ALONE]
     instead = "an interpolation at 1/(1 + λ)" if manifest.settings.get("protection") else "H = I"
     by_reason: dict[str, list[str]] = {}
     for name in names:

@@ -138,7 +138,23 @@ def refuse_missing(models: Iterable[Asked], files: Iterable[Path] = ()) -> None:
         find_model(model)
     for file in files:
         if str(file) != GENERAL and not file.exists():
-            raise DataError(f"`{file}` does not exist")
+            raise DataError(f"`{file}` does not exist", hint=_meant(str(file)))
+
+
+def _meant(name: str) -> str | None:
+    """Return what may have been meant by a name of data under which nothing lies; None where nobody can guess."""
+    from ..data.general import ASKED, kinds
+    from ..fusion.errors import near
+    from ..fusion.run.calibration import GENERAL, OF_SHIPPED, SHIPPED
+
+    if name in (*kinds(), *ASKED):
+        return f"`{OF_SHIPPED}{name}` is a kind of the general set"
+    front, colon, weight = name.rpartition(":")
+    if colon and (front == SHIPPED or front.startswith(OF_SHIPPED) or Path(front).exists()):
+        return f"the weight of `{front}` is a number above 0, got `{weight}`"
+    if "," in name and all(Path(part).exists() or part == SHIPPED for part in name.split(",")):
+        return "give the option once for each"
+    return f"as data the general set is `{GENERAL}`" if name == SHIPPED else near(name, [SHIPPED])
 
 
 def refuse_idle(calibration: Calibration, method: Method, given: Collection[str]) -> None:

@@ -123,7 +123,7 @@ def _by_recipe(
     base, tuned = recipe.pop("base", None), recipe.pop("models", None)
     named: dict[str, Any] = {"base": place(base), "tuned": list(map(place, tuned))} if base and tuned else {}
     calibration = recipe.get("calibration") or {}
-    for key in calibration.keys() & {"data", "protect"}:
+    for key in calibration.keys() & {"data", "hessian", "protect"}:
         value = calibration[key]
         calibration[key] = list(map(place, value)) if isinstance(value, list) else place(value)
     quiet_environment()

@@ -105,12 +105,8 @@ def open_rows(
         return _rows(documents(text, SHIPPED), name=SHIPPED, folder=Path())
     path = Path(data)
     if str(data) == GENERAL:
-        if is_there(path):
-            raise DataError(
-                f"`{GENERAL}` is the general set that ships, and here a folder too",
-                hint=f"`{path.absolute()}` names the folder",
-            )
-        return _general(general.chosen_kinds(kinds))
+        refuse_two_meanings(data)
+        return texts_of_set(kinds)
     if not is_there(path):
         shards = _shards_of(path)
         if not shards:
@@ -147,10 +143,32 @@ def chosen(count: int, num_rows: int, seed: int) -> list[int]:
     return heapq.nsmallest(count, range(num_rows), key=draw)
 
 
-def _general(kinds: Sequence[str]) -> Rows:
+def refuse_two_meanings(data: Path | str | None) -> None:
+    """Refuse the general set's name where something lies here under it: who gave the name may have meant that.
+
+    Raises:
+        DataError: Something does.
+    """
+    if str(data) == GENERAL and is_there(Path(GENERAL)):
+        raise DataError(
+            f"`{GENERAL}` is the general set that ships, and here a folder too",
+            hint=f"`{Path(GENERAL).absolute()}` names the folder",
+        )
+
+
+def texts_of_set(kinds: Sequence[str] = ()) -> Rows:
+    """Return the texts of the general set that ships, whatever lies here under its name.
+
+    Args:
+        kinds: Which of its kinds; all of them where none is named.
+
+    Raises:
+        DataError: There is no such kind.
+    """
     texts, ranges = [], {}
+    chosen_kinds = general.chosen_kinds(kinds)
     for kind in general.kinds():
-        if kind not in kinds:
+        if kind not in chosen_kinds:
             continue
         ranges[kind] = range(len(texts), len(texts) + len(general.texts(kind)))
         texts += general.texts(kind)

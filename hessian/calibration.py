@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..data.rows import refuse_two_meanings
 from ..fusion.checkpoint.given import Given as Model
 from ..fusion.checkpoint.given import takes_models
 from ..fusion.checkpoint.output.guard import refuse_output
@@ -48,6 +49,7 @@ def calibrate(
         OutputError: `output` exists, and `overwrite` is not set; it touches an input; or it cannot be written.
     """
     options = replace(options or CalibrationOptions(), **chosen)
+    refuse_two_meanings(options.data)
     target = None if output is None else Path(output)
     if target is not None:
         given = [found for found in (options.data, options.only_changed) if found is not None]

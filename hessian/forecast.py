@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.rows import Rows, open_rows
+from ..data.rows import Rows, open_rows, texts_of_set
 from ..fusion.checkpoint import Source, TensorInfo
 from ..fusion.names import block_of
 from ..fusion.run.calibration import GENERAL, SampleRun
@@ -71,7 +71,7 @@ def samples_of(data: Any, how: SampleRun, source: Source) -> Samples:
     Raises:
         DataError: They cannot be read.
     """
-    rows = open_rows(data, how.media, fields=how.fields)
+    rows = texts_of_set() if str(data) == GENERAL else open_rows(data, how.media, fields=how.fields)
     longest = min(how.max_length, _text(source).get("max_position_embeddings") or how.max_length)
     if str(data) == GENERAL or rows.documents:
         total = how.samples * longest

@@ -16,7 +16,7 @@ from ..fusion.progress import Progress
 from ..fusion.record.files import file_digest
 from ..fusion.run.calibration import GENERAL, Calibration, SampleRun
 from ..fusion.run.prepared import Prepared
-from .models import MeasuredModel
+from .models import A_TUNED_MODEL, MeasuredModel
 
 if TYPE_CHECKING:
     from ..hessian import CalibrationOptions
@@ -121,6 +121,14 @@ def _measured_before(model: MeasuredModel, calibration: Calibration, algorithm: 
             + f"calibrate the {model.role}, or accept them with `of_other_model`",
             options=["Calibration.of_other_model"],
         )
+    wanted = model.checkpoint.tensors if model.wanted is None else model.wanted
+    is_own = hessian.provenance.model_fingerprint == model.checkpoint.fingerprint
+    if not is_own and not any(name in hessian for name in wanted):
+        raise CurvatureError(
+            f"the statistics were measured on `{hessian.provenance.model}`, and none of their tensors is one of the "
+            f"{model.role} `{model.checkpoint.ref}`",
+            hint=f"calibrate the {model.role}",
+        )
     if model.full and all(found.gram is None for found in hessian.values()):
         raise CurvatureError(
             f"{model.purpose} needs full Hessians, and the statistics of the {model.role} hold only diagonals",
@@ -134,7 +142,11 @@ def _measured_before(model: MeasuredModel, calibration: Calibration, algorithm: 
 def _is_of(fingerprint: str, model: MeasuredModel) -> str:
     """Return whose statistics they are, if they are of another model of the fuse."""
     whose = model.others.get(fingerprint)
-    return "" if whose is None else f"they belong to {whose}: are base and tuned swapped? If not, "
+    if whose is None:
+        return ""
+    mixed_up = model.place and whose == A_TUNED_MODEL
+    why = "are they in the order of the models" if mixed_up else "are base and tuned swapped"
+    return f"they belong to {whose}: {why}? If not, "
 
 
 def _options(calibration: Calibration, *, full: bool, base: ModelRef | None) -> CalibrationOptions:

@@ -12,11 +12,12 @@ from ..fusion.arithmetic.curvature import Curvatures
 from ..fusion.checkpoint.identity import identities, refuse_changed
 from ..fusion.errors import MethodError
 from ..fusion.progress import Progress, silent
+from ..fusion.record.manifest import ASKED
 from ..fusion.run.calibration import FROM_DELTA, STATISTICS, Calibration
 from ..fusion.run.prepared import Prepared
 from .joined import by_output
 from .measured import Measured, measured
-from .models import MeasuredModel, models_to_measure, names_seen, to_measure
+from .models import MeasuredModel, models_to_measure, names_seen, refuse_same_samples, to_measure
 from .moved import comparison
 
 
@@ -92,9 +93,10 @@ def statistics(prepared: Prepared, calibration: Calibration, *, progress: Progre
             measured(model, own, shares.of(k), stack, prepared)
             for k, (model, (_, _, own)) in enumerate(zip(models, wanted, strict=True))
         ]
+        refuse_same_samples(protection, models, [one.provenance.get("data_digest", "") for one in found])
         yield Statistics(
             curvature=by_output(prepared, names, models, found),
-            provenance=_provenance(models, found, len(prepared.plan.tuned)),
+            provenance={**_provenance(models, found, len(prepared.plan.tuned)), ASKED: calibration.said()},
             why_missing=found[0].why_missing,
             refuse_changed=lambda: refuse_changed(before),
             compare=None

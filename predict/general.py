@@ -12,7 +12,7 @@ from ..data import general
 from ..data.encoding import Encoder
 from ..data.example import Example
 from ..data.row import Row
-from ..data.rows import Rows, chosen, open_rows
+from ..data.rows import Rows, chosen, texts_of_set
 from ..fusion.checkpoint import Source
 from ..fusion.checkpoint.output.processes import Processes
 from ..fusion.errors import DataError
@@ -56,8 +56,7 @@ def general_rows(
     Raises:
         DataError: There is no such kind, or one that is named does not suit the model.
     """
-    named = general.chosen_kinds(kinds)
-    texts = open_rows(GENERAL, kinds=named)
+    texts = texts_of_set(kinds)
     asked = {kind: general.asked(kind) for kind in _asked_of(encoder, kinds, chats=chats)}
     if not asked:
         yield texts

@@ -42,7 +42,7 @@ from ..checkpoint.output.layout import parse_size
 from ..errors import DataError, MethodError, RecipeError, SculptError, did_you_mean
 from ..methods import METHODS, Method
 from ..plan.options import Policies, Selection, Side
-from ..run.calibration import Calibration
+from ..run.calibration import NOT_IN_RECIPES, Calibration
 from ..run.settings import OutputFormat, Rounding, Settings
 from .document import Document, KeyPath
 from .recipe import ModelEntry, ModelName, Parameter, Recipe, Slice, Vocabulary
@@ -99,11 +99,9 @@ def _keys_of(options: type, *, leave_out: Collection[str] = (), **types: Any) ->
 PathOrPaths = str | list[str] | None
 _Policies = _keys_of(Policies)
 _Protection = _keys_of(Protection)
-# The fuse's own seed and device hold for calibration too. A recipe from elsewhere makes
-# no model's code run, and reads no files of its choice.
 _Calibration = _keys_of(
     Calibration,
-    leave_out=("seed", "device", "trust_remote_code", "media"),
+    leave_out=NOT_IN_RECIPES,
     hessian=PathOrPaths,
     data=PathOrPaths,
     protect=PathOrPaths,

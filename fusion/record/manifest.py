@@ -278,6 +278,9 @@ class Manifest:
             raise CheckpointError(f"`{file}` is malformed: {error.message}") from error
 
 
+ASKED = "asked"  # of `curvature`: what a recipe says of the calibration
+
+
 def sides_of(curvature: Mapping[str, Any], side: str) -> list[Mapping[str, Any]]:
     """Return what is said of each set that a side, `target` or `general`, was measured on: one stands by itself."""
     found = curvature.get(side) or []

@@ -11,9 +11,7 @@ import yaml
 from ..arithmetic.two_sided import Protection
 from ..methods import METHODS
 from ..plan.options import Policies
-from .manifest import Manifest, sides_of
-
-GENERAL, SHIPPED = "general", "default"  # as data, and as what protects: `run/calibration.py`
+from .manifest import ASKED, Manifest
 
 
 def recipe_of(manifest: Manifest) -> dict[str, Any]:
@@ -71,25 +69,4 @@ def _calibration(manifest: Manifest) -> dict[str, Any]:
     method, about = METHODS.get(manifest.method), manifest.curvature
     if about is None:
         return {} if method is None or not method.uses_curvature else {"enabled": False}
-    targets, sides = sides_of(about, "target") or [about], sides_of(about, "general")
-    names = [one.get("data") for one in targets]
-    found: dict[str, Any] = {}
-    if any(name not in (None, "delta") for name in names):
-        found["data"] = names if len(names) > 1 else names[0]
-        found |= {key: targets[0][at] for key, at in (("samples", "num_samples"), ("max_length", "max_length"))}
-    if sides:
-        of = [_name_of(side, alone=len(sides) == 1) for side in sides]
-        weights = [side.get("weight", 1.0) for side in sides]
-        several = [name if weight == 1 else f"{name}:{weight:g}" for name, weight in zip(of, weights, strict=True)]
-        found["protect"] = several if len(several) > 1 else several[0]
-        if of == [SHIPPED] and len(kinds := sides[0].get("kinds") or ()) == 1:
-            found["protect_kinds"] = [kinds[0][0]]
-    return found
-
-
-def _name_of(side: Mapping[str, Any], *, alone: bool) -> Any:
-    """Return what a general side is given as: the set that ships, or one kind of it beside others, else the data."""
-    if side.get("data") != GENERAL:
-        return side.get("data")
-    kinds = side.get("kinds") or ()
-    return f"{SHIPPED}/{kinds[0][0]}" if len(kinds) == 1 and not alone else SHIPPED
+    return dict(about.get(ASKED) or {})

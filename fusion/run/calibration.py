@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,9 @@ KIND_SHARE = 8  # a kind of the general set that is a side of its own has an eig
 STATISTICS = ".safetensors"  # what a file of statistics ends with; any other is data
 BATCH_TOKENS = 2048  # 135 M on a CPU: as fast as twice as many, an eighth faster than half as many
 FROM_DELTA = "delta"  # in place of a model's samples or statistics: its delta stands in for them
+# The fuse's own seed and device hold for calibration too. A recipe from elsewhere makes no model's code run, and reads
+# no files of its choice.
+NOT_IN_RECIPES = ("seed", "device", "trust_remote_code", "media")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +92,12 @@ class GeneralSide:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        if isinstance(self.source, str) and not self.source:
+            raise DataError(
+                "what the base is to be protected on is an empty name",
+                hint=f"`{SHIPPED}` is the general set that ships",
+                options=["protect"],
+            )
         if not (self.weight > 0 and isfinite(self.weight)):
             raise DataError(f"the weight of `{self.source}` must be above 0, got {self.weight:g}", options=["protect"])
 
@@ -105,8 +114,8 @@ class GeneralSide:
 
     @property
     def is_shipped(self) -> bool:
-        """Whether it is the general set that ships."""
-        return isinstance(self.source, str) and self.source == SHIPPED
+        """Whether it is the general set that ships, by its name here or as data."""
+        return isinstance(self.source, str) and self.source in (SHIPPED, GENERAL)
 
     @property
     def kind(self) -> str | None:
@@ -189,7 +198,13 @@ class Calibration(SampleRun):
                     raise MethodError(f"`{name}` has no effect without calibration", options=[name])
 
     def protecting(self) -> Calibration:
-        """Return the same with the general set that ships to protect the base on, where nothing else is named."""
+        """Return the same with the general set that ships to protect the base on, where nothing else is named.
+
+        Raises:
+            MethodError: Statistics are switched off.
+        """
+        if not self.enabled:
+            raise MethodError("a protection needs statistics, so calibration cannot be off", options=["enabled"])
         return replace(self, protect=SHIPPED) if self.protect is None else self
 
     def files(self) -> list[Path]:
@@ -215,6 +230,19 @@ class Calibration(SampleRun):
         """Whether samples or statistics of the target task were given: this one's own, not those of a list."""
         given = self.hessian if self.hessian is not None else self.data
         return given is not None and not (isinstance(given, (Path, str)) and str(given) == FROM_DELTA)
+
+    def said(self) -> dict[str, Any]:
+        """Return what a recipe says of it: all that is not as by default, files by their names alone.
+
+        Nothing of statistics in memory, nor of what changes no bit of an output.
+        """
+        found: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in (*NOT_IN_RECIPES, "memory", "protect_keep") or value is None or value == field.default:
+                continue
+            found[field.name] = _named(value) if field.name in ("hessian", "data", "protect") else _plain(value)
+        return {key: value for key, value in found.items() if value is not None}
 
     def of_general(self) -> list[Calibration]:
         """Return the same for each general side: what it is measured on, or its statistics.
@@ -254,6 +282,24 @@ class Calibration(SampleRun):
         hessians = _one_each("statistics", self.hessian, num_models, shared=False)
         data = _one_each("samples", self.data, num_models, shared=True)
         return [replace(self, hessian=h, data=d) for h, d in zip(hessians, data, strict=True)]
+
+
+def _named(given: Any) -> Any:
+    """Return what a recipe calls data or statistics; None of those in memory."""
+    if isinstance(given, (list, tuple)):
+        return [_named(one) for one in given]
+    side = GeneralSide.of(given)
+    if not isinstance(side.source, (Path, str)):
+        return None
+    name = Path(side.source).name if Path(side.source).exists() else str(side.source)
+    weight = f"{side.weight:g}"
+    return name if side.weight == 1 else f"{name}:{weight if float(weight) == side.weight else side.weight}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _one_each(what: str, given: Any, num_models: int, *, shared: bool) -> list[Any]:

@@ -21,13 +21,20 @@ SHARE = 0.9  # of these that are of low rank, where the model is
 def low_rank_models(plan: Plan) -> frozenset[int]:
     """Return the places among the tuned models of those whose deltas are of low rank.
 
-    An adapter is. Of a whole model a few matrices are looked at: merged in bfloat16 an adapter has the rounding of
-    every element on top, and single tensors of a full fine-tune may have as few directions.
+    An adapter is. Of a whole model, or one that a patch makes, a few matrices are looked at: merged in bfloat16 an
+    adapter has the rounding of every element on top, and single tensors of a full fine-tune may have as few directions.
     """
     matrices = [step for step in plan.steps if step.action == "fuse" and len(step.shape) == 2]
     return frozenset(
-        k for k, tuned in enumerate(plan.tuned) if tuned.base is not None or _is_low_rank(plan.base, tuned, k, matrices)
+        k
+        for k, tuned in enumerate(plan.tuned)
+        if _is_adapter(tuned, k, matrices) or _is_low_rank(plan.base, tuned, k, matrices)
     )
+
+
+def _is_adapter(tuned: Source, k: int, matrices: Sequence[Step]) -> bool:
+    own = (step.tuned[k] for step in matrices)
+    return any(info is not None and tuned.low_rank(info.name) is not None for info in own)
 
 
 def _is_low_rank(base: Source, tuned: Source, k: int, matrices: Sequence[Step]) -> bool:

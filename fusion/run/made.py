@@ -75,6 +75,11 @@ class Made:
                 raise MethodError(
                     f"`{self.place}` was made with statistics in memory, which its manifest does not hold"
                 )
+            measured = [one for one in found if "seed" in one and "file" not in one]
+            if any(one["seed"] != manifest.settings.get("seed") for one in measured):
+                raise MethodError(
+                    f"`{self.place}` was made with another seed for its samples than for its masks, which no recipe has"
+                )
 
     def told_size(self) -> str:
         """Return what was compared, for a sentence."""

@@ -28,7 +28,7 @@ from ..plan.companions import Companions, account
 from ..plan.configuration import Configuration, Reshape, configuration
 from ..plan.encoding import encodings
 from ..plan.plan import Plan, idle_models, make_plan, swapped
-from ..record.manifest import installed_version
+from ..record.manifest import ASKED, installed_version
 from .backend import Backend
 from .bill import Bill, bill_of, encoding_bytes
 from .settings import Settings
@@ -288,7 +288,8 @@ def resume_facts(prepared: Prepared, provenance: Mapping[str, Any] | None) -> di
         "own": {step.name: [step.method.name, step.method.options()] for step in plan.steps if step.method},
         "settings": prepared.recorded(),
         "tiles": prepared.settings.tile_elements,
-        "curvature": provenance,
+        # What was asked for only counts by what came of it: a run may go on with smaller batches.
+        "curvature": provenance and {key: value for key, value in provenance.items() if key != ASKED},
         "configuration": prepared.configuration.files,
         "shards": {shard.file_name: hashlib.sha256(shard.header).hexdigest() for shard in prepared.layout.shards},
     }

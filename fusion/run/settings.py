@@ -149,10 +149,15 @@ class Settings(Options):
         if self.protection is None:
             return num_tuned
         together, shares = joins(method, num_tuned), as_tuple(self.protection.shares)
-        if len(shares) not in (1, num_tuned if together else 1):
+        if not together and shares != (1.0,):
+            why = "there is one" if num_tuned == 1 else f"{method.title} merges them itself"
             raise MethodError(
-                f"`shares` has {len(shares)} values, and {num_tuned if together else 'no'} models are merged",
+                f"`shares` are of fine-tunes that are put together before a method for one model, and {why}",
                 options=["Protection.shares"],
+            )
+        if len(shares) not in (1, num_tuned):
+            raise MethodError(
+                f"`shares` has {len(shares)} values, and {num_tuned} models are merged", options=["Protection.shares"]
             )
         return 1 if together else num_tuned
 

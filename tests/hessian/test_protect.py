@@ -370,7 +370,8 @@ def test_several_fine_tunes_are_put_together_with_samples_or_without(
         ),
         (["--curvature", "diagonal"], "a protection needs matrices"),
         (["--target-curvature", "data"], "there are none hint: `--data` names samples"),
-        (["--protect-shares", "1,2"], "`--protect-shares` has 2 values, and no models are merged"),
+        (["--protect-shares", "1,2"], "put together before a method for one model, and there is one"),
+        (["--protect-shares", "2"], "put together before a method for one model, and there is one"),
     ],
 )
 def test_what_a_missing_target_cannot_give_is_refused(
@@ -397,3 +398,42 @@ def test_several_models_without_protection_and_idle_stand_ins_are_refused(
         sculpt.fuse(
             found["base"], found["tuned"], method=sculpt.Tailor(), protect=found["general"], output=tmp_path / "out"
         )
+    pair, sides = (found["base"], [found["tuned"]] * 2), {"protect": found["general"], "output": tmp_path / "out"}
+    how = sculpt.Protection(target="identity")
+    with pytest.raises(MethodError, match="no effect where `target` is identity"):
+        sculpt.fuse(*pair, method="two-sided", data=[found["target"], "delta"], protection=how, **sides)
+    with pytest.raises(MethodError, match="TIES merges them itself"):
+        sculpt.fuse(*pair, method="ties", protection=sculpt.Protection(shares=2.0), **sides)
+
+
+def test_statistics_of_none_of_a_models_tensors_are_refused(
+    models: Callable[[str], dict[str, Path]], tmp_path: Path
+) -> None:
+    found, other = models("llama-tied"), models("gpt2")
+    file = tmp_path / "gpt2.safetensors"
+    sculpt.calibrate(other["base"], data=other["general"], output=file, full=["*"])
+    pair = (found["base"], found["tuned"], "--protect", file, "--hessian-of-other-model")
+    code, _, told = command("fuse", *pair, "-o", tmp_path / "out")
+    assert code == 1
+    assert "none of their tensors is one of the base" in " ".join(told.split())
+
+
+def test_a_patch_over_its_base_is_protected_as_the_model_that_it_makes(
+    models: Callable[[str], dict[str, Path]], tmp_path: Path
+) -> None:
+    found = models("gpt2")
+    patch, base, general = tmp_path / "tuned.safetensors", found["base"], found["general"]
+    sculpt.pack(base, found["tuned"], output=patch)
+    patched = f"{base}+{patch}"
+    both = {}
+    for name, pair in {
+        "whole": (base, found["tuned"]),
+        "patched": (base, patched),
+        "back": (found["tuned"], base),
+        "from a patch": (patched, base),
+    }.items():
+        made = sculpt.fuse(*pair, method="two-sided", protect=general, output=tmp_path / name)
+        both[name] = weights(tmp_path / name), {record.protected for record in made.fused}
+    assert both["patched"] == both["whole"]
+    assert "delta" in both["whole"][1]
+    assert both["from a patch"] == both["back"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import sculpt
 import torch
 import transformers
 import typer
-from sculpt.cli import calibrate, fuse, merge
+from sculpt.cli import calibrate, fuse, merge, rerun
 from sculpt.fusion.arithmetic.curvature import Curvature
 from sculpt.fusion.arithmetic.general_sides import weighted_sum
 from sculpt.fusion.errors import CurvatureError, DataError, MethodError, SculptError
+from sculpt.fusion.record.recipe import recipe_text
 from sculpt.fusion.run.calibration import Calibration, GeneralSide
 from typer.testing import CliRunner, Result
 
@@ -218,6 +220,7 @@ def reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SCULPT_CACHE", str(tmp_path / "cache"))
     folder = tmp_path
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: k for k, letter in enumerate(alphabet)}, merges=[]))
@@ -239,7 +242,7 @@ def reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(*options: str) -> Result:
     app = typer.Typer()
-    for family in (calibrate, fuse, merge):
+    for family in (calibrate, fuse, merge, rerun):
         family.register(app)
     return CliRunner().invoke(app, [*options])
 
@@ -334,3 +337,115 @@ def test_an_unknown_kind_is_refused_with_the_list(reading: Path) -> None:
         assert idle.options == (option,)
     without = run("fuse", "base", "sft", "--protect-kinds", "csv").exception
     assert "`--protect-kinds` has no effect without `--protect`" in str(without)
+
+
+def test_the_same_samples_on_both_sides_are_refused_by_whatever_name(reading: Path) -> None:
+    (reading / "copy.jsonl").write_text((reading / "own.jsonl").read_text())
+    (reading / "link.jsonl").symlink_to("own.jsonl")
+    for name, model in (("g", "base"), ("a", "sft")):
+        done = run("calibrate", model, "--data", "own.jsonl", "--full", "*", "-o", f"{name}.safetensors")
+        assert done.exit_code == 0, done.exception
+    for given in (
+        ["--data", "own.jsonl", "--protect", f"{reading}/own.jsonl"],
+        ["--data", "copy.jsonl", "--protect", "own.jsonl"],
+        ["--data", "link.jsonl", "--protect", "train.jsonl", "--protect", "own.jsonl:2"],
+        ["--data", "own.jsonl", "--protect", "g.safetensors"],
+        ["--hessian", "a.safetensors", "--protect", "own.jsonl"],
+        ["--hessian", "a.safetensors", "--protect", "g.safetensors"],
+        ["--hessian", "g.safetensors", "--hessian-of-other-model", "--protect", "g.safetensors"],
+    ):
+        refused = run("fuse", "base", "sft", *given, "-o", "out").exception
+        assert isinstance(refused, MethodError), given
+        assert "nothing would be protected" in refused.message
+        assert not (reading / "out").exists()
+
+
+def test_python_heeds_how_the_base_is_protected_wherever_that_is_said(reading: Path) -> None:
+    how = sculpt.Protection(weight=3.0, curvature="diagonal")
+    settings, calibration = sculpt.Settings(protection=how), Calibration(data="train.jsonl", protect="own.jsonl")
+    for k, given in enumerate(
+        (
+            {"data": "train.jsonl", "protect": "own.jsonl", "protection": how},
+            {"data": "train.jsonl", "protect": "own.jsonl", "settings": settings},
+            {"calibration": calibration, "settings": settings, "method": "two-sided"},
+            {"calibration": calibration, "protection": how},
+        )
+    ):
+        made = sculpt.fuse("base", "sft", output=f"made-{k}", **given)  # pyright: ignore[reportArgumentType]
+        assert made.settings["protection"]["weight"] == 3.0
+        assert (reading / f"made-{k}/model.safetensors").read_bytes() == (
+            reading / "made-0/model.safetensors"
+        ).read_bytes()
+    assert sculpt.fuse("base", "sft", output="by-calibration", calibration=calibration).settings["protection"]
+    with pytest.raises(MethodError, match="not both"):
+        sculpt.fuse("base", "sft", output="out", protect="own.jsonl", protection=how, settings=settings)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"protect": "default/csv", "protect_samples": 8},
+        {"protect": ["default", "default/csv:3", "own.jsonl:0.123456789"], "protect_kinds": ("csv", "logs")},
+        {"protect": "default", "protect_kinds": ("novels",), "max_length": 20, "seed": 3},
+        {"data": ["train.jsonl", "delta"], "samples": 9, "protect": "own.jsonl", "protect_samples": 5, "batch_size": 1},
+        {"hessian": ["sft.safetensors", "delta"], "protect": "base.safetensors:2"},
+    ],
+    ids=str,
+)
+def test_the_recipe_of_a_protected_fuse_makes_its_weights(reading: Path, given: dict[str, Any]) -> None:
+    for name, data in (("base", "own"), ("sft", "train")):
+        run("calibrate", name, "--data", f"{data}.jsonl", "--full", "*", "-o", f"{name}.safetensors")
+    calibration = Calibration(protect_check=False, **given)
+    tuned = ["sft", "other"] if isinstance(given.get("data") or given.get("hessian"), list) else ["sft"]
+    shutil.copytree("sft", "other")
+    settings = sculpt.Settings(seed=calibration.seed)
+    made = sculpt.fuse("base", tuned, output="made", calibration=calibration, settings=settings, method="two-sided")
+    (reading / "recipe.yaml").write_text(recipe_text(made))
+    merged = run("merge", "recipe.yaml", "-o", "merged")
+    assert merged.exit_code == 0, merged.exception
+    again = run("rerun", "made", "-o", "again")
+    assert again.exit_code == 0, again.exception
+    first = (reading / "made/model.safetensors").read_bytes()
+    assert first == (reading / "merged/model.safetensors").read_bytes()
+
+
+def test_samples_by_another_seed_than_the_masks_have_no_recipe(reading: Path) -> None:
+    sculpt.fuse("base", "sft", output="made", calibration=Calibration(seed=4, protect="own.jsonl", protect_check=False))
+    refused = run("rerun", "made", "-o", "again").exception
+    assert isinstance(refused, MethodError)
+    assert "another seed" in refused.message
+
+
+def test_a_folder_with_the_name_of_the_set_is_no_matter_where_nobody_names_it(reading: Path) -> None:
+    (reading / "general").mkdir()
+    for words in (["--protect", "default/csv", "--protect-samples", "8"], ["--protect", "default", "--dry-run"]):
+        done = run("fuse", "base", "sft", *words, "--no-protect-check", "-o", "out")
+        assert done.exit_code == 0, done.exception
+    for words in (["fuse", "base", "sft", "--protect", "general"], ["calibrate", "base", "--data", "general"]):
+        refused = run(*words, "-o", "none").exception
+        assert isinstance(refused, DataError)
+        assert "a folder too" in refused.message
+
+
+def test_the_name_of_the_set_as_data_protects_as_its_own_does(reading: Path) -> None:
+    for name in ("general", "default"):
+        done = run(
+            "fuse", "base", "sft", "--protect", name, "--protect-kinds", "csv", "--no-protect-check", "-o", f"by-{name}"
+        )
+        assert done.exit_code == 0, done.exception
+    first, second = ((reading / f"by-{name}/model.safetensors").read_bytes() for name in ("general", "default"))
+    assert first == second
+
+
+def test_names_of_sides_that_are_mistyped_come_with_a_hint(reading: Path) -> None:
+    for side, hint in (
+        ("csv", "`default/csv` is a kind of the general set"),
+        ("chats", "`default/chats` is a kind of the general set"),
+        ("own.jsonl:three", "the weight of `own.jsonl` is a number above 0, got `three`"),
+        ("own.jsonl,default", "give the option once for each"),
+        ("defualt", "did you mean `default`?"),
+        ("", "`default` is the general set that ships"),
+    ):
+        refused = run("fuse", "base", "sft", "--protect", side, "-o", "out").exception
+        assert isinstance(refused, DataError), side
+        assert refused.hint == hint
