@@ -50,8 +50,14 @@ def test_calibrating_within_the_fuse_gives_the_same_bytes(models: Path, tmp_path
         assert (tmp_path / "memory" / file.name).read_bytes() == file.read_bytes()
     assert all(record.measured for record in within.tensors)
     digests = {"file": file_digest(tmp_path / "hessian.safetensors", "xxh3-128")}
-    assert before.curvature == {**(within.curvature or {}), **digests}
-    assert {**(memory.curvature or {}), "content": ""} == {**(within.curvature or {}), "content": ""}
+    told = {**(within.curvature or {}), "asked": ""}
+    assert {**(before.curvature or {}), "asked": ""} == {**told, **digests}
+    assert {**(memory.curvature or {}), "content": "", "asked": ""} == {**told, "content": ""}
+    assert [made.curvature and made.curvature["asked"] for made in (within, before, memory)] == [
+        {"data": "data.jsonl"},
+        {"hessian": "hessian.safetensors"},
+        {},
+    ]
     assert within.curvature is not None
     assert within.curvature["num_samples"] == 12
 
@@ -118,3 +124,18 @@ def test_a_failed_calibration_leaves_no_output(models: Path, tmp_path: Path) -> 
     with pytest.raises(sculpt.SculptError):
         sculpt.fuse(models / "base", models / "sft", data=tmp_path / "empty.jsonl", output=tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["empty.jsonl"]
+
+
+def test_a_fuse_draws_its_samples_by_the_seed_of_its_settings(models: Path, tmp_path: Path) -> None:
+    rows = [{"input_ids": [k % 90, 1 + k % 7]} for k in range(200)]
+    data = tmp_path / "many.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    digests = set()
+    for seed in (0, 7):
+        options = sculpt.Settings(seed=seed)
+        made = sculpt.fuse(models / "base", models / "sft", data=data, settings=options, output=tmp_path / f"{seed}")
+        alone = sculpt.calibrate(models / "sft", data=data, output=tmp_path / f"{seed}.safetensors", seed=seed)
+        assert made.curvature is not None
+        assert made.curvature["data_digest"] == alone.provenance.data_digest
+        digests.add(alone.provenance.data_digest)
+    assert len(digests) == 2
