@@ -32,6 +32,7 @@ from ..errors import MethodError, OutputError, Way
 from ..methods import Method
 from ..methods.two_sided import title_under
 from ..patch.sink import FEW_FRAMES, FRAME_BYTES, PatchSink
+from ..places.names import size_told
 from ..plan.companions import Companions, account
 from ..plan.configuration import CONFIG, Configuration, Reshape, configuration
 from ..plan.encoding import encodings
@@ -295,7 +296,7 @@ def _refuse_no_patch(plan: Plan, *, is_coded: bool) -> None:
 def _refuse_full_disk(output: Path, needed: int) -> None:
     free = free_bytes(output)
     if needed > free + taken_bytes(beside(output)):
-        raise OutputError(f"the output takes {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free")
+        raise OutputError(f"`{output}` takes {size_told(needed)}, and its disk has {size_told(free)} free")
 
 
 def execute(
