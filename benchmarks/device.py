@@ -94,11 +94,11 @@ def products(device: str) -> None:
 
 def sculpt(*words: str) -> float:
     """Run a command in this process; return its seconds."""
-    from sculpt.cli.app import app
+    from sculpt.cli.app import app_of
 
     start = time.perf_counter()
     with redirect_stdout(io.StringIO()):
-        app(list(words), standalone_mode=False)
+        app_of()(list(words), standalone_mode=False)
     return time.perf_counter() - start
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
-from copy import copy
+from functools import cache
+from importlib import import_module
 from inspect import signature
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,32 +18,6 @@ import typer
 import typer.core
 from typer.models import CommandInfo
 
-from ..fusion.methods import METHODS
-from . import (
-    benchmark,
-    bound,
-    calibrate,
-    compare,
-    demo,
-    evaluate,
-    fuse,
-    inspect,
-    lora,
-    lora_sparse,
-    lora_sweep,
-    lora_train,
-    merge,
-    patch,
-    push,
-    repair,
-    report,
-    rerun,
-    status,
-    suite,
-    sweep,
-    untie,
-    verify,
-)
 from .speech import OF_COMMANDS, hearing, log
 from .start import Interrupted, catch_signals
 
@@ -60,29 +36,39 @@ class Commands(typer.core.TyperGroup):
 
 
 TRACEBACK = "SCULPT_TRACEBACK"  # the environment variable that shows where an unforeseen failure happened
-app = typer.Typer(
-    name="sculpt",
-    cls=Commands,
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Repair a fine-tuned model that forgot, with no retraining: checkpoint surgery on safetensors.",
-    epilog="Start with `sculpt repair base/ sft/`, or see it all at work with `sculpt demo`.",
-)
+# By panel of the help the modules that have its commands, which they are called; other methods' commands are `fuse`'s.
 FAMILIES = {
-    "Repair": (repair, fuse, calibrate, demo),
-    "Score and choose": (compare, evaluate, suite, sweep, benchmark, bound),
-    "Look and check": (inspect, verify, status, report, rerun),
-    "Merge several": (merge, lora, untie),
-    "Keep as a patch": (patch,),
-    "Publish": (push,),
-    "Train without forgetting": (lora_train, lora_sweep, lora_sparse),
+    "Repair": {"repair": ("repair",), "fuse": ("fuse",), "calibrate": ("calibrate", "hessian"), "demo": ("demo",)},
+    "Score and choose": {
+        "compare": ("compare",),
+        "evaluate": ("eval", "gate"),
+        "suite": ("suite",),
+        "sweep": ("sweep",),
+        "benchmark": ("benchmark", "scores"),
+        "bound": ("bound",),
+    },
+    "Look and check": {
+        "inspect": ("inspect", "diff"),
+        "verify": ("verify", "attest"),
+        "status": ("status",),
+        "report": ("report",),
+        "rerun": ("recipe", "rerun"),
+    },
+    "Merge several": {"merge": ("merge",), "lora": ("lora-merge", "lora-extract"), "untie": ("untie",)},
+    "Keep as a patch": {"patch": ("pack", "apply", "patch")},
+    "Publish": {"push": ("push",)},
+    "Train without forgetting": {
+        "lora_train": ("lora-train",),
+        "lora_sweep": ("lora-sweep",),
+        "lora_sparse": ("lora-density", "lora-prune"),
+    },
 }
+COMMANDS = {name: module for modules in FAMILIES.values() for module, names in modules.items() for name in names}
 OTHER_METHODS = "Fuse by another method"
+VERSION = "--version"
 OF_NO_MODEL = ("demo", "push", "status")  # commands that read none, or none that is named
-# What several processes share.
-SHARING = {*METHODS, *("bound", "calibrate", "fuse", "lora-merge", "lora-train", "merge", "repair", "sweep")}
+# What several processes share, beside the commands of other methods.
+SHARING = ("bound", "calibrate", "fuse", "lora-merge", "lora-train", "merge", "repair", "sweep")
 
 
 def _needs_arguments(command: CommandInfo) -> bool:
@@ -92,25 +78,71 @@ def _needs_arguments(command: CommandInfo) -> bool:
 
 
 def _take_options(command: CommandInfo) -> None:
+    from .push import pushing, takes_push
+
     assert command.callback is not None
-    if push.takes_push(command.name, signature(command.callback).parameters):
-        command.callback = push.pushing(command.callback)
+    if takes_push(command.name, signature(command.callback).parameters):
+        command.callback = pushing(command.callback)
     command.callback = hearing(command.callback, () if command.name in OF_NO_MODEL else OF_COMMANDS)
 
 
-for panel, families in FAMILIES.items():
-    for family in families:
-        before = len(app.registered_commands), len(app.registered_groups)
-        family.register(app)
-        for command in (*app.registered_commands[before[0] :], *app.registered_groups[before[1] :]):
-            other = family is fuse and command.name != "fuse"
-            command.rich_help_panel = OTHER_METHODS if other else panel
-            if isinstance(command, CommandInfo):
-                command.no_args_is_help = _needs_arguments(command)
-                _take_options(command)
-            elif command.typer_instance is not None:
-                for inner in command.typer_instance.registered_commands:
-                    _take_options(inner)
+def _is_method(word: str) -> bool:
+    from ..fusion.methods import METHODS
+
+    return word in METHODS
+
+
+def _modules_of(word: str) -> Sequence[str]:
+    """Return the modules with what a first word may mean; all where it means nothing."""
+    if word == VERSION:
+        return ()
+    if word == "compare":
+        return ("compare", "benchmark")
+    if word in COMMANDS:
+        return (COMMANDS[word],)
+    if word and _is_method(word):
+        return ("fuse",)
+    return tuple(dict.fromkeys(COMMANDS.values()))
+
+
+@cache
+def app_of(word: str = "") -> typer.Typer:
+    """Return the app with what its first word may mean: loading all commands takes 0.1 s, their options 0.3."""
+    wanted = _modules_of(word)
+    app = typer.Typer(
+        name="sculpt",
+        cls=Commands,
+        no_args_is_help=True,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="Repair a fine-tuned model that forgot, with no retraining: checkpoint surgery on safetensors.",
+        epilog="Start with `sculpt repair base/ sft/`, or see it all at work with `sculpt demo`.",
+    )
+    app.callback()(hearing(_options))
+    for panel, modules in FAMILIES.items():
+        for module in [module for module in modules if module in wanted]:
+            _add(app, module, panel)
+    words = (word, "benchmark") if word == "compare" else (word,)
+    commands = [command for command in app.registered_commands if command.name in words]
+    groups = [group for group in app.registered_groups if group.name == word]
+    if commands or groups:
+        app.registered_commands, app.registered_groups = commands, groups
+    return app
+
+
+def _add(app: typer.Typer, module: str, panel: str) -> None:
+    before = len(app.registered_commands), len(app.registered_groups)
+    import_module(f".{module}", __package__).register(app)
+    for command in (*app.registered_commands[before[0] :], *app.registered_groups[before[1] :]):
+        other = module == "fuse" and command.name != "fuse"
+        command.rich_help_panel = OTHER_METHODS if other else panel
+        if isinstance(command, CommandInfo):
+            command.no_args_is_help = _needs_arguments(command)
+            _take_options(command)
+        elif command.typer_instance is not None:
+            for inner in command.typer_instance.registered_commands:
+                _take_options(inner)
 
 
 def _print_version(asked: bool) -> None:
@@ -121,22 +153,12 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
-@hearing
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+        bool, typer.Option(VERSION, help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     del version
-
-
-def narrowed(word: str) -> typer.Typer:
-    """Return the app with what `word` may mean, if anything: building the options of all commands takes 50 ms."""
-    found, words = copy(app), (word, "benchmark") if word == "compare" else (word,)
-    found.registered_commands = [command for command in app.registered_commands if command.name in words]
-    found.registered_groups = [group for group in app.registered_groups if group.name == word]
-    return found if found.registered_commands or found.registered_groups else app
 
 
 def _refuse_others(word: str) -> None:
@@ -144,7 +166,7 @@ def _refuse_others(word: str) -> None:
     from ..fusion.errors import MethodError
     from ..fusion.launch import launched
 
-    if launched().count > 1 and word not in SHARING and not word.startswith("-"):
+    if word in COMMANDS and word not in SHARING and launched().count > 1:
         raise MethodError(f"`{word}` runs in one process, and {launched().count} were started")
 
 
@@ -158,9 +180,9 @@ def main() -> None:
     end_with_a_sentence()
     try:
         try:
-            word = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+            word = next((word for word in sys.argv[1:] if not word.startswith("-") or word == VERSION), "")
             _refuse_others(word)
-            narrowed(word)()
+            app_of(word)()
         finally:
             sys.stdout.flush()
     except SculptError as error:

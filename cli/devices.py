@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import typer
+
 
 def own_device(names: str) -> str:
     """Return the device of this process among those that are named, such as `cuda:0,cuda:1`.
@@ -17,6 +19,8 @@ def own_device(names: str) -> str:
     from ..fusion.launch import launched
 
     devices = [name.strip() for name in names.split(",")]
+    if not all(devices):
+        raise typer.BadParameter(f"`{names}` lacks the name of a device", param_hint="--devices")
     if len(devices) == 1:
         return names
     if launched().count == 1:
@@ -28,6 +32,7 @@ def own_device(names: str) -> str:
 
 def _start(count: int) -> None:
     from ..fusion.device import all_cores
+    from ..fusion.launch import STARTED
 
     package, folder = __name__.partition(".")[0], Path(__file__).resolve().parents[2]
     threads = str(max(1, all_cores() // count))
@@ -46,5 +51,6 @@ def _start(count: int) -> None:
         for rank in range(1, count)
     ]
     os.environ.update(shared, RANK="0", LOCAL_RANK="0")
+    STARTED.set(tuple(started))
     for process in started:
         atexit.register(process.wait)

@@ -26,9 +26,6 @@ Add = Annotated[
     bool,
     typer.Option("--add", help="Add up the changes of several patches, also in the same tensors: task arithmetic."),
 ]
-patch_app = typer.Typer(
-    help="Look into a patch, or check it.", no_args_is_help=True, rich_markup_mode="markdown", add_completion=False
-)
 
 
 def pack_command(
@@ -116,7 +113,6 @@ def apply_command(
         say(f"wrote {target}" + (", as it was packed" if is_exact else anew))
 
 
-@patch_app.command("inspect")
 def inspect_command(patch: PatchPath, json: AsJson = False) -> None:
     """Show a patch: its base, how each tensor is coded, and how many bytes it takes.
 
@@ -170,7 +166,6 @@ def _as_json(patch: Path, size: int, contents: object, found: list[TensorFigures
     }
 
 
-@patch_app.command("verify")
 def verify_command(
     patch: PatchPath,
     base: Annotated[Path | None, typer.Option("--base", help="Also decode all of it over this base.")] = None,
@@ -203,4 +198,7 @@ def register(app: typer.Typer) -> None:
     """Add `pack`, `apply` and `patch`."""
     app.command("pack")(pack_command)
     app.command("apply")(apply_command)
-    app.add_typer(patch_app, name="patch")
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Look into a patch, or check it.")
+    group.command("inspect")(inspect_command)
+    group.command("verify")(verify_command)
+    app.add_typer(group, name="patch")

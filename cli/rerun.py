@@ -89,12 +89,12 @@ def rerun_command(
 def _by_command(
     command: list[str], known: Mapping[str, str], folders: tuple[Path, ...], output: Path, *, overwrite: bool
 ) -> None:
-    from .app import narrowed
+    from .app import app_of
 
     words = [_found(word, known, folders) for word in command[1:]]
     words += ["-o", str(output), *(["--overwrite"] if overwrite else [])]
     sys.argv[1:] = words
-    narrowed(words[0])(words, standalone_mode=False)
+    app_of(words[0])(words, standalone_mode=False)
 
 
 def _by_recipe(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from .errors import OutputError
@@ -18,6 +20,7 @@ NAMES = (
 )
 LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+STARTED: ContextVar[tuple[subprocess.Popen[bytes], ...]] = ContextVar("started", default=())  # by this one, to share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,11 @@ def launched(environment: Mapping[str, str] | None = None) -> Launch:
     """
     given = os.environ if environment is None else environment
     for rank, count in NAMES:
+        if given.get(count) and not given.get(rank) and _number(given, count) > 1:  # each would do all of the work
+            raise OutputError(
+                f"`{count}` is {given[count]} in the environment, and `{rank}` is not set",
+                hint=f"`{rank}` is the place of this process among them, from 0",
+            )
         if given.get(rank) and given.get(count):
             found = _number(given, rank), _number(given, count)
             if not 0 <= found[0] < found[1]:

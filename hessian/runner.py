@@ -14,6 +14,7 @@ from ..fusion.checkpoint.output.workspace import SUFFIX, Workspace, beside, is_i
 from ..fusion.disk_space import free_bytes
 from ..fusion.errors import OutputError
 from ..fusion.launch import Launch
+from ..fusion.places.names import size_told
 from ..fusion.progress import Progress
 from .forward.journal import GRAMS, Journal
 from .measure.statistics import ReturnError
@@ -140,5 +141,6 @@ def _refuse_full_disk(session: Session, workspace: Workspace) -> None:
     held = sum(file.stat().st_size for file in workspace.folder.iterdir())
     if needed > free + held:
         raise OutputError(
-            f"the statistics take {needed / 1e9:.2f} GB on the way, and the disk has {free / 1e9:.2f} GB free"
+            f"the statistics take {size_told(needed)} on the way, and the disk of `{workspace.output}` has "
+            f"{size_told(free)} free"
         )

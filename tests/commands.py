@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sculpt.cli.app import app
+from sculpt.cli.app import app_of
 from sculpt.fusion.errors import SculptError
 from typer.testing import CliRunner, Result
 
@@ -14,7 +14,7 @@ def invoke(*words: object, answer: str | None = None) -> Result:
         words: The command line.
         answer: What is typed while it runs.
     """
-    result = CliRunner().invoke(app, [str(word) for word in words], input=answer)
+    result = CliRunner().invoke(app_of(), [str(word) for word in words], input=answer)
     if result.exception is not None and not isinstance(result.exception, (SculptError, SystemExit)):
         raise result.exception
     return result

@@ -18,7 +18,7 @@ from typing import Any
 
 import sculpt
 import yaml
-from sculpt.cli.app import FAMILIES, OTHER_METHODS, app
+from sculpt.cli.app import FAMILIES, OTHER_METHODS, app_of
 from sculpt.cli.flags import option_docs
 from sculpt.fusion.methods import METHODS, Method
 from typer.main import get_command
@@ -81,7 +81,7 @@ def _list_of_its_own(lines: list[str]) -> Iterator[str]:
 
 def commands() -> dict[str, str]:
     """Return a page for each command, and one that lists them."""
-    root: Any = get_command(app)
+    root: Any = get_command(app_of())
     panels: dict[str, list[str]] = {panel: [] for panel in (*FAMILIES, OTHER_METHODS)}
     found: dict[str, str] = {}
     for name, command in root.commands.items():

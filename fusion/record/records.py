@@ -101,7 +101,7 @@ class TensorRecord:
             dtype=step.dtype,
             shape=step.shape,
             num_fused=step.num_fused,
-            figures=dict(figures) if figures else NONE,
+            figures={name: float(value) for name, value in figures.items()} if figures else NONE,
             differs=step.differs,
             measured=measured,
             protected=protected,

@@ -24,6 +24,7 @@ from ..file_kinds import CONFIG
 from ..methods import Method
 from ..methods.two_sided import title_under
 from ..patch.sink import FEW_FRAMES, FRAME_BYTES
+from ..places.names import size_told
 from ..plan.companions import Companions, account
 from ..plan.configuration import Configuration, Reshape, configuration
 from ..plan.encoding import encodings
@@ -273,7 +274,7 @@ def _refuse_no_patch(plan: Plan, *, is_coded: bool) -> None:
 def _refuse_full_disk(output: Path, needed: int) -> None:
     free = free_bytes(output)
     if needed > free + taken_bytes(beside(output)):
-        raise OutputError(f"the output takes {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free")
+        raise OutputError(f"`{output}` takes {size_told(needed)}, and its disk has {size_told(free)} free")
 
 
 def resume_facts(prepared: Prepared, provenance: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -14,12 +14,12 @@ import sculpt
 import typer
 from sculpt.benchmarks.forgetting import sequential
 from sculpt.benchmarks.forgetting.rivals import RIVALS
-from sculpt.cli.app import app
+from sculpt.cli.app import app_of
 
 FOLDER = Path(sculpt.__file__).parent / "benchmarks" / "forgetting"
 ARMS = runpy.run_path(str(FOLDER / "arms.py"))
 NAMES = ("TEXT", "IMAGES", "MERGED")
-COMMANDS: Any = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
+COMMANDS: Any = typer.main.get_command(app_of()).commands  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Named(dict[str, str]):

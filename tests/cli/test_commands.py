@@ -6,10 +6,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from sculpt.cli.app import FAMILIES
+from sculpt.fusion.methods import METHODS
 
 Pair = Callable[..., tuple[Path, Path]]
 Sculpt = Callable[..., Any]
@@ -214,6 +218,26 @@ def test_neither_torch_nor_transformers_is_imported(make_pair: Pair, tmp_path: P
     command = [sys.executable, "-c", EACH_APART, json.dumps(LIGHT)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_each_module_has_the_commands_that_it_is_asked_for() -> None:
+    for modules in FAMILIES.values():
+        for module, names in modules.items():
+            offered = typer.Typer()
+            import_module(f"sculpt.cli.{module}").register(offered)
+            found = [one.name for one in (*offered.registered_commands, *offered.registered_groups)]
+            others = [name for name in METHODS if name in found] if module == "fuse" else []
+            assert sorted(filter(None, found)) == sorted([*names, *others]), module
+
+
+def test_only_what_is_asked_for_is_loaded() -> None:
+    script = "import sys; from sculpt.cli.app import app_of; app_of(sys.argv[1]); print(*sys.modules)"
+    for word, own in (("--version", set()), ("status", {"status"}), ("ties", {"fuse"}), ("hessian", {"calibrate"})):
+        done = subprocess.run([sys.executable, "-c", script, word], capture_output=True, text=True, check=True)
+        loaded = {name.removeprefix("sculpt.cli.") for name in done.stdout.split() if name.startswith("sculpt.cli.")}
+        others = {"status", "fuse", "sweep", "inspect", "untie"} - own
+        assert own <= loaded, word
+        assert not others & loaded, word
 
 
 def test_every_command_has_help_with_an_example(sculpt: Sculpt) -> None:

@@ -125,9 +125,30 @@ def test_devices_are_a_process_each_without_a_launcher(inputs: Pair, together: T
     assert "fused" in done.stderr + done.stdout
 
 
+def test_a_device_that_is_not_there_ends_the_processes_of_all(inputs: Pair, tmp_path: Path) -> None:
+    def told(devices: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [*(sys.executable, "-m", "sculpt", "dare", inputs.base, inputs.tuned, "-o", "out", "--devices", devices)],
+            cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+        assert not list(tmp_path.iterdir())
+        return done.returncode, done.stderr
+
+    code, text = told("cpu,nope")
+    assert code == 1
+    assert "the device `nope` cannot be used" in text
+    assert "error: process 1 of 2 failed before it joined the others" in text
+    code, text = told("cpu,")
+    assert code == 2
+    assert "lacks the name of a device" in text
+
+
 def test_what_is_not_shared_is_refused(inputs: Pair, together: Together, tmp_path: Path) -> None:
     found = together(2, tmp_path / "2", ("lora-extract", inputs.base, inputs.tuned, "-o", "adapter"))
     assert [code for code, _ in found] == [1, 1]
     assert "`lora-extract` runs in one process, and 2 were started" in found[0][1]
+    all_done(together(2, tmp_path / "2", ("--help",)))
+    found = together(2, tmp_path / "2", ("lora-extracd",))
+    assert "'lora-extract'" in found[0][1]
     found = together(2, tmp_path / "2", ("bound", inputs.base, inputs.tuned))
     assert "2 processes can share this only with an output" in found[0][1]

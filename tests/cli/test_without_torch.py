@@ -22,14 +22,14 @@ class Installed(PathFinder):
         return None if name.partition(".")[0] in EXTRA else super().find_spec(name, path, target)
 
 sys.meta_path = [Installed if finder is PathFinder else finder for finder in sys.meta_path]
-from sculpt.cli.app import app, _unforeseen
+from sculpt.cli.app import _unforeseen, app_of
 from sculpt.fusion.errors import SculptError
 
 found = []
 for words in json.loads(sys.argv[1]):
     try:
         with redirect_stdout(io.StringIO()):
-            app(words, standalone_mode=False)
+            app_of()(words, standalone_mode=False)
         found.append(None)
     except SculptError as error:
         found.append([error.message, error.hint])

@@ -67,9 +67,9 @@ def shell_blocks(page: Path) -> list[Block]:
 
 def parsed(words: list[str]) -> None:
     """Read a command line as `sculpt` does, and run nothing."""
-    from sculpt.cli.app import narrowed
+    from sculpt.cli.app import app_of
 
-    command, name, arguments = get_command(narrowed(words[1])), words[0], words[1:]
+    command, name, arguments = get_command(app_of(words[1])), words[0], words[1:]
     context = command.make_context(name, list(arguments))
     while hasattr(command, "resolve_command"):
         name, command, arguments = command.resolve_command(context, arguments)  # pyright: ignore[reportAttributeAccessIssue]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import sculpt
-from sculpt.cli.app import app
+from sculpt.cli.app import app_of
 from sculpt.fusion.methods import METHODS
 from typer.main import get_command
 
@@ -42,7 +42,7 @@ def test_links_lead_to_pages_of_the_site(pages: dict[str, str]) -> None:
 
 
 def test_commands_methods_and_public_names_are_all_there(pages: dict[str, str]) -> None:
-    commands: Any = get_command(app)
+    commands: Any = get_command(app_of())
     assert {name for name in pages if name.startswith("command-")} == {f"command-{n}.md" for n in commands.commands}
     for name in commands.commands:
         assert f"(command-{name}.md)" in pages["commands.md"]

@@ -17,7 +17,7 @@ import sculpt
 import torch
 import transformers
 from safetensors.numpy import save_file
-from sculpt.cli.app import app
+from sculpt.cli.app import app_of
 from sculpt.cli.console import print_error
 from sculpt.cli.fuse_view import show_grown
 from sculpt.fusion.errors import CurvatureError, MethodError, SculptError
@@ -59,7 +59,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str
 
 def command(*arguments: str | Path) -> tuple[int, str, str]:
     """Run a command within this process; return its exit code, stdout and stderr."""
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    done = CliRunner().invoke(app_of(), [str(argument) for argument in arguments])
     told = StringIO()
     if isinstance(done.exception, SculptError):
         with redirect_stderr(told):

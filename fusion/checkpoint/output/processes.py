@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any, final
 
 from ...errors import LostProcessError, OutputError, SculptError
-from ...launch import Launch, launched
+from ...launch import STARTED, Launch, launched
+from ...progress import NOTE
 from .owner import is_gone, this_process
 from .workspace import PROCESSES, Workspace, beside, is_interrupt, is_marked, told, workspaces_of
 
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 MEMBERS = "members"
 JOIN_SECONDS = 900  # until all processes have started
+TOLD_SECONDS = 20  # after which it is said that they are waited for
+SAME_COMMAND = "all must run the same command with the same output, on a shared file system"
 SILENT_SECONDS = 180  # after which a process on another machine is taken for dead
 BEAT_SECONDS = 10
 CHECK_SECONDS = 1
@@ -141,7 +144,11 @@ class Processes:
         place.mkdir()
         self._begin(place)
         came: dict[int, Any] = {}
-        for _ in self._until(JOIN_SECONDS):
+
+        def missing() -> str:
+            return ", ".join(str(rank) for rank in range(1, self.count) if rank not in came)
+
+        for _ in self._until(JOIN_SECONDS, lambda: f"processes {missing()}, to join `{workspace}`"):
             self._check_those_around()
             came = {rank: found for rank in range(1, self.count) if (found := _read(place / f"join-{rank}"))}
             for rank, found in [*came.items()]:
@@ -151,10 +158,9 @@ class Processes:
             if len(came) == self.count - 1:
                 break
         else:
-            missing = ", ".join(str(rank) for rank in range(1, self.count) if rank not in came)
             raise OutputError(
-                f"of {self.count} processes these did not join `{workspace}`: {missing}",
-                hint="all must run the same command with the same output, on a shared file system",
+                f"of {self.count} processes these did not join `{workspace}`: {missing()}",
+                hint=SAME_COMMAND,
                 options=["output"],
             )
         self._members = {0: this_process(), **came}
@@ -166,8 +172,10 @@ class Processes:
         Raises:
             OutputError: The first has not come.
         """
+        if workspace.parent.is_dir() and not os.access(workspace.parent, os.W_OK):  # nor would its word arrive
+            raise OutputError(f"cannot write `{workspace}`: process {self.rank} may not write into its folder")
         own = {**this_process(), "word": secrets.token_hex(8)}
-        for _ in self._until(JOIN_SECONDS):
+        for _ in self._until(JOIN_SECONDS, lambda: f"the first of {self.count} processes, to begin `{workspace}`"):
             self._check_those_around()
             for folder in filter(is_marked, workspaces_of(workspace)):
                 place, file = folder / PROCESSES, folder / PROCESSES / f"join-{self.rank}"
@@ -185,13 +193,17 @@ class Processes:
                         _write(file, own)
         raise OutputError(
             f"the first of {self.count} processes did not join `{workspace}`",
-            hint="all must run the same command with the same output, on a shared file system",
+            hint=SAME_COMMAND,
             options=["output"],
         )
 
     def _check_those_around(self) -> None:
+        """Raise where a process that is waited for has ended, so that it will not come."""
         if self._within is not None:
             self._within.check()
+        for rank, process in enumerate(STARTED.get(), 1):
+            if process.poll():
+                raise OutputError(f"process {rank} of {self.count} failed before it joined the others")
 
     def _begin(self, place: Path) -> None:
         self.folder = place
@@ -327,11 +339,18 @@ class Processes:
                 return
 
     @staticmethod
-    def _until(seconds: float | None) -> Any:
-        """Yield again and again, with pauses that grow, until so many seconds have passed."""
+    def _until(seconds: float | None, whom: Callable[[], str] | None = None) -> Iterator[None]:
+        """Yield again and again, with pauses that grow, until so many seconds have passed.
+
+        Args:
+            whom: Says who or what is waited for; it is told where that takes long.
+        """
         start, pause = time.monotonic(), FIRST_PAUSE
         while seconds is None or time.monotonic() < start + seconds:
             yield
+            if whom is not None and time.monotonic() >= start + TOLD_SECONDS:
+                logger.log(NOTE, "waiting for %s; %s", whom(), SAME_COMMAND)
+                whom = None
             time.sleep(pause)
             pause = min(LONGEST_PAUSE, 1.5 * pause)
 

@@ -36,7 +36,10 @@ class SharedJournal:
             if processes.workspace is not None:
                 known = self._taken_over(processes.workspace)
             if processes.gather("begun", self._first)[0] != self._first:
-                raise OutputError(f"process {processes.rank} has another output to make than the first")
+                raise OutputError(
+                    f"process {processes.rank} has another output to make than the first",
+                    hint="all must run the same command, with the same options, inputs and version of sculpt",
+                )
             if processes.workspace is None:
                 known = read_lines(file)
                 self._lines = LineFile(self._file(processes.rank), [])

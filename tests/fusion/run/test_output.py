@@ -153,7 +153,7 @@ def test_too_little_disk_is_refused_before_anything_is_written(
     make_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sculpt.fusion.run.prepared.free_bytes", lambda _output: 1000)
-    with pytest.raises(OutputError, match="GB free"):
+    with pytest.raises(OutputError, match="and its disk has 1 kB free"):
         fuse(make_pair(), tmp_path / "out")
 
 

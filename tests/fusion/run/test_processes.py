@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -140,7 +141,7 @@ def test_tensors_that_share_a_reduction_are_resumed_together(
     assert content(tmp_path / "2" / "out") == content(tmp_path / "1" / "out")
 
 
-@pytest.mark.parametrize("name", ["dare", "ties", "linear", "slerp"])
+@pytest.mark.parametrize("name", ["dare", "ties", "linear", "slerp", "karcher"])
 def test_any_number_of_processes_gives_the_same_bytes(name: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
     method = METHODS[name]()
     fuse(pair, tmp_path / "1" / "out", method=method)
@@ -167,14 +168,27 @@ def test_what_one_process_refuses_ends_all_and_leaves_nothing(pair: tuple[Path, 
 
 
 def test_a_process_that_others_wait_for_in_vain_is_named(
-    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(processes, "JOIN_SECONDS", 0.1)
+    monkeypatch.setattr(processes, "TOLD_SECONDS", 0.05)
+    caplog.set_level(logging.INFO)
     with pytest.raises(OutputError, match=r"of 2 processes these did not join .*: 1"):
         fuse(pair, tmp_path / "out", Launch(rank=0, count=2))
     with pytest.raises(OutputError, match="the first of 2 processes did not join"):
         fuse(pair, tmp_path / "out", Launch(rank=1, count=2))
     assert not list(tmp_path.glob("out*"))
+    told = [record.getMessage() for record in caplog.records if "waiting" in record.getMessage()]
+    assert [text.partition(", to")[0] for text in told] == [
+        "waiting for processes 1",
+        "waiting for the first of 2 processes",
+    ]
+
+
+def test_a_process_that_cannot_write_there_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # whoever runs this may write everywhere
+    with pytest.raises(OutputError, match=r"process 1 may not write into its folder"):
+        Processes(Launch(rank=1, count=2)).follow(tmp_path / "out.partial")
 
 
 def test_a_process_elsewhere_that_falls_silent_is_taken_for_dead(
@@ -218,3 +232,5 @@ def test_a_place_that_makes_no_sense_is_refused() -> None:
         launched({"RANK": "2", "WORLD_SIZE": "2"})
     with pytest.raises(OutputError, match="expected a whole number"):
         launched({"RANK": "first", "WORLD_SIZE": "2"})
+    with pytest.raises(OutputError, match="`WORLD_SIZE` is 2 in the environment, and `RANK` is not set"):
+        launched({"RANK": "", "WORLD_SIZE": "2"})
