@@ -98,7 +98,10 @@ def _asked_of(encoder: Encoder, names: Sequence[str], *, chats: bool) -> list[st
     for kind in general.ASKED:
         reason = _why_not(encoder, kind)
         if kind in names and not chats:
-            raise DataError(f"`{kind}` needs answers of the model, and answers are switched off")
+            raise DataError(
+                f"`{kind}` needs answers of the model, and answers are switched off",
+                hint="leave out the kind, or the option that switches them off",
+            )
         if kind in names and reason is not None:
             raise DataError(
                 f"`{kind}` of the general set do not suit `{type(encoder.model).__name__}`, {reason}",

@@ -310,5 +310,10 @@ def _one_each(what: str, given: Any, num_models: int, *, shared: bool) -> list[A
         return found * num_models
     if len(found) != num_models:
         wanted = "one tuned model" if num_models == 1 else f"{num_models} tuned models"
-        raise MethodError(f"there {'is' if num_models == 1 else 'are'} {wanted}, and {what} of {len(found)}")
+        name = "data" if shared else "hessian"
+        raise MethodError(
+            f"there {'is' if num_models == 1 else 'are'} {wanted}, and {what} of {len(found)}",
+            hint=f"`{name}` takes one for each, in the order of the models; `{FROM_DELTA}` for a model without any",
+            options=[name],
+        )
     return found

@@ -140,9 +140,8 @@ EVERYWHERE: dict[str, Maker] = {
     "base": model(None),
     **{name: model(seed) for seed, name in enumerate(("sft", "math", "code", "law", "chat"), 1)},
     **{name: adapter(seed) for seed, name in enumerate(("adapter", "a", "b", "c"), 1)},
-    **{
-        f"{name}.jsonl": TASK for name in ("train", "test", "math", "code", "refusals", "buffer", "prompts", "held-out")
-    },
+    **{f"{name}.jsonl": TASK for name in ("train", "test", "math", "code", "buffer", "prompts", "held-out")},
+    "refusals.jsonl": rows({"prompt": "poison?", "completion": " No.", "answer": "No."}),
     **{f"{name}.jsonl": TEXTS for name in ("general", "text", "images")},
     **{f"{name}.yaml": text(SUITE) for name in ("suite", "held-out", "validation", "test")},
     "scores.csv": text("model,flickr30k,okvqa\nbase,1.5,40\ntuned,60,30\n"),
