@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+import re
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from ..fusion.arithmetic.curvature import Curvature
 from ..fusion.checkpoint import Asked, Source
 from ..fusion.checkpoint.output.processes import Processes
-from ..fusion.checkpoint.output.workspace import SUFFIX, Workspace, beside, is_interrupt, is_of_the_machine
+from ..fusion.checkpoint.output.workspace import SUFFIX, Workspace, beside, is_interrupt, is_marked, is_of_the_machine
 from ..fusion.disk_space import free_bytes
 from ..fusion.errors import OutputError
 from ..fusion.launch import Launch
@@ -85,6 +86,16 @@ def _workspace(output: Path, processes: Processes) -> Workspace:
     return workspace
 
 
+def _remove_others(workspace: Workspace, count: int) -> None:
+    """Remove what killed runs of another number of processes left: nobody goes on from it now."""
+    form = re.compile(rf"{re.escape(workspace.output.name)}((?:-\d+-of-(\d+))?{re.escape(SUFFIX)})")
+    for folder in sorted(workspace.output.parent.iterdir()):
+        found = form.fullmatch(folder.name)
+        if found is not None and int(found[2] or 1) != count and is_marked(folder):
+            with suppress(OutputError):  # another run is at it
+                Workspace(workspace.output, made_by=None, suffix=found[1]).close()
+
+
 def _suffix(launch: Launch) -> str:
     return f"-{launch.rank}-of-{launch.count}{SUFFIX}" if launch.count > 1 else SUFFIX
 
@@ -128,6 +139,7 @@ def _run(
             if session.grams is not None:  # the store goes
                 hessian = DiagonalHessian.load(workspace.payload)
             workspace.publish(STATISTICS.may_replace if overwrite else None)
+            _remove_others(workspace, processes.count)
             processes.say("done")
         elif workspace is not None:
             processes.wait_for_first("done")

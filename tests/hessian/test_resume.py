@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from sculpt.fusion.checkpoint.output.workspace import Workspace
 from sculpt.fusion.errors import OutputError
 from sculpt.hessian import calibrate
 from sculpt.hessian.forward import journal
@@ -183,6 +184,20 @@ def test_statistics_replace_neither_the_model_nor_the_data_nor_what_is_no_statis
         with pytest.raises(OutputError, match=words):
             calibrate(folder, data=data, output=output, overwrite=True)
     assert {file: file.read_bytes() for file in before} == before
+
+
+def test_what_another_number_of_processes_left_goes(tmp_path: Path) -> None:
+    folder, data = zoo.settle(zoo.TEXT["llama"], tmp_path)
+    target = tmp_path / "out.safetensors"
+    for rank in range(2):
+        left = Workspace(target, made_by="calibrate", suffix=f"-{rank}-of-2.partial")
+        (left.folder / "state.json").write_text("{}")
+        left.close(keep=True)
+    foreign = tmp_path / "out.safetensors-2-of-2.partial"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("precious")
+    calibrate(folder, data=data, output=target)
+    assert [*tmp_path.glob("*.partial")] == [foreign]
 
 
 def test_too_little_room_is_told_before_any_sample_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
