@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 from ..arithmetic.two_sided import Protection
-from ..errors import CheckpointError
 from ..methods import METHODS
 from ..plan.options import Policies
 from .manifest import ASKED, Manifest
@@ -19,9 +18,6 @@ def recipe_of(manifest: Manifest) -> dict[str, Any]:
     """Return the recipe of an output: the one that it was made by, or one that says the same.
 
     Models are called by their names on the hub or of their folders, and so are samples.
-
-    Raises:
-        CheckpointError: The manifest does not say what its calibration was asked for.
     """
     settings = manifest.settings
     written = (settings.get("recipe") or {}).get("content")
@@ -73,9 +69,4 @@ def _calibration(manifest: Manifest) -> dict[str, Any]:
     method, about = METHODS.get(manifest.method), manifest.curvature
     if about is None:
         return {} if method is None or not method.uses_curvature else {"enabled": False}
-    if ASKED not in about:
-        raise CheckpointError(
-            "the manifest does not say what its calibration was asked for, as an earlier sculpt wrote it",
-            hint="`command` in it is the command that made the output",
-        )
-    return dict(about[ASKED])
+    return dict(about.get(ASKED) or {})

@@ -14,7 +14,7 @@ from ..file_kinds import ADAPTER_RECORD, MANIFEST
 from ..patch.contents import FILE
 from ..patch.file import PatchFile, is_patch
 from ..record.adapter import read_adapter_record
-from ..record.manifest import Manifest, sides_of
+from ..record.manifest import ASKED, Manifest, sides_of
 
 CARD, TENSOR = "README.md", "tensor "  # a tensor of a patch, beside names of files
 WEIGHTS = "weights of one file"
@@ -58,7 +58,8 @@ class Made:
         """Refuse what its recipe does not make again.
 
         Raises:
-            MethodError: It is a patch by `pack`, it was merged by a recipe file, or statistics came out of memory.
+            MethodError: It is a patch by `pack`, it was merged by a recipe file, statistics came out of memory,
+                or an earlier version wrote its manifest.
         """
         if self.is_patch:
             raise MethodError(
@@ -68,6 +69,11 @@ class Made:
         if manifest.settings.get("recipe"):
             raise MethodError(
                 f"`{self.place}` was merged from Python by a recipe file", hint="`sculpt merge` runs that file again"
+            )
+        if manifest.curvature is not None and ASKED not in manifest.curvature:
+            raise MethodError(
+                f"the manifest of `{self.place}` does not say what its calibration was asked for, as an earlier sculpt "
+                "wrote it"
             )
         for side in ("target", "general"):
             found = sides_of(manifest.curvature or {}, side) or [manifest.curvature or {}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from sculpt.fusion.errors import CheckpointError, MethodError
+from sculpt.fusion.record.manifest import Manifest
 
 from ..commands import invoke, run
 
@@ -146,6 +148,13 @@ def test_what_cannot_be_made_again_is_refused_in_a_sentence(here: Path) -> None:
             run("rerun", made, "-o", "again")
     with pytest.raises(MethodError, match="has no recipe"):
         run("recipe", "adapter")
+
+
+def test_what_an_earlier_manifest_does_not_say_is_not_guessed(here: Path) -> None:
+    sculpt.fuse("base", "sft", output="fused", method="ties:density=0.3")
+    replace(Manifest.read(here / "fused"), curvature={"num_samples": 128, "seed": 0}).write(here / "fused")
+    with pytest.raises(MethodError, match="does not say what its calibration was asked for"):
+        run("rerun", "fused", "-o", "again")
 
 
 def test_a_file_of_weights_is_made_again_under_any_name(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

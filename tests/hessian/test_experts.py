@@ -99,7 +99,9 @@ def test_an_expert_that_neither_side_reached_is_interpolated(name: str, form: st
             parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
     model.save_pretrained(tmp_path / "tuned")
     general = calibrate(base, data=data, full=["*"])
-    target = calibrate(tmp_path / "tuned", data=data, full=["*"])
+    reversed_ = tmp_path / "reversed.jsonl"  # the same experts are reached; the same samples would be refused
+    reversed_.write_text("\n".join(reversed(data.read_text().splitlines())))
+    target = calibrate(tmp_path / "tuned", data=reversed_, full=["*"])
     manifest = sculpt.fuse(
         base, tmp_path / "tuned", output=tmp_path / "out", hessian=target, protect=general,
         protection=sculpt.Protection(weight=3.0, curvature=form),
