@@ -192,13 +192,12 @@ def curvature(known: Known, form: str, k: int, kind: str, layers: slice, general
     own = general.diagonal(dim1=-2, dim2=-1)
     if form == "identity":
         return torch.diag_embed(own.mean(-1, keepdim=True).expand_as(own))
-    if form in ("delta", "root", "root, scaled"):
+    if form in DELTAS:
         delta = known.deltas[k][kind][layers]
         if form == "root, scaled":
             moment = scaled_to(rooted(known, delta, ("root", k, kind, layers.start)), own)
         elif form == "root":
-            diagonal = delta.double().square().sum(1)
-            scale = torch.where(diagonal > 0, own / torch.where(diagonal > 0, diagonal, 1), 0).sqrt()
+            scale = scale_to(delta.double().square().sum(1), own)
             moment = rooted(known, delta * scale[:, None], ("root", k, kind, layers.start))
         else:
             moment = scaled_to((delta.mT @ delta).double(), own)
@@ -212,9 +211,13 @@ def curvature(known: Known, form: str, k: int, kind: str, layers: slice, general
 
 def scaled_to(moment: Tensor, diagonal: Tensor) -> Tensor:
     """Return a moment with another diagonal, float64."""
-    own = moment.diagonal(dim1=-2, dim2=-1)
-    root = torch.where(own > 0, diagonal / torch.where(own > 0, own, 1), 0).sqrt()
+    root = scale_to(moment.diagonal(dim1=-2, dim2=-1), diagonal)
     return moment * root[:, None] * root[:, :, None]
+
+
+def scale_to(squares: Tensor, wanted: Tensor) -> Tensor:
+    """Return what columns with these sums of squares are multiplied by to have other ones; 0 where they are 0."""
+    return torch.where(squares > 0, wanted / torch.where(squares > 0, squares, 1), 0).sqrt()
 
 
 def rooted(known: Known, x: Tensor, key: Any) -> Tensor:
